@@ -1,0 +1,85 @@
+"""Every exception that this package raises on purpose.
+
+The branches answer one question: may we try again, and do we know what happened?
+
+* RayWorkerError
+    * InvalidConfiguration: what the user wrote cannot work; nothing was submitted
+    * LocalClusterError: the embedded Ray could not be started or found
+    * SubmissionConflict: another tool's job already has our submission id
+    * JobsApiError: a call to Ray's Jobs API failed
+        * RetryableError: the cluster did not take the request; asking again is safe
+            * ClusterUnreachable
+        * AmbiguousError: the cluster may or may not have acted; read back before deciding
+        * TerminalError: asking again gives the same answer
+            * RequestRejected
+            * NotAuthorized
+            * NotRayDashboard
+            * JobNotFound
+            * JobAlreadyExists
+            * JobNotTerminal
+
+Messages may be logged and shown to users: no secret is ever put into one.
+"""
+
+
+class RayWorkerError(Exception):
+    """Base of every error of this package. The message says what to do."""
+
+
+class InvalidConfiguration(RayWorkerError):
+    """A job variable or setting cannot work; the message names it, its value and the way out."""
+
+
+class LocalClusterError(RayWorkerError):
+    """The embedded Ray cluster could not be started, found or read."""
+
+
+class SubmissionConflict(RayWorkerError):
+    """A job that is not ours holds the submission id of this run."""
+
+
+class JobsApiError(RayWorkerError):
+    """A call to Ray's Jobs API did not give a usable answer."""
+
+
+class RetryableError(JobsApiError):
+    """The cluster certainly did not act on the request: asking again is safe."""
+
+
+class ClusterUnreachable(RetryableError):
+    """Nobody answered, or a proxy answered for a cluster that is not there.
+
+    This says something about our view of the cluster and nothing about its jobs.
+    """
+
+
+class AmbiguousError(JobsApiError):
+    """The cluster may have acted on the request: read back before deciding anything."""
+
+
+class TerminalError(JobsApiError):
+    """The cluster understood and declined: asking again gives the same answer."""
+
+
+class RequestRejected(TerminalError):
+    """Ray refused the request itself, for example an unknown field or a bad label selector."""
+
+
+class NotAuthorized(TerminalError):
+    """Missing, wrong or expired credentials (HTTP 401 or 403)."""
+
+
+class NotRayDashboard(TerminalError):
+    """Something answers at the address, but not Ray's Jobs API (a login page, a wrong path)."""
+
+
+class JobNotFound(TerminalError):
+    """A reachable Ray cluster says that it has no such job."""
+
+
+class JobAlreadyExists(TerminalError):
+    """A job with this submission id exists already."""
+
+
+class JobNotTerminal(TerminalError):
+    """Ray deletes records of finished jobs only."""

@@ -1,0 +1,68 @@
+"""Names, and nothing but: which run, which attempt, which job, on which cluster.
+
+Pure, so that two workers, or one worker asked twice, come to the same names.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urldefrag
+from uuid import UUID
+
+_PATH = "/api/jobs/"
+
+
+@dataclass(frozen=True)
+class InfrastructurePid:
+    """What Prefect keeps as a flow run's `infrastructure_pid`: the job's own URL.
+
+    `http://head:8265/api/jobs/prefect-<flow run>-<attempt>#<session name>`
+
+    Attributes:
+        address: Address of the dashboard that took the job.
+        submission_id: The job's id there.
+        session_name: The life of the cluster that took it, where the cluster says so.
+    """
+
+    address: str
+    submission_id: str
+    session_name: str | None = None
+
+    def __str__(self) -> str:
+        session = f"#{self.session_name}" if self.session_name else ""
+        return f"{self.address}{_PATH}{self.submission_id}{session}"
+
+    @classmethod
+    def parse(cls, text: str) -> "InfrastructurePid":
+        """Read back what `str()` wrote.
+
+        Raises:
+            ValueError: The text is not the pid of a Ray Job.
+        """
+        url, session = urldefrag(text)
+        address, separator, submission_id = url.rpartition(_PATH)
+        if not separator or not address or not submission_id or "/" in submission_id:
+            raise ValueError(f"{text!r} is not the infrastructure pid of a Ray Job")
+        return cls(address, submission_id, session or None)
+
+
+def submission_id(flow_run_id: UUID, claim_id: UUID) -> str:
+    """Return the Ray submission id of one attempt at a flow run.
+
+    An attempt is named by the claim that started it: the Pending state that the Prefect
+    server granted to exactly one worker. So a second worker cannot submit the attempt under
+    another name, and a retry, having a claim of its own, never meets a finished job.
+
+    Args:
+        flow_run_id: The flow run.
+        claim_id: Id of the Pending state that began the attempt.
+
+    Returns:
+        `prefect-<flow run id>-<12 hex digits>`; Ray wants no slash and no bare 8 hex digits.
+    """
+    # The tail of a UUID is random in versions 4 and 7; the head of a version 7 is a clock.
+    return f"prefect-{flow_run_id}-{claim_id.hex[-12:]}"
+
+
+def is_job_of(flow_run_id: UUID, metadata: Mapping[str, object] | None) -> bool:
+    """Say whether a job's metadata names this flow run, so that it may be adopted."""
+    return metadata is not None and metadata.get("prefect.io/flow-run-id") == str(flow_run_id)

@@ -1,0 +1,182 @@
+"""`JobsClient`: one method per endpoint of Ray's Jobs API, no policy beyond a request."""
+
+import ssl
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import anyio.to_thread
+import httpx
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from prefect_ray_worker.jobs_api.answers import (
+    Effect,
+    error_from_response,
+    error_from_transport,
+    error_from_unusable_body,
+)
+from prefect_ray_worker.jobs_api.connection import Connection
+from prefect_ray_worker.jobs_api.models import ClusterVersion, JobDetails, JobSubmitRequest
+from prefect_ray_worker.jobs_api.tokens import BearerAuth
+
+# Ray answers a submission only after its head agent took it, which waits up to 10 s for an
+# agent and imports Ray in it the first time; everything else is a look-up.
+_SUBMIT_TIMEOUT = httpx.Timeout(60, connect=5)
+_TIMEOUT = httpx.Timeout(30, connect=5)
+_LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8)
+
+T = TypeVar("T")
+_JOB_LIST = TypeAdapter(list[JobDetails])
+
+
+class _Submitted(BaseModel):
+    submission_id: str | None = None
+    job_id: str | None = None
+
+
+class _Stopped(BaseModel):
+    stopped: bool
+
+
+class _Deleted(BaseModel):
+    deleted: bool
+
+
+class JobsClient:
+    """An asynchronous client for the Jobs API of one cluster, with one pool of connections.
+
+    Every method raises a `JobsApiError` subclass that says whether asking again is safe, and
+    nothing else. Timeouts: 5 s to connect, 30 s for an answer, 60 s for a submission.
+
+    Example:
+        ```python
+        async with JobsClient(Connection("http://127.0.0.1:8265")) as client:
+            print((await client.version()).ray_version)
+        ```
+
+    Args:
+        connection: The cluster to talk to.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._http: httpx.AsyncClient | None = None
+
+    async def __aenter__(self) -> Self:
+        connection = self.connection
+        verify: ssl.SSLContext | bool = connection.verify
+        if connection.verify and connection.ca_file is not None:
+            verify = await anyio.to_thread.run_sync(_load_authorities, connection.ca_file)
+        self._http = httpx.AsyncClient(
+            base_url=connection.address,
+            headers=dict(connection.headers),
+            cookies=dict(connection.cookies),
+            auth=BearerAuth(connection.token),
+            verify=verify,
+            timeout=_TIMEOUT,
+            limits=_LIMITS,
+            follow_redirects=False,
+            trust_env=not connection.is_loopback,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._http is not None:
+            await self._http.aclose()
+            self._http = None
+
+    async def version(self) -> ClusterVersion:
+        """Return the cluster's versions and session name (`GET /api/version`)."""
+        response = await self._request("GET", "/api/version")
+        return self._parse(response, ClusterVersion.model_validate_json)
+
+    async def submit(self, request: JobSubmitRequest) -> str:
+        """Submit a job and return its submission id (`POST /api/jobs/`).
+
+        Raises:
+            JobAlreadyExists: The id is taken; read the job back to see by whom.
+            AmbiguousError: Ray may have taken the job; read it back.
+            JobsApiError: Any other subclass; Ray did not take the job.
+        """
+        response = await self._request(
+            "POST", "/api/jobs/", json=request.body(), effect="submits", timeout=_SUBMIT_TIMEOUT
+        )
+        answer = self._parse(response, _Submitted.model_validate_json, effect="submits")
+        return answer.submission_id or answer.job_id or request.submission_id
+
+    async def get(self, submission_id: str) -> JobDetails:
+        """Return one job (`GET /api/jobs/{id}`).
+
+        Raises:
+            JobNotFound: A reachable cluster does not know it.
+        """
+        response = await self._request("GET", f"/api/jobs/{submission_id}")
+        return self._parse(response, JobDetails.model_validate_json)
+
+    async def list(self) -> list[JobDetails]:
+        """Return every job that the cluster remembers (`GET /api/jobs/`); Ray has no filter."""
+        response = await self._request("GET", "/api/jobs/")
+        return self._parse(response, _JOB_LIST.validate_json)
+
+    async def stop(self, submission_id: str) -> bool:
+        """Ask Ray to stop a job (`POST /api/jobs/{id}/stop`).
+
+        Returns:
+            Whether Ray passed the request on. True does not mean that the job has ended, and
+            for a PENDING job it only means that the request waits for the supervisor. False
+            means that there is nothing left to stop.
+
+        Raises:
+            JobNotFound: A reachable cluster does not know it.
+        """
+        response = await self._request("POST", f"/api/jobs/{submission_id}/stop")
+        return self._parse(response, _Stopped.model_validate_json).stopped
+
+    async def delete(self, submission_id: str) -> bool:
+        """Forget the record of a finished job (`DELETE /api/jobs/{id}`).
+
+        Raises:
+            JobNotFound: A reachable cluster does not know it.
+            JobNotTerminal: The job has not ended.
+        """
+        response = await self._request("DELETE", f"/api/jobs/{submission_id}")
+        return self._parse(response, _Deleted.model_validate_json).deleted
+
+    async def _request(
+        self,
+        method: Literal["GET", "POST", "DELETE"],
+        path: str,
+        *,
+        json: dict[str, Any] | None = None,
+        effect: Effect = "safe",
+        timeout: httpx.Timeout = _TIMEOUT,  # noqa: ASYNC109 (httpx's own, phase by phase)
+    ) -> httpx.Response:
+        if self._http is None:
+            raise RuntimeError("Use JobsClient as an async context manager.")
+        address = self.connection.address
+        try:
+            response = await self._http.request(method, path, json=json, timeout=timeout)
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            raise error_from_transport(exc, address=address, effect=effect) from exc
+        if not response.is_success:
+            raise error_from_response(response, address=address, effect=effect)
+        return response
+
+    def _parse(
+        self, response: httpx.Response, parser: Callable[[bytes], T], *, effect: Effect = "safe"
+    ) -> T:
+        try:
+            return parser(response.content)
+        except ValidationError as exc:
+            raise error_from_unusable_body(
+                response, address=self.connection.address, effect=effect
+            ) from exc
+
+
+def _load_authorities(ca_file: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=ca_file)

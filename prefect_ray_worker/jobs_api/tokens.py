@@ -1,0 +1,90 @@
+"""Where a Ray cluster's bearer token comes from, and how it reaches a request.
+
+The order is Ray's own (token authentication, Ray 2.52 and later): an explicit token, else,
+with `RAY_AUTH_MODE=token`, `RAY_AUTH_TOKEN`, then the file `RAY_AUTH_TOKEN_PATH`, then
+`~/.ray/auth_token`.
+"""
+
+import os
+from collections.abc import AsyncGenerator, Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio.to_thread
+import httpx
+
+
+@dataclass(frozen=True)
+class TokenSource:
+    """A literal token, a file that holds one, or neither (then Ray's environment variables).
+
+    Attributes:
+        literal: The token itself.
+        path: A file with the token. It is read again after a 401, as Kubernetes renews
+            service account tokens in place.
+    """
+
+    literal: str | None = field(default=None, repr=False)
+    path: str | None = None
+
+    def read(self) -> str | None:
+        """Return the current token, or None where the cluster needs none.
+
+        Blocking (it may read a file). A file that cannot be read counts as no token: the
+        cluster's 401 then says more than an `OSError` would.
+        """
+        if self.literal is not None:
+            return self.literal.strip()
+        if self.path is not None:
+            return _read_file(Path(self.path))
+        if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+            return None
+        if token := os.environ.get("RAY_AUTH_TOKEN"):
+            return token.strip()
+        if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+            return _read_file(Path(path))
+        return _read_file(Path.home() / ".ray" / "auth_token")
+
+
+class BearerAuth(httpx.Auth):
+    """Adds `Authorization: Bearer`, and reads the token again once after a 401."""
+
+    def __init__(self, source: TokenSource) -> None:
+        self._source = source
+        self._token: str | None = None
+        self._loaded = False
+
+    async def async_auth_flow(
+        self, request: httpx.Request
+    ) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        """Send the request with the token, and once more if the token on disk has changed."""
+        if not self._loaded:
+            await self._load()
+        # A proxy in front of Ray may want `Authorization` for itself; Ray reads the other too.
+        header = "X-Ray-Authorization" if "authorization" in request.headers else "Authorization"
+        if self._token is not None:
+            request.headers[header] = f"Bearer {self._token}"
+        response = yield request
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            stale = self._token
+            await self._load()
+            if self._token is not None and self._token != stale:
+                request.headers[header] = f"Bearer {self._token}"
+                yield request
+
+    def sync_auth_flow(
+        self, request: httpx.Request
+    ) -> Generator[httpx.Request, httpx.Response, None]:
+        """Refuse: this package has no synchronous client."""
+        raise RuntimeError("BearerAuth is for httpx.AsyncClient.")
+
+    async def _load(self) -> None:
+        self._token = await anyio.to_thread.run_sync(self._source.read)
+        self._loaded = True
+
+
+def _read_file(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
