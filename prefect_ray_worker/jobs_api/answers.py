@@ -50,13 +50,14 @@ def error_from_response(response: httpx.Response, *, address: str, effect: Effec
     if "already exists" in text and code in (HTTPStatus.BAD_REQUEST, 500):
         return JobAlreadyExists(f"{address} already has a job with this submission id.")
     if "non-terminal state" in text:
-        return JobNotTerminal(f"{address} deletes finished jobs only: {_excerpt(text)}")
+        return JobNotTerminal(f"{address} deletes finished jobs only: {_cause(text)}")
     if code == HTTPStatus.NOT_FOUND:
         return _meaning_of_404(text, address)
-    if response.is_redirect or _is_html(response):
-        return _not_a_dashboard(address, f"HTTP {code} with {_describe_body(response)}")
+    # Before the look for HTML: proxies dress their 502, 503 and 504 in it.
     if code in _GATEWAY_TROUBLE:
         return _unclear(f"{address} answered HTTP {code}: {_excerpt(text)}", effect)
+    if response.is_redirect or (code < HTTPStatus.INTERNAL_SERVER_ERROR and _is_html(response)):
+        return _not_a_dashboard(address, f"HTTP {code} with {_describe_body(response)}")
     if code == HTTPStatus.METHOD_NOT_ALLOWED:
         return RequestRejected(
             f"{address} takes us for a browser (HTTP 405). Remove `Origin`, `Referer` and "
@@ -86,6 +87,8 @@ def error_from_transport(
 
     A connection that was never made carried no request; anything later may have arrived.
     """
+    if isinstance(exc, httpx.LocalProtocolError):
+        return error_from_illegal_header(address=address)
     reason = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
     if _caused_by_tls(exc):
         return NotRayDashboard(
@@ -103,13 +106,22 @@ def error_from_transport(
     return _unclear(message, effect)
 
 
+def error_from_illegal_header(*, address: str) -> RequestRejected:
+    """Name a request that cannot be written as HTTP; httpx's own words would quote the secret."""
+    return RequestRejected(
+        f"A header, a cookie or the token for {address} has a character that HTTP does not "
+        "allow there, such as a line end or an accent. Correct it in the `cluster` block."
+    )
+
+
 def _unclear(message: str, effect: Effect) -> JobsApiError:
     return AmbiguousError(message) if effect == "submits" else ClusterUnreachable(message)
 
 
 def _meaning_of_404(text: str, address: str) -> JobsApiError:
-    # An ingress without its backend answers 404 too: only Ray's own words mean "no such job".
-    if "does not exist" in text:
+    # An ingress without its backend answers 404 too, and may say that a page does not exist:
+    # only Ray's own sentence means "no such job".
+    if text.startswith("Job ") and "does not exist" in text:
         return JobNotFound(f"{address}: {_excerpt(text)}")
     return _not_a_dashboard(address, f"HTTP 404: {_excerpt(text)}")
 
@@ -123,12 +135,14 @@ def _not_a_dashboard(address: str, what: str) -> NotRayDashboard:
 
 
 def _caused_by_tls(exc: BaseException) -> bool:
-    seen: BaseException | None = exc
+    # Only a handshake tells of a wrong scheme or authority, and only these very classes: every
+    # time-out over TLS has an `SSLWantReadError` behind it, every cut an `SSLEOFError`.
+    seen: BaseException | None = exc if isinstance(exc, httpx.ConnectError) else None
     while seen is not None:
-        if isinstance(seen, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(seen):
+        if type(seen) in (ssl.SSLError, ssl.SSLCertVerificationError):
             return True
         seen = seen.__cause__ or seen.__context__
-    return "[SSL" in str(exc)
+    return False
 
 
 def _is_html(response: httpx.Response) -> bool:
@@ -145,7 +159,8 @@ def _describe_body(response: httpx.Response) -> str:
 
 def _cause(text: str) -> str:
     """Return the last line of a traceback: that is where Python says what went wrong."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # The dashboard ends a wrapped traceback with a line that is a lonely full stop.
+    lines = [line.strip() for line in text.splitlines() if line.strip(" .")]
     return _excerpt(lines[-1] if lines else "")
 
 

@@ -9,8 +9,10 @@ import anyio.to_thread
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.jobs_api.answers import (
     Effect,
+    error_from_illegal_header,
     error_from_response,
     error_from_transport,
     error_from_unusable_body,
@@ -67,9 +69,13 @@ class JobsClient:
         verify: ssl.SSLContext | bool = connection.verify
         if connection.verify and connection.ca_file is not None:
             verify = await anyio.to_thread.run_sync(_load_authorities, connection.ca_file)
+        try:
+            headers = httpx.Headers(dict(connection.headers))
+        except UnicodeEncodeError:
+            raise error_from_illegal_header(address=connection.address) from None
         self._http = httpx.AsyncClient(
             base_url=connection.address,
-            headers=dict(connection.headers),
+            headers=headers,
             cookies=dict(connection.cookies),
             auth=BearerAuth(connection.token),
             verify=verify,
@@ -161,6 +167,9 @@ class JobsClient:
         address = self.connection.address
         try:
             response = await self._http.request(method, path, json=json, timeout=timeout)
+        except (httpx.LocalProtocolError, UnicodeEncodeError):
+            # `from None`: the cause quotes the header, and a traceback would show it.
+            raise error_from_illegal_header(address=address) from None
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
             raise error_from_transport(exc, address=address, effect=effect) from exc
         if not response.is_success:
@@ -179,4 +188,10 @@ class JobsClient:
 
 
 def _load_authorities(ca_file: str) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=ca_file)
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as exc:  # ssl.SSLError is one too
+        raise InvalidConfiguration(
+            f"ca_file {ca_file!r} of the `cluster` block cannot be used ({exc}). Name a PEM file "
+            "on the worker's machine."
+        ) from exc

@@ -61,8 +61,11 @@ def normalize_address(value: str, *, variable: str = "address") -> str:
     try:
         parts = urlsplit(text)
         port = parts.port
-    except ValueError as exc:
-        raise InvalidConfiguration(f"{variable} {shown!r} is not a URL: {exc}.") from None
+    except ValueError:
+        # Without the exception's words: they quote parts of a password with a slash in it.
+        raise InvalidConfiguration(
+            f"{variable} {shown!r} is not a URL: its port or its brackets are wrong."
+        ) from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidConfiguration(
             f"{variable} {shown!r} is not the address of a Ray dashboard. Write "
@@ -87,7 +90,9 @@ def frozen_items(items: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 def _without_credentials(text: str) -> str:
     before, at, after = text.rpartition("@")
-    if not at:
-        return text
-    scheme, separator, _ = before.partition("://")
-    return f"{scheme}{separator}***@{after}" if separator else f"***@{after}"
+    if at:
+        scheme, separator, _ = before.partition("://")
+        text = f"{scheme}{separator}***@{after}" if separator else f"***@{after}"
+    # Login proxies take tokens in the query.
+    shown, question_mark, _ = text.partition("?")
+    return f"{shown}?***" if question_mark else text

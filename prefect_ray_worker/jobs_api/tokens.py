@@ -8,6 +8,7 @@ with `RAY_AUTH_MODE=token`, `RAY_AUTH_TOKEN`, then the file `RAY_AUTH_TOKEN_PATH
 import os
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 
 import anyio.to_thread
@@ -20,7 +21,7 @@ class TokenSource:
 
     Attributes:
         literal: The token itself.
-        path: A file with the token. It is read again after a 401, as Kubernetes renews
+        path: A file with the token. It is read again after a 401 or 403, as Kubernetes renews
             service account tokens in place.
     """
 
@@ -47,7 +48,7 @@ class TokenSource:
 
 
 class BearerAuth(httpx.Auth):
-    """Adds `Authorization: Bearer`, and reads the token again once after a 401."""
+    """Adds `Authorization: Bearer`, and reads the token again once after a refusal."""
 
     def __init__(self, source: TokenSource) -> None:
         self._source = source
@@ -62,13 +63,15 @@ class BearerAuth(httpx.Auth):
             await self._load()
         # A proxy in front of Ray may want `Authorization` for itself; Ray reads the other too.
         header = "X-Ray-Authorization" if "authorization" in request.headers else "Authorization"
-        if self._token is not None:
-            request.headers[header] = f"Bearer {self._token}"
+        sent = self._token
+        if sent is not None:
+            request.headers[header] = f"Bearer {sent}"
         response = yield request
-        if response.status_code == httpx.codes.UNAUTHORIZED:
-            stale = self._token
+        # Ray says 403 to a wrong or expired token, and 401 only to a missing one.
+        if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             await self._load()
-            if self._token is not None and self._token != stale:
+            # Compared with what *this* request sent: another one may have renewed it meanwhile.
+            if self._token is not None and self._token != sent:
                 request.headers[header] = f"Bearer {self._token}"
                 yield request
 

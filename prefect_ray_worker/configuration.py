@@ -1,0 +1,235 @@
+"""From job variables and a flow run to one frozen submission request, or to a clear refusal."""
+
+import difflib
+import json
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID
+
+from prefect.workers.base import BaseJobConfiguration
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from prefect_ray_worker._prefect_compat import secret_setting_names
+from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.jobs_api.connection import Connection
+from prefect_ray_worker.jobs_api.models import JobSubmitRequest
+from prefect_ray_worker.runtime_env import compose, portable_settings
+from prefect_ray_worker.variables import JobName, RayFields, UserMetadata, memory_in_bytes
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import Flow, FlowRun, WorkPool
+    from prefect.client.schemas.responses import DeploymentResponse
+
+# One argument of `sh -c`, and one environment variable with the JSON of both: the kernel takes
+# 128 KiB each, and a job whose environment is larger hangs PENDING (Ray issue 47432).
+_LONGEST_ENTRYPOINT = 131_071
+_LONGEST_ENVIRONMENT = 131_000
+
+_DEFAULT_COMMAND = "python -m prefect flow-run execute"
+_PER_RUN_PREFIX = "PREFECT__"
+_MASKED = frozenset({"env", "env_vars", "cluster", "token", "headers", "cookies"})
+
+
+class RayJobConfiguration(RayFields, BaseJobConfiguration):
+    """The job configuration of one flow run: the work pool's template, filled in.
+
+    Raises:
+        InvalidConfiguration: From `from_template_and_values` and `submission_request`; the
+            message names the job variable, its value (secrets masked) and the way out.
+    """
+
+    # A key that nobody reads would be believed in.
+    model_config = ConfigDict(extra="forbid")
+
+    name: JobName | None = Field(default=None)
+    labels: UserMetadata = Field(default_factory=dict)
+
+    _asked_env: dict[str, str | None] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    async def from_template_and_values(
+        cls,
+        base_job_template: dict[str, Any],
+        values: dict[str, Any],
+        client: "PrefectClient | None" = None,
+    ) -> Self:
+        """Fill in the work pool's template; refuse what it does not offer.
+
+        Raises:
+            InvalidConfiguration: A variable is unknown, or a value cannot work.
+        """
+        _refuse_unknown(values, base_job_template)
+        try:
+            return await super().from_template_and_values(base_job_template, values, client=client)
+        except ValidationError as exc:
+            # `from None`: pydantic's own text shows the raw input, secrets included.
+            raise InvalidConfiguration(_explain(exc)) from None
+
+    def prepare_for_flow_run(
+        self,
+        flow_run: "FlowRun",
+        deployment: "DeploymentResponse | None" = None,
+        flow: "Flow | None" = None,
+        work_pool: "WorkPool | None" = None,
+        worker_name: str | None = None,
+        worker_id: UUID | None = None,
+    ) -> None:
+        """Add what Prefect knows about the run: labels, name, command, environment."""
+        self._asked_env = dict(self.env)
+        self.command = self.command or f"exec {_DEFAULT_COMMAND}"
+        super().prepare_for_flow_run(
+            flow_run=flow_run,
+            deployment=deployment,
+            flow=flow,
+            work_pool=work_pool,
+            worker_name=worker_name,
+            worker_id=worker_id,
+        )
+
+    def connection(self) -> Connection | None:
+        """Return the cluster that the run names, or None if it names none."""
+        if self.cluster is None:
+            return None if self.address is None else Connection(self.address)
+        if self.address is None or self.address == self.cluster.address:
+            return self.cluster.connection()
+        # The block's credentials belong to the block's address, and go nowhere else.
+        return Connection(self.address)
+
+    def submission_request(self, submission_id: str) -> JobSubmitRequest:
+        """Return the request for a prepared configuration.
+
+        Args:
+            submission_id: The job's id.
+
+        Raises:
+            InvalidConfiguration: Entrypoint or environment are too large for Ray.
+        """
+        inherited = {
+            k: v for k, v in self.env.items() if k not in self._asked_env and v is not None
+        }
+        per_run = {k: v for k, v in inherited.items() if k.startswith(_PER_RUN_PREFIX)}
+        settings = {k: v for k, v in inherited.items() if k not in per_run}
+        request = JobSubmitRequest(
+            submission_id=submission_id,
+            entrypoint=f"export {_assignments(per_run)}; {self.command}",
+            runtime_env=compose(
+                self.runtime_env,
+                inherited=portable_settings(settings, secret=secret_setting_names()),
+                env={k: v for k, v in self._asked_env.items() if v is not None},
+                stop_grace_seconds=self.stop_grace_seconds,
+            ),
+            metadata={
+                **self.labels,
+                **self.metadata,
+                "job_name": (self.name or submission_id).replace("/", "-"),
+            },
+            entrypoint_num_cpus=self.entrypoint_num_cpus,
+            entrypoint_num_gpus=self.entrypoint_num_gpus,
+            entrypoint_memory=memory_in_bytes(self.entrypoint_memory),
+            entrypoint_resources=self.entrypoint_resources,
+            entrypoint_label_selector=self.entrypoint_label_selector,
+        )
+        _refuse_oversized(request)
+        return request
+
+    def requested_resources(self) -> str:
+        """Describe what the driver asks for, for messages: `1 CPU, {"ssd": 1}`."""
+        asked = [
+            f"{value} {unit}"
+            for value, unit in (
+                (self.entrypoint_num_cpus, "CPU"),
+                (self.entrypoint_num_gpus, "GPU"),
+                (self.entrypoint_memory, "memory"),
+                (self.entrypoint_resources, "resources"),
+                (self.entrypoint_label_selector, "labels"),
+            )
+            if value
+        ]
+        return ", ".join(asked) or "nothing (it runs on the head node)"
+
+
+def _assignments(variables: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(variables.items()))
+
+
+def _refuse_unknown(values: Mapping[str, Any], base_job_template: Mapping[str, Any]) -> None:
+    offered = set(base_job_template.get("variables", {}).get("properties", {}))
+    for key, value in values.items():
+        name = key.partition(".")[0]
+        if name in offered:
+            continue
+        close = difflib.get_close_matches(name, offered, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        if name in RayJobConfiguration.model_fields:
+            hint = (
+                " This release knows it, but the pool's base job template is older: update it "
+                "with `prefect work-pool update --base-job-template`."
+            )
+        raise InvalidConfiguration(
+            f"job variable {name!r} = {_shown((name,), value)} is not a variable of this work "
+            f"pool.{hint} It offers: {', '.join(sorted(offered))}."
+        )
+
+
+def _refuse_oversized(request: JobSubmitRequest) -> None:
+    entrypoint = len(request.entrypoint.encode())
+    if entrypoint > _LONGEST_ENTRYPOINT:
+        raise InvalidConfiguration(
+            f"job variable 'command' makes an entrypoint of {entrypoint} bytes, and Ray takes "
+            f"{_LONGEST_ENTRYPOINT} at most. Put the text into a file in the image or the "
+            "working_dir and run that."
+        )
+    environment = len(
+        json.dumps({"runtime_env": request.runtime_env, "metadata": request.metadata})
+    )
+    if environment > _LONGEST_ENVIRONMENT:
+        sizes = {
+            **{f"env.{k}": len(v) for k, v in request.runtime_env["env_vars"].items()},
+            **{
+                f"runtime_env.{k}": len(json.dumps(v))
+                for k, v in request.runtime_env.items()
+                if k != "env_vars"
+            },
+            **{f"metadata.{k}": len(v) for k, v in request.metadata.items()},
+        }
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise InvalidConfiguration(
+            f"job variables 'runtime_env', 'env' and 'metadata' make {environment} bytes, and "
+            f"Ray takes {_LONGEST_ENVIRONMENT} at most: with more, the job would hang. The "
+            f"largest is {largest!r} with {sizes[largest]} bytes; put it into a file."
+        )
+
+
+def _explain(error: ValidationError) -> str:
+    """Say for each mistake which variable, which value and what to do, secrets masked."""
+    fields = RayJobConfiguration.model_fields
+    lines: dict[str, list[str]] = {}
+    for mistake in error.errors(include_url=False):
+        # pydantic puts the branches of a union (`list[str]`, `dict[…]`) into the path as well.
+        path = tuple(str(p) for p in mistake["loc"] if not _is_union_branch(str(p)))
+        message = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden" and path[0] not in fields:
+            message = "is not known to this release; remove it from the pool's base job template"
+        if message.startswith(path[-1] if path else "\0"):
+            lines.setdefault(f"job variable {'.'.join(path)!r}", []).append(message)
+        else:
+            place = f"job variable {'.'.join(path)!r} = {_shown(path, mistake['input'])}"
+            lines.setdefault(place, []).append(message[:1].lower() + message[1:])
+    return "; ".join(f"{place}: {', or '.join(messages)}" for place, messages in lines.items())
+
+
+def _is_union_branch(part: str) -> bool:
+    return "[" in part or part in {"str", "int", "float", "constrained-str", "RuntimeEnv"}
+
+
+def _shown(path: tuple[str, ...], value: object) -> str:
+    if _MASKED & set(path) or (path and path[-1].lower().endswith(("key", "token", "password"))):
+        return "***"
+    if isinstance(value, BaseModel):
+        value = value.model_dump(exclude_none=True)
+    if isinstance(value, dict):
+        value = {k: "***" if k in _MASKED else v for k, v in value.items()}
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}…"

@@ -1,0 +1,171 @@
+"""What we ask and tell Prefect about flow runs, patiently: an API that is down loses nothing."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import anyio
+import httpx
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    LogFilter,
+    LogFilterFlowRunId,
+    WorkPoolFilter,
+    WorkPoolFilterId,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import LogSort
+from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
+from prefect.states import Cancelled, Crashed
+from prefect.utilities.engine import propose_state
+
+from prefect_ray_worker.jobs_api.backoff import Backoff
+
+T = TypeVar("T")
+
+# Longer than any restart of a Prefect server that somebody is still working on.
+_PATIENCE_SECONDS = 3600.0
+_PAGE = 200
+
+_log = logging.getLogger("prefect.workers.ray.flow_runs")
+
+
+class FlowRuns:
+    """The flow runs of a worker, as the Prefect API has them.
+
+    Methods wait out an API that does not answer or answers 5xx, for up to an hour; a run that
+    has been deleted is answered with None or ignored.
+
+    Args:
+        client: An open Prefect client.
+    """
+
+    def __init__(self, client: PrefectClient) -> None:
+        self._client = client
+
+    async def read(self, flow_run_id: UUID) -> FlowRun | None:
+        """Return the run as it is now, or None if it has been deleted."""
+        try:
+            return await self._patiently(lambda: self._client.read_flow_run(flow_run_id))
+        except ObjectNotFound:
+            return None
+
+    async def claim_id(self, flow_run: FlowRun) -> UUID:
+        """Return the id of the Pending state that began the present attempt.
+
+        The server grants a run's transition to Pending to exactly one worker, and keeps it in
+        the run's history, where every other worker finds it as well.
+        """
+        states = await self._patiently(lambda: self._client.read_flow_run_states(flow_run.id))
+        claims = [state for state in states if _is_claim(state)] or states
+        if claims:
+            return max(claims, key=lambda state: state.timestamp).id
+        return flow_run.id
+
+    async def record_pid(self, flow_run_id: UUID, infrastructure_pid: str) -> None:
+        """Tell Prefect where the run's job is."""
+        await self._patiently(
+            lambda: self._client.update_flow_run(flow_run_id, infrastructure_pid=infrastructure_pid)
+        )
+
+    async def crash(self, flow_run_id: UUID, message: str, *, rename: bool = False) -> bool:
+        """Mark a run Crashed, unless it has ended, or been rescheduled, in the meantime.
+
+        Args:
+            flow_run_id: The run.
+            message: What happened and what to do.
+            rename: Whether to replace the message of a crash that our own stop has caused.
+
+        Returns:
+            Whether the run is Crashed with this message.
+        """
+        run = await self.read(flow_run_id)
+        if run is None or run.state is None or not _may_crash(run.state, rename=rename):
+            return False
+        force = run.state.is_crashed()
+        return await self._propose(flow_run_id, Crashed(message=message), force=force)
+
+    async def cancelled(self, flow_run_id: UUID, message: str) -> bool:
+        """Mark a run Cancelled if it is still Cancelling; return whether it now is."""
+        run = await self.read(flow_run_id)
+        if run is None or run.state is None or not run.state.is_cancelling():
+            return False
+        return await self._propose(flow_run_id, Cancelled(message=message), force=False)
+
+    async def cancelling(self, work_pool_id: UUID) -> set[UUID]:
+        """Return the runs of a work pool that are being cancelled: one request for all."""
+        found: set[UUID] = set()
+        while True:
+            page = await self._client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(
+                    state=FlowRunFilterState(
+                        type=FlowRunFilterStateType(any_=[StateType.CANCELLING])
+                    )
+                ),
+                work_pool_filter=WorkPoolFilter(id=WorkPoolFilterId(any_=[work_pool_id])),
+                limit=_PAGE,
+                offset=len(found),
+            )
+            new = {run.id for run in page} - found
+            found |= new
+            if len(page) < _PAGE or not new:
+                return found
+
+    async def last_sign_of_life(self, flow_run_id: UUID) -> datetime | None:
+        """Return when the run last logged a line or changed its state."""
+        run = await self.read(flow_run_id)
+        if run is None or run.state is None:
+            return None
+        logs = await self._patiently(
+            lambda: self._client.read_logs(
+                log_filter=LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])),
+                sort=LogSort.TIMESTAMP_DESC,
+                limit=1,
+            )
+        )
+        return max([run.state.timestamp, *(log.timestamp for log in logs)])
+
+    async def _propose(self, flow_run_id: UUID, state: State[Any], *, force: bool) -> bool:
+        try:
+            result = await self._patiently(
+                lambda: propose_state(self._client, state, flow_run_id=flow_run_id, force=force)
+            )
+        except (Abort, ObjectNotFound):
+            # Somebody else has settled the run, or deleted it: both end our interest in it.
+            return False
+        return result.type == state.type
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        backoff = Backoff()
+        deadline = anyio.current_time() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return await ask()
+            except (httpx.TransportError, PrefectHTTPStatusError) as exc:
+                delay = backoff.next()
+                if not _is_passing(exc) or anyio.current_time() + delay > deadline:
+                    raise
+                _log.warning("The Prefect API does not answer (%s); trying again.", exc)
+                await anyio.sleep(delay)
+
+
+def _is_claim(state: State[Any]) -> bool:
+    # `Submitting` and `InfrastructurePending` are of type PENDING too, but come later.
+    return state.type == StateType.PENDING and state.name == "Pending"
+
+
+def _may_crash(state: State[Any], *, rename: bool) -> bool:
+    if state.is_crashed():
+        return rename
+    return state.is_pending() or state.is_running() or state.is_cancelling()
+
+
+def _is_passing(exc: Exception) -> bool:
+    if isinstance(exc, PrefectHTTPStatusError):
+        return exc.response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR
+    return True

@@ -1,0 +1,220 @@
+"""What a job's `runtime_env` may hold, and who wins where two speak about one thing.
+
+Pure. The precedence for environment variables, later wins:
+
+| source                                   | where it goes                     |
+|------------------------------------------|-----------------------------------|
+| settings of the worker's own process     | `runtime_env.env_vars`            |
+| our defaults for Ray                     | `runtime_env.env_vars`            |
+| `runtime_env.env_vars` of the user       | `runtime_env.env_vars`            |
+| `env` of the user                        | `runtime_env.env_vars`            |
+| what differs from run to run             | exported by the entrypoint        |
+
+Ray keeps every distinct runtime environment for as long as a node lives, so nothing that
+differs from run to run may be in it.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, model_validator
+
+_URI = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_INSTALLERS = ("pip", "uv", "conda")
+# ray/_private/runtime_env/image_uri.py and runtime_env.py, Ray 2.60.
+_BESIDE_IMAGE = frozenset({"image_uri", "config", "env_vars"})
+_BESIDE_CONTAINER = frozenset({"container", "config", "env_vars"})
+
+# These describe the machine of the worker, or the server, and are wrong or harmful elsewhere.
+_STAYS_HERE = re.compile(
+    r"^PREFECT_(HOME|PROFILES_PATH|LOCAL_STORAGE_PATH|MEMO_STORE_PATH|LOGGING_CONFIG_PATH|"
+    r"LOGGING_SETTINGS_PATH|SERVER_.*|API_DATABASE_.*|WORKER_.*|INTEGRATIONS_RAY_.*|"
+    r"TEST_.*|UI_.*|CLI_.*)$"
+)
+
+
+def _remote_uri(value: object) -> object:
+    if isinstance(value, str) and not _URI.match(value):
+        raise ValueError(
+            "is a path on the worker's machine, which the cluster cannot see. Give a URI "
+            "(s3://…, gs://…, https://… of a zip, or local:///… for a folder in the image), or "
+            "leave it out and use the deployment's pull steps"
+        )
+    return value
+
+
+RemoteUri = Annotated[str, BeforeValidator(_remote_uri)]
+
+
+class RuntimeEnvConfig(BaseModel):
+    """Ray's own settings for building the environment.
+
+    Attributes:
+        setup_timeout_seconds: Limit for building it, in seconds; -1 for none. Ray's default
+            is 600, and it tries three times (Ray 2.60).
+        eager_install: Whether to build it when the job starts instead of at first use.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    setup_timeout_seconds: int | None = Field(
+        default=None,
+        ge=-1,
+        title="Set-up timeout (seconds)",
+        description="Limit for building the environment; -1 for none. Ray's default is 600.",
+        examples=[900],
+    )
+    eager_install: bool | None = Field(
+        default=None,
+        description="Build it when the job starts (Ray's default) or at first use.",
+    )
+
+
+class RuntimeEnv(BaseModel):
+    """Ray's runtime environment: what the driver and its tasks find where they run.
+
+    Typed where it is common; every other key that Ray knows is passed on as it is.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    pip: list[str] | dict[str, Any] | None = Field(
+        default=None,
+        title="pip packages",
+        description=(
+            "Packages to install with pip, cached on each node. Example: "
+            '["pandas==2.2.3", "pyarrow"]. Or a mapping with Ray\'s options (packages, '
+            "pip_version, pip_install_options, pip_check)."
+        ),
+        examples=[["pandas==2.2.3", "pyarrow"]],
+    )
+    uv: list[str] | dict[str, Any] | None = Field(
+        default=None,
+        title="uv packages",
+        description=(
+            'Packages to install with uv, much faster than pip. Example: ["polars"]. '
+            "Only one of pip, uv and conda."
+        ),
+        examples=[["polars"]],
+    )
+    conda: str | dict[str, Any] | None = Field(
+        default=None,
+        title="conda environment",
+        description=(
+            "Name of an environment that exists on the nodes, or the content of an "
+            'environment.yml as a mapping. Example: "pytorch-p310"'
+        ),
+        examples=["pytorch-p310"],
+    )
+    image_uri: str | None = Field(
+        default=None,
+        title="Container image",
+        description=(
+            "Run the job in this image (podman on the nodes). Only env and config may stand "
+            "beside it. Example: docker.io/rayproject/ray:2.60.0-py311"
+        ),
+        examples=["docker.io/rayproject/ray:2.60.0-py311"],
+    )
+    working_dir: RemoteUri | None = Field(
+        default=None,
+        title="Working directory",
+        description=(
+            "URI of a zip that every node unpacks and runs in, or local:///path of a folder "
+            "in the image. Example: s3://bucket/code.zip"
+        ),
+        examples=["s3://bucket/code.zip"],
+    )
+    py_modules: list[RemoteUri] | None = Field(
+        default=None,
+        title="Python modules",
+        description="URIs of packages to put on the import path. Example: s3://bucket/lib.zip",
+        examples=[["s3://bucket/lib.zip"]],
+    )
+    excludes: list[str] | None = Field(
+        default=None,
+        description="Patterns that Ray leaves out when a job uploads a folder. Example: *.csv",
+        examples=[["*.csv"]],
+    )
+    config: RuntimeEnvConfig | None = Field(
+        default=None, title="Set-up options", description="How Ray builds the environment."
+    )
+    env_vars: dict[str, StrictStr] | None = Field(
+        default=None,
+        title="Environment variables (Ray's field)",
+        description=(
+            "Same as the job variable env, which wins where both name one variable. "
+            'Example: {"OMP_NUM_THREADS": "4"}'
+        ),
+        examples=[{"OMP_NUM_THREADS": "4"}],
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        named = set(self.as_ray())
+        installers = [name for name in _INSTALLERS if name in named]
+        if len(installers) > 1:
+            raise ValueError(
+                f"names {' and '.join(installers)}, and Ray takes only one of pip, uv and "
+                "conda. Move all packages to one of them"
+            )
+        for key, allowed in (("image_uri", _BESIDE_IMAGE), ("container", _BESIDE_CONTAINER)):
+            if key in named and (extra := sorted(named - allowed)):
+                raise ValueError(
+                    f"names {key} together with {', '.join(extra)}, which Ray refuses. Put "
+                    "packages and code into the image"
+                )
+        return self
+
+    def as_ray(self) -> dict[str, Any]:
+        """Return what the user set, as Ray takes it; keys that were left out stay out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def compose(
+    asked: RuntimeEnv,
+    *,
+    inherited: Mapping[str, str],
+    env: Mapping[str, str],
+    stop_grace_seconds: float,
+) -> dict[str, Any]:
+    """Build the `runtime_env` of a job by the table above.
+
+    Args:
+        asked: The user's runtime environment.
+        inherited: Prefect settings of the worker's process, already without secrets.
+        env: The user's `env` job variable.
+        stop_grace_seconds: How long Ray waits between SIGTERM and SIGKILL, in seconds. Ray's
+            default of 3 s is too short for a flow's hooks; it reads the limit from the job's
+            own environment and parses it as an integer (`job_supervisor.py`, Ray 2.60).
+
+    Returns:
+        A new dict in a stable order, so that equal jobs share one environment on the nodes.
+    """
+    result = asked.as_ray()
+    env_vars = {
+        **inherited,
+        "RAY_JOB_STOP_WAIT_TIME_S": str(max(1, math.ceil(stop_grace_seconds))),
+        **(asked.env_vars or {}),
+        **env,
+    }
+    result["env_vars"] = dict(sorted(env_vars.items()))
+    return dict(sorted(result.items()))
+
+
+def portable_settings(settings: Mapping[str, str], *, secret: frozenset[str]) -> dict[str, str]:
+    """Return those of the worker's Prefect settings that make sense, and may be seen, elsewhere.
+
+    The Jobs API shows `env_vars` in clear to everyone who can reach it, so secrets are left
+    out: the nodes' own environment holds them, or the user names them in `env`.
+
+    Args:
+        settings: Environment variables that describe the worker's settings.
+        secret: Names of those that hold secrets.
+    """
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in secret and not _STAYS_HERE.match(name)
+    }

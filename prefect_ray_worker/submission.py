@@ -1,0 +1,120 @@
+"""Submit a job exactly once, and settle what an unclear answer meant before anyone decides.
+
+Ray inserts a submission id atomically, so asking again with the same id makes no second job.
+"""
+
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from uuid import UUID
+
+import anyio
+
+from prefect_ray_worker.errors import (
+    AmbiguousError,
+    JobAlreadyExists,
+    JobNotFound,
+    JobsApiError,
+    RetryableError,
+    SubmissionConflict,
+)
+from prefect_ray_worker.identity import is_job_of
+from prefect_ray_worker.jobs_api.backoff import Backoff
+from prefect_ray_worker.jobs_api.client import JobsClient
+from prefect_ray_worker.jobs_api.models import JobSubmitRequest
+
+DEFAULT_PATIENCE_SECONDS = 60.0
+
+Report = Callable[[str], None]
+
+
+class Disposition(Enum):
+    """What became of a submission. Not the job's status, and not its outcome."""
+
+    SUBMITTED = "submitted"
+    """Ray took the job from this very request."""
+
+    ADOPTED = "adopted"
+    """Ray had the job already: an earlier request, or another worker's, has made it."""
+
+    UNSETTLED = "unsettled"
+    """Ray may or may not have it, and cannot be asked now. Watch, and ask when it answers."""
+
+
+async def submit_once(
+    client: JobsClient,
+    request: JobSubmitRequest,
+    *,
+    flow_run_id: UUID,
+    patience: float = DEFAULT_PATIENCE_SECONDS,
+    report: Report,
+) -> Disposition:
+    """Submit a job, and return only when it is clear whether Ray has it, or cannot be clear.
+
+    1. POST. An answer settles it: submitted, or refused.
+    2. "Already exists", or an unclear answer: read the job back. Found and ours: adopted.
+       Not found: POST the same id again.
+    3. Nobody answers: wait and try again, until `patience` is used up.
+
+    Args:
+        client: The cluster.
+        request: The job; its id makes repeating it safe.
+        flow_run_id: The run, to recognise a job as ours.
+        patience: Seconds to go on trying a cluster that does not answer.
+        report: Called with a line for the user when the first attempt fails.
+
+    Raises:
+        SubmissionConflict: A foreign job has the id.
+        JobsApiError: It is settled that Ray did not take the job; the message says why.
+    """
+    backoff = Backoff()
+    # Once a request may have arrived, no later "connection refused" takes that back.
+    may_have_arrived = False
+    reported = False
+    with anyio.move_on_after(patience) as scope:
+        while True:
+            try:
+                await client.submit(request)
+            except JobAlreadyExists:
+                may_have_arrived = True
+                trouble = await _trouble_of(_expect_ours(client, request, flow_run_id))
+                if trouble is None:
+                    return Disposition.ADOPTED
+            except AmbiguousError as exc:
+                may_have_arrived, trouble = True, exc
+                if await _found(client, request, flow_run_id):
+                    return Disposition.ADOPTED
+            except RetryableError as exc:
+                trouble = exc
+            else:
+                return Disposition.SUBMITTED
+            if not reported:
+                report(f"Ray has not confirmed the job yet, trying again: {trouble}")
+                reported = True
+            delay = backoff.next()
+            if not may_have_arrived and anyio.current_time() + delay > scope.deadline:
+                raise trouble
+            await anyio.sleep(delay)
+    return Disposition.UNSETTLED
+
+
+async def _trouble_of(action: Awaitable[None]) -> JobsApiError | None:
+    """Run an action; return the error after which it is worth trying again, if there is one."""
+    try:
+        await action
+    except (RetryableError, JobNotFound) as exc:
+        return exc
+    return None
+
+
+async def _expect_ours(client: JobsClient, request: JobSubmitRequest, flow_run_id: UUID) -> None:
+    details = await client.get(request.submission_id)
+    if not is_job_of(flow_run_id, details.metadata):
+        raise SubmissionConflict(
+            f"{client.connection.address} has a job {request.submission_id} that belongs to "
+            "something else. Find out who submits jobs under our names (its metadata is in the "
+            "dashboard), remove it and run the flow again."
+        )
+
+
+async def _found(client: JobsClient, request: JobSubmitRequest, flow_run_id: UUID) -> bool:
+    return await _trouble_of(_expect_ours(client, request, flow_run_id)) is None

@@ -1,0 +1,242 @@
+"""The job variables: the form that Prefect's UI shows, and the checks on each field."""
+
+from typing import Annotated, Any
+
+from prefect.workers.base import BaseVariables
+from pydantic import BaseModel, BeforeValidator, ByteSize, Field, TypeAdapter, ValidationError
+
+from prefect_ray_worker.blocks import DashboardAddress, RayCluster
+from prefect_ray_worker.runtime_env import RuntimeEnv
+
+RESERVED_METADATA = frozenset({"job_submission_id", "job_name"})
+"""Ray writes these itself and links drivers to jobs by them (`job_supervisor.py`, Ray 2.60)."""
+
+_BYTE_SIZE = TypeAdapter(ByteSize)
+
+
+def _parse_memory(value: object) -> object:
+    try:
+        size = int(_BYTE_SIZE.validate_python(value)) if isinstance(value, str | int) else 0
+    except ValidationError:
+        size = 0
+    if size <= 0:
+        raise ValueError('is not an amount of memory. Write "2GiB", "500MB" or a number of bytes')
+    return value
+
+
+def _no_slash(value: object) -> object:
+    if isinstance(value, str) and "/" in value:
+        raise ValueError("may not contain a slash: Ray uses job names in paths. Use '-' instead")
+    return value
+
+
+def _no_reserved_keys(value: object) -> object:
+    if isinstance(value, dict):
+        taken = sorted(
+            str(key)
+            for key in value
+            if key in RESERVED_METADATA or str(key).startswith("prefect.io/")
+        )
+        if taken:
+            raise ValueError(
+                f"uses {', '.join(taken)}, which this worker and Ray set themselves. Choose "
+                "another key (for the job's name there is the variable name)"
+            )
+    return value
+
+
+Memory = Annotated[int | str, BeforeValidator(_parse_memory)]
+JobName = Annotated[str, BeforeValidator(_no_slash)]
+UserMetadata = Annotated[dict[str, str], BeforeValidator(_no_reserved_keys)]
+
+
+class RayFields(BaseModel):
+    """What a run on Ray can be told, for the form and for the job configuration alike."""
+
+    address: DashboardAddress | None = Field(
+        default=None,
+        title="Ray address",
+        description=(
+            "Address of the Ray dashboard. Leave it out to use the cluster block, or else what "
+            "the worker is set to, or else a Ray that the worker starts on its own machine. "
+            "Example: http://ray-head:8265"
+        ),
+        examples=["http://ray-head:8265"],
+    )
+    cluster: RayCluster | None = Field(
+        default=None,
+        title="Ray cluster",
+        description=(
+            "A RayCluster block: address, token, headers and TLS of the cluster. If the variable "
+            "address names another one, the block is not used, and its secrets go nowhere."
+        ),
+    )
+    runtime_env: RuntimeEnv = Field(
+        default_factory=RuntimeEnv,
+        title="Runtime environment",
+        description=(
+            "Ray's runtime_env for the flow's driver and its tasks: packages, code, image. "
+            'Example: {"pip": ["pandas"]}'
+        ),
+        examples=[{"pip": ["pandas"]}],
+    )
+    entrypoint_num_cpus: float | None = Field(
+        default=None,
+        ge=0,
+        title="Driver CPUs",
+        description=(
+            "CPUs that the flow's driver holds while it runs. If no entrypoint_ variable is "
+            "set, Ray starts the driver on the head node and reserves nothing. Example: 1"
+        ),
+        examples=[1],
+    )
+    entrypoint_num_gpus: float | None = Field(
+        default=None,
+        ge=0,
+        title="Driver GPUs",
+        description="GPUs that the flow's driver holds while it runs. Example: 0.5",
+        examples=[0.5],
+    )
+    entrypoint_memory: Memory | None = Field(
+        default=None,
+        title="Driver memory",
+        description=(
+            "Memory that Ray reserves for the flow's driver: with a unit, or in bytes. "
+            'Example: "2GiB"'
+        ),
+        examples=["2GiB"],
+    )
+    entrypoint_resources: dict[str, Annotated[float, Field(ge=0)]] | None = Field(
+        default=None,
+        title="Driver custom resources",
+        description='Custom resources that the driver holds. Example: {"ssd": 1}',
+        examples=[{"ssd": 1}],
+    )
+    entrypoint_label_selector: dict[str, str] | None = Field(
+        default=None,
+        title="Driver node labels",
+        description=(
+            "Labels of the nodes on which the driver may run: a value, !value, in(a,b) or "
+            '!in(a,b). Needs a Ray that knows labels. Example: {"ray.io/node-group": "cpu"}'
+        ),
+        examples=[{"ray.io/node-group": "cpu"}],
+    )
+    metadata: UserMetadata = Field(
+        default_factory=dict,
+        title="Job metadata",
+        description=(
+            "Shown beside the job in Ray's dashboard and to everyone who can list jobs: no "
+            'secrets. Example: {"team": "research"}'
+        ),
+        examples=[{"team": "research"}],
+    )
+    start_timeout_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        title="Start timeout (seconds)",
+        description=(
+            "How long the job may wait for resources and its runtime environment before it is "
+            "stopped and the run marked Crashed. Unset: Ray's own limit, 900 s unless its "
+            "head sets another. Example: 600"
+        ),
+        examples=[600],
+    )
+    run_timeout_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        title="Run timeout (seconds)",
+        description=(
+            "How long the job may run before it is stopped and the run marked Crashed. "
+            "Unset: no limit. Example: 3600"
+        ),
+        examples=[3600],
+    )
+    stop_grace_seconds: int = Field(
+        default=30,
+        ge=1,
+        title="Stop grace (seconds)",
+        description=(
+            "On cancellation, how long the driver may take to stop by itself before the worker "
+            "stops its job; and how long Ray then waits between SIGTERM and SIGKILL. Example: 30"
+        ),
+        examples=[30],
+    )
+
+
+class RayWorkerVariables(RayFields, BaseVariables):
+    """The variables of a `ray` work pool, in the order in which the form shows them."""
+
+    name: JobName | None = Field(
+        default=None,
+        title="Job name",
+        description=(
+            "Name of the Ray Job in the dashboard, without slashes; {{ ctx.flow.name }} and "
+            "{{ ctx.flow_run.name }} are filled in. Unset: the flow run's name. "
+            "Example: nightly-{{ ctx.flow.name }}"
+        ),
+        examples=["nightly-{{ ctx.flow.name }}"],
+    )
+    env: dict[str, str | None] = Field(
+        default_factory=dict,
+        title="Environment variables",
+        description=(
+            "Environment variables of the driver and its tasks. Everyone who can list the "
+            "cluster's jobs can read them: set secrets on the Ray nodes instead. "
+            'Example: {"OMP_NUM_THREADS": "4"}'
+        ),
+        examples=[{"OMP_NUM_THREADS": "4"}],
+    )
+    labels: UserMetadata = Field(
+        default_factory=dict,
+        title="Labels",
+        description=(
+            "Labels of the job, kept in its metadata beside Prefect's own. "
+            'Example: {"cost-center": "42"}'
+        ),
+        examples=[{"cost-center": "42"}],
+    )
+    command: str | None = Field(
+        default=None,
+        title="Command",
+        description=(
+            "Shell command to run instead of Prefect's `python -m prefect flow-run execute`; "
+            "PREFECT__FLOW_RUN_ID is set for it. Rarely needed. Example: python /app/run.py"
+        ),
+        examples=["python /app/run.py"],
+    )
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the JSON schema with the most used variables first.
+
+        pydantic would begin with the fields of Prefect's base class.
+        """
+        schema = super().model_json_schema(*args, **kwargs)
+        properties = schema["properties"]
+        schema["properties"] = {name: properties[name] for name in FORM_ORDER}
+        return schema
+
+
+FORM_ORDER = (
+    "address",
+    "cluster",
+    "runtime_env",
+    "env",
+    "entrypoint_num_cpus",
+    "entrypoint_num_gpus",
+    "entrypoint_memory",
+    "entrypoint_resources",
+    "entrypoint_label_selector",
+    "start_timeout_seconds",
+    "run_timeout_seconds",
+    "stop_grace_seconds",
+    "name",
+    "labels",
+    "metadata",
+    "command",
+)
+
+
+def memory_in_bytes(value: int | str | None) -> int | None:
+    """Return an `entrypoint_memory` in bytes; it has been checked before."""
+    return None if value is None else int(_BYTE_SIZE.validate_python(value))

@@ -1,0 +1,1 @@
+"""Watching jobs: one look per cluster serves all runs, and silence is never read as death."""

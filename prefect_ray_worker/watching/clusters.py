@@ -1,0 +1,69 @@
+"""`Clusters`: one client and one poller for each cluster that a worker's runs use."""
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import anyio
+import anyio.abc
+
+from prefect_ray_worker.jobs_api.client import JobsClient
+from prefect_ray_worker.jobs_api.connection import Connection
+from prefect_ray_worker.watching.poller import ClusterPoller
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster in use.
+
+    Attributes:
+        client: Its Jobs API.
+        poller: The one loop that looks at it.
+    """
+
+    client: JobsClient
+    poller: ClusterPoller
+
+
+class Clusters:
+    """Owns the clients and pollers of a worker; closes them when its context ends.
+
+    Args:
+        interval: Seconds between two looks at a cluster when many jobs run on it.
+    """
+
+    def __init__(self, *, interval: float) -> None:
+        self._interval = interval
+        self._open: dict[Connection, Cluster] = {}
+        self._opening = anyio.Lock()
+        self._stack = AsyncExitStack()
+        self._tasks: anyio.abc.TaskGroup | None = None
+
+    async def __aenter__(self) -> Self:
+        # Entered first, left last: pollers use the clients that are opened later.
+        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+        self._open.clear()
+        return await self._stack.__aexit__(exc_type, exc, traceback)
+
+    async def get(self, connection: Connection) -> Cluster:
+        """Return the cluster behind a connection, and begin to look after it if it is new."""
+        if self._tasks is None:
+            raise RuntimeError("Use Clusters as an async context manager.")
+        async with self._opening:
+            if connection not in self._open:
+                client = await self._stack.enter_async_context(JobsClient(connection))
+                poller = ClusterPoller(client, interval=self._interval)
+                self._tasks.start_soon(poller.run, name=f"ray-poller {connection.address}")
+                self._open[connection] = Cluster(client, poller)
+            return self._open[connection]

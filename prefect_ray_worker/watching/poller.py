@@ -1,0 +1,129 @@
+"""`ClusterPoller`: one loop that looks at one cluster for all the runs of a worker."""
+
+import logging
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+
+import anyio
+
+from prefect_ray_worker.errors import JobNotFound, JobsApiError
+from prefect_ray_worker.jobs_api.backoff import Backoff, jittered
+from prefect_ray_worker.jobs_api.client import JobsClient
+from prefect_ray_worker.watching.observation import Missing, Observation, Seen, Unreachable
+
+# Ray's list costs one look-up for each job that the cluster remembers, a single job a scan of
+# all drivers: below this many, single look-ups are cheaper for the head, above it the list is.
+_FEW_ENOUGH_TO_ASK_ONE_BY_ONE = 3
+_FEW_ENOUGH_TO_LOOK_OFTEN = 10
+_QUICK_INTERVAL_SECONDS = 1.0
+# A head that takes long to answer is busy: leave it alone for this many times as long.
+_REST_FACTOR = 4
+
+_log = logging.getLogger("prefect.workers.ray.watching")
+
+
+class JobWatch:
+    """The news of one job, for the one run that waits for it."""
+
+    def __init__(self) -> None:
+        self._latest: Observation | None = None
+        self._news = anyio.Event()
+
+    def deliver(self, observation: Observation) -> None:
+        """Keep an observation; an older one that nobody read is of no use any more."""
+        self._latest = observation
+        self._news.set()
+
+    async def next(self) -> Observation:
+        """Wait for an observation made after the last call, and return it."""
+        while self._latest is None:
+            await self._news.wait()
+            self._news = anyio.Event()
+        observation, self._latest = self._latest, None
+        return observation
+
+
+class ClusterPoller:
+    """Looks at the jobs of one cluster, and tells each watch what it saw.
+
+    It looks every second while it watches at most 10 jobs, every `interval` seconds with more,
+    and less often while the cluster is slow or does not answer. It asks for one list, whatever
+    the number of jobs (for up to 3, for those jobs alone). Without watches it sends nothing.
+
+    Args:
+        client: The cluster.
+        interval: Seconds between two looks when many jobs are watched.
+    """
+
+    def __init__(self, client: JobsClient, *, interval: float) -> None:
+        self._client = client
+        self._interval = interval
+        self._watches: dict[str, JobWatch] = {}
+        self._wake = anyio.Event()
+
+    @contextmanager
+    def watch(self, submission_id: str) -> Generator[JobWatch, None, None]:
+        """Watch a job for as long as the context is open."""
+        watch = self._watches[submission_id] = JobWatch()
+        self._wake.set()
+        try:
+            yield watch
+        finally:
+            if self._watches.get(submission_id) is watch:
+                del self._watches[submission_id]
+
+    async def run(self) -> None:
+        """Look, for ever; meant for a background task of whoever owns the poller."""
+        backoff = Backoff(initial=min(_QUICK_INTERVAL_SECONDS, self._interval))
+        while True:
+            if not self._watches:
+                await self._wake.wait()
+            self._wake = anyio.Event()
+            began = anyio.current_time()
+            reached = await self._look_and_tell()
+            took = anyio.current_time() - began
+            if reached:
+                backoff.reset()
+                await self._rest(max(self._pace(), took * _REST_FACTOR))
+            else:
+                await anyio.sleep(backoff.next())
+
+    def _pace(self) -> float:
+        few = len(self._watches) <= _FEW_ENOUGH_TO_LOOK_OFTEN
+        return min(_QUICK_INTERVAL_SECONDS, self._interval) if few else self._interval
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep, but look at once for a job that has just been added."""
+        with anyio.move_on_after(jittered(seconds)):
+            await self._wake.wait()
+
+    async def _look_and_tell(self) -> bool:
+        watches = dict(self._watches)
+        try:
+            seen = await self._look(watches)
+        except JobsApiError as exc:
+            seen = dict.fromkeys(watches, Unreachable(str(exc)))
+        except Exception as exc:  # noqa: BLE001
+            # One odd answer must not end the watching of every run.
+            _log.exception("Looking at the jobs of %s failed", self._client.connection.address)
+            seen = dict.fromkeys(watches, Unreachable(f"{type(exc).__name__}: {exc}"))
+        for submission_id, observation in seen.items():
+            watches[submission_id].deliver(observation)
+        return not all(isinstance(o, Unreachable) for o in seen.values())
+
+    async def _look(self, submission_ids: Iterable[str]) -> dict[str, Observation]:
+        wanted = list(submission_ids)
+        if len(wanted) <= _FEW_ENOUGH_TO_ASK_ONE_BY_ONE:
+            return {sid: await self._look_at(sid) for sid in wanted}
+        listed = {job.submission_id: job for job in await self._client.list()}
+        return {
+            # A list can be older than a submission: "not listed" is worth a second look.
+            sid: Seen(listed[sid]) if sid in listed else await self._look_at(sid)
+            for sid in wanted
+        }
+
+    async def _look_at(self, submission_id: str) -> Observation:
+        try:
+            return Seen(await self._client.get(submission_id))
+        except JobNotFound:
+            return Missing((await self._client.version()).session_name)

@@ -1,0 +1,200 @@
+"""`RayWorker`: what Prefect calls. It wires the rooms together and translates their errors."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.abc
+from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+from prefect.workers.base import BaseWorker, BaseWorkerResult
+
+from prefect_ray_worker._prefect_compat import exit_stack, worker_logger
+from prefect_ray_worker.addressing import Addressing, warn_of_local_api
+from prefect_ray_worker.blocks import LOGO_URL, RayCluster
+from prefect_ray_worker.cancellation import Stopping, stop_and_confirm
+from prefect_ray_worker.configuration import RayJobConfiguration
+from prefect_ray_worker.flow_runs import FlowRuns
+from prefect_ray_worker.identity import InfrastructurePid
+from prefect_ray_worker.run_lifecycle import RunLifecycle, Surroundings
+from prefect_ray_worker.settings import worker_settings
+from prefect_ray_worker.variables import RayWorkerVariables
+from prefect_ray_worker.watching.cancelling import CancellingRuns
+from prefect_ray_worker.watching.clusters import Clusters
+
+if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+    from uuid import UUID
+
+    from prefect.client.schemas.objects import FlowRun
+
+
+class RayWorkerResult(BaseWorkerResult):
+    """What became of a job: its infrastructure pid, and 0 unless the run crashed."""
+
+
+class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerResult]):
+    """Runs the flow runs of a `ray` work pool as Ray Jobs.
+
+    Started by `prefect worker start --pool <pool>`; the class is public for `worker.submit` and
+    for flows that are bound to infrastructure. It never imports `ray`.
+    """
+
+    type = "ray"
+    job_configuration = RayJobConfiguration
+    job_configuration_variables = RayWorkerVariables
+    _description = (
+        "Execute flow runs as Ray Jobs: the flow's driver runs inside a Ray cluster. Works well "
+        "for data and ML flows that fan out over a cluster. Needs a Ray cluster, or starts one "
+        "on the worker's machine."
+    )
+    _display_name = "Ray"
+    _documentation_url = "https://docs.prefect.io/integrations/prefect-ray"
+    _logo_url = LOGO_URL
+
+    async def setup(self) -> None:
+        """Open what the runs share, then everything of Prefect's own worker."""
+        stack = exit_stack(self)
+        try:
+            await self._open(stack)
+        except BaseException:
+            # Prefect tears down only a worker whose set-up came to its end.
+            await stack.__aexit__(*sys.exc_info())
+            raise
+
+    async def _open(self, stack: "AsyncExitStack") -> None:
+        # Left in the opposite order: first those who only follow, then Prefect's runs, which
+        # need clusters and the cancelling loop to the last, then these.
+        settings = worker_settings()
+        self._settings = settings
+        self._addressing = Addressing(PREFECT_HOME.value() / "ray-worker", settings.address)
+        self._cancelling = CancellingRuns(
+            self._ask_cancelling, interval=min(settings.poll_interval_seconds, 2.0)
+        )
+        stack.push_async_callback(self._addressing.leave, worker_logger(self).info)
+        self._clusters = await stack.enter_async_context(
+            Clusters(interval=settings.poll_interval_seconds)
+        )
+        services = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(services.cancel_scope.cancel)
+        services.start_soon(self._cancelling.run, name="ray-cancelling")
+        await super().setup()
+        self._followers = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(self._followers.cancel_scope.cancel)
+        await self._offer_block()
+
+    async def run(
+        self,
+        flow_run: "FlowRun",
+        configuration: RayJobConfiguration,
+        task_status: "anyio.abc.TaskStatus[Any] | None" = None,
+    ) -> RayWorkerResult:
+        """Submit the run's job, and return when the run is settled.
+
+        Args:
+            flow_run: The run.
+            configuration: Prepared for the run.
+            task_status: Told the infrastructure pid once Ray has the job.
+
+        Raises:
+            RayWorkerError: Before the job was accepted; Prefect then marks the run Crashed.
+        """
+        lifecycle = await self._lifecycle(flow_run, configuration)
+        pid = str(await lifecycle.submit())
+        if task_status is not None:
+            task_status.started(pid)
+        code = await self._follow(lifecycle)
+        return RayWorkerResult(identifier=pid, status_code=code)
+
+    async def _initiate_run(self, flow_run: "FlowRun", configuration: RayJobConfiguration) -> None:
+        """Submit the run's job and return as soon as Ray has it.
+
+        The job is watched in the background for as long as this worker is open.
+        """
+        lifecycle = await self._lifecycle(flow_run, configuration)
+        pid = await lifecycle.submit()
+        await FlowRuns(self.client).record_pid(flow_run.id, str(pid))
+        self._followers.start_soon(self._follow, lifecycle, name=f"ray-follow {flow_run.id}")
+
+    async def kill_infrastructure(
+        self,
+        infrastructure_pid: str,
+        configuration: RayJobConfiguration,
+        grace_seconds: int = 30,
+    ) -> None:
+        """Stop the job behind a pid and confirm that it ended. Calling it again does no harm.
+
+        Args:
+            infrastructure_pid: As this worker recorded it on the flow run.
+            configuration: Grants access to the cluster; which job it is, the pid says.
+            grace_seconds: How long the driver may take to stop, in seconds.
+
+        Raises:
+            InfrastructureNotFound: A reachable cluster does not have the job.
+            InfrastructureNotAvailable: The cluster does not answer, is not the configured one,
+                or the job has not ended in time.
+        """
+        try:
+            pid = InfrastructurePid.parse(infrastructure_pid)
+        except ValueError as exc:
+            raise InfrastructureNotAvailable(f"{exc}; it belongs to another worker type.") from None
+        connection = await self._addressing.find(configuration)
+        if connection is None or connection.address != pid.address:
+            configured = connection.address if connection else "no running cluster"
+            raise InfrastructureNotAvailable(
+                f"The job is on the Ray cluster {pid.address}, and this worker is configured for "
+                f"{configured}."
+            )
+        cluster = await self._clusters.get(connection)
+        stopping = await stop_and_confirm(
+            cluster.client,
+            pid.submission_id,
+            grace_seconds=max(grace_seconds, configuration.stop_grace_seconds),
+        )
+        match stopping:
+            case Stopping.GONE:
+                raise InfrastructureNotFound(f"{pid.address} has no job {pid.submission_id}.")
+            case Stopping.UNREACHABLE | Stopping.UNCONFIRMED:
+                raise InfrastructureNotAvailable(
+                    f"The Ray Job {pid.submission_id} could not be stopped: {stopping.value}."
+                )
+            case Stopping.ENDED | Stopping.QUEUED:
+                worker_logger(self).info("Ray Job %s: stop %s.", pid.submission_id, stopping.value)
+
+    async def _follow(self, lifecycle: RunLifecycle) -> int:
+        settled = await lifecycle.follow()
+        if lifecycle.may_still_start:
+            self._followers.start_soon(lifecycle.prevent_start, name="ray-prevent-start")
+        return settled.status_code
+
+    async def _lifecycle(
+        self, flow_run: "FlowRun", configuration: RayJobConfiguration
+    ) -> RunLifecycle:
+        logger = self.get_flow_run_logger(flow_run)
+        connection = await self._addressing.resolve(configuration, logger.info)
+        warn_of_local_api(connection, PREFECT_API_URL.value(), logger.warning)
+        return RunLifecycle(
+            flow_run,
+            configuration,
+            await self._clusters.get(connection),
+            Surroundings(
+                flow_runs=FlowRuns(self.client),
+                cancelling=self._cancelling,
+                unreachable_limit=self._settings.unreachable_limit_seconds,
+            ),
+            logger,
+        )
+
+    async def _ask_cancelling(self) -> "set[UUID]":
+        return await FlowRuns(self.client).cancelling(self.work_pool.id)
+
+    async def _offer_block(self) -> None:
+        """Make the `RayCluster` block known to the server, so that the UI can offer it."""
+        try:
+            await RayCluster.aregister_type_and_schema(client=self.client)
+        except Exception as exc:  # noqa: BLE001 (a worker works without the UI's form)
+            worker_logger(self).warning(
+                "The RayCluster block type could not be registered (%s); `prefect block "
+                "register -m prefect_ray_worker.blocks` does it later.",
+                exc,
+            )

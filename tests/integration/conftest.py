@@ -1,0 +1,34 @@
+"""A real Prefect server, a real Ray, and a work pool between them."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.harness import Pool, new_pool, settings_of
+from tests.prefect_server import PrefectServer, prefect_server
+from tests.real_ray import RealRay
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    with prefect_server(tmp_path_factory.mktemp("prefect-server")) as server:
+        yield server
+
+
+@pytest.fixture
+def prefect_settings(prefect_api: PrefectServer, tmp_path: Path) -> Iterator[None]:
+    with settings_of(
+        prefect_api.api_url,
+        tmp_path / "prefect-home",
+        PREFECT_WORKER_QUERY_SECONDS="1",
+        PREFECT_LOGGING_TO_API_BATCH_INTERVAL="0.5",
+    ):
+        yield
+
+
+@pytest.fixture
+async def pool(ray_cluster: RealRay, prefect_settings: None) -> AsyncIterator[Pool]:
+    """A work pool whose deployments go to the suite's Ray."""
+    async with new_pool({"address": ray_cluster.address}) as pool:
+        yield pool

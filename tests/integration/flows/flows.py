@@ -1,0 +1,73 @@
+"""The flows that the integration tests deploy: each behaves in one way."""
+
+import os
+import signal
+import time
+
+from prefect import flow, get_run_logger, task
+
+
+@task
+def double(number: int) -> int:
+    return 2 * number
+
+
+@flow
+def adds(left: int = 1, right: int = 2) -> int:
+    get_run_logger().info("adds says %s", left + right)
+    return double(left) + double(right)
+
+
+@flow
+def fails() -> None:
+    raise ValueError("this flow fails on purpose")
+
+
+@flow
+def kills_its_engine() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@flow
+def sleeps(seconds: float = 120, marker: str | None = None) -> None:
+    if marker:
+        with open(marker, "a") as file:
+            file.write(f"{os.getpid()}\n")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+@flow
+def ignores_termination(seconds: float = 120) -> None:
+    """Hang in a way that neither Prefect's cancellation nor SIGTERM can end."""
+    for name in ("SIGTERM", "SIGINT"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            time.sleep(0.5)
+        except BaseException:  # noqa: S112
+            continue
+
+
+@flow
+def fails_at_first(marker: str) -> str:
+    """Fail where the marker does not exist, and make it exist."""
+    if not os.path.exists(marker):
+        with open(marker, "w") as file:
+            file.write("tried")
+        raise RuntimeError("first time")
+    return "second time"
+
+
+@flow
+def counts_its_runs(marker: str) -> None:
+    with open(marker, "a") as file:
+        file.write("ran\n")
+
+
+@flow
+def shows_environment(names: list[str]) -> None:
+    for name in names:
+        get_run_logger().info("env %s=%s", name, os.environ.get(name))

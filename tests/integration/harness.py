@@ -1,0 +1,167 @@
+"""Deploys flows, starts workers and waits for states, on a real Prefect server."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import anyio
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.states import Cancelling, Scheduled
+
+from prefect_ray_worker.worker import RayWorker
+from tests.waiting import wait_until
+
+FLOWS = Path(__file__).parent / "flows"
+
+
+@contextmanager
+def settings_of(api_url: str, home: Path, **env: str) -> Iterator[None]:
+    """Point this process at a Prefect server, and nothing else of the user's."""
+    before = {name: os.environ.get(name) for name in env}
+    os.environ.update(env)
+    try:
+        with temporary_settings({PREFECT_API_URL: api_url, PREFECT_HOME: home}):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@dataclass
+class Pool:
+    """A work pool of our type, and what a test does with it.
+
+    Attributes:
+        client: A Prefect client.
+        name: The pool's name.
+        defaults: Job variables for every deployment of the pool.
+    """
+
+    client: PrefectClient
+    name: str
+    defaults: dict[str, Any]
+
+    async def deploy(
+        self,
+        flow_name: str,
+        *,
+        job_variables: dict[str, Any] | None = None,
+        pull_steps: list[dict[str, Any]] | None = None,
+        entrypoint: str | None = None,
+    ) -> UUID:
+        """Create a deployment of one of the flows beside this file."""
+        flow_id = await self.client.create_flow_from_name(flow_name.replace("_", "-"))
+        steps = pull_steps or [
+            {"prefect.deployments.steps.set_working_directory": {"directory": str(FLOWS)}}
+        ]
+        return await self.client.create_deployment(
+            flow_id=flow_id,
+            name=f"{flow_name}-{uuid4().hex[:6]}",
+            entrypoint=entrypoint or f"flows.py:{flow_name}",
+            pull_steps=steps,
+            work_pool_name=self.name,
+            job_variables={**self.defaults, **(job_variables or {})},
+        )
+
+    async def start(
+        self, flow_name: str, parameters: dict[str, Any] | None = None, **deploy: Any
+    ) -> UUID:
+        """Deploy a flow and schedule a run of it for now."""
+        deployment = await self.deploy(flow_name, **deploy)
+        run = await self.client.create_flow_run_from_deployment(
+            deployment, parameters=parameters, state=Scheduled()
+        )
+        return run.id
+
+    async def read(self, run_id: UUID) -> FlowRun:
+        return await self.client.read_flow_run(run_id)
+
+    async def state(self, run_id: UUID) -> StateType | None:
+        run = await self.read(run_id)
+        return run.state.type if run.state else None
+
+    async def wait_for(self, run_id: UUID, *types: StateType, seconds: float = 60) -> FlowRun:
+        """Wait until the run is in one of these states, or in any final one."""
+
+        async def there() -> bool:
+            run = await self.read(run_id)
+            if run.state is None:
+                return False
+            return run.state.type in types or (not types and run.state.is_final())
+
+        try:
+            await wait_until(there, timeout=seconds, description=f"run in {types or 'final'}")
+        except BaseException as exc:
+            run = await self.read(run_id)
+            logs = await self.logs(run_id)
+            raise AssertionError(f"{run.state!r}\n" + "\n".join(logs)) from exc
+        return await self.read(run_id)
+
+    async def cancel(self, run_id: UUID) -> None:
+        await self.client.set_flow_run_state(run_id, Cancelling())
+
+    async def logs(self, run_id: UUID) -> list[str]:
+        found = await self.client.read_logs(
+            log_filter=LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
+        )
+        return [log.message for log in found]
+
+    async def wait_for_log(self, run_id: UUID, text: str, seconds: float = 20) -> str:
+        """Wait until a line of the run's log contains a text; logs are sent in batches."""
+        found = ""
+
+        async def there() -> bool:
+            nonlocal found
+            found = "\n".join(line for line in await self.logs(run_id) if text in line)
+            return bool(found)
+
+        await wait_until(there, timeout=seconds, description=f"log with {text!r}")
+        return found
+
+    def worker(self, **kwargs: Any) -> RayWorker:
+        return RayWorker(work_pool_name=self.name, prefetch_seconds=5, **kwargs)
+
+    @asynccontextmanager
+    async def working(self, count: int = 1) -> AsyncIterator[list[RayWorker]]:
+        """Run workers in the background, as `prefect worker start` does."""
+        workers = [self.worker() for _ in range(count)]
+        async with anyio.create_task_group() as tasks:
+            for worker in workers:
+                tasks.start_soon(_serve, worker, name=f"test-worker {worker.name}")
+            try:
+                yield workers
+            finally:
+                tasks.cancel_scope.cancel()
+
+
+async def _serve(worker: RayWorker) -> None:
+    await worker.start(printer=lambda *_: None)
+
+
+@asynccontextmanager
+async def new_pool(defaults: dict[str, Any]) -> AsyncIterator[Pool]:
+    """Create a pool of our type with its default template; delete it afterwards."""
+    async with get_client() as client:
+        name = f"ray-{uuid4().hex[:8]}"
+        await client.create_work_pool(
+            WorkPoolCreate(
+                name=name,
+                type="ray",
+                base_job_template=RayWorker.get_default_base_job_template(),
+            )
+        )
+        try:
+            yield Pool(client, name, defaults)
+        finally:
+            await client.delete_work_pool(name)

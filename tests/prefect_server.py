@@ -1,0 +1,82 @@
+"""A real Prefect server on a free loopback port, in a process and a home of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.ports import free_port
+
+_START_SECONDS = 90
+_STOP_SECONDS = 15
+
+
+@dataclass
+class PrefectServer:
+    """A running server.
+
+    Attributes:
+        api_url: What PREFECT_API_URL has to be.
+        home: Its PREFECT_HOME.
+    """
+
+    api_url: str
+    home: Path
+    process: "subprocess.Popen[bytes]"
+
+
+@contextmanager
+def prefect_server(home: Path) -> Generator[PrefectServer, None, None]:
+    """Start a server, wait until it answers, and end it with its context."""
+    port = free_port()
+    env = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "true",
+        "PREFECT_SERVER_UI_ENABLED": "false",
+        "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+    }
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1",
+             "--port", str(port)],
+            env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    try:
+        _wait_until_healthy(f"http://127.0.0.1:{port}/api/health", process, home / "server.log")
+        yield PrefectServer(f"http://127.0.0.1:{port}/api", home, process)
+    finally:
+        _end(process)
+
+
+def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            if httpx.get(url, timeout=2, trust_env=False).is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    raise RuntimeError(f"The Prefect server did not start:\n{log.read_text()[-3000:]}")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

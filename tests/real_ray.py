@@ -1,0 +1,199 @@
+"""Starts a real Ray head for tests, and leaves nothing of it behind.
+
+Never `ray stop`: that would end every Ray of this machine. Several may run at once, each
+with its own ports and its own directory.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+# Every process of one Ray inherits this variable, so those that lost their parent are found too.
+_MARKER = "PRWT_TEST_RAY"
+_READY_SECONDS = 60
+_GRACE_SECONDS = 6
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class RealRay:
+    """A running Ray head.
+
+    Attributes:
+        address: Of its dashboard, `http://127.0.0.1:<port>`.
+        pid: Of `ray start --block`; the parent of all its processes.
+        temp_dir: Its `--temp-dir`; sessions and logs are below.
+    """
+
+    address: str
+    pid: int
+    temp_dir: Path
+
+
+@contextmanager
+def real_ray(num_cpus: int = 2, env: Mapping[str, str] | None = None) -> Iterator[RealRay]:
+    """Run a Ray head on this machine for the length of a `with` block.
+
+    Jobs find this interpreter as `python`. Variables `RAY_*` and `PREFECT_*` of the calling
+    process are not passed on: a cluster is not its worker's child.
+
+    Args:
+        num_cpus: CPUs that Ray believes in.
+        env: More environment variables for the head, and so for all its jobs.
+    """
+    # Short, because the paths of Ray's unix sockets below it may not exceed 107 bytes.
+    temp_dir = Path(tempfile.mkdtemp(prefix="prwt-", dir="/tmp"))
+    try:
+        with _head(temp_dir, num_cpus, env or {}) as ray:
+            yield ray
+    finally:
+        shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+@contextmanager
+def _head(temp_dir: Path, num_cpus: int, env: Mapping[str, str]) -> Iterator[RealRay]:
+    environment = _environment(temp_dir, env)
+    log = temp_dir / "ray-start.log"
+    for attempt in range(1, _ATTEMPTS + 1):
+        ports = _free_ports(6)
+        address = f"http://127.0.0.1:{ports[0]}"
+        process = _spawn(_command(temp_dir, num_cpus, ports), environment, log)
+        try:
+            # Somebody may take a port between our look and Ray's bind: hence more attempts.
+            if _is_ready(address, process, environment):
+                yield RealRay(address, process.pid, temp_dir)
+                return
+        finally:
+            _end(process, marker=str(temp_dir))
+        if attempt == _ATTEMPTS:
+            raise RuntimeError(f"Ray did not start:\n{log.read_text()[-4000:]}")
+
+
+def _command(temp_dir: Path, num_cpus: int, ports: list[int]) -> list[str]:
+    options: dict[str, object] = {
+        "port": 0,
+        "node-ip-address": "127.0.0.1",
+        "dashboard-host": "127.0.0.1",
+        "dashboard-port": ports[0],
+        "dashboard-agent-listen-port": ports[1],
+        "dashboard-agent-grpc-port": ports[2],
+        "ray-client-server-port": ports[3],
+        "metrics-export-port": ports[4],
+        "runtime-env-agent-port": ports[5],
+        # 0 lets the system choose; the default range is the same for every Ray of a machine.
+        "min-worker-port": 0,
+        "max-worker-port": 0,
+        "num-cpus": num_cpus,
+        "object-store-memory": 200_000_000,
+        "temp-dir": temp_dir,
+    }
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    return [*start, *(f"--{key}={value}" for key, value in options.items())]
+
+
+def _environment(temp_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PREFECT_"))}
+    return {
+        **inherited,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Without it Ray replaces 127.0.0.1 with the machine's address, which others can reach.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # `ray start` turns tokens on by itself where ~/.ray/auth_token exists.
+        "RAY_AUTH_MODE": "disabled",
+        _MARKER: str(temp_dir),
+        **env,
+    }
+
+
+def _spawn(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            # Jobs start here: not in the repository, whose files they must not find by chance.
+            cwd=log.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _is_ready(
+    address: str, process: subprocess.Popen[bytes], environment: Mapping[str, str]
+) -> bool:
+    """Wait for the dashboard; false when the head has ended or takes too long."""
+    token = environment.get("RAY_AUTH_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    deadline = time.monotonic() + _READY_SECONDS
+    with httpx.Client(trust_env=False, timeout=5, headers=headers) as client:
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                if client.get(f"{address}/api/version").is_success:
+                    return True
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+    return False
+
+
+def _end(process: subprocess.Popen[bytes], *, marker: str) -> None:
+    """End the head and everything it started, and wait until all of it is gone."""
+    # Collected before the first signal: orphans cannot be found through their parents.
+    doomed = _family(process.pid) | _marked(marker)
+    _signal(doomed, "terminate")
+    psutil.wait_procs(doomed, timeout=_GRACE_SECONDS)
+    leftovers = {p for p in doomed if p.is_running()} | _marked(marker)
+    _signal(leftovers, "kill")
+    psutil.wait_procs(leftovers, timeout=_GRACE_SECONDS)
+    process.wait(timeout=_GRACE_SECONDS)
+
+
+def _family(pid: int) -> set[psutil.Process]:
+    try:
+        root = psutil.Process(pid)
+        return {root, *root.children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def _marked(marker: str) -> set[psutil.Process]:
+    marked: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(_MARKER) == marker:
+                marked.add(process)
+        except psutil.Error:
+            continue
+    return marked
+
+
+def _signal(processes: set[psutil.Process], how: str) -> None:
+    for process in processes:
+        try:
+            getattr(process, how)()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return different free ports: all are held until the last is known."""
+    with ExitStack() as held:
+        ports: list[int] = []
+        for _ in range(count):
+            holder = held.enter_context(socket.socket())
+            holder.bind(("127.0.0.1", 0))
+            ports.append(holder.getsockname()[1])
+        return ports
