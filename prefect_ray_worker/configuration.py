@@ -4,11 +4,11 @@ import difflib
 import json
 import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import UUID
 
 from prefect.workers.base import BaseJobConfiguration
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from prefect_ray_worker._prefect_compat import secret_setting_names
 from prefect_ray_worker.errors import InvalidConfiguration
@@ -47,6 +47,15 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
     labels: UserMetadata = Field(default_factory=dict)
 
     _asked_env: dict[str, str | None] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _env_is_a_mapping(cls, data: Any) -> Any:
+        # Prefect's own validator of `env` takes a mapping for granted.
+        if isinstance(data, dict) and not isinstance(data.get("env", {}), dict):
+            message = 'is not a mapping of names to values. Write {"NAME": "value"}'
+            raise ValueError(message)  # noqa: TRY004 (pydantic collects these only)
+        return cast("Any", data)
 
     @classmethod
     async def from_template_and_values(
@@ -212,12 +221,17 @@ def _explain(error: ValidationError) -> str:
         message = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden" and path[0] not in fields:
             message = "is not known to this release; remove it from the pool's base job template"
-        if message.startswith(path[-1] if path else "\0"):
-            lines.setdefault(f"job variable {'.'.join(path)!r}", []).append(message)
+        place = f"job variable {'.'.join(path)!r}"
+        if not path:
+            place = "job variable 'env' = ***"  # the only check on the configuration as a whole
+        elif message.startswith(f"{path[-1]} "):
+            # One of our own messages, which names the value itself, without its credentials.
+            message = message.removeprefix(f"{path[-1]} ")
         else:
-            place = f"job variable {'.'.join(path)!r} = {_shown(path, mistake['input'])}"
-            lines.setdefault(place, []).append(message[:1].lower() + message[1:])
-    return "; ".join(f"{place}: {', or '.join(messages)}" for place, messages in lines.items())
+            place += f" = {_shown(path, mistake['input'])}"
+            message = message[:1].lower() + message[1:]
+        lines.setdefault(place, []).append(message)
+    return "; ".join(f"{place} {', or '.join(messages)}" for place, messages in lines.items())
 
 
 def _is_union_branch(part: str) -> bool:

@@ -26,8 +26,11 @@ class RayWorkerError(Exception):
     """Base of every error of this package. The message says what to do."""
 
 
-class InvalidConfiguration(RayWorkerError):
-    """A job variable or setting cannot work; the message names it, its value and the way out."""
+class InvalidConfiguration(RayWorkerError, ValueError):
+    """A job variable or setting cannot work; the message names it, its value and the way out.
+
+    A `ValueError`, so that pydantic reports it with the place of the field.
+    """
 
 
 class LocalClusterError(RayWorkerError):

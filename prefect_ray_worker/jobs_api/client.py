@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import anyio.to_thread
 import httpx
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, TypeAdapter, ValidationError
 
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.jobs_api.answers import (
@@ -28,12 +28,12 @@ _TIMEOUT = httpx.Timeout(30, connect=5)
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8)
 
 T = TypeVar("T")
-_JOB_LIST = TypeAdapter(list[JobDetails])
+_RECORDS = TypeAdapter(list[Any])
 
 
 class _Submitted(BaseModel):
-    submission_id: str | None = None
-    job_id: str | None = None
+    # Named `job_id` by releases before 2.0.
+    submission_id: str = Field(validation_alias=AliasChoices("submission_id", "job_id"))
 
 
 class _Stopped(BaseModel):
@@ -113,7 +113,7 @@ class JobsClient:
             "POST", "/api/jobs/", json=request.body(), effect="submits", timeout=_SUBMIT_TIMEOUT
         )
         answer = self._parse(response, _Submitted.model_validate_json, effect="submits")
-        return answer.submission_id or answer.job_id or request.submission_id
+        return answer.submission_id
 
     async def get(self, submission_id: str) -> JobDetails:
         """Return one job (`GET /api/jobs/{id}`).
@@ -125,9 +125,13 @@ class JobsClient:
         return self._parse(response, JobDetails.model_validate_json)
 
     async def list(self) -> list[JobDetails]:
-        """Return every job that the cluster remembers (`GET /api/jobs/`); Ray has no filter."""
+        """Return every job that the cluster remembers (`GET /api/jobs/`); Ray has no filter.
+
+        A record that cannot be read is left out: it must not hide all the others.
+        """
         response = await self._request("GET", "/api/jobs/")
-        return self._parse(response, _JOB_LIST.validate_json)
+        records = self._parse(response, _RECORDS.validate_json)
+        return [job for record in records if (job := _readable(record)) is not None]
 
     async def stop(self, submission_id: str) -> bool:
         """Ask Ray to stop a job (`POST /api/jobs/{id}/stop`).
@@ -185,6 +189,13 @@ class JobsClient:
             raise error_from_unusable_body(
                 response, address=self.connection.address, effect=effect
             ) from exc
+
+
+def _readable(record: object) -> JobDetails | None:
+    try:
+        return JobDetails.model_validate(record)
+    except ValidationError:
+        return None
 
 
 def _load_authorities(ca_file: str) -> ssl.SSLContext:

@@ -84,8 +84,8 @@ class ClusterVersion(_Answer):
             fault-tolerant storage restarts. Absent from older releases.
     """
 
+    ray_version: str
     version: str = ""
-    ray_version: str = ""
     session_name: str | None = None
 
 

@@ -61,6 +61,13 @@ def alive(known: list[psutil.Process]) -> list[psutil.Process]:
     return [process for process in known if processes._is_alive(process)]
 
 
+def name_of(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def listened(process: psutil.Process) -> list[Any]:
     # Ray's idle workers come and go while we look.
     with suppress(psutil.NoSuchProcess):
@@ -314,7 +321,8 @@ async def test_a_cancelled_start_leaves_nothing(directory, how):
     def under_way() -> bool:
         known[:] = family(directory)
         # At once for one, for the other when daemons of Ray have started as well.
-        return bool(known) if how == "task" else any(p.name() == "gcs_server" for p in known)
+        names = [name_of(process) for process in known]
+        return bool(names) if how == "task" else "gcs_server" in names
 
     if how == "task":
         task = asyncio.create_task(cluster.ensure())

@@ -145,7 +145,7 @@ async def test_git_pull_step(pool: Pool, tmp_path: Path) -> None:
     (repository / "flows.py").write_text((FLOWS / "flows.py").read_text())
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.com"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "flows"]):
-        subprocess.run([*git, *command], cwd=repository, check=True)
+        await anyio.run_process([*git, *command], cwd=repository)
     step = {"prefect.deployments.steps.git_clone": {"repository": f"file://{repository}"}}
     async with pool.working():
         run_id = await pool.start("adds", {"left": 20, "right": 1}, pull_steps=[step])

@@ -264,3 +264,21 @@ async def test_a_useless_ca_file_is_named(tmp_path: Path, content: str | None) -
 async def test_a_client_that_is_not_open_says_so() -> None:
     with pytest.raises(RuntimeError, match="context manager"):
         await JobsClient(Connection(ADDRESS)).list()
+
+
+async def test_one_unreadable_record_does_not_hide_the_others(
+    ray: respx.MockRouter, client: JobsClient
+) -> None:
+    ray.get("/api/jobs/").respond(
+        json=[{"submission_id": "a", "status": "RUNNING"}, {"submission_id": "b"}, 7]
+    )
+    assert [job.submission_id for job in await client.list()] == ["a"]
+
+
+@pytest.mark.parametrize("answer", [{}, {"version": "4"}])
+async def test_json_of_something_else_is_no_version(
+    ray: respx.MockRouter, client: JobsClient, answer: dict[str, str]
+) -> None:
+    ray.get("/api/version").respond(json=answer)
+    with pytest.raises(ClusterUnreachable):
+        await client.version()

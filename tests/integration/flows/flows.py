@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 from prefect import flow, get_run_logger, task
 
@@ -31,7 +32,7 @@ def kills_its_engine() -> None:
 @flow
 def sleeps(seconds: float = 120, marker: str | None = None) -> None:
     if marker:
-        with open(marker, "a") as file:
+        with Path(marker).open("a") as file:
             file.write(f"{os.getpid()}\n")
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -47,15 +48,15 @@ def ignores_termination(seconds: float = 120) -> None:
     while time.monotonic() < deadline:
         try:
             time.sleep(0.5)
-        except BaseException:  # noqa: S112
+        except BaseException:
             continue
 
 
 @flow
 def fails_at_first(marker: str) -> str:
     """Fail where the marker does not exist, and make it exist."""
-    if not os.path.exists(marker):
-        with open(marker, "w") as file:
+    if not Path(marker).exists():
+        with Path(marker).open("w") as file:
             file.write("tried")
         raise RuntimeError("first time")
     return "second time"
@@ -63,7 +64,7 @@ def fails_at_first(marker: str) -> str:
 
 @flow
 def counts_its_runs(marker: str) -> None:
-    with open(marker, "a") as file:
+    with Path(marker).open("a") as file:
         file.write("ran\n")
 
 
