@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import anyio
 
 from prefect_ray_worker.configuration import RayJobConfiguration
-from prefect_ray_worker.errors import JobsApiError
+from prefect_ray_worker.errors import JobsApiError, LocalClusterError
 from prefect_ray_worker.jobs_api.client import JobsClient
 from prefect_ray_worker.jobs_api.connection import Connection, normalize_address
 from prefect_ray_worker.jobs_api.tokens import TokenSource
@@ -58,15 +58,7 @@ class Addressing:
         named = configuration.connection() or self._default
         if named is not None:
             return named
-        info = await self._local.ensure()
-        if not self._uses_local:
-            verb = "Started" if info.started else "Using"
-            report(
-                f"{verb} a Ray cluster on this machine, as no address is set. "
-                f"Dashboard: {info.address} (token in {info.token_path})"
-            )
-            self._uses_local = True
-        return _connection_to(info)
+        return _connection_to(await self._join_local(report))
 
     async def find(self, configuration: RayJobConfiguration) -> Connection | None:
         """Return the cluster that a run would use, without starting any."""
@@ -76,6 +68,14 @@ class Addressing:
         info = await self._local.find()
         return None if info is None else _connection_to(info)
 
+    async def rejoin(self, report: Report) -> None:
+        """Hold on to an embedded Ray that an earlier worker has left, so that we stop it."""
+        if self._default is None and await self._local.find() is not None:
+            try:
+                await self._join_local(report)
+            except LocalClusterError as exc:
+                report(f"The Ray cluster that an earlier worker left cannot be used: {exc}")
+
     async def leave(self, report: Report) -> None:
         """Stop the embedded Ray, unless jobs run on it or another worker uses it."""
         if not self._uses_local:
@@ -83,14 +83,29 @@ class Addressing:
         with anyio.move_on_after(_LEAVE_SECONDS, shield=True):
             info = await self._local.find()
             running = 0 if info is None else await _count_running(_connection_to(info))
-            stopped = await self._local.release(jobs_running=running > 0)
+            try:
+                stopped = await self._local.release(jobs_running=running > 0)
+            except LocalClusterError as exc:
+                report(str(exc))
+                return
             if stopped:
                 report("Stopped the Ray cluster on this machine.")
             elif running and info is not None:
                 report(
-                    f"{running} Ray Jobs go on at {info.address}. Start a worker to stop that "
-                    f"Ray later, or end process {info.pid}."
+                    f"Ray Jobs that go on at {info.address}: {running}. The next worker finds "
+                    f"that Ray and stops it when it exits; ending process {info.pid} does too."
                 )
+
+    async def _join_local(self, report: Report) -> LocalClusterInfo:
+        info = await self._local.ensure()
+        if info.started or not self._uses_local:
+            verb = "Started" if info.started else "Using"
+            report(
+                f"{verb} a Ray cluster on this machine, as no address is set. "
+                f"Dashboard: {info.address} (its token is in {info.token_path})"
+            )
+        self._uses_local = True
+        return info
 
 
 def warn_of_local_api(connection: Connection, api_url: str | None, report: Report) -> None:
@@ -104,10 +119,6 @@ def warn_of_local_api(connection: Connection, api_url: str | None, report: Repor
         )
 
 
-def _connection_to(info: LocalClusterInfo) -> Connection:
-    return Connection(info.address, TokenSource(path=info.token_path))
-
-
 async def _count_running(connection: Connection) -> int:
     try:
         async with JobsClient(connection) as client:
@@ -116,3 +127,7 @@ async def _count_running(connection: Connection) -> int:
             )
     except JobsApiError:
         return 0
+
+
+def _connection_to(info: LocalClusterInfo) -> Connection:
+    return Connection(info.address, TokenSource(path=info.token_path))

@@ -12,7 +12,6 @@ import anyio
 from prefect_ray_worker.errors import (
     AmbiguousError,
     JobAlreadyExists,
-    JobNotFound,
     JobsApiError,
     RetryableError,
     SubmissionConflict,
@@ -52,7 +51,7 @@ async def submit_once(
 
     1. POST. An answer settles it: submitted, or refused.
     2. "Already exists", or an unclear answer: read the job back. Found and ours: adopted.
-       Not found: POST the same id again.
+       Otherwise POST the same id again, whatever anyone but Ray says meanwhile.
     3. Nobody answers: wait and try again, until `patience` is used up.
 
     Args:
@@ -67,41 +66,44 @@ async def submit_once(
         JobsApiError: It is settled that Ray did not take the job; the message says why.
     """
     backoff = Backoff()
-    # Once a request may have arrived, no later "connection refused" takes that back.
+    # Once a request may have arrived, no later answer but Ray's own about the job takes that back.
     may_have_arrived = False
     reported = False
     with anyio.move_on_after(patience) as scope:
         while True:
+            began = anyio.current_time()
             try:
                 await client.submit(request)
-            except JobAlreadyExists:
-                may_have_arrived = True
-                trouble = await _trouble_of(_expect_ours(client, request, flow_run_id))
-                if trouble is None:
-                    return Disposition.ADOPTED
-            except AmbiguousError as exc:
-                may_have_arrived, trouble = True, exc
-                if await _found(client, request, flow_run_id):
-                    return Disposition.ADOPTED
-            except RetryableError as exc:
+            except JobsApiError as exc:
                 trouble = exc
             else:
                 return Disposition.SUBMITTED
+            may_have_arrived |= isinstance(trouble, AmbiguousError | JobAlreadyExists)
+            if may_have_arrived:
+                unread = await _trouble_of(_expect_ours(client, request, flow_run_id))
+                if unread is None:
+                    return Disposition.ADOPTED
+                trouble = unread if isinstance(trouble, JobAlreadyExists) else trouble
+            elif not isinstance(trouble, RetryableError):
+                raise trouble
             if not reported:
                 report(f"Ray has not confirmed the job yet, trying again: {trouble}")
                 reported = True
             delay = backoff.next()
-            if not may_have_arrived and anyio.current_time() + delay > scope.deadline:
+            # Another attempt will take as long as this one. Cut short, it would leave in doubt
+            # what is clear now: that Ray does not have the job.
+            took = anyio.current_time() - began
+            if not may_have_arrived and anyio.current_time() + delay + took > scope.deadline:
                 raise trouble
             await anyio.sleep(delay)
     return Disposition.UNSETTLED
 
 
 async def _trouble_of(action: Awaitable[None]) -> JobsApiError | None:
-    """Run an action; return the error after which it is worth trying again, if there is one."""
+    """Run an action; return what kept it from telling, if anything did."""
     try:
         await action
-    except (RetryableError, JobNotFound) as exc:
+    except JobsApiError as exc:
         return exc
     return None
 
@@ -114,7 +116,3 @@ async def _expect_ours(client: JobsClient, request: JobSubmitRequest, flow_run_i
             "something else. Find out who submits jobs under our names (its metadata is in the "
             "dashboard), remove it and run the flow again."
         )
-
-
-async def _found(client: JobsClient, request: JobSubmitRequest, flow_run_id: UUID) -> bool:
-    return await _trouble_of(_expect_ours(client, request, flow_run_id)) is None

@@ -16,6 +16,7 @@ from prefect_ray_worker.cancellation import Stopping, stop_and_confirm
 from prefect_ray_worker.configuration import RayJobConfiguration
 from prefect_ray_worker.flow_runs import FlowRuns
 from prefect_ray_worker.identity import InfrastructurePid
+from prefect_ray_worker.local_cluster.state import state_directory
 from prefect_ray_worker.run_lifecycle import RunLifecycle, Surroundings
 from prefect_ray_worker.settings import worker_settings
 from prefect_ray_worker.variables import RayWorkerVariables
@@ -67,7 +68,9 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         # need clusters and the cancelling loop to the last, then these.
         settings = worker_settings()
         self._settings = settings
-        self._addressing = Addressing(PREFECT_HOME.value() / "ray-worker", settings.address)
+        self._addressing = Addressing(
+            state_directory(PREFECT_HOME.value()), settings.address
+        )
         self._cancelling = CancellingRuns(
             self._ask_cancelling, interval=min(settings.poll_interval_seconds, 2.0)
         )
@@ -81,6 +84,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         await super().setup()
         self._followers = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(self._followers.cancel_scope.cancel)
+        await self._addressing.rejoin(worker_logger(self).info)
         await self._offer_block()
 
     async def run(

@@ -137,7 +137,9 @@ def _not_a_dashboard(address: str, what: str) -> NotRayDashboard:
 def _caused_by_tls(exc: BaseException) -> bool:
     # Only a handshake tells of a wrong scheme or authority, and only these very classes: every
     # time-out over TLS has an `SSLWantReadError` behind it, every cut an `SSLEOFError`.
-    seen: BaseException | None = exc if isinstance(exc, httpx.ConnectError) else None
+    if not isinstance(exc, httpx.ConnectError):
+        return False
+    seen = exc.__cause__ or exc.__context__
     while seen is not None:
         if type(seen) in (ssl.SSLError, ssl.SSLCertVerificationError):
             return True

@@ -301,7 +301,9 @@ async def test_a_silent_or_dead_cluster_is_replaced(directory, monkeypatch):
     assert not silent.is_alive()
 
     known = family(directory)
-    psutil.Process(first.pid).kill()
+    leader = psutil.Process(first.pid)
+    leader.kill()
+    await wait_until(lambda: not alive([leader]), description="`ray start` is dead")
     second = await cluster.ensure()
     assert second.started
     assert second.pid != first.pid

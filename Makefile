@@ -1,0 +1,45 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help quickstart quickstart-stop test check docs clean
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+quickstart: $(VENV)/.server ## Run a Prefect deployment as a Ray Job, on this machine (KEEP=1 leaves it up)
+	@$(BIN)/python docs/examples/quickstart/run.py
+
+quickstart-stop: $(VENV)/.server ## Stop what KEEP=1 has left up
+	@$(BIN)/python docs/examples/quickstart/run.py --stop
+
+test: $(VENV)/.dev ## Run all tests (ARGS= is passed to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## Run ruff, pyright and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+	$(BIN)/python docs/reference/generate.py --check
+
+docs: $(VENV)/.dev ## Write the generated reference pages anew
+	$(BIN)/python docs/reference/generate.py
+
+clean: ## Remove the virtual environment and everything generated
+	rm -rf $(VENV) .quickstart .pytest_cache .ruff_cache .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.server: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[server]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.server

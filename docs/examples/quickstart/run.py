@@ -1,0 +1,156 @@
+"""`make quickstart`: a Prefect deployment runs as a Ray Job, on this machine, before your eyes."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import stack
+from stack import POOL, STATE, Stack, environment
+
+os.environ.update(environment())
+Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+
+import anyio  # noqa: E402 (Prefect reads its settings when it is imported)
+from prefect.client.orchestration import PrefectClient, get_client  # noqa: E402
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId  # noqa: E402
+from prefect.client.schemas.objects import FlowRun  # noqa: E402
+from prefect.exceptions import ObjectNotFound  # noqa: E402
+from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
+from prefect.states import Scheduled  # noqa: E402
+
+RUN_SECONDS = 300
+
+
+def say(text: str = "") -> None:
+    print(text, flush=True)
+
+
+def step(text: str) -> None:
+    say(f"\n==> {text}")
+
+
+async def until_pool_exists(client: PrefectClient) -> None:
+    with anyio.fail_after(60):
+        while True:
+            try:
+                await client.read_work_pool(POOL)
+            except ObjectNotFound:
+                await anyio.sleep(0.2)
+            else:
+                return
+
+
+async def deploy(client: PrefectClient) -> FlowRun:
+    """Create the deployment and a run of it, as `prefect deploy` and `… run` would."""
+    here = str(Path(__file__).resolve().parent)
+    flow_id = await client.create_flow_from_name("read-handwriting")
+    deployment = await client.create_deployment(
+        flow_id=flow_id,
+        name="quickstart",
+        entrypoint="flow.py:read_handwriting",
+        pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": here}}],
+        parameter_openapi_schema={"type": "object", "properties": {}},
+        work_pool_name=POOL,
+    )
+    return await client.create_flow_run_from_deployment(deployment, state=Scheduled())
+
+
+async def follow(client: PrefectClient, run: FlowRun) -> FlowRun:
+    """Print the run's log until the run has ended."""
+    shown = 0
+    deadline = time.monotonic() + RUN_SECONDS
+    while True:
+        current = await client.read_flow_run(run.id)
+        lines = await client.read_logs(
+            log_filter=LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])),
+            offset=shown,
+            limit=200,
+        )
+        for line in lines:
+            say(f"    {line.timestamp:%H:%M:%S} | {line.message}")
+        shown += len(lines)
+        ended = current.state is not None and current.state.is_final()
+        if (ended and not lines) or time.monotonic() > deadline:
+            return current
+        await anyio.sleep(1.5 if ended else 0.5)
+
+
+async def show(up: Stack) -> bool:
+    async with get_client() as client:
+        await until_pool_exists(client)
+        step("Deploying docs/examples/quickstart/flow.py and running it as a Ray Job")
+        run = await deploy(client)
+        say(f"    {up.ui_url}/runs/flow-run/{run.id}")
+        ended = await follow(client, run)
+    completed = ended.state is not None and ended.state.is_completed()
+    state = ended.state.name if ended.state else "unknown"
+    message = f": {ended.state.message}" if ended.state and ended.state.message else ""
+    step(f"Flow run '{ended.name}' is {state}{message}")
+    if not completed:
+        say(f"    The worker's log is in {STATE / 'worker.log'}")
+    return completed
+
+
+def start() -> Stack:
+    if kept := Stack.kept():
+        step(f"Using the Prefect server and the worker of last time ({kept.ui_url})")
+        return kept
+    if os.environ.get("PREFECT_API_URL"):
+        step("Using the Prefect server of PREFECT_API_URL")
+    else:
+        step("prefect server start")
+    url, server = stack.start_server()
+    say(f"    {url.removesuffix('/api')}")
+    step(f"prefect worker start --pool {POOL} --type ray")
+    say("    The worker creates the pool. No Ray address is set, so it starts a Ray of its own.")
+    up = Stack(api_url=url, worker=stack.start_worker(url), server=server)
+    up.remember()
+    return up
+
+
+NEXT = """
+What to try next
+    make quickstart KEEP=1                 leaves all of it up, to look around in the UI
+    README.md, "Connect a cluster"         run your own deployments on your own Ray cluster
+    docs/tutorial/first-run.md             the same by hand, command by command"""
+
+KEPT = """
+It is all still up
+    UI:      {ui}
+    logs:    {state}
+    again:   make quickstart
+    stop:    make quickstart-stop"""
+
+
+def main() -> int:
+    if "--stop" in sys.argv:
+        kept = Stack.kept()
+        if kept:
+            kept.stop()
+        say("The quickstart is stopped." if kept else "No quickstart is running.")
+        return 0
+    keep = os.environ.get("KEEP", "") not in ("", "0")
+    began = time.monotonic()
+    up = start()
+    try:
+        with temporary_settings({PREFECT_API_URL: up.api_url}):
+            completed = anyio.run(show, up)
+    except BaseException:
+        up.stop()
+        raise
+    if keep:
+        say(KEPT.format(ui=up.ui_url, state=STATE))
+    else:
+        step("Stopping the worker, its Ray and the server")
+        up.stop()
+        say(NEXT)
+    say(f"\n{time.monotonic() - began:.0f} s")
+    return 0 if completed else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,86 @@
+"""The house rules that a machine can check."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import prefect_ray_worker
+from prefect_ray_worker import _prefect_compat
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = sorted((ROOT / "prefect_ray_worker").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", [*PACKAGE, *TESTS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= 60, f"{node.name} has {length} lines"
+
+
+def test_public_names_are_what_is_promised() -> None:
+    assert sorted(prefect_ray_worker.__all__) == ["RayCluster", "RayWorker", "__version__"]
+    for name in prefect_ray_worker.__all__:
+        assert getattr(prefect_ray_worker, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = prefect_ray_worker.Nonsense
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    script = (
+        "import sys, prefect_ray_worker\n"
+        "print([m for m in ('prefect', 'ray', 'httpx', 'pydantic') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_worker_does_not_import_ray() -> None:
+    script = (
+        "import sys, prefect_ray_worker.worker\n"
+        "print([m for m in sys.modules if m == 'ray' or m.startswith('ray.')])"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", _prefect_compat.OVERRIDDEN)
+def test_private_member_of_prefect_that_we_define_is_still_read(name: str) -> None:
+    from prefect.workers.base import BaseWorker
+
+    assert hasattr(BaseWorker, name)
+
+
+def test_private_names_of_prefect_that_we_read_are_still_there() -> None:
+    from prefect_ray_worker.worker import RayWorker
+
+    worker = RayWorker("any-pool")
+    assert _prefect_compat.exit_stack(worker) is not None
+    assert _prefect_compat.worker_logger(worker) is not None
+    assert "PREFECT_CLIENT_CUSTOM_HEADERS" in _prefect_compat.secret_setting_names()
+
+
+def test_secret_settings_are_found_by_what_prefect_masks() -> None:
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, temporary_settings
+
+    with temporary_settings({PREFECT_API_KEY: "pnu_1", PREFECT_API_AUTH_STRING: "a:b"}):
+        secret = _prefect_compat.secret_setting_names()
+    assert {"PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"} <= secret
+    assert "PREFECT_API_URL" not in secret
+
+
+def test_private_names_of_prefect_stay_in_one_place() -> None:
+    for path in PACKAGE:
+        if path.name == "_prefect_compat.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prefect."):
+                parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                assert not [p for p in parts if p.startswith("_")], path
