@@ -1,6 +1,7 @@
 """`RayWorker`: what Prefect calls. It wires the rooms together and translates their errors."""
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -24,6 +25,7 @@ from prefect_ray_worker.watching.cancelling import CancellingRuns
 from prefect_ray_worker.watching.clusters import Clusters
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from contextlib import AsyncExitStack
     from uuid import UUID
 
@@ -68,9 +70,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         # need clusters and the cancelling loop to the last, then these.
         settings = worker_settings()
         self._settings = settings
-        self._addressing = Addressing(
-            state_directory(PREFECT_HOME.value()), settings.address
-        )
+        self._addressing = Addressing(state_directory(PREFECT_HOME.value()), settings.address)
         self._cancelling = CancellingRuns(
             self._ask_cancelling, interval=min(settings.poll_interval_seconds, 2.0)
         )
@@ -118,7 +118,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         lifecycle = await self._lifecycle(flow_run, configuration)
         pid = await lifecycle.submit()
         await FlowRuns(self.client).record_pid(flow_run.id, str(pid))
-        self._followers.start_soon(self._follow, lifecycle, name=f"ray-follow {flow_run.id}")
+        self._in_background(partial(self._follow, lifecycle), f"ray-follow {flow_run.id}")
 
     async def kill_infrastructure(
         self,
@@ -168,8 +168,13 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     async def _follow(self, lifecycle: RunLifecycle) -> int:
         settled = await lifecycle.follow()
         if lifecycle.may_still_start:
-            self._followers.start_soon(lifecycle.prevent_start, name="ray-prevent-start")
+            self._in_background(lifecycle.prevent_start, "ray-prevent-start")
         return settled.status_code
+
+    def _in_background(self, task: "Callable[[], Awaitable[object]]", name: str) -> None:
+        # A worker that is being closed finishes its submissions, and follows no more runs.
+        if self.is_setup:
+            self._followers.start_soon(task, name=name)
 
     async def _lifecycle(
         self, flow_run: "FlowRun", configuration: RayJobConfiguration

@@ -1,7 +1,7 @@
 """`ClusterPoller`: one loop that looks at one cluster for all the runs of a worker."""
 
 import logging
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import anyio
@@ -18,6 +18,8 @@ _FEW_ENOUGH_TO_LOOK_OFTEN = 10
 _QUICK_INTERVAL_SECONDS = 1.0
 # A head that takes long to answer is busy: leave it alone for this many times as long.
 _REST_FACTOR = 4
+_LONGEST_REST_SECONDS = 60.0
+_LOOK_UPS_AT_ONCE = 4
 
 _log = logging.getLogger("prefect.workers.ray.watching")
 
@@ -84,7 +86,7 @@ class ClusterPoller:
             took = anyio.current_time() - began
             if reached:
                 backoff.reset()
-                await self._rest(max(self._pace(), took * _REST_FACTOR))
+                await self._rest(self._pace(), min(took * _REST_FACTOR, _LONGEST_REST_SECONDS))
             else:
                 await anyio.sleep(backoff.next())
 
@@ -92,38 +94,59 @@ class ClusterPoller:
         few = len(self._watches) <= _FEW_ENOUGH_TO_LOOK_OFTEN
         return min(_QUICK_INTERVAL_SECONDS, self._interval) if few else self._interval
 
-    async def _rest(self, seconds: float) -> None:
-        """Sleep, but look at once for a job that has just been added."""
-        with anyio.move_on_after(jittered(seconds)):
+    async def _rest(self, seconds: float, at_least: float) -> None:
+        """Sleep, but once the head has had its rest look at once for a job that was added."""
+        await anyio.sleep(at_least)
+        with anyio.move_on_after(max(jittered(seconds) - at_least, 0)):
             await self._wake.wait()
 
     async def _look_and_tell(self) -> bool:
+        """Look once and tell each watch as soon as its job is seen; say if anything answered."""
         watches = dict(self._watches)
-        try:
-            seen = await self._look(watches)
-        except JobsApiError as exc:
-            seen = dict.fromkeys(watches, Unreachable(str(exc)))
-        except Exception as exc:  # noqa: BLE001
-            # One odd answer must not end the watching of every run.
-            _log.exception("Looking at the jobs of %s failed", self._client.connection.address)
-            seen = dict.fromkeys(watches, Unreachable(f"{type(exc).__name__}: {exc}"))
-        for submission_id, observation in seen.items():
-            watches[submission_id].deliver(observation)
-        return not all(isinstance(o, Unreachable) for o in seen.values())
+        answered = False
+        if len(watches) > _FEW_ENOUGH_TO_ASK_ONE_BY_ONE:
+            listed = await self._list()
+            if isinstance(listed, Unreachable):
+                for watch in watches.values():
+                    watch.deliver(listed)
+                return False
+            answered = True
+            for submission_id in watches.keys() & listed.keys():
+                watches.pop(submission_id).deliver(listed[submission_id])
+        # A list can be older than a submission: "not listed" is worth a second look.
+        limiter = anyio.CapacityLimiter(_LOOK_UPS_AT_ONCE)
 
-    async def _look(self, submission_ids: Iterable[str]) -> dict[str, Observation]:
-        wanted = list(submission_ids)
-        if len(wanted) <= _FEW_ENOUGH_TO_ASK_ONE_BY_ONE:
-            return {sid: await self._look_at(sid) for sid in wanted}
-        listed = {job.submission_id: job for job in await self._client.list()}
-        return {
-            # A list can be older than a submission: "not listed" is worth a second look.
-            sid: Seen(listed[sid]) if sid in listed else await self._look_at(sid)
-            for sid in wanted
-        }
+        async def look_and_tell(submission_id: str, watch: JobWatch) -> None:
+            nonlocal answered
+            async with limiter:
+                observation = await self._look_at(submission_id)
+            answered |= not isinstance(observation, Unreachable)
+            watch.deliver(observation)
+
+        async with anyio.create_task_group() as tasks:
+            for submission_id, watch in watches.items():
+                tasks.start_soon(look_and_tell, submission_id, watch)
+        return answered
+
+    async def _list(self) -> dict[str, Seen] | Unreachable:
+        try:
+            jobs = await self._client.list()
+        except Exception as exc:  # noqa: BLE001 (see `_unreachable`)
+            return self._unreachable(exc)
+        return {job.submission_id: Seen(job) for job in jobs if job.submission_id is not None}
 
     async def _look_at(self, submission_id: str) -> Observation:
         try:
-            return Seen(await self._client.get(submission_id))
-        except JobNotFound:
-            return Missing((await self._client.version()).session_name)
+            try:
+                return Seen(await self._client.get(submission_id))
+            except JobNotFound:
+                return Missing((await self._client.version()).session_name)
+        except Exception as exc:  # noqa: BLE001 (see `_unreachable`)
+            return self._unreachable(exc)
+
+    def _unreachable(self, exc: Exception) -> Unreachable:
+        if isinstance(exc, JobsApiError):
+            return Unreachable(str(exc))
+        # One odd answer must not end the watching of every run.
+        _log.error("Looking at %s failed", self._client.connection.address, exc_info=exc)
+        return Unreachable(f"{type(exc).__name__}: {exc}")
