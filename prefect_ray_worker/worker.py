@@ -25,7 +25,7 @@ from prefect_ray_worker.watching.cancelling import CancellingRuns
 from prefect_ray_worker.watching.clusters import Clusters
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
     from contextlib import AsyncExitStack
     from uuid import UUID
 
@@ -171,7 +171,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             self._in_background(lifecycle.prevent_start, "ray-prevent-start")
         return settled.status_code
 
-    def _in_background(self, task: "Callable[[], Awaitable[object]]", name: str) -> None:
+    def _in_background(self, task: "Callable[[], Coroutine[Any, Any, object]]", name: str) -> None:
         # A worker that is being closed finishes its submissions, and follows no more runs.
         if self.is_setup:
             self._followers.start_soon(task, name=name)

@@ -103,7 +103,7 @@ class ClusterPoller:
     async def _look_and_tell(self) -> bool:
         """Look once and tell each watch as soon as its job is seen; say if anything answered."""
         watches = dict(self._watches)
-        answered = False
+        answered = not watches
         if len(watches) > _FEW_ENOUGH_TO_ASK_ONE_BY_ONE:
             listed = await self._list()
             if isinstance(listed, Unreachable):

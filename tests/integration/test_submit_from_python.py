@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -37,9 +36,7 @@ def waits_for_a_file(path: str) -> str:
 
 
 @pytest.fixture
-async def storing_pool(
-    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Pool]:
+async def storing_pool(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
     """A pool with a folder for bundles, as `prefect work-pool storage configure` makes one."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     bundles = tmp_path / "bundles"
@@ -54,7 +51,7 @@ async def storing_pool(
             )
         ),
     )
-    yield pool
+    return pool
 
 
 def bound(pool: Pool) -> "Flow[..., str]":

@@ -193,8 +193,8 @@ async def test_odd_answers_are_unreachable_and_never_missing(
         with ExitStack() as stack:
             watch = many(stack, ray, cluster, count)[0]
             assert isinstance(await news(watch), Seen)
-            fault = ray.faults.add(Fault("*", "", kind=kind, status=404, times=3, body="no page"))
-            while fault.hits < 3:
+            fault = ray.faults.add(Fault("*", "", kind=kind, status=404, times=2, body="no page"))
+            while fault.hits < 2:
                 assert not isinstance(await news(watch), Missing)
             assert isinstance(await news_of(watch, Seen), Seen)
 
