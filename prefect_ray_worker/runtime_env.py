@@ -49,21 +49,18 @@ RemoteUri = Annotated[str, BeforeValidator(_remote_uri)]
 
 
 class RuntimeEnvConfig(BaseModel):
-    """Ray's own settings for building the environment.
+    """How Ray builds the environment; every other key that Ray knows is passed on."""
 
-    Attributes:
-        setup_timeout_seconds: Limit for building it, in seconds; -1 for none. Ray's default
-            is 600, and it tries three times (Ray 2.60).
-        eager_install: Whether to build it when the job starts instead of at first use.
-    """
-
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", title="Set-up options")
 
     setup_timeout_seconds: int | None = Field(
         default=None,
         ge=-1,
         title="Set-up timeout (seconds)",
-        description="Limit for building the environment; -1 for none. Ray's default is 600.",
+        description=(
+            "Limit for building the environment; -1 for none. Ray's default is 600, and it "
+            "tries three times. Example: 900"
+        ),
         examples=[900],
     )
     eager_install: bool | None = Field(
@@ -73,12 +70,9 @@ class RuntimeEnvConfig(BaseModel):
 
 
 class RuntimeEnv(BaseModel):
-    """Ray's runtime environment: what the driver and its tasks find where they run.
+    """What the flow's driver and its tasks find where they run; other keys are passed on."""
 
-    Typed where it is common; every other key that Ray knows is passed on as it is.
-    """
-
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", title="Runtime environment")
 
     pip: list[str] | dict[str, Any] | None = Field(
         default=None,

@@ -45,7 +45,7 @@ def _no_reserved_keys(value: object) -> object:
     return value
 
 
-Memory = Annotated[int | str, BeforeValidator(_parse_memory)]
+Memory = Annotated[str | int, BeforeValidator(_parse_memory)]
 JobName = Annotated[str, BeforeValidator(_no_slash)]
 UserMetadata = Annotated[dict[str, str], BeforeValidator(_no_reserved_keys)]
 
@@ -207,21 +207,27 @@ class RayWorkerVariables(RayFields, BaseVariables):
 
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the JSON schema with the most used variables first.
+        """Return the JSON schema as it reads well as a form.
 
-        pydantic would begin with the fields of Prefect's base class.
+        The most used variables come first; pydantic would begin with those of Prefect's base
+        class. And what may be left out is not offered as "null" as well: Prefect's UI would show
+        a switch for it, and its server takes null for any optional field anyway.
         """
         schema = super().model_json_schema(*args, **kwargs)
         properties = schema["properties"]
-        schema["properties"] = {name: properties[name] for name in FORM_ORDER}
+        schema["properties"] = {name: _without_null(properties[name]) for name in FORM_ORDER}
+        for name, definition in schema["definitions"].items():
+            if name != RayCluster.__name__:
+                fields = definition["properties"]
+                definition["properties"] = {n: _without_null(f) for n, f in fields.items()}
         return schema
 
 
 FORM_ORDER = (
     "address",
     "cluster",
-    "runtime_env",
     "env",
+    "runtime_env",
     "entrypoint_num_cpus",
     "entrypoint_num_gpus",
     "entrypoint_memory",
@@ -237,6 +243,14 @@ FORM_ORDER = (
 )
 
 
-def memory_in_bytes(value: int | str | None) -> int | None:
+def _without_null(field: dict[str, Any]) -> dict[str, Any]:
+    options = [option for option in field.get("anyOf", []) if option != {"type": "null"}]
+    if len(options) == len(field.get("anyOf", [])):
+        return field
+    rest = {k: v for k, v in field.items() if k != "anyOf" and (k, v) != ("default", None)}
+    return {**(options[0] if len(options) == 1 else {"anyOf": options}), **rest}
+
+
+def memory_in_bytes(value: str | int | None) -> int | None:
     """Return an `entrypoint_memory` in bytes; it has been checked before."""
     return None if value is None else int(_BYTE_SIZE.validate_python(value))

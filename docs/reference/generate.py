@@ -61,9 +61,9 @@ PAGES = {"job-variables.md": job_variables, "settings.md": settings}
 
 def _variable(name: str, field: Schema, definitions: Schema) -> str:
     default = "" if field.get("default") is None else f", default `{field['default']}`"
+    title = field.get("title") or definitions[field["$ref"].rpartition("/")[2]]["title"]
     return (
-        f"## `{name}`\n\n{field['title']}: {_type(field, definitions)}{default}.\n\n"
-        f"{field['description']}"
+        f"## `{name}`\n\n{title}: {_type(field, definitions)}{default}.\n\n{field['description']}"
     )
 
 
@@ -83,8 +83,7 @@ def _type(field: Schema, definitions: Schema) -> str:
         kind = "block" if "block_type_slug" in definitions[name] else "mapping"
         return f"{kind} `{name}`" if kind == "block" else kind
     if "anyOf" in field:
-        kinds = [_type(option, definitions) for option in field["anyOf"]]
-        return " or ".join(kind for kind in kinds if kind != "null")
+        return " or ".join(_type(o, definitions) for o in field["anyOf"] if o != {"type": "null"})
     kind = field.get("type", "any")
     if kind == "array":
         return f"list of {_type(field.get('items', {}), definitions)}"

@@ -4,8 +4,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, temporary_settings
 
+from prefect_ray_worker import run_lifecycle
 from tests.integration.harness import Pool, new_pool, settings_of
+from tests.integration.stage import Stage, new_stage
 from tests.prefect_server import PrefectServer, prefect_server
 from tests.real_ray import RealRay
 
@@ -32,3 +35,13 @@ async def pool(ray_cluster: RealRay, prefect_settings: None) -> AsyncIterator[Po
     """A work pool whose deployments go to the suite's Ray."""
     async with new_pool({"address": ray_cluster.address}) as pool:
         yield pool
+
+
+@pytest.fixture
+async def stage(prefect_settings: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
+    """A fake Ray and a quick worker's settings; the worker is `stage.pool.working()`."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_POLL_INTERVAL_SECONDS", "0.2")
+    monkeypatch.setattr(run_lifecycle, "_REPORT_GRACE_SECONDS", 1.0)
+    with temporary_settings({PREFECT_WORKER_QUERY_SECONDS: 0.3}):
+        async with new_stage() as staged:
+            yield staged

@@ -1,0 +1,91 @@
+"""A real Prefect server and a fake Ray, whose jobs run nothing: the test plays the driver."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import Scheduled
+
+from tests.fake_ray import FakeJob, FakeRay
+from tests.fake_ray.script import RUNS_FOREVER
+from tests.integration.harness import Pool, new_pool
+from tests.waiting import wait_until
+
+
+@dataclass
+class Stage:
+    """What a test of faults acts on.
+
+    Attributes:
+        pool: A work pool whose deployments go to `ray`.
+        ray: The fake cluster.
+    """
+
+    pool: Pool
+    ray: FakeRay
+
+    async def start(self, **job_variables: Any) -> UUID:
+        """Schedule a run for now."""
+        return await self.pool.start("adds", job_variables=job_variables)
+
+    async def start_many(self, count: int) -> list[UUID]:
+        """Schedule runs of one deployment for now."""
+        deployment = await self.pool.deploy("adds")
+        runs = [
+            await self.pool.client.create_flow_run_from_deployment(deployment, state=Scheduled())
+            for _ in range(count)
+        ]
+        return [run.id for run in runs]
+
+    def jobs_of(self, run_id: UUID) -> list[FakeJob]:
+        """Return every job that the fake Ray knows of a run."""
+        return [
+            job
+            for job in self.ray.jobs.values()
+            if (job.body.get("metadata") or {}).get("prefect.io/flow-run-id") == str(run_id)
+        ]
+
+    async def job_of(self, run_id: UUID) -> FakeJob:
+        """Wait for the run's one job."""
+        await wait_until(lambda: self.jobs_of(run_id), timeout=20, description="a job of the run")
+        (job,) = self.jobs_of(run_id)
+        return job
+
+    async def running(self, **job_variables: Any) -> tuple[UUID, FakeJob]:
+        """Start a run and wait until its worker watches a job that runs, and it is Running."""
+        run_id = await self.start(**job_variables)
+        job = await self.job_of(run_id)
+        await self.play(run_id, StateType.RUNNING)
+        await self.pool.wait_for_log(run_id, "is RUNNING")
+        return run_id, job
+
+    async def play(self, run_id: UUID, state: StateType, name: str | None = None) -> None:
+        """Report a state as the driver would."""
+        await self.pool.client.set_flow_run_state(
+            run_id, State(type=state, name=name or state.value.title()), force=True
+        )
+
+    async def ends(self, run_id: UUID, state: StateType, text: str = "") -> FlowRun:
+        """Wait for the run's end and check it: its state, and what its message says."""
+        run = await self.pool.wait_for(run_id, seconds=20)
+        assert run.state is not None
+        assert run.state.type == state, run.state
+        assert text in (run.state.message or ""), run.state.message
+        return run
+
+    async def is_served(self) -> None:
+        """Check that the worker still does its work, with a run from start to end."""
+        run_id, job = await self.running()
+        job.set("FAILED", driver_exit_code=7)
+        await self.ends(run_id, StateType.CRASHED, "exit code 7")
+
+
+@asynccontextmanager
+async def new_stage(**fake: Any) -> AsyncIterator[Stage]:
+    """Set up a fake Ray, whose jobs run until a test ends them, and a pool for it."""
+    async with FakeRay(**fake) as ray, new_pool({"address": ray.address}) as pool:
+        ray.on_submit = RUNS_FOREVER
+        yield Stage(pool, ray)
