@@ -1,0 +1,134 @@
+"""The documentation agrees with the code, with itself and with the files that it names."""
+
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from prefect_ray_worker import errors
+from prefect_ray_worker.settings import RayWorkerSettings
+from prefect_ray_worker.worker import RayWorker
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+REFERENCE = DOCS / "reference"
+GENERATED = {REFERENCE / "job-variables.md", REFERENCE / "settings.md"}
+PAGES = [README, *sorted(DOCS.rglob("*.md"))]
+
+_FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_CODE = re.compile(r"`([^`\n]+)`")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+# A folder of this project and what is in it, or a file with one of our suffixes.
+_PATH = re.compile(
+    r"(?<![\w./:-])((?:docs|tests|prefect_ray_worker|\.github|\.ci)/[\w./-]*\w"
+    r"|[\w-]+\.(?:md|toml|txt))\b"
+)
+_TARGET = re.compile(r"\bmake ([a-z][a-z-]*)")
+
+
+def _generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", REFERENCE / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _prose(page: Path) -> str:
+    """Return a page without its fenced blocks: in those, brackets are code."""
+    return _FENCE.sub("", page.read_text())
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of a page's headings."""
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+        for heading in _HEADING.findall(_prose(page))
+    }
+
+
+def _written_by_hand() -> str:
+    return "\n".join(page.read_text() for page in PAGES if page not in GENERATED)
+
+
+def test_generated_pages_are_those_of_the_code() -> None:
+    for name, page in _generator().PAGES.items():
+        assert (REFERENCE / name).read_text() == page(), f"{name} is stale: run `make docs`"
+
+
+def test_every_generated_page_is_known_here() -> None:
+    assert {REFERENCE / name for name in _generator().PAGES} == GENERATED
+
+
+@pytest.mark.parametrize(
+    "name", RayWorker.get_default_base_job_template()["variables"]["properties"]
+)
+def test_job_variable_is_explained_beyond_its_reference(name: str) -> None:
+    assert re.search(rf"`{name}`", _written_by_hand())
+
+
+@pytest.mark.parametrize("name", RayWorkerSettings.model_fields)
+def test_setting_is_explained_beyond_its_reference(name: str) -> None:
+    prefix = RayWorkerSettings.model_config.get("env_prefix", "")
+    assert f"`{prefix}{name.upper()}`" in _written_by_hand()
+
+
+def test_every_error_is_in_the_reference() -> None:
+    page = (REFERENCE / "errors.md").read_text()
+    ours = [
+        name
+        for name, thing in inspect.getmembers(errors, inspect.isclass)
+        if thing.__module__ == errors.__name__
+    ]
+    assert ours
+    assert [name for name in ours if f"| `{name}` |" not in page] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_resolve(page: Path) -> None:
+    for link in _LINK.findall(_prose(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{link} does not exist"
+        assert target.is_relative_to(ROOT), f"{link} leaves the project"
+        if anchor:
+            assert anchor in _anchors(target), f"{link}: no such heading"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = DOCS / "README.md"
+    linked = {(DOCS / link.partition("#")[0]).resolve() for link in _LINK.findall(_prose(index))}
+    assert [page for page in PAGES if page not in {README, index, *linked}] == []
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    text = README.read_text()
+    named = set(_PATH.findall(text))
+    assert "docs/how-to/troubleshoot.md" in named
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_make_targets_that_the_docs_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {target for code in _commands(README) for target in _TARGET.findall(code)}
+    assert {"quickstart", "test", "check"} <= named
+    assert named <= targets
+
+
+def _commands(page: Path) -> list[str]:
+    """Return what a page shows as code: spans, fenced blocks and indented lines."""
+    text = page.read_text()
+    indented = [line for line in text.splitlines() if line.startswith("    ")]
+    return [*_FENCE.findall(text), *_CODE.findall(_FENCE.sub("", text)), *indented]
+
+
+def test_readme_is_short_enough_to_be_read() -> None:
+    assert README.read_text().count("\n") <= 130
