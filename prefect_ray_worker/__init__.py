@@ -12,9 +12,8 @@ nothing in a job that needs only one of them.
 
 from typing import TYPE_CHECKING, Any
 
-from prefect_ray_worker._version import __version__
-
 if TYPE_CHECKING:
+    from prefect_ray_worker._version import __version__ as __version__
     from prefect_ray_worker.blocks import RayCluster as RayCluster
     from prefect_ray_worker.worker import RayWorker as RayWorker
 
@@ -23,6 +22,7 @@ __all__ = ["RayCluster", "RayWorker", "__version__"]
 _HOMES = {
     "RayCluster": "prefect_ray_worker.blocks",
     "RayWorker": "prefect_ray_worker.worker",
+    "__version__": "prefect_ray_worker._version",
 }
 
 

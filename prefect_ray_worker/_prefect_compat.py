@@ -4,14 +4,18 @@ After an upgrade of Prefect, this is the file to check; `tests/unit/test_prefect
 fails by name when one has gone.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
 
 from prefect.settings import get_current_settings
 
 if TYPE_CHECKING:
-    from contextlib import AsyncExitStack
+    from contextlib import AbstractContextManager, AsyncExitStack
     from logging import Logger, LoggerAdapter
+    from pathlib import Path
 
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.flows import Flow
     from prefect.workers.base import BaseWorker
 
 # Not a SecretStr in `prefect/settings/models/client.py` (3.8.8), but it carries credentials.
@@ -41,6 +45,55 @@ def exit_stack(worker: "BaseWorker[Any, Any, Any]") -> "AsyncExitStack":
 def worker_logger(worker: "BaseWorker[Any, Any, Any]") -> "Logger | LoggerAdapter[Logger]":
     """Return the worker's own logger, which goes to its page in the UI as well (3.8.8)."""
     return worker._logger  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+Intent = Literal["cancel", "reschedule", "relinquish"]
+"""Why a flow is told to end (`prefect._internal.attempt_control.Intent`, 3.8.8)."""
+
+
+def set_termination_intent(intent: Intent) -> None:
+    """Tell the flow engine of this process what the coming `TerminationSignal` means.
+
+    The engine asks `prefect._internal.control_listener` (3.8.8), which is fed by a socket from
+    Prefect's own supervisor process; ours knows it in the process itself.
+    """
+    from prefect._internal import control_listener
+
+    control_listener._set_intent(intent)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+async def prepare_workspace(flow_run_id: UUID, folder: "Path") -> str:
+    """Run a deployment's pull steps and go where they lead; return the flow's entrypoint.
+
+    What `prefect flow-run execute` does in a process of its own (3.8.8), in this one.
+    """
+    from prefect.runner._workspace_resolver import prepare_workspace_for_flow_run
+
+    workspace = await prepare_workspace_for_flow_run(flow_run_id, folder)
+    return workspace.runtime_entrypoint
+
+
+def load_flow(flow_run: "FlowRun") -> "Flow[..., Any]":
+    """Load the flow of `PREFECT__FLOW_ENTRYPOINT`, as `prefect.engine` does (3.8.8)."""
+    from prefect.flow_engine import load_flow as load
+
+    return load(flow_run)
+
+
+def run_metrics(flow_run: "FlowRun", flow: "Flow[..., Any]") -> "AbstractContextManager[Any]":
+    """Return the metrics that `prefect.engine` keeps around a run (3.8.8)."""
+    from prefect._internal.metrics import RunMetrics
+
+    return RunMetrics(flow_run, flow)
+
+
+def drive_flow_result(flow: "Flow[..., Any]", result: object) -> None:
+    """Run what `run_flow` returned for async and generator flows (`prefect.engine`, 3.8.8)."""
+    from prefect.engine import (
+        _drive_run_flow_result,  # pyright: ignore[reportPrivateUsage]
+    )
+
+    _drive_run_flow_result(flow, result)
 
 
 OVERRIDDEN = ("_initiate_run", "_documentation_url", "_logo_url", "_description")

@@ -39,6 +39,7 @@ class Addressing:
     def __init__(self, directory: Path, default_address: str | None) -> None:
         self._local = LocalCluster(directory)
         self._uses_local = False
+        self._never_to_start: set[str] = set()
         self._default = (
             Connection(normalize_address(default_address, variable=ADDRESS_SETTING))
             if default_address
@@ -76,13 +77,17 @@ class Addressing:
             except LocalClusterError as exc:
                 report(f"The Ray cluster that an earlier worker left cannot be used: {exc}")
 
+    def discount(self, submission_id: str) -> None:
+        """Take a job for ended that Ray still shows as PENDING, with a stop queued."""
+        self._never_to_start.add(submission_id)
+
     async def leave(self, report: Report) -> None:
         """Stop the embedded Ray, unless jobs run on it or another worker uses it."""
         if not self._uses_local:
             return
         with anyio.move_on_after(_LEAVE_SECONDS, shield=True):
             info = await self._local.find()
-            running = 0 if info is None else await _count_running(_connection_to(info))
+            running = 0 if info is None else await self._count_running(_connection_to(info))
             try:
                 stopped = await self._local.release(jobs_running=running > 0)
             except LocalClusterError as exc:
@@ -95,6 +100,19 @@ class Addressing:
                     f"Ray Jobs that go on at {info.address}: {running}. The next worker finds "
                     f"that Ray and stops it when it exits; ending process {info.pid} does too."
                 )
+
+    async def _count_running(self, connection: Connection) -> int:
+        try:
+            async with JobsClient(connection) as client:
+                jobs = await client.list()
+        except JobsApiError:
+            return 0
+        return sum(
+            job.type == "SUBMISSION"
+            and not job.is_terminal
+            and job.submission_id not in self._never_to_start
+            for job in jobs
+        )
 
     async def _join_local(self, report: Report) -> LocalClusterInfo:
         info = await self._local.ensure()
@@ -117,16 +135,6 @@ def warn_of_local_api(connection: Connection, api_url: str | None, report: Repor
             "node itself. If the run stays Pending, set env.PREFECT_API_URL to an address that "
             "the cluster can reach."
         )
-
-
-async def _count_running(connection: Connection) -> int:
-    try:
-        async with JobsClient(connection) as client:
-            return sum(
-                not job.is_terminal for job in await client.list() if job.type == "SUBMISSION"
-            )
-    except JobsApiError:
-        return 0
 
 
 def _connection_to(info: LocalClusterInfo) -> Connection:

@@ -12,9 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from prefect_ray_worker._prefect_compat import secret_setting_names
 from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.identity import attempt_in
 from prefect_ray_worker.jobs_api.connection import Connection
 from prefect_ray_worker.jobs_api.models import JobSubmitRequest
-from prefect_ray_worker.runtime_env import compose, portable_settings
+from prefect_ray_worker.runtime_env import can_ship, compose
+from prefect_ray_worker.secrets_policy import NO_SECRETS, Delivery
 from prefect_ray_worker.variables import JobName, RayFields, UserMetadata, memory_in_bytes
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 _LONGEST_ENTRYPOINT = 131_071
 _LONGEST_ENVIRONMENT = 131_000
 
-_DEFAULT_COMMAND = "python -m prefect flow-run execute"
+# Where nothing of ours can be shipped (a job with an image of its own), Prefect's executor runs it.
+_PREFECTS_OWN = "python -m prefect flow-run execute"
+_DRIVER = "python -m prefect_ray_worker.driver"
 _PER_RUN_PREFIX = "PREFECT__"
 _MASKED = frozenset({"env", "env_vars", "cluster", "token", "headers", "cookies"})
 
@@ -47,6 +51,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
     labels: UserMetadata = Field(default_factory=dict)
 
     _asked_env: dict[str, str | None] = PrivateAttr(default_factory=dict)
+    _asked_command: str | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
@@ -87,7 +92,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
     ) -> None:
         """Add what Prefect knows about the run: labels, name, command, environment."""
         self._asked_env = dict(self.env)
-        self.command = self.command or f"exec {_DEFAULT_COMMAND}"
+        self._asked_command = self.command
         super().prepare_for_flow_run(
             flow_run=flow_run,
             deployment=deployment,
@@ -106,11 +111,15 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         # The block's credentials belong to the block's address, and go nowhere else.
         return Connection(self.address)
 
-    def submission_request(self, submission_id: str) -> JobSubmitRequest:
+    def submission_request(
+        self, submission_id: str, *, package: str | None = None, delivery: Delivery = NO_SECRETS
+    ) -> JobSubmitRequest:
         """Return the request for a prepared configuration.
 
         Args:
             submission_id: The job's id.
+            package: URI of our own package in the cluster's store, if it is shipped.
+            delivery: How secrets reach the job.
 
         Raises:
             InvalidConfiguration: Entrypoint or environment are too large for Ray.
@@ -120,14 +129,18 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         }
         per_run = {k: v for k, v in inherited.items() if k.startswith(_PER_RUN_PREFIX)}
         settings = {k: v for k, v in inherited.items() if k not in per_run}
+        run = (per_run.get("PREFECT__FLOW_RUN_ID", ""), attempt_in(submission_id))
+        driver = f"{_DRIVER} {shlex.join(run)}" if can_ship(self.runtime_env) else _PREFECTS_OWN
+        command = self._asked_command or f"exec {driver}"
         request = JobSubmitRequest(
             submission_id=submission_id,
-            entrypoint=f"export {_assignments(per_run)}; {self.command}",
+            entrypoint=f"export {_assignments(per_run)}; {command}",
             runtime_env=compose(
                 self.runtime_env,
-                inherited=portable_settings(settings, secret=secret_setting_names()),
+                inherited=delivery.applied_to(settings, secret=secret_setting_names()),
                 env={k: v for k, v in self._asked_env.items() if v is not None},
                 stop_grace_seconds=self.stop_grace_seconds,
+                package=package if can_ship(self.runtime_env) else None,
             ),
             metadata={
                 **self.labels,

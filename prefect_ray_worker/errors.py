@@ -15,6 +15,7 @@ The branches answer one question: may we try again, and do we know what happened
             * NotAuthorized
             * NotRayDashboard
             * JobNotFound
+            * PackageNotFound
             * JobAlreadyExists
             * JobNotTerminal
 
@@ -78,6 +79,10 @@ class NotRayDashboard(TerminalError):
 
 class JobNotFound(TerminalError):
     """A reachable Ray cluster says that it has no such job."""
+
+
+class PackageNotFound(TerminalError):
+    """A reachable Ray cluster does not have a package in its store."""
 
 
 class JobAlreadyExists(TerminalError):

@@ -24,6 +24,7 @@ from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled, Crashed
 from prefect.utilities.engine import propose_state
 
+from prefect_ray_worker.identity import present_claim
 from prefect_ray_worker.jobs_api.backoff import Backoff
 
 T = TypeVar("T")
@@ -31,6 +32,8 @@ T = TypeVar("T")
 # Longer than any restart of a Prefect server that somebody is still working on.
 _PATIENCE_SECONDS = 3600.0
 _PAGE = 200
+# Asked too often or too slowly; every other 4xx is about the request.
+_PASSING = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS})
 
 _log = logging.getLogger("prefect.workers.ray.flow_runs")
 
@@ -38,8 +41,8 @@ _log = logging.getLogger("prefect.workers.ray.flow_runs")
 class FlowRuns:
     """The flow runs of a worker, as the Prefect API has them.
 
-    Methods wait out an API that does not answer or answers 5xx, for up to an hour; a run that
-    has been deleted is answered with None or ignored.
+    Methods wait out an API that does not answer, answers 5xx or is asked too often, for up to
+    an hour; a run that has been deleted is answered with None or ignored.
 
     Args:
         client: An open Prefect client.
@@ -56,16 +59,9 @@ class FlowRuns:
             return None
 
     async def claim_id(self, flow_run: FlowRun) -> UUID:
-        """Return the id of the Pending state that began the present attempt.
-
-        The server grants a run's transition to Pending to exactly one worker, and keeps it in
-        the run's history, where every other worker finds it as well.
-        """
+        """Return the id of the Pending state that began the present attempt."""
         states = await self._patiently(lambda: self._client.read_flow_run_states(flow_run.id))
-        claims = [state for state in states if _is_claim(state)] or states
-        if claims:
-            return max(claims, key=lambda state: state.timestamp).id
-        return flow_run.id
+        return present_claim(states) or flow_run.id
 
     async def record_pid(self, flow_run_id: UUID, infrastructure_pid: str) -> None:
         """Tell Prefect where the run's job is."""
@@ -154,11 +150,6 @@ class FlowRuns:
                 await anyio.sleep(delay)
 
 
-def _is_claim(state: State[Any]) -> bool:
-    # `Submitting` and `InfrastructurePending` are of type PENDING too, but come later.
-    return state.type == StateType.PENDING and state.name == "Pending"
-
-
 def _may_crash(state: State[Any], *, rename: bool) -> bool:
     if state.is_crashed():
         return rename
@@ -167,5 +158,6 @@ def _may_crash(state: State[Any], *, rename: bool) -> bool:
 
 def _is_passing(exc: Exception) -> bool:
     if isinstance(exc, PrefectHTTPStatusError):
-        return exc.response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR
+        code = exc.response.status_code
+        return code >= httpx.codes.INTERNAL_SERVER_ERROR or code in _PASSING
     return True

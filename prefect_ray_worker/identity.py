@@ -3,8 +3,10 @@
 Pure, so that two workers, or one worker asked twice, come to the same names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
 from urllib.parse import urldefrag
 from uuid import UUID
 
@@ -45,6 +47,39 @@ class InfrastructurePid:
         return cls(address, submission_id, session or None)
 
 
+class StateOfRun(Protocol):
+    """What is asked of a flow-run state here; Prefect's `State` is one."""
+
+    id: UUID
+    type: Any
+    name: str | None
+    timestamp: datetime
+
+
+def present_claim(history: Iterable[StateOfRun]) -> UUID | None:
+    """Return the id of the Pending state that began the present attempt at a run.
+
+    The server grants a run's transition to Pending to exactly one worker, and keeps it in the
+    run's history, where every other worker, and the driver, find it as well. `Submitting` and
+    the like are of type PENDING too, but come later.
+
+    Args:
+        history: The run's states, in any order.
+
+    Returns:
+        None for an empty history.
+    """
+    states = list(history)
+    claims = [s for s in states if s.type == "PENDING" and s.name == "Pending"] or states
+    return max(claims, key=lambda s: s.timestamp).id if claims else None
+
+
+def attempt_name(claim_id: UUID) -> str:
+    """Return the short name of an attempt: 12 hex digits of its claim."""
+    # The tail of a UUID is random in versions 4 and 7; the head of a version 7 is a clock.
+    return claim_id.hex[-12:]
+
+
 def submission_id(flow_run_id: UUID, claim_id: UUID) -> str:
     """Return the Ray submission id of one attempt at a flow run.
 
@@ -59,8 +94,12 @@ def submission_id(flow_run_id: UUID, claim_id: UUID) -> str:
     Returns:
         `prefect-<flow run id>-<12 hex digits>`; Ray wants no slash and no bare 8 hex digits.
     """
-    # The tail of a UUID is random in versions 4 and 7; the head of a version 7 is a clock.
-    return f"prefect-{flow_run_id}-{claim_id.hex[-12:]}"
+    return f"prefect-{flow_run_id}-{attempt_name(claim_id)}"
+
+
+def attempt_in(submission_id: str) -> str:
+    """Return the name of the attempt that a submission id was made for."""
+    return submission_id.rpartition("-")[2]
 
 
 def is_job_of(flow_run_id: UUID, metadata: Mapping[str, object] | None) -> bool:

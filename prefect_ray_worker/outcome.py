@@ -4,12 +4,12 @@ The job is evidence about the infrastructure; the flow run's state is the result
 read before anything is decided.
 """
 
-import signal
 from dataclasses import dataclass
 from enum import Enum
 
 from prefect.client.schemas.objects import StateType
 
+from prefect_ray_worker.driver.exits import DriverExit, describe_exit
 from prefect_ray_worker.jobs_api.models import JobDetails, JobStatus
 
 _UNDECIDED = frozenset({StateType.PENDING, StateType.RUNNING})
@@ -101,19 +101,9 @@ def of_lost_job(submission_id: str, *, then: str | None, now: str | None) -> Out
     return crashed(f"The Ray cluster lost the job {submission_id}: {why}. {advice}")
 
 
-def describe_exit(code: int) -> str:
-    """Return an exit code in words: `signal SIGKILL` or `exit code 3`.
-
-    A shell reports a signal as 128 plus its number, Ray as the negative number.
-    """
-    number = -code if code < 0 else code - 128
-    try:
-        return f"signal {signal.Signals(number).name}"
-    except ValueError:
-        return f"exit code {code}"
-
-
 def _failure(job: JobDetails) -> str:
+    if job.driver_exit_code in set(DriverExit):
+        return _last_line(job.message or "")  # the driver has said it in one line of its output
     kind = f" ({job.error_type})" if job.error_type else ""
     if job.driver_exit_code is not None:
         headline = f"The driver ended with {describe_exit(job.driver_exit_code)}"
@@ -123,3 +113,8 @@ def _failure(job: JobDetails) -> str:
     if len(detail) > _LONGEST_DETAIL:
         detail = f"…{detail[-_LONGEST_DETAIL:]}"
     return f"{headline}{kind}. {detail or 'Ray gives no reason; see the job in its dashboard.'}"
+
+
+def _last_line(message: str) -> str:
+    lines = [line for line in message.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "The driver gave no reason; see its log."

@@ -6,22 +6,25 @@ Made for one run and thrown away afterwards. The steps, in order:
 2. `follow`: watch the job; on a verdict, stop it or not, and settle the run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from logging import Logger, LoggerAdapter
 from typing import Any
 
 import anyio
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, StateType
 
 from prefect_ray_worker import outcome
 from prefect_ray_worker.cancellation import Stopping, stop_and_confirm
 from prefect_ray_worker.configuration import RayJobConfiguration
-from prefect_ray_worker.errors import JobsApiError
+from prefect_ray_worker.errors import JobsApiError, RequestRejected, SubmissionConflict
 from prefect_ray_worker.flow_runs import FlowRuns
 from prefect_ray_worker.identity import InfrastructurePid, submission_id
 from prefect_ray_worker.jobs_api.models import JobDetails, JobStatus, JobSubmitRequest
 from prefect_ray_worker.outcome import UNTOUCHED, Outcome, Resolution, crashed
+from prefect_ray_worker.secrets_policy import Delivery
+from prefect_ray_worker.settlement import Settlement
+from prefect_ray_worker.shipping import archive_uri, ensure_shipped
 from prefect_ray_worker.submission import Disposition, submit_once
 from prefect_ray_worker.watching.cancelling import CancellingRuns
 from prefect_ray_worker.watching.clusters import Cluster
@@ -42,11 +45,15 @@ class Surroundings:
         flow_runs: The Prefect side.
         cancelling: Which runs are being cancelled.
         unreachable_limit: Seconds for which a cluster may be silent.
+        ship_driver: Whether to bring our package to the cluster.
+        delivery: How secrets reach the jobs.
     """
 
     flow_runs: FlowRuns
     cancelling: CancellingRuns
     unreachable_limit: float
+    ship_driver: bool
+    delivery: Delivery
 
 
 class RunLifecycle:
@@ -75,6 +82,7 @@ class RunLifecycle:
         self._around = surroundings
         self._log = logger
         self._request: JobSubmitRequest | None = None
+        self._settlement: Settlement | None = None
         self._disposition = Disposition.UNSETTLED
         self._stop_is_queued = False
         self._session: str | None = None
@@ -94,22 +102,24 @@ class RunLifecycle:
             JobsApiError: It is settled that Ray did not take the job.
             SubmissionConflict: A foreign job has our id.
         """
-        claim = await self._around.flow_runs.claim_id(self._flow_run)
-        self._request = self._configuration.submission_request(submission_id(self._run_id, claim))
+        claim_id = await self._around.flow_runs.claim_id(self._flow_run)
+        self._settlement = Settlement(self._around.flow_runs, self._flow_run, claim_id, self._log)
+        self._request = self._configuration.submission_request(
+            submission_id(self._run_id, claim_id),
+            package=await archive_uri() if self._around.ship_driver else None,
+            delivery=self._around.delivery,
+        )
         self._session = await self._session_name()
         await self._submit_request(self._request)
-        return InfrastructurePid(self._address, self._job_id, self._session)
+        return InfrastructurePid(self._address, self.job_id, self._session)
 
     async def follow(self) -> Outcome:
         """Watch the job until the run is settled; return what was decided."""
         with (
-            self._cluster.poller.watch(self._job_id) as watch,
-            self._around.cancelling.attended(),
+            self._cluster.poller.watch(self.job_id) as watch,
+            self._around.cancelling.attended(self._run_id),
         ):
-            watched = Watched(
-                submitted_at=anyio.current_time(),
-                arrived=self._disposition is not Disposition.UNSETTLED,
-            )
+            watched = Watched(submitted_at=anyio.current_time(), arrived=self._has_arrived)
             while True:
                 observation = await watch.next()
                 now = anyio.current_time()
@@ -118,12 +128,17 @@ class RunLifecycle:
                     watched = watched.cancelled_at(now)
                 self._tell(before, watched)
                 verdict = judge(watched, self._limits, now)
-                if verdict is Verdict.NEVER_ARRIVED and self._request is not None:
-                    await self._submit_again(self._request)
-                    continue
-                if isinstance(observation, Missing) and verdict is Verdict.LOST:
-                    return await self._settle(self._lost(observation))
-                if (decided := await self._act_on(verdict, watched)) is not None:
+                if verdict is Verdict.NEVER_ARRIVED:
+                    decided = await self._never_arrived(watched)
+                    if self._has_arrived:
+                        # From here on a missing job is one that may have run.
+                        now = anyio.current_time()
+                        watched = replace(watched, arrived=True, submitted_at=now, missing=False)
+                elif isinstance(observation, Missing) and verdict is Verdict.LOST:
+                    decided = await self._lost(observation.session_name)
+                else:
+                    decided = await self._act_on(verdict, watched)
+                if decided is not None:
                     return decided
 
     @property
@@ -133,7 +148,7 @@ class RunLifecycle:
 
     async def prevent_start(self) -> None:
         """Stop the job again should it ever start: the queue of the stop is not durable."""
-        with self._cluster.poller.watch(self._job_id) as watch:
+        with self._cluster.poller.watch(self.job_id) as watch:
             while True:
                 observation = await watch.next()
                 if isinstance(observation, Missing):
@@ -145,10 +160,19 @@ class RunLifecycle:
                         await self._stop()
 
     @property
-    def _job_id(self) -> str:
+    def job_id(self) -> str:
+        """The job's submission id, once the run has been submitted."""
         if self._request is None:
             raise RuntimeError("The run has not been submitted.")
         return self._request.submission_id
+
+    @property
+    def _has_arrived(self) -> bool:
+        return self._disposition is not Disposition.UNSETTLED
+
+    async def _state(self) -> StateType | None:
+        run = await self._around.flow_runs.read(self._run_id)
+        return run.state.type if run is not None and run.state is not None else None
 
     async def _session_name(self) -> str | None:
         try:
@@ -158,7 +182,11 @@ class RunLifecycle:
 
     async def _submit_request(self, request: JobSubmitRequest) -> None:
         self._disposition = await submit_once(
-            self._cluster.client, request, flow_run_id=self._run_id, report=self._log.warning
+            self._cluster.client,
+            request,
+            flow_run_id=self._run_id,
+            report=self._log.warning,
+            prepare=ensure_shipped if self._around.ship_driver else None,
         )
         match self._disposition:
             case Disposition.SUBMITTED:
@@ -175,12 +203,37 @@ class RunLifecycle:
             request.submission_id,
         )
 
-    async def _submit_again(self, request: JobSubmitRequest) -> None:
+    async def _never_arrived(self, watched: Watched) -> Outcome | None:
+        """Submit the job again, if its run still waits for this very attempt."""
+        match await self._state():
+            case StateType.PENDING if not await self._is_superseded():
+                return await self._submit_again(watched)
+            case StateType.RUNNING:
+                return await self._lost(None)  # only the job itself reports that
+            case StateType.CANCELLING:
+                return await self._settle(
+                    Outcome(Resolution.CANCEL, "Cancelled before Ray had the job.")
+                )
+            case _:
+                return UNTOUCHED
+
+    async def _submit_again(self, watched: Watched) -> Outcome | None:
+        limit = self._limits.unreachable
+        if self._request is None or anyio.current_time() - watched.submitted_at >= limit:
+            return await self._settle(
+                crashed(
+                    f"The Ray cluster at {self._address} answers, and has not taken the job for "
+                    f"{limit:g} s. What it answered is in the logs of the run."
+                )
+            )
         try:
-            await self._submit_request(request)
+            await self._submit_request(self._request)
+        except (RequestRejected, SubmissionConflict) as exc:
+            return await self._settle(crashed(str(exc)))
         except JobsApiError as exc:
             # The next look decides: unreachable waits, missing comes back here.
             self._log.warning("The Ray Job could not be submitted again yet: %s", exc)
+        return None
 
     async def _act_on(self, verdict: Verdict, watched: Watched) -> Outcome | None:
         match verdict:
@@ -206,16 +259,19 @@ class RunLifecycle:
             return UNTOUCHED
         deadline = anyio.current_time() + _REPORT_GRACE_SECONDS
         while True:
-            run = await self._around.flow_runs.read(self._run_id)
-            state = run.state.type if run is not None and run.state is not None else None
-            decided = outcome.of_ended_job(job, state)
+            decided = outcome.of_ended_job(job, await self._state())
             patient = decided.resolution is Resolution.CRASH and not _failed_by_itself(job)
             if not patient or anyio.current_time() >= deadline:
                 return await self._settle(decided)
             await anyio.sleep(1)
 
-    def _lost(self, observation: Missing) -> Outcome:
-        return outcome.of_lost_job(self._job_id, then=self._session, now=observation.session_name)
+    async def _lost(self, session_now: str | None) -> Outcome:
+        if await self._state() == StateType.CANCELLING:
+            gone = "Cancelled; the Ray cluster does not have the job any more."
+            return await self._settle(Outcome(Resolution.CANCEL, gone))
+        return await self._settle(
+            outcome.of_lost_job(self.job_id, then=self._session, now=session_now)
+        )
 
     async def _cancel(self, watched: Watched) -> Outcome | None:
         stopping = await self._stop()
@@ -232,7 +288,7 @@ class RunLifecycle:
             case Stopping.UNCONFIRMED | Stopping.UNREACHABLE:
                 self._log.warning(
                     "The Ray Job %s was asked to stop and has not ended yet (%s); going on.",
-                    self._job_id,
+                    self.job_id,
                     stopping.value,
                 )
                 return None
@@ -249,7 +305,7 @@ class RunLifecycle:
 
     async def _stop(self) -> Stopping:
         stopping = await stop_and_confirm(
-            self._cluster.client, self._job_id, grace_seconds=self._limits.stop_grace
+            self._cluster.client, self.job_id, grace_seconds=self._limits.stop_grace
         )
         self._stop_is_queued = stopping is Stopping.QUEUED
         return stopping
@@ -284,20 +340,13 @@ class RunLifecycle:
             )
         )
 
+    async def _is_superseded(self) -> bool:
+        return self._settlement is not None and await self._settlement.is_superseded()
+
     async def _settle(self, decided: Outcome, *, rename: bool = False) -> Outcome:
-        flow_runs = self._around.flow_runs
-        match decided.resolution:
-            case Resolution.CRASH:
-                if await flow_runs.crash(self._run_id, decided.message, rename=rename):
-                    self._log.error("%s", decided.message)
-                    return decided
-            case Resolution.CANCEL:
-                if await flow_runs.cancelled(self._run_id, decided.message):
-                    self._log.info("%s", decided.message)
-                    return decided
-            case Resolution.LEAVE:
-                pass
-        return UNTOUCHED
+        if self._settlement is None:
+            return UNTOUCHED
+        return await self._settlement.settle(decided, rename=rename)
 
     def _tell(self, before: Watched, after: Watched) -> None:
         """Log what changed, once: the flow run's log is where the user looks."""
@@ -311,7 +360,7 @@ class RunLifecycle:
         status = after.latest.status if after.latest is not None else None
         previous = before.latest.status if before.latest is not None else None
         if status is not None and status != previous:
-            self._log.info("Ray Job %s is %s.", self._job_id, status)
+            self._log.info("Ray Job %s is %s.", self.job_id, status)
 
 
 def _failed_by_itself(job: JobDetails) -> bool:

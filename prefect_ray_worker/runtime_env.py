@@ -5,10 +5,14 @@ Pure. The precedence for environment variables, later wins:
 | source                                   | where it goes                     |
 |------------------------------------------|-----------------------------------|
 | settings of the worker's own process     | `runtime_env.env_vars`            |
+| secrets that the worker is set to give   | `runtime_env.env_vars`            |
 | our defaults for Ray                     | `runtime_env.env_vars`            |
 | `runtime_env.env_vars` of the user       | `runtime_env.env_vars`            |
 | `env` of the user                        | `runtime_env.env_vars`            |
 | what differs from run to run             | exported by the entrypoint        |
+
+Ray expands every `$NAME` in these values on the node, and knows no escape. In the user's `env`
+only `${UPPER_CASE}` means a variable of the node; any other `$` arrives as it is written.
 
 Ray keeps every distinct runtime environment for as long as a node lives, so nothing that
 differs from run to run may be in it.
@@ -27,12 +31,11 @@ _INSTALLERS = ("pip", "uv", "conda")
 _BESIDE_IMAGE = frozenset({"image_uri", "config", "env_vars"})
 _BESIDE_CONTAINER = frozenset({"container", "config", "env_vars"})
 
-# These describe the machine of the worker, or the server, and are wrong or harmful elsewhere.
-_STAYS_HERE = re.compile(
-    r"^PREFECT_(HOME|PROFILES_PATH|LOCAL_STORAGE_PATH|MEMO_STORE_PATH|LOGGING_CONFIG_PATH|"
-    r"LOGGING_SETTINGS_PATH|SERVER_.*|API_DATABASE_.*|WORKER_.*|INTEGRATIONS_RAY_.*|"
-    r"TEST_.*|UI_.*|CLI_.*)$"
-)
+# Ray expands one variable after the other, in alphabetical order (`_private/utils.py`, Ray 2.60):
+# one that sorts first can stand for the "$" in all the others. No shell sees such a name.
+_DOLLAR = "0_DOLLAR"
+_A_DOLLAR = "${0_DOLLAR}"
+_LONE_DOLLAR = re.compile(r"\$(?!\{[A-Z_][A-Z0-9_]*\})")
 
 
 def _remote_uri(value: object) -> object:
@@ -172,13 +175,15 @@ def compose(
     inherited: Mapping[str, str],
     env: Mapping[str, str],
     stop_grace_seconds: float,
+    package: str | None = None,
 ) -> dict[str, Any]:
     """Build the `runtime_env` of a job by the table above.
 
     Args:
         asked: The user's runtime environment.
-        inherited: Prefect settings of the worker's process, already without secrets.
+        inherited: Prefect settings for the job, and references to secrets.
         env: The user's `env` job variable.
+        package: URI of our own package, to be put before the user's `py_modules`.
         stop_grace_seconds: How long Ray waits between SIGTERM and SIGKILL, in seconds. Ray's
             default of 3 s is too short for a flow's hooks; it reads the limit from the job's
             own environment and parses it as an integer (`job_supervisor.py`, Ray 2.60).
@@ -187,28 +192,25 @@ def compose(
         A new dict in a stable order, so that equal jobs share one environment on the nodes.
     """
     result = asked.as_ray()
+    if package is not None:
+        result["py_modules"] = [package, *(asked.py_modules or [])]
     env_vars = {
-        **inherited,
+        **_literal(inherited),
         "RAY_JOB_STOP_WAIT_TIME_S": str(max(1, math.ceil(stop_grace_seconds))),
         **(asked.env_vars or {}),
-        **env,
+        **_literal(env),
     }
+    if any(_A_DOLLAR in value for value in env_vars.values()):
+        env_vars[_DOLLAR] = "$"
     result["env_vars"] = dict(sorted(env_vars.items()))
     return dict(sorted(result.items()))
 
 
-def portable_settings(settings: Mapping[str, str], *, secret: frozenset[str]) -> dict[str, str]:
-    """Return those of the worker's Prefect settings that make sense, and may be seen, elsewhere.
+def can_ship(asked: RuntimeEnv) -> bool:
+    """Say whether a job can be given a package of ours: Ray takes none beside an image."""
+    return not {"image_uri", "container"} & set(asked.as_ray())
 
-    The Jobs API shows `env_vars` in clear to everyone who can reach it, so secrets are left
-    out: the nodes' own environment holds them, or the user names them in `env`.
 
-    Args:
-        settings: Environment variables that describe the worker's settings.
-        secret: Names of those that hold secrets.
-    """
-    return {
-        name: value
-        for name, value in settings.items()
-        if name not in secret and not _STAYS_HERE.match(name)
-    }
+def _literal(values: Mapping[str, str]) -> dict[str, str]:
+    """Protect every `$` from Ray's expansion, except in `${UPPER_CASE}`."""
+    return {name: _LONE_DOLLAR.sub(_A_DOLLAR, value) for name, value in values.items()}

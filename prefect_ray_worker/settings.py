@@ -4,8 +4,12 @@ Every name below is prefixed with `PREFECT_INTEGRATIONS_RAY_WORKER_`, and may al
 `prefect.toml` under `[integrations.ray.worker]`.
 """
 
+from typing import Annotated
+
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
 from pydantic import Field
+
+NodeVariable = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 
 
 class RayWorkerSettings(PrefectBaseSettings):
@@ -34,6 +38,29 @@ class RayWorkerSettings(PrefectBaseSettings):
         description=(
             "Seconds for which a cluster may be unreachable before its runs are marked Crashed, "
             "and then only those that give no sign of life in Prefect (no new log or state)."
+        ),
+    )
+    ship_driver: bool = Field(
+        default=True,
+        description=(
+            "Whether the worker brings this package to the clusters of its jobs. Without, it has "
+            "to be installed there, in this version."
+        ),
+    )
+    node_secrets: dict[str, NodeVariable] = Field(
+        default_factory=dict,
+        description=(
+            "Which variables of the Ray nodes hold the secrets that a driver needs, as JSON. "
+            'Example: {"PREFECT_API_KEY": "TEAM_PREFECT_KEY"}. Only the names are sent. Not '
+            "needed where the nodes have PREFECT_API_KEY itself."
+        ),
+    )
+    send_secrets: bool = Field(
+        default=False,
+        description=(
+            "Whether to send the worker's own PREFECT_API_KEY, PREFECT_API_AUTH_STRING and custom "
+            "headers in clear with each job. Everyone who can list the cluster's jobs can then "
+            "read them, also afterwards."
         ),
     )
 

@@ -24,6 +24,7 @@ from prefect_ray_worker.jobs_api.models import JobSubmitRequest
 DEFAULT_PATIENCE_SECONDS = 60.0
 
 Report = Callable[[str], None]
+Prepare = Callable[[JobsClient], Awaitable[None]]
 
 
 class Disposition(Enum):
@@ -46,6 +47,7 @@ async def submit_once(
     flow_run_id: UUID,
     patience: float = DEFAULT_PATIENCE_SECONDS,
     report: Report,
+    prepare: Prepare | None = None,
 ) -> Disposition:
     """Submit a job, and return only when it is clear whether Ray has it, or cannot be clear.
 
@@ -60,6 +62,7 @@ async def submit_once(
         flow_run_id: The run, to recognise a job as ours.
         patience: Seconds to go on trying a cluster that does not answer.
         report: Called with a line for the user when the first attempt fails.
+        prepare: Done before each POST; its failure counts as the POST's.
 
     Raises:
         SubmissionConflict: A foreign job has the id.
@@ -73,6 +76,8 @@ async def submit_once(
         while True:
             began = anyio.current_time()
             try:
+                if prepare is not None:
+                    await prepare(client)
                 await client.submit(request)
             except JobsApiError as exc:
                 trouble = exc

@@ -68,7 +68,8 @@ class RayFields(BaseModel):
         title="Ray cluster",
         description=(
             "A RayCluster block: address, token, headers and TLS of the cluster. If the variable "
-            "address names another one, the block is not used, and its secrets go nowhere."
+            "address names another one, the block is not used, and its secrets go nowhere. "
+            "Choose it here, on the pool: `prefect deploy` would store its secrets in clear."
         ),
     )
     runtime_env: RuntimeEnv = Field(
@@ -217,8 +218,10 @@ class RayWorkerVariables(RayFields, BaseVariables):
         properties = schema["properties"]
         schema["properties"] = {name: _without_null(properties[name]) for name in FORM_ORDER}
         for name, definition in schema["definitions"].items():
-            if name != RayCluster.__name__:
-                fields = definition["properties"]
+            fields = definition["properties"]
+            if name == RayCluster.__name__:
+                _allow_masked(fields, definition.get("secret_fields", []))
+            else:
                 definition["properties"] = {n: _without_null(f) for n, f in fields.items()}
         return schema
 
@@ -241,6 +244,15 @@ FORM_ORDER = (
     "metadata",
     "command",
 )
+
+
+def _allow_masked(fields: dict[str, Any], secret: list[str]) -> None:
+    # The server checks a pool's default block against this schema after it has masked its
+    # secrets, and a masked mapping is the text "********" (Prefect 3.8.8).
+    for name in secret:
+        options = fields.get(name, {}).get("anyOf")
+        if options is not None and {"type": "string"} not in options:
+            options.append({"type": "string"})
 
 
 def _without_null(field: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from prefect_ray_worker.flow_runs import FlowRuns
 from prefect_ray_worker.identity import InfrastructurePid
 from prefect_ray_worker.local_cluster.state import state_directory
 from prefect_ray_worker.run_lifecycle import RunLifecycle, Surroundings
+from prefect_ray_worker.secrets_policy import Delivery
 from prefect_ray_worker.settings import worker_settings
 from prefect_ray_worker.variables import RayWorkerVariables
 from prefect_ray_worker.watching.cancelling import CancellingRuns
@@ -84,6 +85,11 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         await super().setup()
         self._followers = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(self._followers.cancel_scope.cancel)
+        if settings.send_secrets:
+            worker_logger(self).warning(
+                "PREFECT_INTEGRATIONS_RAY_WORKER_SEND_SECRETS is on: the Prefect API key goes in "
+                "clear into every Ray Job, for everyone to read who can list the cluster's jobs."
+            )
         await self._addressing.rejoin(worker_logger(self).info)
         await self._offer_block()
 
@@ -168,6 +174,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     async def _follow(self, lifecycle: RunLifecycle) -> int:
         settled = await lifecycle.follow()
         if lifecycle.may_still_start:
+            self._addressing.discount(lifecycle.job_id)
             self._in_background(lifecycle.prevent_start, "ray-prevent-start")
         return settled.status_code
 
@@ -190,6 +197,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
                 flow_runs=FlowRuns(self.client),
                 cancelling=self._cancelling,
                 unreachable_limit=self._settings.unreachable_limit_seconds,
+                ship_driver=self._settings.ship_driver,
+                delivery=Delivery(self._settings.node_secrets, self._settings.send_secrets),
             ),
             logger,
         )

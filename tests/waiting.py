@@ -9,6 +9,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.02
+# A coroutine asks somebody, who has other things to do as well.
+_ASK_SECONDS = 0.15
 
 
 async def wait_until(
@@ -27,10 +29,11 @@ async def wait_until(
     deadline = time.monotonic() + timeout
     while True:
         value = predicate()
+        asks = inspect.isawaitable(value)
         if inspect.isawaitable(value):
             value = await value
         if value:
             return value
         if time.monotonic() >= deadline:
             raise AssertionError(f"Waited {timeout} s in vain: {description} (last: {value!r})")
-        await asyncio.sleep(_POLL_SECONDS)
+        await asyncio.sleep(_ASK_SECONDS if asks else _POLL_SECONDS)

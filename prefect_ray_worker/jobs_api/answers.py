@@ -19,6 +19,7 @@ from prefect_ray_worker.errors import (
     JobsApiError,
     NotAuthorized,
     NotRayDashboard,
+    PackageNotFound,
     RequestRejected,
 )
 
@@ -123,6 +124,8 @@ def _meaning_of_404(text: str, address: str) -> JobsApiError:
     # only Ray's own sentence means "no such job".
     if text.startswith("Job ") and "does not exist" in text:
         return JobNotFound(f"{address}: {_excerpt(text)}")
+    if text.startswith("Package gcs://") and "does not exist" in text:
+        return PackageNotFound(f"{address}: {_excerpt(text)}")
     return _not_a_dashboard(address, f"HTTP 404: {_excerpt(text)}")
 
 

@@ -9,7 +9,7 @@ import anyio.to_thread
 import httpx
 from pydantic import AliasChoices, BaseModel, Field, TypeAdapter, ValidationError
 
-from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.errors import InvalidConfiguration, PackageNotFound
 from prefect_ray_worker.jobs_api.answers import (
     Effect,
     error_from_illegal_header,
@@ -157,12 +157,28 @@ class JobsClient:
         response = await self._request("DELETE", f"/api/jobs/{submission_id}")
         return self._parse(response, _Deleted.model_validate_json).deleted
 
+    async def has_package(self, name: str) -> bool:
+        """Say whether the cluster's store has a package, and pin it there for a while.
+
+        `GET /api/packages/gcs/{name}`; Ray 2.60 keeps a package for 600 s after that.
+        """
+        try:
+            await self._request("GET", f"/api/packages/gcs/{name}")
+        except PackageNotFound:
+            return False
+        return True
+
+    async def put_package(self, name: str, content: bytes) -> None:
+        """Put a package into the cluster's store (`PUT /api/packages/gcs/{name}`)."""
+        await self._request("PUT", f"/api/packages/gcs/{name}", content=content)
+
     async def _request(
         self,
-        method: Literal["GET", "POST", "DELETE"],
+        method: Literal["GET", "POST", "PUT", "DELETE"],
         path: str,
         *,
         json: dict[str, Any] | None = None,
+        content: bytes | None = None,
         effect: Effect = "safe",
         timeout: httpx.Timeout = _TIMEOUT,  # noqa: ASYNC109 (httpx's own, phase by phase)
     ) -> httpx.Response:
@@ -170,7 +186,9 @@ class JobsClient:
             raise RuntimeError("Use JobsClient as an async context manager.")
         address = self.connection.address
         try:
-            response = await self._http.request(method, path, json=json, timeout=timeout)
+            response = await self._http.request(
+                method, path, json=json, content=content, timeout=timeout
+            )
         except (httpx.LocalProtocolError, UnicodeEncodeError):
             # `from None`: the cause quotes the header, and a traceback would show it.
             raise error_from_illegal_header(address=address) from None

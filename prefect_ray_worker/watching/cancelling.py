@@ -1,6 +1,7 @@
 """`CancellingRuns`: which runs of the pool are being cancelled, asked once for all runs."""
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from uuid import UUID
@@ -25,7 +26,8 @@ class CancellingRuns:
     def __init__(self, ask: Callable[[], Awaitable[set[UUID]]], *, interval: float) -> None:
         self._ask = ask
         self._interval = interval
-        self._attended = 0
+        # Runs, and when attention to them began; two attempts at one run may overlap.
+        self._attended: list[tuple[UUID, float]] = []
         self._cancelling: set[UUID] = set()
         self._wake = anyio.Event()
 
@@ -33,14 +35,16 @@ class CancellingRuns:
         return flow_run_id in self._cancelling
 
     @contextmanager
-    def attended(self) -> Generator[None, None, None]:
-        """Keep asking for as long as the context is open."""
-        self._attended += 1
+    def attended(self, flow_run_id: UUID) -> Generator[None, None, None]:
+        """Keep asking about a run for as long as the context is open."""
+        attention = (flow_run_id, anyio.current_time())
+        self._attended.append(attention)
         self._wake.set()
         try:
             yield
         finally:
-            self._attended -= 1
+            self._attended.remove(attention)
+            self._cancelling.discard(flow_run_id)
 
     async def run(self) -> None:
         """Ask, for ever; meant for a background task of whoever owns this."""
@@ -49,8 +53,12 @@ class CancellingRuns:
             if not self._attended:
                 await self._wake.wait()
             self._wake = anyio.Event()
+            began = anyio.current_time()
             try:
-                self._cancelling = await self._ask()
+                found = await self._ask()
+                # An older answer is about an earlier attempt: a cancelled run can be run again.
+                since = dict(self._attended)
+                self._cancelling = {run for run in found if since.get(run, math.inf) <= began}
                 backoff.reset()
                 await anyio.sleep(jittered(self._interval))
             except Exception as exc:  # noqa: BLE001 (cancelling must survive any API trouble)

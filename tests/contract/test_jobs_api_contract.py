@@ -228,3 +228,10 @@ async def _until_nothing_is_left_to_stop(cluster: Cluster, submission_id: str) -
         return not await cluster.client.stop(submission_id)
 
     await wait_until(over, timeout=60, description="the supervisor is gone")
+
+
+async def test_a_package_is_there_once_it_has_been_put(cluster: Cluster) -> None:
+    name = f"_ray_pkg_{new_id()}.zip"
+    assert not await cluster.client.has_package(name)
+    await cluster.client.put_package(name, b"PK\x05\x06" + bytes(18))
+    assert await cluster.client.has_package(name)

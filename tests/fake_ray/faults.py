@@ -92,6 +92,10 @@ class Faults:
         """Forget all faults; hanging requests keep hanging."""
         self._faults.clear()
 
+    def keep_last(self) -> None:
+        """Forget all faults but the one that was added last, without a moment of health."""
+        del self._faults[:-1]
+
     def release(self) -> None:
         """Let the requests go on that hang now."""
         released, self._released = self._released, asyncio.Event()

@@ -143,6 +143,10 @@ class FakeJob:
         self._stop_at = min(self._stop_at, self._elapsed())
         return True
 
+    def forget_stop(self) -> None:
+        """Lose a stop that waits for the start, as a head that restarts does."""
+        self._stop_at = math.inf
+
     def details(self) -> dict[str, Any]:
         """Return the record as `GET /api/jobs/{id}` shows it."""
         status, since = self._now()

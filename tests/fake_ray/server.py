@@ -84,6 +84,7 @@ class FakeRay:
         self.token = token
         self.jobs: dict[str, FakeJob] = {}
         self.drivers: dict[str, FakeJob] = {}
+        self.packages: dict[str, bytes] = {}
         self.on_submit: OnSubmit = SUCCEEDS_SOON
         self.stop_seconds = 0.05
         self.ghost_seconds = 0.0
@@ -128,6 +129,8 @@ class FakeRay:
                 web.get("/api/jobs/{id}", self._get),
                 web.post("/api/jobs/{id}/stop", self._stop),
                 web.delete("/api/jobs/{id}", self._delete),
+                web.get("/api/packages/gcs/{name}", self._get_package),
+                web.put("/api/packages/gcs/{name}", self._put_package),
             ]
         )
         # 0 would mean "no limit": a hanging request must not hold up the end of a test.
@@ -145,6 +148,7 @@ class FakeRay:
         if new_session:
             self.jobs.clear()
             self.drivers.clear()
+            self.packages.clear()
             self.session_name = _new_session_name()
 
     def add_job(self, submission_id: str, status: str = "RUNNING", **body: Any) -> FakeJob:
@@ -255,6 +259,16 @@ class FakeRay:
                 self.ghost_seconds - job.seconds_since_end, self._haunt, job.submission_id
             )
         return web.json_response({"deleted": True})
+
+    async def _get_package(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name not in self.packages:
+            return web.Response(status=404, text=f"Package gcs://{name} does not exist")
+        return web.Response(body=self.packages[name])
+
+    async def _put_package(self, request: web.Request) -> web.Response:
+        self.packages[request.match_info["name"]] = await request.read()
+        return web.Response()
 
     def _haunt(self, submission_id: str) -> None:
         ghost = FakeJob(submission_id, {"entrypoint": "Entrypoint not found."}, Timeline(()))

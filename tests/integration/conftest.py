@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, temporary_settings
 
 from prefect_ray_worker import run_lifecycle
@@ -17,6 +19,10 @@ from tests.real_ray import RealRay
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     with prefect_server(tmp_path_factory.mktemp("prefect-server")) as server:
         yield server
+        # Prefect sends what is left when the process ends, and waits long for a server that has
+        # ended before.
+        APILogWorker.drain_all(timeout=10)
+        EventsWorker.drain_all(timeout=10)
 
 
 @pytest.fixture
@@ -25,7 +31,7 @@ def prefect_settings(prefect_api: PrefectServer, tmp_path: Path) -> Iterator[Non
         prefect_api.api_url,
         tmp_path / "prefect-home",
         PREFECT_WORKER_QUERY_SECONDS="1",
-        PREFECT_LOGGING_TO_API_BATCH_INTERVAL="0.5",
+        PREFECT_LOGGING_TO_API_BATCH_INTERVAL="0.2",
     ):
         yield
 

@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from uuid import uuid4
+from contextlib import asynccontextmanager
+from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.schemas.objects import StateType
 
 from prefect_ray_worker import submission
 from prefect_ray_worker.blocks import RayCluster
-from tests.fake_ray import FakeRay, Fault, Kind
+from prefect_ray_worker.identity import InfrastructurePid
+from tests.fake_ray import FakeJob, FakeRay, Fault, Kind, Timeline
+from tests.fake_ray.script import RUNS_FOREVER
 from tests.integration.stage import Stage
 from tests.ports import free_port
 from tests.waiting import wait_until
@@ -75,95 +78,119 @@ async def test_unsettled_is_pending_until_the_cluster_can_be_asked(
 
 
 @pytest.fixture
-async def unsettled(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
-    """Submissions that never arrive, and leave that open; `faults.clear()` ends it."""
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PATIENCE, "patience", 0.5)
+
+
+@asynccontextmanager
+async def unsettled(stage: Stage) -> AsyncIterator[UUID]:
+    """A run whose submission never arrived, which is open until `faults.clear()`."""
     stage.ray.faults.add(Fault("POST", "/api/jobs/$", kind=Kind.DROP, times=None))
     stage.ray.faults.add(Fault("GET", "/api/jobs/", kind=Kind.DROP, times=None))
     async with stage.pool.working():
-        yield stage
+        run_id = await stage.start()
+        await stage.pool.wait_for_log(run_id, "may have been taken")
+        yield run_id
 
 
-async def test_unsettled_that_never_arrived_is_submitted_again(unsettled: Stage) -> None:
-    run_id = await unsettled.start()
-    await unsettled.pool.wait_for_log(run_id, "may have been taken")
-    unsettled.ray.faults.clear()
-    await unsettled.job_of(run_id)
-    await unsettled.pool.wait_for_log(run_id, "is RUNNING")
-    assert len(unsettled.jobs_of(run_id)) == 1
+@pytest.mark.usefixtures("impatient")
+async def test_unsettled_that_never_arrived_is_submitted_again(stage: Stage) -> None:
+    async with unsettled(stage) as run_id:
+        stage.ray.faults.clear()
+        await stage.pool.wait_for_log(run_id, "is RUNNING")
+        assert len(stage.jobs_of(run_id)) == 1
 
 
-async def test_unsettled_and_taken_at_last_is_lost_and_not_run_twice(unsettled: Stage) -> None:
-    """From the answer to the second submission on, a missing job has run and is not repeated."""
-    run_id = await unsettled.start()
-    await unsettled.pool.wait_for_log(run_id, "may have been taken")
-    # Ray takes the second submission, and its head restarts before anybody has seen the job.
-    taken: list[str] = []
+@pytest.mark.usefixtures("impatient")
+async def test_unsettled_and_taken_at_last_is_lost_and_not_run_twice(stage: Stage) -> None:
+    """Once Ray has answered a submission, a missing job may have run and is not repeated."""
+    async with unsettled(stage) as run_id:
 
-    def forgotten(job: object) -> object:
-        taken.append(getattr(job, "submission_id", ""))
-        asyncio.get_running_loop().call_soon(unsettled.ray.jobs.clear)
-        return unsettled_runs
+        def forget_at_once(_: FakeJob) -> Timeline:
+            asyncio.get_running_loop().call_soon(stage.ray.jobs.clear)
+            return RUNS_FOREVER
 
-    unsettled_runs = unsettled.ray.on_submit
-    unsettled.ray.on_submit = forgotten  # type: ignore[assignment]
-    unsettled.ray.faults.clear()
-    await unsettled.ends(run_id, StateType.CRASHED, "lost the job")
-    assert len(taken) == 1
+        stage.ray.on_submit = forget_at_once
+        stage.ray.requests.reset()
+        stage.ray.faults.clear()
+        await stage.ends(run_id, StateType.CRASHED, "lost the job")
+        assert stage.ray.requests.number_of("POST") == 1
 
 
-async def test_unsettled_and_refused_at_last_is_crashed(unsettled: Stage) -> None:
+@pytest.mark.usefixtures("impatient")
+async def test_unsettled_and_refused_at_last_is_crashed(stage: Stage) -> None:
     """The cluster answers again, does not have the job and will not take it: that is settled."""
-    run_id = await unsettled.start()
-    await unsettled.pool.wait_for_log(run_id, "may have been taken")
-    unsettled.ray.faults.clear()
-    unsettled.ray.faults.add(
-        Fault(*SUBMIT, kind=Kind.STATUS, status=400, body="TypeError: no such key", times=None)
-    )
-    await unsettled.ends(run_id, StateType.CRASHED, "no such key")
+    async with unsettled(stage) as run_id:
+        stage.ray.faults.add(
+            Fault(*SUBMIT, kind=Kind.STATUS, status=400, body="TypeError: bad key", times=None)
+        )
+        stage.ray.faults.keep_last()
+        await stage.ends(run_id, StateType.CRASHED, "bad key")
 
 
-async def test_unsettled_and_taken_by_somebody_else_is_crashed(unsettled: Stage) -> None:
-    run_id = await unsettled.start()
-    await unsettled.pool.wait_for_log(run_id, "may have been taken")
-    unsettled.ray.faults.clear()
-    # Not there when the worker looks, there when it submits.
-    unsettled.ray.faults.add(
-        Fault(*SUBMIT, kind=Kind.STATUS, status=500, body="ValueError: Job already exists")
-    )
-    hidden = unsettled.ray.faults.add(
-        Fault("GET", "/api/jobs/.", kind=Kind.STATUS, status=404, body="Job a does not exist")
-    )
-    unsettled.ray.faults.add(
-        Fault("GET", "/api/jobs/.", kind=Kind.STATUS, status=200, times=None,
-              content_type="application/json", body='{"status": "RUNNING", "metadata": {}}')
-    )  # fmt: skip
-    await unsettled.ends(run_id, StateType.CRASHED, "belongs to something else")
-    assert hidden.hits == 1
-
-
-@pytest.mark.parametrize(
-    "meanwhile",
-    [StateType.CANCELLING, StateType.CANCELLED, StateType.FAILED, StateType.SCHEDULED],
-)
-async def test_unsettled_and_settled_in_prefect_meanwhile_is_not_submitted(
-    unsettled: Stage, meanwhile: StateType
+@pytest.mark.usefixtures("impatient")
+async def test_unsettled_and_taken_by_somebody_else_is_crashed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that is over, or has a next attempt, must not start from a forgotten submission."""
-    run_id = await unsettled.start()
-    await unsettled.pool.wait_for_log(run_id, "may have been taken")
-    job_id = (await unsettled.pool.read(run_id)).infrastructure_pid or ""
-    await unsettled.play(run_id, meanwhile)
-    unsettled.ray.faults.clear()
-    if meanwhile is StateType.CANCELLING:
-        await unsettled.ends(run_id, StateType.CANCELLED)
-    elif meanwhile is StateType.SCHEDULED:
-        job = await unsettled.job_of(run_id)
-        assert f"/{job.submission_id}" not in job_id, "the next attempt has an id of its own"
-    await unsettled.is_served()
-    jobs = unsettled.jobs_of(run_id)
-    assert len(jobs) == (1 if meanwhile is StateType.SCHEDULED else 0)
-    assert all(f"/{job.submission_id}" not in job_id for job in jobs)
+    """A foreign job turns up under the id between the look and the submission."""
+    async with unsettled(stage) as run_id:
+        monkeypatch.setitem(PATIENCE, "patience", 5)
+        pid = (await stage.pool.read(run_id)).infrastructure_pid or ""
+        fault = Fault(*SUBMIT, kind=Kind.SLOW, delay=0.5)
+        stage.ray.faults.add(fault)
+        stage.ray.faults.keep_last()
+        await wait_until(lambda: fault.hits, description="the second submission")
+        stage.ray.add_job(InfrastructurePid.parse(pid).submission_id)
+        await stage.ends(run_id, StateType.CRASHED, "belongs to something else")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_cluster_that_answers_and_never_takes_the_job_is_given_up(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head that answers 500 to every submission for ever must not keep a run Pending for ever."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_UNREACHABLE_LIMIT_SECONDS", "2")
+    stage.ray.faults.add(Fault(*SUBMIT, kind=Kind.STATUS, status=500, body="No agent", times=None))
+    async with stage.pool.working():
+        run_id = await stage.start()
+        await stage.ends(run_id, StateType.CRASHED, "has not taken the job")
+        await stage.pool.wait_for_log(run_id, "No agent")
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("meanwhile", "end"),
+    [
+        (StateType.CANCELLING, StateType.CANCELLED),
+        (StateType.CANCELLED, StateType.CANCELLED),
+        (StateType.FAILED, StateType.FAILED),
+        (StateType.RUNNING, StateType.CRASHED),
+    ],
+)
+async def test_unsettled_and_not_waiting_any_more_is_not_submitted(
+    stage: Stage, meanwhile: StateType, end: StateType
+) -> None:
+    """A run that is over, or has been running, must not start from a forgotten submission."""
+    async with unsettled(stage) as run_id:
+        await stage.play(run_id, meanwhile)
+        stage.ray.faults.clear()
+        await stage.ends(run_id, end)
+        await stage.is_served()
+        assert stage.jobs_of(run_id) == []
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_unsettled_and_scheduled_again_is_submitted_as_the_new_attempt_only(
+    stage: Stage,
+) -> None:
+    async with unsettled(stage) as run_id:
+        first = (await stage.pool.read(run_id)).infrastructure_pid or ""
+        await stage.play(run_id, StateType.SCHEDULED)
+        stage.ray.faults.clear()
+        job = await stage.job_of(run_id)
+        await stage.is_served()
+        assert stage.jobs_of(run_id) == [job]
+        assert InfrastructurePid.parse(first).submission_id != job.submission_id
 
 
 async def test_wrong_token_crashes_at_once_and_shows_no_secret(stage: Stage) -> None:

@@ -1,6 +1,7 @@
 """Job variables in, one frozen request or one clear refusal out."""
 
 import json
+import re
 from typing import Any
 from uuid import uuid4
 
@@ -158,7 +159,17 @@ async def test_bare_job_sends_only_what_ray_needs() -> None:
     """Older clusters refuse keys that they do not know, so unset ones are not sent."""
     body = prepared(await configure()).body()
     assert sorted(body) == ["entrypoint", "metadata", "runtime_env", "submission_id"]
+    assert re.search(r"; exec python -m prefect_ray_worker.driver \S{36} id$", body["entrypoint"])
+
+
+async def test_job_with_an_image_of_its_own_runs_prefects_executor() -> None:
+    """Ray takes nothing of ours beside an image, so nothing of ours may be expected in it."""
+    configuration = await configure(runtime_env={"image_uri": "docker.io/x"})
+    flow = Flow(id=uuid4(), name="f", labels={})
+    configuration.prepare_for_flow_run(FlowRun(id=uuid4(), flow_id=flow.id, name="r"), flow=flow)
+    body = configuration.submission_request("prefect-id", package="gcs://ours.zip").body()
     assert body["entrypoint"].endswith("; exec python -m prefect flow-run execute")
+    assert sorted(body["runtime_env"]) == ["env_vars", "image_uri"]
 
 
 async def test_what_differs_from_run_to_run_is_in_the_entrypoint_only() -> None:

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from prefect.client.schemas.objects import StateType
 
+from prefect_ray_worker.driver.exits import describe_exit
 from prefect_ray_worker.jobs_api.models import JobDetails
-from prefect_ray_worker.outcome import Resolution, describe_exit, of_ended_job, of_lost_job
+from prefect_ray_worker.outcome import Resolution, of_ended_job, of_lost_job
 
 S = StateType
 LEFT_ALONE = [S.COMPLETED, S.FAILED, S.CRASHED, S.CANCELLED, S.PAUSED, S.SCHEDULED, None]

@@ -1,6 +1,11 @@
-"""Who wins where two speak about one thing, and what never leaves the worker."""
+"""Who wins where two speak about one thing, and what Ray makes of it."""
 
-from prefect_ray_worker.runtime_env import RuntimeEnv, compose, portable_settings
+import os
+import re
+
+import pytest
+
+from prefect_ray_worker.runtime_env import RuntimeEnv, can_ship, compose
 
 
 def test_later_source_wins() -> None:
@@ -49,20 +54,55 @@ def test_equal_jobs_share_one_environment() -> None:
     assert str(results[0]) == str(results[1])
 
 
-def test_secrets_and_the_workers_own_settings_stay_here() -> None:
-    settings = {
-        "PREFECT_API_URL": "http://server/api",
-        "PREFECT_API_KEY": "pnu_secret",
-        "PREFECT_HOME": "/root/.prefect",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgres://u:p@h/db",
-        "PREFECT_API_DATABASE_CONNECTION_URL": "postgres://u:p@h/db",
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
-        "PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS": "http://head:8265",
-        "PREFECT_LOGGING_LEVEL": "DEBUG",
-        "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true",
-    }
-    assert portable_settings(settings, secret=frozenset({"PREFECT_API_KEY"})) == {
-        "PREFECT_API_URL": "http://server/api",
-        "PREFECT_LOGGING_LEVEL": "DEBUG",
-        "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true",
-    }
+@pytest.mark.parametrize(
+    ("value", "arrives"),
+    [
+        ("plain", "plain"),
+        ("pa$$word", "pa$$word"),
+        ("$HOME", "$HOME"),
+        ("base64==$x", "base64==$x"),
+        ("${lower}", "${lower}"),
+        ("${ON_THE_NODE}", "from the node"),
+        ("a$b${ON_THE_NODE}", "a$bfrom the node"),
+        ("${NOT_THERE}", ""),
+    ],
+)
+def test_dollars_in_env_arrive_as_written(
+    value: str, arrives: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray expands `$NAME` and has no escape; only `${UPPER_CASE}` is meant to be expanded."""
+    monkeypatch.setenv("ON_THE_NODE", "from the node")
+    result = compose(RuntimeEnv(), inherited={}, env={"A": value}, stop_grace_seconds=1)
+    assert expanded_like_ray(result["env_vars"])["A"] == arrives
+
+
+def expanded_like_ray(env_vars: dict[str, str]) -> dict[str, str]:
+    """What `ray/_private/utils.py::update_envs` of Ray 2.60 does, on sorted variables."""
+    before = dict(os.environ)
+    try:
+        for name, value in sorted(env_vars.items()):
+            os.environ[name] = re.sub(r"\$\{[A-Z0-9_]+\}", "", os.path.expandvars(value))
+        return {name: os.environ[name] for name in env_vars}
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def test_rays_own_env_vars_keep_rays_own_meaning() -> None:
+    result = compose(
+        RuntimeEnv(env_vars={"A": "$HOME/x"}), inherited={}, env={}, stop_grace_seconds=1
+    )
+    assert result["env_vars"]["A"] == "$HOME/x"
+
+
+def test_our_package_comes_before_the_users() -> None:
+    asked = RuntimeEnv(py_modules=["s3://b/mine.zip"], working_dir="s3://b/code.zip")
+    result = compose(asked, inherited={}, env={}, stop_grace_seconds=1, package="gcs://ours.zip")
+    assert result["py_modules"] == ["gcs://ours.zip", "s3://b/mine.zip"]
+    assert result["working_dir"] == "s3://b/code.zip"
+
+
+def test_nothing_can_be_shipped_beside_an_image() -> None:
+    assert can_ship(RuntimeEnv(pip=["a"]))
+    assert not can_ship(RuntimeEnv(image_uri="docker.io/x"))
+    assert not can_ship(RuntimeEnv.model_validate({"container": {"image": "x"}}))

@@ -145,6 +145,8 @@ def _port() -> int:
     """Return Prefect's usual port if it is free, so that the UI is where people look for it."""
     for candidate in (4200, 0):
         with socket.socket() as probe:
+            # As the server will: connections of a server that has just ended do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", candidate))
             except OSError:

@@ -1,0 +1,39 @@
+"""Exit codes with which a driver tells why it could not run its flow. Standard library only.
+
+The worker reads them from the job and says the same on the flow run, where the driver cannot:
+most of them mean that the driver cannot talk to Prefect. Above 64, out of the way of programs.
+"""
+
+import signal
+from enum import IntEnum
+
+
+class DriverExit(IntEnum):
+    """Why a driver ended without running its flow."""
+
+    NO_PREFECT = 80
+    """`prefect` cannot be imported where the job runs."""
+
+    NOT_AUTHORIZED = 81
+    """The Prefect API refused the credentials that the node has, or has not."""
+
+    API_UNREACHABLE = 82
+    """The Prefect API does not answer from where the job runs."""
+
+    BAD_CALL = 83
+    """The driver was called with wrong arguments."""
+
+    REPORTED = 84
+    """The run has crashed, and the driver itself has told Prefect so."""
+
+
+def describe_exit(code: int) -> str:
+    """Return an exit code in words: `signal SIGKILL` or `exit code 3`.
+
+    A shell reports a signal as 128 plus its number, Ray and Python as the negative number.
+    """
+    number = -code if code < 0 else code - 128
+    try:
+        return f"signal {signal.Signals(number).name}"
+    except ValueError:
+        return f"exit code {code}"

@@ -1,0 +1,84 @@
+"""A third process, started only when an engine died without a word: says so to Prefect.
+
+It loads the flow anew, in a clean process, to run its `on_crashed` hooks once.
+"""
+
+import inspect
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import anyio
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.logging.loggers import flow_run_logger
+
+from prefect_ray_worker._prefect_compat import load_flow, prepare_workspace
+from prefect_ray_worker.driver import endings, lifeline
+from prefect_ray_worker.driver.exits import describe_exit
+
+_OUT_OF_MEMORY = (
+    " Most often that is the kernel's or Ray's out-of-memory killer: raise entrypoint_memory, "
+    "choose a larger node, or make the flow need less."
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Report the death of an engine.
+
+    Args:
+        arguments: The flow run's id, the attempt's, and the engine's exit code.
+    """
+    lifeline.hold()
+    flow_run_id, _, code = arguments
+    with get_client(sync_client=True) as client:
+        flow_run = client.read_flow_run(UUID(flow_run_id))
+        endings.cancelled(client, flow_run, "Cancelled; the driver's engine has ended.")
+        words = describe_exit(int(code))
+        hint = _OUT_OF_MEMORY if words.endswith("SIGKILL") else ""
+        state = endings.crashed(
+            client, flow_run, f"The process that ran the flow died of {words}.{hint}"
+        )
+    if state is not None:
+        _run_crashed_hooks(flow_run, state)
+    return 0
+
+
+def _run_crashed_hooks(flow_run: FlowRun, state: State) -> None:
+    logger = flow_run_logger(flow_run)
+    with tempfile.TemporaryDirectory(
+        prefix="prefect-flow-run-", ignore_cleanup_errors=True
+    ) as folder:
+        try:
+            entrypoint = anyio.run(prepare_workspace, flow_run.id, Path(folder))
+            os.environ["PREFECT__FLOW_ENTRYPOINT"] = entrypoint
+            sys.path.insert(0, str(Path.cwd()))
+            flow = load_flow(flow_run)
+        except Exception:
+            logger.exception("The flow could not be loaded to run its on_crashed hooks.")
+            return
+        for hook in flow.on_crashed_hooks or []:
+            _run_hook(hook, flow, flow_run, state)
+
+
+def _run_hook(hook: Any, flow: Any, flow_run: FlowRun, state: State) -> None:
+    logger = flow_run_logger(flow_run, flow)
+    name = getattr(hook, "__name__", repr(hook))
+    logger.info("Running hook %r in response to entering state %r", name, state.name)
+    try:
+        result = hook(flow, flow_run, state)
+        if inspect.isawaitable(result):
+            anyio.run(_awaited, result)
+    except Exception:
+        logger.exception("The hook %r failed", name)
+
+
+async def _awaited(result: Any) -> None:
+    await result
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
