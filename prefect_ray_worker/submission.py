@@ -54,7 +54,6 @@ async def submit_once(
     1. POST. An answer settles it: submitted, or refused.
     2. "Already exists", or an unclear answer: read the job back. Found and ours: adopted.
        Otherwise POST the same id again, whatever anyone but Ray says meanwhile.
-    3. Nobody answers: wait and try again, until `patience` is used up.
 
     Args:
         client: The cluster.
@@ -75,13 +74,8 @@ async def submit_once(
     with anyio.move_on_after(patience) as scope:
         while True:
             began = anyio.current_time()
-            try:
-                if prepare is not None:
-                    await prepare(client)
-                await client.submit(request)
-            except JobsApiError as exc:
-                trouble = exc
-            else:
+            trouble = await _trouble_of(_post(client, request, prepare))
+            if trouble is None:
                 return Disposition.SUBMITTED
             may_have_arrived |= isinstance(trouble, AmbiguousError | JobAlreadyExists)
             if may_have_arrived:
@@ -102,6 +96,12 @@ async def submit_once(
                 raise trouble
             await anyio.sleep(delay)
     return Disposition.UNSETTLED
+
+
+async def _post(client: JobsClient, request: JobSubmitRequest, prepare: Prepare | None) -> None:
+    if prepare is not None:
+        await prepare(client)
+    await client.submit(request)
 
 
 async def _trouble_of(action: Awaitable[None]) -> JobsApiError | None:
