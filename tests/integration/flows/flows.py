@@ -72,3 +72,15 @@ def counts_its_runs(marker: str) -> None:
 def shows_environment(names: list[str]) -> None:
     for name in names:
         get_run_logger().info("env %s=%s", name, os.environ.get(name))
+
+
+@flow
+def bench(marker: str) -> None:
+    """Say when it begins and when it ends, and wait in between for a sign."""
+    path = Path(marker)
+    begun = path.with_suffix(".begun")
+    begun.write_text(f"{time.time()} {os.getpid()}")
+    begun.rename(path)
+    while not path.with_suffix(".go").exists():
+        time.sleep(0.05)
+    path.with_suffix(".end").write_text(str(time.time()))
