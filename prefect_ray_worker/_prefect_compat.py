@@ -4,6 +4,7 @@ After an upgrade of Prefect, this is the file to check; `tests/unit/test_prefect
 fails by name when one has gone.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
@@ -80,6 +81,19 @@ def load_flow(flow_run: "FlowRun") -> "Flow[..., Any]":
     return load(flow_run)
 
 
+def do_not_join_heartbeats() -> None:
+    """Spare the end of a run the wait for its heartbeat thread, which sleeps 1 s at a time.
+
+    `flow_engine._send_heartbeats` (3.8.8) joins the thread for sync flows; it is a daemon that
+    looks whether the run has ended before each beat, and for async flows nobody waits for it.
+    """
+    from prefect import flow_engine
+
+    beat = getattr(flow_engine, "_send_heartbeats", None)
+    if beat is not None:
+        flow_engine._send_heartbeats = partial(beat, join_on_exit=False)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
 def run_metrics(flow_run: "FlowRun", flow: "Flow[..., Any]") -> "AbstractContextManager[Any]":
     """Return the metrics that `prefect.engine` keeps around a run (3.8.8)."""
     from prefect._internal.metrics import RunMetrics
@@ -99,3 +113,13 @@ def drive_flow_result(flow: "Flow[..., Any]", result: object) -> None:
 OVERRIDDEN = ("_initiate_run", "_documentation_url", "_logo_url", "_description")
 """Members of `BaseWorker` (3.8.8) that `RayWorker` defines and Prefect reads, although private:
 there is no public way to say these things."""
+
+READ = (
+    "prefect._internal.control_listener:_set_intent",
+    "prefect._internal.metrics:RunMetrics",
+    "prefect.engine:_drive_run_flow_result",
+    "prefect.flow_engine:_send_heartbeats",
+    "prefect.flow_engine:load_flow",
+    "prefect.runner._workspace_resolver:prepare_workspace_for_flow_run",
+)
+"""Where the functions above reach into Prefect (3.8.8), for the test that says what has gone."""

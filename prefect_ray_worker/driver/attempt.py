@@ -29,6 +29,7 @@ from prefect.logging.loggers import flow_run_logger
 
 from prefect_ray_worker._prefect_compat import (
     Intent,
+    do_not_join_heartbeats,
     drive_flow_result,
     load_flow,
     prepare_workspace,
@@ -138,6 +139,7 @@ class Attempt:
         return flow
 
     def _execute(self, flow: Flow[..., Any]) -> int:
+        do_not_join_heartbeats()
         try:
             with (
                 handle_engine_signals(self._flow_run.id),

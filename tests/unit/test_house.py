@@ -1,6 +1,7 @@
 """The house rules that a machine can check."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,12 @@ def test_private_member_of_prefect_that_we_define_is_still_read(name: str) -> No
     from prefect.workers.base import BaseWorker
 
     assert hasattr(BaseWorker, name)
+
+
+@pytest.mark.parametrize("name", _prefect_compat.READ)
+def test_private_name_of_prefect_that_the_driver_reads_is_still_there(name: str) -> None:
+    module, _, attribute = name.partition(":")
+    assert hasattr(importlib.import_module(module), attribute)
 
 
 def test_private_names_of_prefect_that_we_read_are_still_there() -> None:
