@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import UUID
 
+import prefect
 from prefect.workers.base import BaseJobConfiguration
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
@@ -129,6 +130,8 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         }
         per_run = {k: v for k, v in inherited.items() if k.startswith(_PER_RUN_PREFIX)}
         settings = {k: v for k, v in inherited.items() if k not in per_run}
+        removed = {k for k, v in self._asked_env.items() if v is None}
+        given = delivery.applied_to(settings, secret=secret_setting_names())
         run = (per_run.get("PREFECT__FLOW_RUN_ID", ""), attempt_in(submission_id))
         driver = f"{_DRIVER} {shlex.join(run)}" if can_ship(self.runtime_env) else _PREFECTS_OWN
         command = self._asked_command or f"exec {driver}"
@@ -137,7 +140,10 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             entrypoint=f"export {_assignments(per_run)}; {command}",
             runtime_env=compose(
                 self.runtime_env,
-                inherited=delivery.applied_to(settings, secret=secret_setting_names()),
+                inherited={
+                    "PREFECT_RAY_WORKER_PREFECT_VERSION": prefect.__version__,
+                    **{k: v for k, v in given.items() if k not in removed},
+                },
                 env={k: v for k, v in self._asked_env.items() if v is not None},
                 stop_grace_seconds=self.stop_grace_seconds,
                 package=package if can_ship(self.runtime_env) else None,

@@ -151,7 +151,8 @@ class FlowRuns:
 
 
 def _may_crash(state: State[Any], *, rename: bool) -> bool:
-    if state.is_crashed():
+    if state.is_crashed() or state.name == "AwaitingRetry":
+        # Our own stop: the engine reports it as a crash, or has the run tried again.
         return rename
     return state.is_pending() or state.is_running() or state.is_cancelling()
 

@@ -22,6 +22,7 @@ from prefect_ray_worker.flow_runs import FlowRuns
 from prefect_ray_worker.identity import InfrastructurePid, submission_id
 from prefect_ray_worker.jobs_api.models import JobDetails, JobStatus, JobSubmitRequest
 from prefect_ray_worker.outcome import UNTOUCHED, Outcome, Resolution, crashed
+from prefect_ray_worker.runtime_env import can_ship
 from prefect_ray_worker.secrets_policy import Delivery
 from prefect_ray_worker.settlement import Settlement
 from prefect_ray_worker.shipping import archive_uri, ensure_shipped
@@ -87,6 +88,7 @@ class RunLifecycle:
         self._stop_is_queued = False
         self._session: str | None = None
         self._address = cluster.client.connection.address
+        self._ships = surroundings.ship_driver and can_ship(configuration.runtime_env)
         self._limits = Limits(
             start=configuration.start_timeout_seconds,
             run=configuration.run_timeout_seconds,
@@ -106,7 +108,7 @@ class RunLifecycle:
         self._settlement = Settlement(self._around.flow_runs, self._flow_run, claim_id, self._log)
         self._request = self._configuration.submission_request(
             submission_id(self._run_id, claim_id),
-            package=await archive_uri() if self._around.ship_driver else None,
+            package=await archive_uri() if self._ships else None,
             delivery=self._around.delivery,
         )
         self._session = await self._session_name()
@@ -186,7 +188,7 @@ class RunLifecycle:
             request,
             flow_run_id=self._run_id,
             report=self._log.warning,
-            prepare=ensure_shipped if self._around.ship_driver else None,
+            prepare=ensure_shipped if self._ships else None,
         )
         match self._disposition:
             case Disposition.SUBMITTED:

@@ -200,10 +200,10 @@ class RayWorkerVariables(RayFields, BaseVariables):
         default=None,
         title="Command",
         description=(
-            "Shell command to run instead of Prefect's `python -m prefect flow-run execute`; "
-            "PREFECT__FLOW_RUN_ID is set for it. Rarely needed. Example: python /app/run.py"
+            "Shell command to run instead of this package's driver; PREFECT__FLOW_RUN_ID is set "
+            "for it. Rarely needed. Example: exec python -m prefect flow-run execute"
         ),
-        examples=["python /app/run.py"],
+        examples=["exec python -m prefect flow-run execute"],
     )
 
     @classmethod
@@ -250,8 +250,8 @@ def _allow_masked(fields: dict[str, Any], secret: list[str]) -> None:
     # The server checks a pool's default block against this schema after it has masked its
     # secrets, and a masked mapping is the text "********" (Prefect 3.8.8).
     for name in secret:
-        options = fields.get(name, {}).get("anyOf")
-        if options is not None and {"type": "string"} not in options:
+        options = fields.get(name.removesuffix(".*"), {}).get("anyOf", [])
+        if {"type": "object"} in [{"type": option.get("type")} for option in options]:
             options.append({"type": "string"})
 
 

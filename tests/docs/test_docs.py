@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from prefect_ray_worker import errors
+from prefect_ray_worker import configuration, errors
+from prefect_ray_worker.driver.exits import DriverExit
 from prefect_ray_worker.settings import RayWorkerSettings
 from prefect_ray_worker.worker import RayWorker
 
@@ -88,6 +89,24 @@ def test_every_error_is_in_the_reference() -> None:
     ]
     assert ours
     assert [name for name in ours if f"| `{name}` |" not in page] == []
+
+
+def test_every_exit_code_of_the_driver_is_in_the_reference() -> None:
+    page = (REFERENCE / "metadata.md").read_text()
+    assert [code for code in DriverExit if f"| {code.value} |" not in page] == []
+
+
+@pytest.mark.parametrize("entrypoint", [configuration._DRIVER, configuration._PREFECTS_OWN])
+def test_entrypoint_is_in_the_reference(entrypoint: str) -> None:
+    assert f"exec {entrypoint}" in (REFERENCE / "metadata.md").read_text()
+
+
+def test_every_room_is_in_the_architecture() -> None:
+    page = (DOCS / "explanation" / "architecture.md").read_text()
+    package = ROOT / "prefect_ray_worker"
+    rooms = {p.stem for p in package.glob("*.py")} - {"__init__", "_version"}
+    wings = {f"{p.parent.name}/" for p in package.glob("*/__init__.py")}
+    assert [name for name in sorted(rooms | wings) if f"**`{name}`**" not in page] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
