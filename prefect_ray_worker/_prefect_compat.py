@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from logging import Logger, LoggerAdapter
     from pathlib import Path
 
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
     from prefect.flows import Flow
     from prefect.workers.base import BaseWorker
 
@@ -94,6 +94,23 @@ def do_not_join_heartbeats() -> None:
         flow_engine._send_heartbeats = partial(beat, join_on_exit=False)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
+def let_crashes_give_their_reason() -> None:
+    """Have the engine use the `reason` of a `TerminationSignal` as the message of its crash.
+
+    `exception_to_crashed_state` (`prefect.states`, 3.8.8) has one fixed sentence for all.
+    """
+    from prefect import flow_engine
+
+    original = flow_engine.exception_to_crashed_state  # pyright: ignore[reportPrivateImportUsage]
+
+    async def with_reason(exc: BaseException, *args: Any, **kwargs: Any) -> "State":
+        state = await original(exc, *args, **kwargs)
+        state.message = getattr(exc, "reason", None) or state.message
+        return state
+
+    flow_engine.exception_to_crashed_state = with_reason  # pyright: ignore[reportPrivateImportUsage]
+
+
 def run_metrics(flow_run: "FlowRun", flow: "Flow[..., Any]") -> "AbstractContextManager[Any]":
     """Return the metrics that `prefect.engine` keeps around a run (3.8.8)."""
     from prefect._internal.metrics import RunMetrics
@@ -119,6 +136,7 @@ READ = (
     "prefect._internal.metrics:RunMetrics",
     "prefect.engine:_drive_run_flow_result",
     "prefect.flow_engine:_send_heartbeats",
+    "prefect.flow_engine:exception_to_crashed_state",
     "prefect.flow_engine:load_flow",
     "prefect.runner._workspace_resolver:prepare_workspace_for_flow_run",
 )

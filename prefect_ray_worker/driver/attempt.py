@@ -19,7 +19,7 @@ from uuid import UUID
 
 import anyio
 import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.engine import handle_engine_signals
 from prefect.exceptions import PrefectHTTPStatusError, TerminationSignal
@@ -28,16 +28,16 @@ from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 
 from prefect_ray_worker._prefect_compat import (
-    Intent,
     do_not_join_heartbeats,
     drive_flow_result,
+    let_crashes_give_their_reason,
     load_flow,
     prepare_workspace,
     run_metrics,
 )
-from prefect_ray_worker.driver import endings
 from prefect_ray_worker.driver.cancelling import CancellingWatch
 from prefect_ray_worker.driver.claim import Standing, claim
+from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE, Endings, without_api
 from prefect_ray_worker.driver.exits import DriverExit
 from prefect_ray_worker.driver.hooks import OnceHooks
 from prefect_ray_worker.driver.termination import Termination
@@ -59,17 +59,17 @@ def run_attempt(flow_run_id: str, attempt: str, *, termination: Termination) -> 
             flow_run = _patiently(lambda: client.read_flow_run(UUID(flow_run_id)))
             answer = claim(client, flow_run, attempt)
         except (PrefectHTTPStatusError, httpx.TransportError) as exc:
-            return endings.without_api(exc, str(client.api_url))
-        run = Attempt(answer.flow_run, client, termination)
+            return without_api(exc, str(client.api_url))
+        endings = Endings(client, answer.flow_run.id, attempt)
         match answer.standing:
             case Standing.SETTLED:
                 print(f"Nothing to do: {answer.reason}.", file=sys.stderr)
                 return 0
             case Standing.CANCELLING:
-                endings.cancelled(client, answer.flow_run, "Cancelled before the flow started.")
+                endings.cancelled("Cancelled before the flow started.")
                 return 0
             case Standing.GRANTED:
-                return run.run()
+                return Attempt(answer.flow_run, attempt, endings, termination).run()
 
 
 def _patiently(ask: Callable[[], FlowRun]) -> FlowRun:
@@ -89,15 +89,17 @@ class Attempt:
 
     Args:
         flow_run: The run.
-        client: An open client, for the main thread.
+        name: The attempt's name.
+        endings: Ends the run, from the main thread.
         termination: Owns this process's SIGTERM.
     """
 
     def __init__(
-        self, flow_run: FlowRun, client: SyncPrefectClient, termination: Termination
+        self, flow_run: FlowRun, name: str, endings: Endings, termination: Termination
     ) -> None:
         self._flow_run = flow_run
-        self._client = client
+        self._name = name
+        self._endings = endings
         self._termination = termination
         self._hooks: OnceHooks | None = None
         self._logger = flow_run_logger(flow_run)
@@ -118,11 +120,13 @@ class Attempt:
             try:
                 flow = self._load(Path(folder))
             except TerminationSignal:
-                return self._ended_early()
+                return self._settle(
+                    self._client, said="Cancelled while the flow was being prepared."
+                )
             except Exception as exc:
                 self._logger.exception("The flow could not be loaded.")
                 message = f"The flow could not be loaded: {type(exc).__name__}: {exc}"
-                endings.crashed(self._client, self._flow_run, message)
+                self._endings.crashed(message)
                 return DriverExit.REPORTED
             return self._execute(flow)
 
@@ -140,56 +144,55 @@ class Attempt:
 
     def _execute(self, flow: Flow[..., Any]) -> int:
         do_not_join_heartbeats()
+        let_crashes_give_their_reason()
         try:
-            with (
-                handle_engine_signals(self._flow_run.id),
-                run_metrics(self._flow_run, flow),
-            ):
-                logger = cast("Any", self._logger)  # an adapter, and taken as one by Prefect
-                result = run_flow(flow, flow_run=self._flow_run, error_logger=logger)
-                drive_flow_result(flow, result)
-        except SystemExit as exc:
-            if self._watch.intent == "reschedule":
-                endings.rescheduled(self._client, self._flow_run)
-            return exc.code if isinstance(exc.code, int) else 1
-        except TerminationSignal:
-            return DriverExit.REPORTED  # by the engine, as a crash
-        finally:
-            self._termination.withdraw()
+            try:
+                with (
+                    handle_engine_signals(self._flow_run.id),
+                    run_metrics(self._flow_run, flow),
+                ):
+                    logger = cast("Any", self._logger)  # an adapter, and taken as one by Prefect
+                    result = run_flow(flow, flow_run=self._flow_run, error_logger=logger)
+                    drive_flow_result(flow, result)
+            finally:
+                self._termination.withdraw()
+        except (SystemExit, TerminationSignal) as exc:
+            if self._termination.delivered:
+                return self._settle(self._client)
+            code = getattr(exc, "code", None)
+            return code if isinstance(code, int) else 1
         return 0
 
-    def _ended_early(self) -> int:
-        """Settle a run that was told to end before its engine had begun."""
+    def _settle(self, client: SyncPrefectClient, *, said: str = "Cancelled.") -> int:
+        """Tell Prefect why the run was told to end, where its engine has not; return the code.
+
+        Args:
+            client: An open client, of the calling thread.
+            said: What to say of a cancellation.
+        """
         match self._watch.intent:
             case "cancel":
                 if self._hooks is not None:
                     self._hooks.run_cancellation_hooks(self._flow_run)
-                endings.cancelled(
-                    self._client, self._flow_run, "Cancelled while the flow was being prepared."
-                )
-                return 0
+                endings.cancelled(client, self._flow_run, said)
             case "reschedule":
-                endings.rescheduled(self._client, self._flow_run)
-                return 0
+                endings.rescheduled(client, self._flow_run)
             case "relinquish":
-                return 0
-            case _:
-                endings.crashed(self._client, self._flow_run, endings.STOPPED_OUTSIDE)
+                pass
+            case None:
+                state = endings.crashed(client, self._flow_run, endings.STOPPED_OUTSIDE)
+                if state is not None and self._hooks is not None:
+                    self._hooks.run_crashed_hooks(self._flow_run, state)
                 return DriverExit.REPORTED
+        return 0
 
-    def _force(self, intent: Intent | None) -> NoReturn:
+    def _force(self) -> NoReturn:
         """End a flow that was told to end and has not, from the watch's thread."""
+        code = 1
         try:
             with get_client(sync_client=True) as client:
-                if intent == "cancel":
-                    if self._hooks is not None:
-                        self._hooks.run_cancellation_hooks(self._flow_run)
-                    endings.cancelled(
-                        client, self._flow_run, "Cancelled; the flow did not react and was killed."
-                    )
-                elif intent == "reschedule":
-                    endings.rescheduled(client, self._flow_run)
-                elif intent is None:
-                    endings.crashed(client, self._flow_run, endings.STOPPED_OUTSIDE)
+                code = self._settle(
+                    client, said="Cancelled; the flow did not react and was killed."
+                )
         finally:
-            os._exit(0 if intent is not None else DriverExit.REPORTED)
+            os._exit(code)

@@ -8,18 +8,20 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import NoReturn
 from uuid import UUID
 
 import anyio
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.exceptions import TerminationSignal
 
 from prefect_ray_worker._prefect_compat import Intent, set_termination_intent
+from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE
 from prefect_ray_worker.driver.termination import Termination
 
 # As Prefect's own executor does when its event subscription is down (3.8.8).
@@ -49,12 +51,13 @@ class CancellingWatch:
         termination: Termination,
         *,
         grace: float,
-        force: Callable[[Intent | None], NoReturn],
+        force: Callable[[], NoReturn],
     ) -> None:
         self._run_id = flow_run_id
         self._termination = termination
         self._grace = grace
         self._force = force
+        self._is_cancelled = False
         self.intent: Intent | None = None
 
     def start(self) -> None:
@@ -63,27 +66,34 @@ class CancellingWatch:
 
     def _run(self) -> None:
         try:
-            anyio.run(self._watch)
+            intent = self.intent = anyio.run(self._watch)
         except Exception:
             _log.exception("The driver cannot notice any more that its run is being cancelled")
+            return
+        # Before the signal, as Prefect does it: the engine asks for it under a lock, in which the
+        # signal may find it. Of an end that is no cancellation, it is we who tell Prefect.
+        set_termination_intent("cancel" if intent == "cancel" else "relinquish")
+        self._termination.deliver(_raise)
+        time.sleep(self._grace)
+        self._force()
 
-    async def _watch(self) -> None:
+    async def _watch(self) -> Intent | None:
         asked = anyio.Event()
         async with get_client() as client:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._await_sigterm, asked, name="await-sigterm")
-                tasks.start_soon(self._subscribe, asked, name="subscribe-cancelling")
+                tasks.start_soon(self._subscribe, client, asked, name="subscribe-cancelling")
                 tasks.start_soon(self._poll, client, asked, name="poll-cancelling")
                 await asked.wait()
                 tasks.cancel_scope.cancel()
-            await self._end(client)
+            return await self._meaning(client)
 
     async def _await_sigterm(self, asked: anyio.Event) -> None:
         while not self._termination.requested.is_set():
             await anyio.sleep(_SIGTERM_POLL_SECONDS)
         asked.set()
 
-    async def _subscribe(self, asked: anyio.Event) -> None:
+    async def _subscribe(self, client: PrefectClient, asked: anyio.Event) -> None:
         wanted = EventFilter(
             event=EventNameFilter(name=["prefect.flow-run.Cancelling"]),
             resource=EventResourceFilter(id=[f"prefect.flow-run.{self._run_id}"]),
@@ -91,7 +101,10 @@ class CancellingWatch:
         while True:
             try:
                 async with get_events_subscriber(filter=wanted) as events:
+                    # What was asked for before the subscription is not in it.
+                    await self._look(client, asked)
                     async for _ in events:
+                        self._is_cancelled = True
                         asked.set()
                         return
             except Exception as exc:
@@ -101,20 +114,17 @@ class CancellingWatch:
     async def _poll(self, client: PrefectClient, asked: anyio.Event) -> None:
         while True:
             await anyio.sleep(_POLL_SECONDS)
-            try:
-                run = await client.read_flow_run(self._run_id)
-            except Exception as exc:
-                _log.debug("Looking whether the run is being cancelled failed: %s", exc)
-                continue
-            if run.state is not None and run.state.is_cancelling():
-                asked.set()
-                return
+            await self._look(client, asked)
 
-    async def _end(self, client: PrefectClient) -> None:
-        intent = self.intent = await self._meaning(client)
-        self._termination.deliver(lambda: _raise(intent))
-        await anyio.sleep(self._grace)
-        self._force(intent)
+    async def _look(self, client: PrefectClient, asked: anyio.Event) -> None:
+        try:
+            run = await client.read_flow_run(self._run_id)
+        except Exception as exc:
+            _log.debug("Looking whether the run is being cancelled failed: %s", exc)
+            return
+        if run.state is not None and run.state.is_cancelling():
+            self._is_cancelled = True
+            asked.set()
 
     async def _meaning(self, client: PrefectClient) -> Intent | None:
         """Return what the end of the run means, by its state; None for a crash."""
@@ -124,16 +134,13 @@ class CancellingWatch:
             _log.warning("Cannot ask Prefect why this run is to end: %s", exc)
             run = None
         state = run.state.type if run is not None and run.state is not None else None
-        if state == StateType.CANCELLING:
+        if state == StateType.CANCELLING or (run is None and self._is_cancelled):
             return "cancel"
-        if state == StateType.CANCELLED:
-            return "relinquish"  # settled already, by the server's own time limit
-        if os.environ.get("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR") == "reschedule":
-            return "reschedule"
-        return None
+        if state in TERMINAL_STATES:
+            return "relinquish"  # settled already, by the flow's end or the server's time limit
+        behavior = os.environ.get("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", "").lower()
+        return behavior if behavior in ("reschedule", "relinquish") else None
 
 
-def _raise(intent: Intent | None) -> NoReturn:
-    if intent is not None:
-        set_termination_intent(intent)
+def _raise() -> NoReturn:
     raise TerminationSignal(signal=signal.SIGTERM)

@@ -6,6 +6,7 @@ wants it any more, or twice. Exactly one driver of the present attempt gets past
 
 from dataclasses import dataclass
 from enum import Enum
+from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, State, StateType
@@ -58,7 +59,7 @@ def claim(client: SyncPrefectClient, flow_run: FlowRun, attempt: str) -> Claim:
     if state is None or state.type not in (StateType.PENDING, StateType.CANCELLING):
         name = state.name if state is not None else "without a state"
         return Claim(Standing.SETTLED, flow_run, f"the flow run is {name}")
-    if _present_attempt(client, flow_run) != attempt:
+    if present_attempt(client, flow_run.id) != attempt:
         return Claim(Standing.SETTLED, flow_run, "a newer attempt has taken the flow run over")
     if state.is_cancelling():
         return Claim(Standing.CANCELLING, flow_run, "the flow run is being cancelled")
@@ -74,7 +75,8 @@ def claim(client: SyncPrefectClient, flow_run: FlowRun, attempt: str) -> Claim:
     return Claim(Standing.GRANTED, flow_run)
 
 
-def _present_attempt(client: SyncPrefectClient, flow_run: FlowRun) -> str | None:
-    response = client.request("GET", "/flow_run_states/", params={"flow_run_id": str(flow_run.id)})
+def present_attempt(client: SyncPrefectClient, flow_run_id: UUID) -> str | None:
+    """Return the name of the attempt that a run is at now."""
+    response = client.request("GET", "/flow_run_states/", params={"flow_run_id": str(flow_run_id)})
     claim_id = present_claim(State.model_validate_list(response.json()))
     return attempt_name(claim_id) if claim_id is not None else None

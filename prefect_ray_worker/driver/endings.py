@@ -1,14 +1,16 @@
 """How a driver tells Prefect that a run has ended: never over a state that stands already."""
 
 import sys
+from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, PrefectHTTPStatusError
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 from prefect.utilities.engine import propose_state_sync
 
+from prefect_ray_worker.driver.claim import present_attempt
 from prefect_ray_worker.driver.exits import DriverExit
 
 STOPPED_OUTSIDE = (
@@ -18,26 +20,53 @@ STOPPED_OUTSIDE = (
 )
 
 
-def cancelled(client: SyncPrefectClient, flow_run: FlowRun, message: str) -> None:
-    """Mark a run Cancelled if it is still Cancelling."""
-    state = client.read_flow_run(flow_run.id).state
-    if state is not None and state.is_cancelling():
-        _propose(client, flow_run, Cancelled(message=message))
+class Endings:
+    """Ends one attempt at a run, unless the run has ended or gone on without it.
 
+    Args:
+        client: An open client.
+        flow_run_id: The run.
+        attempt: The attempt that this driver was started for.
+    """
 
-def crashed(client: SyncPrefectClient, flow_run: FlowRun, message: str) -> State | None:
-    """Mark a run Crashed if it is still Pending or Running; return the state if it took."""
-    state = client.read_flow_run(flow_run.id).state
-    if state is None or not (state.is_pending() or state.is_running()):
+    def __init__(self, client: SyncPrefectClient, flow_run_id: UUID, attempt: str) -> None:
+        self._client = client
+        self._run_id = flow_run_id
+        self._attempt = attempt
+
+    def cancelled(self, message: str) -> None:
+        """Mark the run Cancelled if it is still Cancelling."""
+        state = self._open_state()
+        if state is not None and state.is_cancelling():
+            self._propose(Cancelled(message=message))
+
+    def crashed(client: SyncPrefectClient, flow_run: FlowRun, message: str) -> State | None:
+    """Mark a run Crashed if it has not ended; return the state if it took."""
+    if not _is_ours(client.read_flow_run(flow_run.id)):
         return None
     return _propose(client, flow_run, Crashed(message=message))
 
 
 def rescheduled(client: SyncPrefectClient, flow_run: FlowRun) -> None:
-    """Have a run that is still Pending or Running tried again."""
-    state = client.read_flow_run(flow_run.id).state
-    if state is not None and (state.is_pending() or state.is_running()):
-        _propose(client, flow_run, AwaitingRetry())
+    """Have a run that has not ended tried again, by a worker."""
+    present = client.read_flow_run(flow_run.id)
+    if not _is_ours(present):
+        return
+    policy = present.empirical_policy
+    if policy.retry_type == "in_process":
+        # Left by an earlier retry; the server gives no worker such a run (3.8.8).
+        policy.retry_type = "reschedule"
+        client.update_flow_run(flow_run.id, empirical_policy=policy)
+    _propose(client, flow_run, AwaitingRetry())
+
+
+def _is_ours(flow_run: FlowRun) -> bool:
+    """Say whether a run goes on in this process: also when it waits there for its next try."""
+    state = flow_run.state
+    if state is None:
+        return False
+    waits_here = flow_run.empirical_policy.retry_type == "in_process"
+    return state.is_pending() or state.is_running() or (state.is_scheduled() and waits_here)
 
 
 def without_api(exc: Exception, api_url: str) -> int:
@@ -67,11 +96,3 @@ def without_api(exc: Exception, api_url: str) -> int:
         file=sys.stderr,
     )
     return DriverExit.API_UNREACHABLE
-
-
-def _propose(client: SyncPrefectClient, flow_run: FlowRun, state: State) -> State | None:
-    try:
-        result = propose_state_sync(client, state, flow_run_id=flow_run.id)
-    except Abort:
-        return None
-    return result if result.type == state.type else None

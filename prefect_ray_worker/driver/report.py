@@ -3,12 +3,10 @@
 It loads the flow anew, in a clean process, to run its `on_crashed` hooks once.
 """
 
-import inspect
 import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import anyio
@@ -17,8 +15,10 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
 
 from prefect_ray_worker._prefect_compat import load_flow, prepare_workspace
-from prefect_ray_worker.driver import endings, lifeline
+from prefect_ray_worker.driver import lifeline
+from prefect_ray_worker.driver.endings import Endings
 from prefect_ray_worker.driver.exits import describe_exit
+from prefect_ray_worker.driver.hooks import run_hooks
 
 _OUT_OF_MEMORY = (
     " Most often that is the kernel's or Ray's out-of-memory killer: raise entrypoint_memory, "
@@ -33,15 +33,14 @@ def main(arguments: list[str]) -> int:
         arguments: The flow run's id, the attempt's, and the engine's exit code.
     """
     lifeline.hold()
-    flow_run_id, _, code = arguments
+    flow_run_id, attempt, code = arguments
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(UUID(flow_run_id))
-        endings.cancelled(client, flow_run, "Cancelled; the driver's engine has ended.")
+        endings = Endings(client, flow_run.id, attempt)
+        endings.cancelled("Cancelled; the driver's engine has ended.")
         words = describe_exit(int(code))
         hint = _OUT_OF_MEMORY if words.endswith("SIGKILL") else ""
-        state = endings.crashed(
-            client, flow_run, f"The process that ran the flow died of {words}.{hint}"
-        )
+        state = endings.crashed(f"The process that ran the flow died of {words}.{hint}")
     if state is not None:
         _run_crashed_hooks(flow_run, state)
     return 0
@@ -60,24 +59,7 @@ def _run_crashed_hooks(flow_run: FlowRun, state: State) -> None:
         except Exception:
             logger.exception("The flow could not be loaded to run its on_crashed hooks.")
             return
-        for hook in flow.on_crashed_hooks or []:
-            _run_hook(hook, flow, flow_run, state)
-
-
-def _run_hook(hook: Any, flow: Any, flow_run: FlowRun, state: State) -> None:
-    logger = flow_run_logger(flow_run, flow)
-    name = getattr(hook, "__name__", repr(hook))
-    logger.info("Running hook %r in response to entering state %r", name, state.name)
-    try:
-        result = hook(flow, flow_run, state)
-        if inspect.isawaitable(result):
-            anyio.run(_awaited, result)
-    except Exception:
-        logger.exception("The hook %r failed", name)
-
-
-async def _awaited(result: Any) -> None:
-    await result
+        run_hooks(flow.on_crashed_hooks or [], flow, flow_run, state)
 
 
 if __name__ == "__main__":
