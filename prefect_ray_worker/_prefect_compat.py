@@ -4,6 +4,8 @@ After an upgrade of Prefect, this is the file to check; `tests/unit/test_prefect
 fails by name when one has gone.
 """
 
+import sys
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
@@ -11,11 +13,12 @@ from uuid import UUID
 from prefect.settings import get_current_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager, AsyncExitStack
     from logging import Logger, LoggerAdapter
     from pathlib import Path
 
-    from prefect.client.schemas.objects import FlowRun, State
+    from prefect.client.schemas.objects import FlowRun
     from prefect.flows import Flow
     from prefect.workers.base import BaseWorker
 
@@ -94,21 +97,39 @@ def do_not_join_heartbeats() -> None:
         flow_engine._send_heartbeats = partial(beat, join_on_exit=False)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
-def let_crashes_give_their_reason() -> None:
-    """Have the engine use the `reason` of a `TerminationSignal` as the message of its crash.
+def end_task_threads(end: "Callable[[int], None]", *, within: float) -> None:
+    """From now on, have a thread pool of tasks ended where Prefect waits for its tasks.
 
-    `exception_to_crashed_state` (`prefect.states`, 3.8.8) has one fixed sentence for all.
+    `ThreadPoolTaskRunner.cancel_all` (3.8.8) waits until every task that has begun is done: a
+    cancelled run would go on for as long as its longest task.
+
+    Args:
+        end: Interrupts the thread with an id.
+        within: Seconds to wait for the threads afterwards.
     """
-    from prefect import flow_engine
+    from prefect.task_runners import ThreadPoolTaskRunner
 
-    original = flow_engine.exception_to_crashed_state  # pyright: ignore[reportPrivateImportUsage]
+    def cancel_all(self: ThreadPoolTaskRunner[Any]) -> None:
+        executor, self._executor = self._executor, None  # pyright: ignore[reportPrivateUsage]
+        if executor is None:
+            return
+        executor.shutdown(wait=False, cancel_futures=True)
+        threads = list(executor._threads)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        for thread in threads:
+            if thread.ident is not None and _runs_a_task(thread.ident):
+                end(thread.ident)
+        deadline = time.monotonic() + within
+        for thread in threads:
+            thread.join(max(0, deadline - time.monotonic()))
 
-    async def with_reason(exc: BaseException, *args: Any, **kwargs: Any) -> "State":
-        state = await original(exc, *args, **kwargs)
-        state.message = getattr(exc, "reason", None) or state.message
-        return state
+    ThreadPoolTaskRunner.cancel_all = cancel_all
 
-    flow_engine.exception_to_crashed_state = with_reason  # pyright: ignore[reportPrivateImportUsage]
+
+def _runs_a_task(ident: int) -> bool:
+    frame = sys._current_frames().get(ident)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    while frame is not None and frame.f_globals.get("__name__") != "prefect.task_engine":
+        frame = frame.f_back
+    return frame is not None
 
 
 def run_metrics(flow_run: "FlowRun", flow: "Flow[..., Any]") -> "AbstractContextManager[Any]":
@@ -136,8 +157,8 @@ READ = (
     "prefect._internal.metrics:RunMetrics",
     "prefect.engine:_drive_run_flow_result",
     "prefect.flow_engine:_send_heartbeats",
-    "prefect.flow_engine:exception_to_crashed_state",
     "prefect.flow_engine:load_flow",
+    "prefect.task_runners:ThreadPoolTaskRunner.cancel_all",
     "prefect.runner._workspace_resolver:prepare_workspace_for_flow_run",
 )
 """Where the functions above reach into Prefect (3.8.8), for the test that says what has gone."""

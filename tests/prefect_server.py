@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +33,15 @@ class PrefectServer:
 
 
 @contextmanager
-def prefect_server(home: Path) -> Generator[PrefectServer, None, None]:
-    """Start a server, wait until it answers, and end it with its context."""
+def prefect_server(
+    home: Path, extra: Mapping[str, str] | None = None
+) -> Generator[PrefectServer, None, None]:
+    """Start a server, wait until it answers, and end it with its context.
+
+    Args:
+        home: Its PREFECT_HOME.
+        extra: More environment variables for it.
+    """
     port = free_port()
     env = {
         **{k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
@@ -42,8 +49,14 @@ def prefect_server(home: Path) -> Generator[PrefectServer, None, None]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "true",
         "PREFECT_SERVER_UI_ENABLED": "false",
+        # With a file, SQLite turns away one of two who write at once, and the 503 that comes of it
+        # costs a client seconds. Nobody here reads events, and writing them costs as well.
+        "PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///:memory:",
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
         "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        **(extra or {}),
     }
     home.mkdir(parents=True, exist_ok=True)
     with (home / "server.log").open("wb") as log:

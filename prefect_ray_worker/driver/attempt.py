@@ -19,6 +19,7 @@ from uuid import UUID
 
 import anyio
 import httpx
+import prefect
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.engine import handle_engine_signals
@@ -30,7 +31,6 @@ from prefect.logging.loggers import flow_run_logger
 from prefect_ray_worker._prefect_compat import (
     do_not_join_heartbeats,
     drive_flow_result,
-    let_crashes_give_their_reason,
     load_flow,
     prepare_workspace,
     run_metrics,
@@ -113,6 +113,7 @@ class Attempt:
     def run(self) -> int:
         """Prepare, load and run the flow; return the process's exit code."""
         self._watch.start()
+        self._warn_of_another_prefect()
         # Git clones and the like must not meet those of other runs on the node.
         with tempfile.TemporaryDirectory(
             prefix="prefect-flow-run-", ignore_cleanup_errors=True
@@ -121,7 +122,7 @@ class Attempt:
                 flow = self._load(Path(folder))
             except TerminationSignal:
                 return self._settle(
-                    self._client, said="Cancelled while the flow was being prepared."
+                    self._endings, said="Cancelled while the flow was being prepared."
                 )
             except Exception as exc:
                 self._logger.exception("The flow could not be loaded.")
@@ -129,6 +130,17 @@ class Attempt:
                 self._endings.crashed(message)
                 return DriverExit.REPORTED
             return self._execute(flow)
+
+    def _warn_of_another_prefect(self) -> None:
+        wanted = os.environ.get("PREFECT_RAY_WORKER_PREFECT_VERSION", prefect.__version__)
+        if wanted.split(".")[:2] != prefect.__version__.split(".")[:2]:
+            self._logger.warning(
+                "The Ray cluster has Prefect %s and the worker %s. If the run behaves oddly, put "
+                '"prefect==%s" into runtime_env.pip, or into the image of the Ray nodes.',
+                prefect.__version__,
+                wanted,
+                wanted,
+            )
 
     def _load(self, folder: Path) -> Flow[..., Any]:
         entrypoint = anyio.run(prepare_workspace, self._flow_run.id, folder)
@@ -144,7 +156,6 @@ class Attempt:
 
     def _execute(self, flow: Flow[..., Any]) -> int:
         do_not_join_heartbeats()
-        let_crashes_give_their_reason()
         try:
             try:
                 with (
@@ -158,29 +169,29 @@ class Attempt:
                 self._termination.withdraw()
         except (SystemExit, TerminationSignal) as exc:
             if self._termination.delivered:
-                return self._settle(self._client)
+                return self._settle(self._endings)
             code = getattr(exc, "code", None)
             return code if isinstance(code, int) else 1
         return 0
 
-    def _settle(self, client: SyncPrefectClient, *, said: str = "Cancelled.") -> int:
+    def _settle(self, endings: Endings, *, said: str = "Cancelled.") -> int:
         """Tell Prefect why the run was told to end, where its engine has not; return the code.
 
         Args:
-            client: An open client, of the calling thread.
+            endings: Ends the run, from the calling thread.
             said: What to say of a cancellation.
         """
         match self._watch.intent:
             case "cancel":
                 if self._hooks is not None:
                     self._hooks.run_cancellation_hooks(self._flow_run)
-                endings.cancelled(client, self._flow_run, said)
+                endings.cancelled(said)
             case "reschedule":
-                endings.rescheduled(client, self._flow_run)
+                endings.rescheduled()
             case "relinquish":
                 pass
             case None:
-                state = endings.crashed(client, self._flow_run, endings.STOPPED_OUTSIDE)
+                state = endings.crashed(STOPPED_OUTSIDE)
                 if state is not None and self._hooks is not None:
                     self._hooks.run_crashed_hooks(self._flow_run, state)
                 return DriverExit.REPORTED
@@ -191,8 +202,8 @@ class Attempt:
         code = 1
         try:
             with get_client(sync_client=True) as client:
-                code = self._settle(
-                    client, said="Cancelled; the flow did not react and was killed."
-                )
+                endings = Endings(client, self._flow_run.id, self._name)
+                said = "Cancelled; the flow did not react and was killed."
+                code = self._settle(endings, said=said)
         finally:
             os._exit(code)

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NoReturn
 from uuid import UUID
 
@@ -20,16 +21,27 @@ from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.exceptions import TerminationSignal
 
-from prefect_ray_worker._prefect_compat import Intent, set_termination_intent
-from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE
-from prefect_ray_worker.driver.termination import Termination
+from prefect_ray_worker._prefect_compat import Intent, end_task_threads, set_termination_intent
+from prefect_ray_worker.driver.termination import Termination, raise_in_thread
 
 # As Prefect's own executor does when its event subscription is down (3.8.8).
 _POLL_SECONDS = 10.0
 _RECONNECT_SECONDS = 5.0
 _SIGTERM_POLL_SECONDS = 0.1
+# How long tasks in threads may take to come to their end, once the flow has been told to.
+_TASKS_SECONDS = 1.0
+
+# As the variable PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR names them; anything else is a crash.
+_BEHAVIORS: dict[str, Intent] = {"reschedule": "reschedule", "relinquish": "relinquish"}
 
 _log = logging.getLogger("prefect.ray.driver")
+
+
+class Told(TerminationSignal):
+    """Raised in a flow that is told to end; needs no arguments, so that any thread can raise it."""
+
+    def __init__(self) -> None:
+        super().__init__(signal=signal.SIGTERM)
 
 
 class CancellingWatch:
@@ -73,7 +85,8 @@ class CancellingWatch:
         # Before the signal, as Prefect does it: the engine asks for it under a lock, in which the
         # signal may find it. Of an end that is no cancellation, it is we who tell Prefect.
         set_termination_intent("cancel" if intent == "cancel" else "relinquish")
-        self._termination.deliver(_raise)
+        end_task_threads(partial(raise_in_thread, exception=Told), within=_TASKS_SECONDS)
+        self._termination.deliver(Told)
         time.sleep(self._grace)
         self._force()
 
@@ -90,6 +103,7 @@ class CancellingWatch:
 
     async def _await_sigterm(self, asked: anyio.Event) -> None:
         while not self._termination.requested.is_set():
+            self._termination.hold()
             await anyio.sleep(_SIGTERM_POLL_SECONDS)
         asked.set()
 
@@ -139,8 +153,4 @@ class CancellingWatch:
         if state in TERMINAL_STATES:
             return "relinquish"  # settled already, by the flow's end or the server's time limit
         behavior = os.environ.get("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", "").lower()
-        return behavior if behavior in ("reschedule", "relinquish") else None
-
-
-def _raise() -> NoReturn:
-    raise TerminationSignal(signal=signal.SIGTERM)
+        return _BEHAVIORS.get(behavior)

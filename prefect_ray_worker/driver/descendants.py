@@ -11,8 +11,13 @@ _PR_SET_CHILD_SUBREAPER = 36
 _ROUNDS = 20
 
 
-def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent dies, so that they stay findable."""
+def watch_over_family() -> None:
+    """Be woken (SIGCHLD) when our parent dies, and adopt descendants whose own parent dies.
+
+    Both have to be asked for again after a fork. Ray ends the process group within a second of
+    its JobSupervisor's death: whoever only looked now and then might come too late.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGCHLD)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -43,7 +48,9 @@ def _reap() -> None:
 
 def _descendants(root: int) -> list[int]:
     children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
+    ended: set[int] = set()
+    proc = Path("/proc")
+    for entry in proc.iterdir() if proc.is_dir() else ():
         if not entry.name.isdigit():
             continue
         try:
@@ -51,15 +58,17 @@ def _descendants(root: int) -> list[int]:
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
         except OSError:
             continue
-        if state != "Z":
-            children.setdefault(int(parent), []).append(int(entry.name))
+        children.setdefault(int(parent), []).append(int(entry.name))
+        if state == "Z":
+            ended.add(int(entry.name))
     found: list[int] = []
     waiting = [root]
     while waiting:
         below = children.get(waiting.pop(), [])
         found += below
         waiting += below
-    return found
+    # Looked below, because a process of several threads has children until the last has ended.
+    return [pid for pid in found if pid not in ended]
 
 
 def _prctl(option: int, value: int) -> None:

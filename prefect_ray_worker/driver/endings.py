@@ -36,37 +36,42 @@ class Endings:
 
     def cancelled(self, message: str) -> None:
         """Mark the run Cancelled if it is still Cancelling."""
-        state = self._open_state()
-        if state is not None and state.is_cancelling():
+        state = self._client.read_flow_run(self._run_id).state
+        if state is not None and state.is_cancelling() and self._is_present():
             self._propose(Cancelled(message=message))
 
-    def crashed(client: SyncPrefectClient, flow_run: FlowRun, message: str) -> State | None:
-    """Mark a run Crashed if it has not ended; return the state if it took."""
-    if not _is_ours(client.read_flow_run(flow_run.id)):
-        return None
-    return _propose(client, flow_run, Crashed(message=message))
+    def crashed(self, message: str) -> State | None:
+        """Mark the run Crashed if it has not ended; return the state if it took."""
+        return self._propose(Crashed(message=message)) if self._goes_on_here() else None
 
+    def rescheduled(self) -> None:
+        """Have a run that has not ended tried again, by a worker."""
+        if not self._goes_on_here():
+            return
+        policy = self._client.read_flow_run(self._run_id).empirical_policy
+        if policy.retry_type == "in_process":
+            # Left by an earlier retry; the server gives no worker such a run (3.8.8).
+            policy.retry_type = "reschedule"
+            self._client.update_flow_run(self._run_id, empirical_policy=policy)
+        self._propose(AwaitingRetry())
 
-def rescheduled(client: SyncPrefectClient, flow_run: FlowRun) -> None:
-    """Have a run that has not ended tried again, by a worker."""
-    present = client.read_flow_run(flow_run.id)
-    if not _is_ours(present):
-        return
-    policy = present.empirical_policy
-    if policy.retry_type == "in_process":
-        # Left by an earlier retry; the server gives no worker such a run (3.8.8).
-        policy.retry_type = "reschedule"
-        client.update_flow_run(flow_run.id, empirical_policy=policy)
-    _propose(client, flow_run, AwaitingRetry())
+    def _goes_on_here(self) -> bool:
+        """Say whether the run goes on in this attempt: also when it waits for its next try."""
+        run = self._client.read_flow_run(self._run_id)
+        if run.state is None or not self._is_present():
+            return False
+        waits_here = run.state.is_scheduled() and run.empirical_policy.retry_type == "in_process"
+        return run.state.is_pending() or run.state.is_running() or waits_here
 
+    def _is_present(self) -> bool:
+        return present_attempt(self._client, self._run_id) == self._attempt
 
-def _is_ours(flow_run: FlowRun) -> bool:
-    """Say whether a run goes on in this process: also when it waits there for its next try."""
-    state = flow_run.state
-    if state is None:
-        return False
-    waits_here = flow_run.empirical_policy.retry_type == "in_process"
-    return state.is_pending() or state.is_running() or (state.is_scheduled() and waits_here)
+    def _propose(self, state: State) -> State | None:
+        try:
+            result = propose_state_sync(self._client, state, flow_run_id=self._run_id)
+        except Abort:
+            return None
+        return result if result.type == state.type else None
 
 
 def without_api(exc: Exception, api_url: str) -> int:

@@ -28,18 +28,25 @@ def main(arguments: list[str]) -> int:
         if os.environ.get(name) == "":
             del os.environ[name]
     try:
+        # First of all: without it, all else that it brings and we need is missing too.
+        import prefect  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
         from prefect_ray_worker.driver.attempt import run_attempt
-    except ModuleNotFoundError as exc:
+    except ImportError as exc:
         if (exc.name or "").partition(".")[0] != "prefect":
             raise
         return _without_prefect(exc)
-    return run_attempt(*arguments, termination=termination)
+    code = run_attempt(*arguments, termination=termination)
+    return leave(code, wait_for_threads=not termination.delivered)
 
 
-def _without_prefect(exc: ModuleNotFoundError) -> int:
+def _without_prefect(exc: ImportError) -> int:
     wanted = os.environ.get("PREFECT_RAY_WORKER_PREFECT_VERSION", "")
     requirement = f"prefect=={wanted}" if wanted else "prefect"
-    missing = "has no Prefect" if exc.name == "prefect" else f"has a Prefect without {exc.name!r}"
+    missing = "has no Prefect"
+    if "prefect" in sys.modules:
+        found = getattr(sys.modules["prefect"], "__version__", "of an unknown version")
+        missing = f"has Prefect {found}, which lacks what this worker needs ({exc})"
     version = ".".join(map(str, sys.version_info[:3]))
     print(
         f"The Python {version} of the Ray cluster ({sys.executable}) {missing}. Add "
@@ -49,14 +56,19 @@ def _without_prefect(exc: ModuleNotFoundError) -> int:
     return DriverExit.NO_PREFECT
 
 
-def leave(code: int) -> NoReturn:
+def leave(code: int, *, wait_for_threads: bool) -> NoReturn:
     """Exit after all exit functions have run, but without taking the interpreter apart.
 
     That takes a third of a second with everything that Prefect imports, and the run's slot on
-    the cluster is held for as long. Threads that are to be waited for are.
+    the cluster is held for as long.
+
+    Args:
+        code: The exit code.
+        wait_for_threads: Whether to let threads that are no daemons come to their end, as Python
+            does; not those of a flow that was told to end.
     """
-    waited_for = [t for t in threading.enumerate() if not t.daemon]
-    if waited_for == [threading.main_thread()]:
+    waited_for = [t for t in threading.enumerate() if not t.daemon] if wait_for_threads else []
+    if waited_for in ([], [threading.main_thread()]):
         atexit._run_exitfuncs()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         sys.stdout.flush()
         sys.stderr.flush()
@@ -65,4 +77,4 @@ def leave(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

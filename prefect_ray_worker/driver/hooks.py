@@ -2,17 +2,31 @@
 
 import functools
 import inspect
-import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import anyio
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
+from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelling
 
-_log = logging.getLogger("prefect.ray.driver")
+
+def run_hooks(
+    hooks: Iterable[Callable[..., Any]], flow: Flow[..., Any], flow_run: FlowRun, state: State
+) -> None:
+    """Run hooks as the flow engine does; one that fails does not stop the others."""
+    logger = flow_run_logger(flow_run, flow)
+    for hook in hooks:
+        name = getattr(hook, "__name__", repr(hook))
+        logger.info("Running hook %r in response to entering state %r", name, state.name)
+        try:
+            result = hook(flow, flow_run, state)
+            if inspect.isawaitable(result):
+                anyio.run(_awaited, result)
+        except Exception:
+            logger.exception("The hook %r failed", name)
 
 
 class OnceHooks:
@@ -26,18 +40,17 @@ class OnceHooks:
         self._flow = flow
         self._begun: set[int] = set()
         self._lock = threading.Lock()
-        hooks = flow.on_cancellation_hooks or []
-        flow.on_cancellation_hooks = [self._once(hook) for hook in hooks]
+        self._hooks = [(hook, self._once(hook)) for hook in flow.on_cancellation_hooks or []]
+        flow.on_cancellation_hooks = [once for _, once in self._hooks]
 
     def run_cancellation_hooks(self, flow_run: FlowRun) -> None:
-        """Run those hooks that nobody has begun; one that fails does not stop the others."""
-        for hook in self._flow.on_cancellation_hooks or []:
-            try:
-                result = hook(self._flow, flow_run, Cancelling())
-                if inspect.isawaitable(result):
-                    anyio.run(_awaited, result)
-            except Exception:
-                _log.exception("The hook %r failed", getattr(hook, "__name__", hook))
+        """Run those hooks that nobody has begun."""
+        left = [once for hook, once in self._hooks if id(hook) not in self._begun]
+        run_hooks(left, self._flow, flow_run, Cancelling())
+
+    def run_crashed_hooks(self, flow_run: FlowRun, state: State) -> None:
+        """Run the hooks for a crash that the engine knows nothing of."""
+        run_hooks(self._flow.on_crashed_hooks or [], self._flow, flow_run, state)
 
     def _once(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.iscoroutinefunction(hook):

@@ -1,9 +1,11 @@
-"""The first process of a Ray Job: starts the engine, and answers for how it ends.
+"""The first processes of a Ray Job: start the engine, and answer for how it ends.
 
-The standard library only: this process exists in every run, and its start is the run's.
+The standard library only: these exist in every run, and their start is the run's.
 
-1. Nothing of the run outlives its job: when Ray's JobSupervisor dies, so does everything here;
-   when this process dies, the kernel ends the engine.
+1. Nothing of the run outlives its job. Ray and the kernel's out-of-memory killer may kill any
+   process here, and what a dead process has started cannot be found any more. So there are two:
+   the guard, which Ray knows, and its fork, the supervisor. Each ends everything when the other
+   dies, the guard also when Ray's JobSupervisor does.
 2. An engine that dies without a word is reported, in a process that can import Prefect.
 3. The exit code is the engine's own, signals included.
 """
@@ -36,19 +38,32 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2:
         print("Usage: python -m prefect_ray_worker.driver <flow run id> <attempt>", file=sys.stderr)
         return DriverExit.BAD_CALL
-    descendants.adopt_orphans()
-    # Blocked, so that a signal is read in one place together with who sent it.
+    # Blocked, so that signals are read in one place.
     signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
-    parent = os.getppid()
-    engine = _start("engine", arguments)
-    code = _wait(engine, parent)
-    if code != 0 and code not in set(DriverExit):
-        reporter = _start("report", [*arguments, str(code)])
-        _wait(reporter, parent, within=_REPORT_SECONDS)
+    job, guard, group = os.getppid(), os.getpid(), os.getpgrp()
+    descendants.watch_over_family()
+    supervisor = os.fork()
+    if supervisor == 0:
+        # Ray ends a job's process group at a stroke: one of the two has to be left to clean up.
+        os.setpgid(0, 0)
+        descendants.watch_over_family()
+        return _end_like(_supervise(arguments, guard, group))
+    code = _wait(supervisor, job)
+    descendants.kill_descendants()
     return _end_like(code)
 
 
-def _start(module: str, arguments: list[str]) -> "subprocess.Popen[bytes]":
+def _supervise(arguments: list[str], guard: int, group: int) -> int:
+    engine = _start("engine", arguments, group)
+    code = engine.returncode = _wait(engine.pid, guard)
+    descendants.kill_descendants()
+    if code != 0 and code not in set(DriverExit):
+        reporter = _start("report", [*arguments, str(code)], group)
+        reporter.returncode = _wait(reporter.pid, guard, within=_REPORT_SECONDS)
+    return code
+
+
+def _start(module: str, arguments: list[str], group: int) -> "subprocess.Popen[bytes]":
     lifeline, held_open = os.pipe()
     os.set_inheritable(held_open, False)
     process = subprocess.Popen(
@@ -56,34 +71,50 @@ def _start(module: str, arguments: list[str]) -> "subprocess.Popen[bytes]":
         pass_fds=(lifeline,),
         env={**os.environ, LIFELINE: str(lifeline)},
         # Safe here: this process has one thread.
-        preexec_fn=partial(_in_child, os.getpid()),
+        preexec_fn=partial(_in_child, os.getpid(), group),
     )
     os.close(lifeline)
     return process
 
 
-def _in_child(parent: int) -> None:
+def _in_child(parent: int, group: int) -> None:
+    os.setpgid(0, group)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
     descendants.die_with_parent(parent)
 
 
-def _wait(process: "subprocess.Popen[bytes]", parent: int, *, within: float | None = None) -> int:
-    """Wait for a process, pass signals on to it, and end everything if our parent is gone."""
+def _wait(child: int, parent: int, *, within: float | None = None) -> int:
+    """Wait for a child, pass SIGTERM on to it, and end everything if our parent is gone.
+
+    Returns:
+        Its exit code, negative for a signal.
+    """
     looks = 0
     while True:
-        code = process.poll()
+        code = _reap(child)
         if code is not None:
             return code
-        news = _next_signal()
         if os.getppid() != parent:
             _end_everything()
+        news = _next_signal()
         if news is None:
             looks += 1
-        elif news.si_signo != signal.SIGCHLD and news.si_pid != parent:
-            # Ray signals each process of a job by itself: passing that on would make it two.
-            process.send_signal(news.si_signo)
+        elif news.si_signo == signal.SIGTERM:
+            # Ray signals every process that it finds, which may not include the engine yet; to
+            # an engine that gets it twice, the second does nothing.
+            os.kill(child, signal.SIGTERM)
         if within is not None and looks * _LOOK_SECONDS > within:
-            process.kill()
+            os.kill(child, signal.SIGKILL)
+
+
+def _reap(child: int) -> int | None:
+    """Take note of children that have ended, adopted ones too; return our own child's exit code."""
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == child:
+            return os.waitstatus_to_exitcode(status)
+        if pid == 0:
+            return None
 
 
 def _next_signal() -> "signal.struct_siginfo | None":

@@ -8,15 +8,23 @@ others believe that they have installed theirs, and decides in a background thre
 Standard library only: it has to be in place before anything else is imported.
 """
 
+import ctypes
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 Handler = Callable[[int, Any], Any] | int | None
-Raise = Callable[[], None]
-"""Raises in the main thread what ends the flow; returns to let the signal pass."""
+
+_native_handler = ctypes.pythonapi.PyOS_getsig
+_native_handler.argtypes, _native_handler.restype = [ctypes.c_int], ctypes.c_void_p
+_set_native_handler = ctypes.pythonapi.PyOS_setsig
+_set_native_handler.argtypes = [ctypes.c_int, ctypes.c_void_p]
+_set_native_handler.restype = ctypes.c_void_p
 
 
 class Termination:
@@ -24,11 +32,15 @@ class Termination:
 
     Attributes:
         requested: Set when somebody asked this process to end.
+        delivered: Whether the main thread has been interrupted to end the flow.
     """
 
     def __init__(self) -> None:
         self.requested = threading.Event()
-        self._raise: Raise | None = None
+        self.delivered = False
+        self._ending: type[BaseException] | None = None
+        self._withdrawn = False
+        self._native: int | None = None
         self._believed: Handler = signal.SIG_DFL
         self._signal = signal.signal
         self._getsignal = signal.getsignal
@@ -36,30 +48,62 @@ class Termination:
     def install(self) -> None:
         """Handle SIGTERM, and keep on handling it when others install handlers for it."""
         self._signal(signal.SIGTERM, self._on_signal)
+        self._native = _native_handler(signal.SIGTERM)
         signal.signal = self._set
         signal.getsignal = self._get
+        # A forked child (`multiprocessing`) would ignore the SIGTERM that its parent ends it with.
+        os.register_at_fork(after_in_child=self._uninstall)
 
-    def deliver(self, raise_: Raise) -> None:
-        """Interrupt the main thread, also in a blocking call, and let it raise.
+    def hold(self) -> None:
+        """Put our handler back where native code has replaced it; to be called now and then.
+
+        `ray.init()` comes with one (Ray 2.60) that prints the stack and ends the process. Any
+        thread may do this, unlike with `signal.signal`.
+        """
+        if _native_handler(signal.SIGTERM) != self._native:
+            _set_native_handler(signal.SIGTERM, self._native)
+
+    def deliver(self, ending: type[BaseException]) -> None:
+        """Interrupt the main thread, also in a blocking call.
 
         Args:
-            raise_: Called in the main thread, in whatever it is doing.
+            ending: Raised there, without arguments, in whatever it is doing.
         """
-        self._raise = raise_
-        signal.pthread_kill(_main_thread(), signal.SIGTERM)
+        self._ending = ending
+        if not self._withdrawn:
+            self.hold()
+            signal.pthread_kill(_main_thread(), signal.SIGTERM)
 
     def withdraw(self) -> None:
         """Raise nothing any more: the flow has come to its end."""
-        self._raise = None
+        self._withdrawn = True
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        raise_, self._raise = self._raise, None
-        if raise_ is None:
+        ending, self._ending = self._ending, None
+        if ending is None or self._withdrawn:
             self.requested.set()
             return
+        self.delivered = True
         if callable(self._believed) and not _is_of_an_engine(self._believed):
             self._believed(number, frame)
-        raise_()
+        if frame is not None and _is_of_ray(frame.f_globals.get("__name__")):
+            # `ray.get` and `ray.wait` are interrupted by nothing else, and drop what else a
+            # handler raises (`check_signals`, Ray 2.60): so ours follows when this one has left.
+            follower = threading.Thread(target=self._follow, args=(ending,), daemon=True)
+            follower.start()
+            raise KeyboardInterrupt
+        raise ending
+
+    def _follow(self, ending: type[BaseException]) -> None:
+        main = _main_thread()
+        while _is_running(self._on_signal.__code__, main):
+            time.sleep(0)
+        raise_in_thread(main, ending)
+
+    def _uninstall(self) -> None:
+        signal.signal, signal.getsignal = self._signal, self._getsignal
+        believed = self._believed
+        self._signal(signal.SIGTERM, signal.SIG_DFL if _is_of_an_engine(believed) else believed)
 
     def _set(self, number: int, handler: Any) -> Any:
         if number != signal.SIGTERM:
@@ -73,9 +117,25 @@ class Termination:
         return self._believed if number == signal.SIGTERM else self._getsignal(number)
 
 
+def raise_in_thread(ident: int, exception: type[BaseException]) -> None:
+    """Raise an exception in a thread, as soon as it executes Python code."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(exception))
+
+
 def _is_of_an_engine(handler: Handler) -> bool:
     """Say whether Prefect or Ray has installed a handler: what those do is done otherwise here."""
     return getattr(handler, "__module__", "").partition(".")[0] in ("prefect", "ray")
+
+
+def _is_running(code: CodeType, ident: int) -> bool:
+    frame = sys._current_frames().get(ident)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _is_of_ray(module: object) -> bool:
+    return str(module).partition(".")[0] == "ray"
 
 
 def _main_thread() -> int:

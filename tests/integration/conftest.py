@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, temporary_settings
 
 from prefect_ray_worker import run_lifecycle
 from tests.integration.harness import Pool, new_pool, settings_of
-from tests.integration.stage import Stage, new_stage
+from tests.integration.stage import STAGE_INTERVAL, Stage, new_stage
 from tests.prefect_server import PrefectServer, prefect_server
 from tests.real_ray import RealRay
 
@@ -46,8 +45,9 @@ async def pool(ray_cluster: RealRay, prefect_settings: None) -> AsyncIterator[Po
 @pytest.fixture
 async def stage(prefect_settings: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
     """A fake Ray and a quick worker's settings; the worker is `stage.pool.working()`."""
-    monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_POLL_INTERVAL_SECONDS", "0.2")
+    # Not quicker: a Prefect server on SQLite turns away one of two that write at once, with a
+    # 503 that costs its client seconds.
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_POLL_INTERVAL_SECONDS", str(STAGE_INTERVAL))
     monkeypatch.setattr(run_lifecycle, "_REPORT_GRACE_SECONDS", 1.0)
-    with temporary_settings({PREFECT_WORKER_QUERY_SECONDS: 0.3}):
-        async with new_stage() as staged:
-            yield staged
+    async with new_stage() as staged:
+        yield staged

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +14,11 @@ from tests.fake_ray import FakeJob, FakeRay
 from tests.fake_ray.script import RUNS_FOREVER
 from tests.integration.harness import Pool, new_pool
 from tests.waiting import wait_until
+
+STAGE_INTERVAL = 0.5
+"""Seconds between two looks of the worker at the fake Ray."""
+_CREATED_PER_SECOND = 20
+_STARTED_PER_SECOND = 5
 
 
 @dataclass
@@ -32,11 +38,15 @@ class Stage:
         return await self.pool.start("adds", job_variables=job_variables)
 
     async def start_many(self, count: int) -> list[UUID]:
-        """Schedule runs of one deployment for now."""
+        """Schedule runs of one deployment, a few each second: more would queue up in Prefect."""
         deployment = await self.pool.deploy("adds")
+        began = datetime.now(UTC) + timedelta(seconds=count / _CREATED_PER_SECOND)
         runs = [
-            await self.pool.client.create_flow_run_from_deployment(deployment, state=Scheduled())
-            for _ in range(count)
+            await self.pool.client.create_flow_run_from_deployment(
+                deployment,
+                state=Scheduled(scheduled_time=began + timedelta(seconds=i / _STARTED_PER_SECOND)),
+            )
+            for i in range(count)
         ]
         return [run.id for run in runs]
 

@@ -14,12 +14,9 @@ termination.install()
 class End(BaseException):
     pass
 
-def end():
-    raise End
-
 def deliver_soon():
     time.sleep(0.3)
-    termination.deliver(end)
+    termination.deliver(End)
 """
 
 
@@ -113,3 +110,40 @@ def test_nothing_is_raised_after_the_flow_has_come_to_its_end() -> None:
         print("quiet")
     """)
     assert result.stdout.strip() == "quiet", result.stderr
+
+
+def test_a_call_into_ray_is_interrupted() -> None:
+    """`ray.get` lets nothing but KeyboardInterrupt through; what ends the flow follows it."""
+    result = run("""
+        wait = {"__name__": "ray._private.worker", "time": time}
+        exec("def get():\\n    time.sleep(20)", wait)
+
+        def raylike():
+            try:
+                wait["get"]()
+            except KeyboardInterrupt:
+                for _ in range(100):
+                    time.sleep(0.01)
+                return "too late"
+
+        threading.Thread(target=deliver_soon).start()
+        try:
+            print(raylike())
+        except End:
+            print("ended")
+    """)
+    assert result.stdout.strip() == "ended", result.stderr
+
+
+def test_a_forked_child_has_the_usual_sigterm() -> None:
+    """As `multiprocessing` starts and ends its children."""
+    result = run("""
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(20)
+            os._exit(0)
+        time.sleep(0.3)
+        os.kill(pid, signal.SIGTERM)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    """)
+    assert result.stdout.strip() == str(-signal.SIGTERM), result.stderr

@@ -1,0 +1,81 @@
+"""What the tests of the driver share: runs of `driver_flows.py` and how they end."""
+
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.client.schemas.objects import FlowRun, StateType
+
+from prefect_ray_worker.identity import InfrastructurePid
+from prefect_ray_worker.jobs_api.client import JobsClient
+from prefect_ray_worker.jobs_api.connection import Connection
+from prefect_ray_worker.jobs_api.models import JobDetails
+from tests.integration.harness import Pool
+from tests.waiting import wait_until
+
+START_SECONDS = 60
+
+
+async def start(
+    pool: Pool,
+    flow_name: str,
+    folder: Path,
+    *,
+    parameters: dict[str, Any] | None = None,
+    **deploy: Any,
+) -> UUID:
+    """Schedule a run of one of the driver's flows for now; it leaves its traces in a folder."""
+    folder.mkdir(exist_ok=True)  # noqa: ASYNC240
+    deploy.setdefault("entrypoint", f"driver_flows.py:{flow_name}")
+    return await pool.start(flow_name, {"folder": str(folder), **(parameters or {})}, **deploy)
+
+
+async def begin(
+    pool: Pool, flow_name: str, folder: Path, *, trace: str = "pids", **options: Any
+) -> UUID:
+    """Start a run and wait until its user code runs."""
+    run_id = await start(pool, flow_name, folder, **options)
+    await begun(pool, run_id, folder, trace)
+    return run_id
+
+
+async def begun(pool: Pool, run_id: UUID, folder: Path, trace: str = "pids") -> None:
+    """Wait until a run has left a trace of its user code."""
+
+    async def there() -> bool:
+        run = await pool.read(run_id)
+        assert run.state is None or not run.state.is_final(), run.state
+        return (folder / trace).exists()
+
+    await wait_until(there, timeout=START_SECONDS, description=f"{trace} of the flow")
+
+
+async def ends(
+    pool: Pool, run_id: UUID, state: StateType, text: str = "", *, seconds: float = 60
+) -> FlowRun:
+    """Wait for the end of a run and check it: its state, and what its message says."""
+    run = await pool.wait_for(run_id, seconds=seconds)
+    assert run.state is not None
+    assert run.state.type == state, f"{run.state!r}\n" + "\n".join(await pool.logs(run_id))
+    assert text in (run.state.message or ""), run.state.message
+    return run
+
+
+async def ended_job(pool: Pool, run_id: UUID, *, seconds: float = 30) -> JobDetails:
+    """Wait until the run's present job has ended, and return it."""
+    pid = InfrastructurePid.parse((await pool.read(run_id)).infrastructure_pid or "")
+    async with JobsClient(Connection(pid.address)) as client:
+
+        async def there() -> JobDetails | None:
+            job = await client.get(pid.submission_id)
+            return job if job.is_terminal else None
+
+        job = await wait_until(there, timeout=seconds, description="the job to have ended")
+    assert job is not None
+    return job
+
+
+def traces(folder: Path, name: str) -> list[str]:
+    """Return the lines that the flow or its hooks have left under a name."""
+    path = folder / name
+    return path.read_text().splitlines() if path.exists() else []

@@ -1,0 +1,62 @@
+"""Finds the real processes of a run, to kill them and to see that none is left."""
+
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+
+from tests.waiting import wait_until
+
+
+def of_run(run_id: UUID) -> list[psutil.Process]:
+    """Return what the entrypoint of a run's job has become and everything that it started."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        try:
+            is_of_run = process.environ().get("PREFECT__FLOW_RUN_ID") == str(run_id)
+            if is_of_run and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def running(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Return those that are more than a zombie."""
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def engine_of(folder: Path) -> psutil.Process:
+    """Return the engine: the process whose pid a flow has noted first."""
+    return psutil.Process(int((folder / "pids").read_text().split()[0]))
+
+
+def supervisor_of(engine: psutil.Process) -> psutil.Process:
+    """Return the process that has started the engine."""
+    return _parent(engine, "prefect_ray_worker.driver")
+
+
+def guard_of(engine: psutil.Process) -> psutil.Process:
+    """Return the process that the job's entrypoint has become."""
+    return _parent(supervisor_of(engine), "prefect_ray_worker.driver")
+
+
+def job_supervisor_of(engine: psutil.Process) -> psutil.Process:
+    """Return Ray's own process of the job."""
+    return _parent(guard_of(engine), "ray::JobSupervisor")
+
+
+def _parent(process: psutil.Process, command: str) -> psutil.Process:
+    parent = process.parent()
+    assert parent is not None
+    assert command in " ".join(parent.cmdline()), parent.cmdline()
+    return parent
+
+
+async def all_gone(run_id: UUID, *, within: float) -> None:
+    """Wait until nothing of a run is alive any more, wherever it hides."""
+    try:
+        await wait_until(lambda: not of_run(run_id), timeout=within, description="no process left")
+    except AssertionError as exc:
+        left = [(p.pid, p.cmdline()) for p in of_run(run_id)]
+        raise AssertionError(f"{exc}: {left}") from None

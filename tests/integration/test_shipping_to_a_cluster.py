@@ -1,0 +1,86 @@
+"""A cluster needs `prefect` and nothing of ours: the driver ships itself."""
+
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from prefect.client.schemas.objects import StateType
+
+from tests.integration.harness import new_pool
+from tests.real_ray import RealRay, real_ray
+
+pytestmark = pytest.mark.ray
+
+
+@contextmanager
+def ray_with(folder: Path, *, prefect: bool) -> Iterator[RealRay]:
+    """A Ray whose jobs find a Python with or without Prefect, and without our package.
+
+    A `.pth` file leads to the packages of this environment, but not on to those that are
+    installed there as editable, as ours is.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    if prefect:
+        site = next((folder / "lib").glob("python3.*/site-packages"))
+        (site / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"])
+    with real_ray(env={"PATH": f"{folder / 'bin'}:/usr/bin:/bin"}) as ray:
+        yield ray
+
+
+def imports(python: Path, module: str) -> bool:
+    command = [str(python), "-c", f"import {module}"]
+    return subprocess.run(command, cwd="/", capture_output=True, check=False).returncode == 0
+
+
+async def test_cluster_with_prefect_alone_runs_a_deployment(
+    prefect_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says what is missing where the worker is told not to ship the driver."""
+    with ray_with(tmp_path / "bare", prefect=True) as ray:
+        python = tmp_path / "bare" / "bin" / "python"
+        assert imports(python, "prefect")
+        assert imports(python, "ray")
+        assert not imports(python, "prefect_ray_worker")
+        async with new_pool({"address": ray.address}) as pool:
+            async with pool.working():
+                run = await pool.wait_for(await pool.start("adds"))
+                assert run.state is not None
+                assert run.state.is_completed(), run.state
+            monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_SHIP_DRIVER", "false")
+            async with pool.working():
+                run = await pool.wait_for(await pool.start("adds"))
+    assert run.state is not None
+    assert run.state.type == StateType.CRASHED
+    assert "No module named 'prefect_ray_worker'" in (run.state.message or "")
+
+
+async def test_cluster_without_prefect_says_so_with_the_fix(
+    prefect_settings: None, tmp_path: Path
+) -> None:
+    with ray_with(tmp_path / "bare", prefect=False) as ray:
+        async with new_pool({"address": ray.address}) as pool, pool.working():
+            run = await pool.wait_for(await pool.start("adds"))
+    assert run.state is not None
+    assert run.state.type == StateType.CRASHED
+    message = run.state.message or ""
+    assert "has no Prefect" in message
+    assert "runtime_env.pip" in message
+    assert "\n" not in message, "one sentence, and no traceback"
+
+
+async def test_another_minor_version_of_prefect_is_told_with_the_fix(
+    prefect_settings: None, ray_cluster: RealRay
+) -> None:
+    """The worker's version goes along; here it is given as that of an older worker."""
+    env = {"PREFECT_RAY_WORKER_PREFECT_VERSION": "3.1.0"}
+    async with new_pool({"address": ray_cluster.address}) as pool, pool.working():
+        run_id = await pool.start("adds", job_variables={"env": env})
+        run = await pool.wait_for(run_id)
+        told = await pool.wait_for_log(run_id, "and the worker 3.1.0")
+    assert "prefect==3.1.0" in told
+    assert run.state is not None
+    assert run.state.is_completed()
