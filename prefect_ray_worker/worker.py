@@ -179,9 +179,16 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         return settled.status_code
 
     def _in_background(self, task: "Callable[[], Coroutine[Any, Any, object]]", name: str) -> None:
+        async def guarded() -> None:
+            try:
+                await task()
+            except Exception:
+                # One run's trouble must not end the following of all the others.
+                worker_logger(self).exception("%s failed", name)
+
         # A worker that is being closed finishes its submissions, and follows no more runs.
         if self.is_setup:
-            self._followers.start_soon(task, name=name)
+            self._followers.start_soon(guarded, name=name)
 
     async def _lifecycle(
         self, flow_run: "FlowRun", configuration: RayJobConfiguration

@@ -28,6 +28,7 @@ _TIMEOUT = httpx.Timeout(30, connect=5)
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8)
 
 T = TypeVar("T")
+_ZIP = b"PK"
 _RECORDS = TypeAdapter(list[Any])
 
 
@@ -163,9 +164,12 @@ class JobsClient:
         `GET /api/packages/gcs/{name}`; Ray 2.60 keeps a package for 600 s after that.
         """
         try:
-            await self._request("GET", f"/api/packages/gcs/{name}")
+            response = await self._request("GET", f"/api/packages/gcs/{name}")
         except PackageNotFound:
             return False
+        if not response.content.startswith(_ZIP):
+            address = self.connection.address
+            raise error_from_unusable_body(response, address=address, effect="safe")
         return True
 
     async def put_package(self, name: str, content: bytes) -> None:

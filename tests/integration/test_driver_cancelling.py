@@ -35,8 +35,7 @@ async def cancelled(pool: Pool, run_id: UUID, *, within: float) -> float:
     history = await pool.client.read_flow_run_states(run_id)
     asked = min(s.timestamp for s in history if s.type == StateType.CANCELLING)
     done = next(s.timestamp for s in history if s.type == StateType.CANCELLED)
-    seconds = (done - asked).total_seconds()
-    return seconds
+    return (done - asked).total_seconds()
 
 
 async def test_whatever_a_flow_does_it_is_cancelled_at_once(pool: Pool, tmp_path: Path) -> None:

@@ -282,3 +282,9 @@ async def test_json_of_something_else_is_no_version(
     ray.get("/api/version").respond(json=answer)
     with pytest.raises(ClusterUnreachable):
         await client.version()
+
+
+async def test_a_login_page_is_no_package(ray: respx.MockRouter, client: JobsClient) -> None:
+    ray.get("/api/packages/gcs/a.zip").respond(html="<html>Please log in</html>")
+    with pytest.raises(NotRayDashboard):
+        await client.has_package("a.zip")
