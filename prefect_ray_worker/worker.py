@@ -182,7 +182,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         async def guarded() -> None:
             try:
                 await task()
-            except Exception:
+            except Exception:  # noqa: BLE001
                 # One run's trouble must not end the following of all the others.
                 worker_logger(self).exception("%s failed", name)
 
