@@ -28,7 +28,6 @@ _TIMEOUT = httpx.Timeout(30, connect=5)
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8)
 
 T = TypeVar("T")
-_ZIP = b"PK"
 _RECORDS = TypeAdapter(list[Any])
 
 
@@ -167,7 +166,8 @@ class JobsClient:
             response = await self._request("GET", f"/api/packages/gcs/{name}")
         except PackageNotFound:
             return False
-        if not response.content.startswith(_ZIP):
+        # Ray 2.60 answers with nothing, a login proxy with a page.
+        if response.content.lstrip().startswith(b"<"):
             address = self.connection.address
             raise error_from_unusable_body(response, address=address, effect="safe")
         return True

@@ -264,7 +264,7 @@ class FakeRay:
         name = request.match_info["name"]
         if name not in self.packages:
             return web.Response(status=404, text=f"Package gcs://{name} does not exist")
-        return web.Response(body=self.packages[name])
+        return web.Response()
 
     async def _put_package(self, request: web.Request) -> web.Response:
         self.packages[request.match_info["name"]] = await request.read()

@@ -90,8 +90,9 @@ def test_users_count_while_their_process_lives(state, sleeper):
     assert not list((state.path / "users").iterdir())
 
 
-@pytest.mark.parametrize("name", ["x", "1-", "-", f"{os.getpid()}-1.0-ab", ".nfs0001"])
+@pytest.mark.parametrize("name", ["x", "1-", "-", "{pid}-1.0-ab", ".nfs0001"])
 def test_registrations_of_nobody_are_removed(state, name):
+    name = name.format(pid=os.getpid())
     (state.path / "users" / name).touch()
     assert not state.has_users()
     assert not list((state.path / "users").iterdir())
