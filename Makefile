@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help quickstart quickstart-stop test check docs clean
+.PHONY: help quickstart quickstart-stop test benchmark check docs clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -16,7 +16,10 @@ quickstart-stop: $(VENV)/.server ## Stop what KEEP=1 has left up
 	@$(BIN)/python docs/examples/quickstart/run.py --stop
 
 test: $(VENV)/.dev ## Run all tests (ARGS= is passed to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+benchmark: $(VENV)/.dev ## Measure the driver against prefect flow-run execute
+	$(BIN)/python -m tests.benchmarks.driver
 
 check: $(VENV)/.dev ## Run ruff, pyright and the import contracts
 	$(BIN)/ruff check .
