@@ -35,6 +35,8 @@ _PAGE = 200
 # Asked too often or too slowly; every other 4xx is about the request.
 _PASSING = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS})
 
+_GOES_ON = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+
 _log = logging.getLogger("prefect.workers.ray.flow_runs")
 
 
@@ -81,7 +83,7 @@ class FlowRuns:
             Whether the run is Crashed with this message.
         """
         run = await self.read(flow_run_id)
-        if run is None or run.state is None or not _may_crash(run.state, rename=rename):
+        if run is None or run.state is None or not _may_crash(run, rename=rename):
             return False
         force = run.state.is_crashed()
         return await self._propose(flow_run_id, Crashed(message=message), force=force)
@@ -150,11 +152,24 @@ class FlowRuns:
                 await anyio.sleep(delay)
 
 
-def _may_crash(state: State[Any], *, rename: bool) -> bool:
-    if state.is_crashed() or state.name == "AwaitingRetry":
-        # Our own stop: the engine reports it as a crash, or has the run tried again.
-        return rename
-    return state.is_pending() or state.is_running() or state.is_cancelling()
+def type_of_state(run: FlowRun) -> StateType | None:
+    """Return the type of a run's state; Running for one that waits in its process for a retry.
+
+    Prefect calls that one Scheduled, but gives it to no worker (3.8.8): should its process end, it
+    would wait for ever.
+    """
+    if run.state is None:
+        return None
+    if run.state.is_scheduled() and run.empirical_policy.retry_type == "in_process":
+        return StateType.RUNNING
+    return run.state.type
+
+
+def _may_crash(run: FlowRun, *, rename: bool) -> bool:
+    state = run.state
+    if rename and state is not None and (state.is_crashed() or state.name == "AwaitingRetry"):
+        return True  # our own stop: the engine reports it as a crash, or has the run tried again
+    return type_of_state(run) in _GOES_ON
 
 
 def _is_passing(exc: Exception) -> bool:

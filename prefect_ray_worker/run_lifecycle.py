@@ -18,7 +18,7 @@ from prefect_ray_worker import outcome
 from prefect_ray_worker.cancellation import Stopping, stop_and_confirm
 from prefect_ray_worker.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import JobsApiError, RequestRejected, SubmissionConflict
-from prefect_ray_worker.flow_runs import FlowRuns
+from prefect_ray_worker.flow_runs import FlowRuns, type_of_state
 from prefect_ray_worker.identity import InfrastructurePid, submission_id
 from prefect_ray_worker.jobs_api.models import JobDetails, JobStatus, JobSubmitRequest
 from prefect_ray_worker.outcome import UNTOUCHED, Outcome, Resolution, crashed
@@ -174,7 +174,7 @@ class RunLifecycle:
 
     async def _state(self) -> StateType | None:
         run = await self._around.flow_runs.read(self._run_id)
-        return run.state.type if run is not None and run.state is not None else None
+        return type_of_state(run) if run is not None else None
 
     async def _session_name(self) -> str | None:
         try:

@@ -21,14 +21,9 @@ def of_run(run_id: UUID) -> list[psutil.Process]:
     return found
 
 
-def running(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Return those that are more than a zombie."""
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
-
-def engine_of(folder: Path) -> psutil.Process:
+def engine_of(folder: Path, trace: str = "pids") -> psutil.Process:
     """Return the engine: the process whose pid a flow has noted first."""
-    return psutil.Process(int((folder / "pids").read_text().split()[0]))
+    return psutil.Process(int((folder / trace).read_text().split()[0]))
 
 
 def supervisor_of(engine: psutil.Process) -> psutil.Process:

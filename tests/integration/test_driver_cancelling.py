@@ -1,5 +1,6 @@
 """A run that is cancelled stops where it is, runs its hooks once and leaves nothing behind."""
 
+import statistics
 from pathlib import Path
 from uuid import UUID
 
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.ray
 
 _GONE_SECONDS = 8
 _GRACE_SECONDS = 4
+_AT_ONCE_SECONDS = 5
 _STOPPABLE = (
     "loops",
     "blocks_in_a_socket",
@@ -28,10 +30,10 @@ _STOPPABLE = (
 HOOKS = ("on_cancellation", "on_cancellation_async")
 
 
-async def cancelled(pool: Pool, run_id: UUID, *, within: float) -> float:
+async def cancelled(pool: Pool, run_id: UUID) -> float:
     """Cancel a run; return the seconds from the request to Cancelled, by the server's clock."""
     await pool.cancel(run_id)
-    await ends(pool, run_id, StateType.CANCELLED, seconds=within + 40)
+    await ends(pool, run_id, StateType.CANCELLED, seconds=50)
     history = await pool.client.read_flow_run_states(run_id)
     asked = min(s.timestamp for s in history if s.type == StateType.CANCELLING)
     done = next(s.timestamp for s in history if s.type == StateType.CANCELLED)
@@ -45,7 +47,7 @@ async def test_whatever_a_flow_does_it_is_cancelled_at_once(pool: Pool, tmp_path
         for name, run_id in runs.items():
             await begun(pool, run_id, tmp_path / name)
         for name, run_id in runs.items():
-            took[name] = await cancelled(pool, run_id, within=5)
+            took[name] = await cancelled(pool, run_id)
             await all_gone(run_id, within=_GONE_SECONDS)
         children = await pool.client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
@@ -53,6 +55,8 @@ async def test_whatever_a_flow_does_it_is_cancelled_at_once(pool: Pool, tmp_path
             )
         )
     print("\nrequest to Cancelled, s:", took)
+    assert statistics.median(took.values()) < 1.5
+    assert max(took.values()) < _AT_ONCE_SECONDS
     assert [child.state_type for child in children] == [StateType.CANCELLED]
     for name in _STOPPABLE:
         assert [len(traces(tmp_path / name, hook)) for hook in HOOKS] == [1, 1], name
@@ -68,7 +72,7 @@ async def test_a_flow_that_ignores_everything_is_killed_after_the_grace(
             tmp_path,
             job_variables={"stop_grace_seconds": _GRACE_SECONDS},
         )
-        await cancelled(pool, run_id, within=_GRACE_SECONDS + 5)
+        assert await cancelled(pool, run_id) < _GRACE_SECONDS + 5
         await all_gone(run_id, within=_GONE_SECONDS)
     assert traces(tmp_path, "ignored")
     assert [len(traces(tmp_path, hook)) for hook in HOOKS] == [1, 1]
@@ -83,7 +87,7 @@ async def test_cancelled_while_a_pull_step_runs(pool: Pool, tmp_path: Path) -> N
     there = {"prefect.deployments.steps.set_working_directory": {"directory": str(FLOWS)}}
     async with pool.working():
         run_id = await begin(pool, "prints", tmp_path, pull_steps=[step, there])
-        await cancelled(pool, run_id, within=5)
+        assert await cancelled(pool, run_id) < _AT_ONCE_SECONDS
         await all_gone(run_id, within=_GONE_SECONDS)
     assert not traces(tmp_path, "ran")
 
@@ -102,5 +106,5 @@ async def test_cancelled_while_the_module_of_the_flow_is_imported(
         run_id = await begin(
             pool, "never", tmp_path, entrypoint="slow.py:never", pull_steps=[there]
         )
-        await cancelled(pool, run_id, within=5)
+        assert await cancelled(pool, run_id) < _AT_ONCE_SECONDS
         await all_gone(run_id, within=_GONE_SECONDS)

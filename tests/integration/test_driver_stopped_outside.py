@@ -13,7 +13,7 @@ from prefect_ray_worker.jobs_api.connection import Connection
 from prefect_ray_worker.jobs_api.models import JobStatus
 from tests.integration.driver_kit import START_SECONDS, begin, ended_job, ends, traces
 from tests.integration.harness import Pool
-from tests.integration.processes import all_gone
+from tests.integration.processes import all_gone, engine_of, job_supervisor_of
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
@@ -87,15 +87,22 @@ async def test_a_run_in_a_wait_between_two_tries_is_not_left_there(
     pool: Pool, tmp_path: Path
 ) -> None:
     """Its state is Scheduled, but no worker takes a run that is to be retried in its process."""
+    stopped, killed = tmp_path / "stopped", tmp_path / "killed"
     async with pool.working():
-        run_id = await begin(pool, "retries_in_a_while", tmp_path, trace="ran")
-        await wait_until(
-            lambda: is_in(pool, run_id, StateType.SCHEDULED),
-            timeout=10,
-            description="the wait for the second try",
-        )
-        await stop(pool, run_id)
-        await ends(pool, run_id, StateType.CRASHED, "outside Prefect")
+        runs = [
+            await begin(pool, "retries_in_a_while", folder, trace="ran")
+            for folder in (stopped, killed)
+        ]
+        for run_id in runs:
+            await wait_until(
+                lambda run_id=run_id: is_in(pool, run_id, StateType.SCHEDULED),
+                timeout=20,
+                description="the wait for the second try",
+            )
+        await stop(pool, runs[0])
+        job_supervisor_of(engine_of(killed, "ran")).kill()
+        await ends(pool, runs[0], StateType.CRASHED, "outside Prefect")
+        await ends(pool, runs[1], StateType.CRASHED)
 
 
 async def is_in(pool: Pool, run_id: UUID, state: StateType) -> bool:
