@@ -224,3 +224,11 @@ async def test_address_beats_the_block_and_its_secrets_stay_at_home() -> None:
 
 async def test_no_address_anywhere() -> None:
     assert (await configure()).connection() is None
+
+
+@pytest.mark.parametrize("name", ["headers", "cookies"])
+def test_pool_accepts_a_default_block_whose_secrets_prefect_has_masked(name: str) -> None:
+    """The server masks a whole mapping as one text before it checks the pool's defaults."""
+    block = TEMPLATE["variables"]["definitions"]["RayCluster"]["properties"]
+    assert {"type": "string"} in block[name]["anyOf"]
+    assert {"type": "string"} not in block["token"]["anyOf"], "a text already, of another format"
