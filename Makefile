@@ -16,7 +16,7 @@ quickstart-stop: $(VENV)/.server ## Stop what KEEP=1 has left up
 	@$(BIN)/python docs/examples/quickstart/run.py --stop
 
 test: $(VENV)/.dev ## Run all tests (ARGS= is passed to pytest)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --reruns 2 $(ARGS)
 
 benchmark: $(VENV)/.dev ## Measure the driver against prefect flow-run execute
 	$(BIN)/python -m tests.benchmarks.driver
