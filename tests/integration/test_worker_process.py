@@ -21,6 +21,11 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.ray
 
 
+def heed_interrupts() -> None:
+    """A suite that a shell runs in the background hands an ignored SIGINT down to its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def worker_process(pool_name: str, home: Path, *extra: str) -> Iterator["subprocess.Popen[bytes]"]:
     """`prefect worker start` in a process of its own, its output in `<home>/worker.log`."""
@@ -37,6 +42,7 @@ def worker_process(pool_name: str, home: Path, *extra: str) -> Iterator["subproc
             env=env,
             stdout=log,
             stderr=subprocess.STDOUT,
+            preexec_fn=heed_interrupts,
         )
     try:
         yield process
@@ -70,7 +76,8 @@ async def test_worker_of_a_type_creates_its_pool_and_never_imports_ray(
 ) -> None:
     """A whole run through `prefect worker start --type ray`, and `ray` stays out of the process."""
     script = (
-        "import sys, runpy\n"
+        "import sys, runpy, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "sys.argv = ['prefect'] + sys.argv[1:]\n"
         "try:\n"
         "    runpy.run_module('prefect', run_name='__main__')\n"

@@ -105,6 +105,8 @@ def _spawn(command: list[str], log: str, extra: dict[str, str]) -> int:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # Started from a background job, it would inherit an ignored SIGINT, and we end it so.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ).pid
 
 
