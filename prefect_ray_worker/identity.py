@@ -94,7 +94,12 @@ def submission_id(flow_run_id: UUID, claim_id: UUID) -> str:
     Returns:
         `prefect-<flow run id>-<12 hex digits>`; Ray wants no slash and no bare 8 hex digits.
     """
-    return f"prefect-{flow_run_id}-{attempt_name(claim_id)}"
+    return job_of_attempt(flow_run_id, attempt_name(claim_id))
+
+
+def job_of_attempt(flow_run_id: UUID, attempt: str) -> str:
+    """Return the Ray submission id of an attempt that is known by its name."""
+    return f"prefect-{flow_run_id}-{attempt}"
 
 
 def attempt_in(submission_id: str) -> str:
