@@ -162,6 +162,28 @@ class RayFields(BaseModel):
         ),
         examples=[30],
     )
+    infrastructure_retries: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        title="Infrastructure retries",
+        description=(
+            "How often a run is tried again after its infrastructure has failed: the node or "
+            "the job's supervisor died, or the cluster lost the job. Never after an error of "
+            "the flow, for which a flow has its own retries. Example: 3"
+        ),
+        examples=[3],
+    )
+    delete_job_after_seconds: int | None = Field(
+        default=None,
+        ge=5,
+        title="Delete job after (seconds)",
+        description=(
+            "How long after its end the job's record stays in Ray, which never removes one "
+            "by itself. Logs in Prefect stay. Unset: for ever. Example: 86400"
+        ),
+        examples=[86400],
+    )
 
 
 class RayWorkerVariables(RayFields, BaseVariables):
@@ -239,6 +261,8 @@ FORM_ORDER = (
     "start_timeout_seconds",
     "run_timeout_seconds",
     "stop_grace_seconds",
+    "infrastructure_retries",
+    "delete_job_after_seconds",
     "name",
     "labels",
     "metadata",
