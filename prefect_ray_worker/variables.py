@@ -9,6 +9,7 @@ from prefect_ray_worker.blocks import DashboardAddress, RayCluster
 from prefect_ray_worker.runtime_env import RuntimeEnv
 
 RESERVED_METADATA = frozenset({"job_submission_id", "job_name"})
+RESERVED_PREFIXES = ("prefect.io/", "prefect-ray-worker/")
 """Ray writes these itself and links drivers to jobs by them (`job_supervisor.py`, Ray 2.60)."""
 
 _BYTE_SIZE = TypeAdapter(ByteSize)
@@ -35,7 +36,7 @@ def _no_reserved_keys(value: object) -> object:
         taken = sorted(
             str(key)
             for key in value
-            if key in RESERVED_METADATA or str(key).startswith("prefect.io/")
+            if key in RESERVED_METADATA or str(key).startswith(RESERVED_PREFIXES)
         )
         if taken:
             raise ValueError(
