@@ -6,7 +6,8 @@ that failed, a run that was deleted.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -116,9 +117,11 @@ class Reconciler:
         online = await api.online_workers(pool.name)
         if self._here.me.name not in online:
             return  # just started, or asleep for long: the next heartbeat puts that right
-        to_take = [
-            found for run in runs.values() if (found := await self._examine(api, run, online))
-        ]
+        to_take: list[Found] = []
+        for run in runs.values():
+            with _going_on_without(run):
+                found = await self._examine(api, run, online)
+                to_take += [found] if found is not None else []
         self._starting = False
         for found in await self._claimed(api, to_take):
             self._followed.in_background(
@@ -127,6 +130,7 @@ class Reconciler:
         for follower in followed_before:
             run_id = follower.attempt.run_id
             if run_id not in runs and await api.read(run_id) is None:
+                # Twice over: the pool's list, which was answered, does not have it either.
                 follower.attempt.log.warning("The flow run was deleted; its Ray Job is stopped.")
                 follower.run_was_deleted()
 
@@ -181,7 +185,8 @@ class Reconciler:
             attempt = attempt_in(found.job_id)
             host = owner_in(found.flow_run.labels, attempt).host
             mine = label_of(self._here.me, attempt, host)
-            await api.label(found.flow_run.id, {OWNER_LABEL: mine})
+            with _going_on_without(found.flow_run):
+                await api.label(found.flow_run.id, {OWNER_LABEL: mine})
         if to_take:
             await anyio.sleep(_CLAIM_SECONDS)
         claimed: list[Found] = []
@@ -210,6 +215,15 @@ class Reconciler:
             f"it has given no sign of life for {limit:g} s. Start a worker on that machine to "
             "have such runs looked after, or give the pool the address of a shared cluster.",
         )
+
+
+@contextmanager
+def _going_on_without(run: FlowRun) -> Generator[None, None, None]:
+    """Leave a run that makes trouble, a deleted one for example, for the next look."""
+    try:
+        yield
+    except Exception as exc:  # noqa: BLE001 (one run must not hide all the others)
+        _log.warning("Cannot look after the run %s now: %s", run.id, exc)
 
 
 def _pid_of(run: FlowRun) -> InfrastructurePid | None:
