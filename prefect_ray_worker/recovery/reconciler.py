@@ -6,12 +6,14 @@ that failed, a run that was deleted.
 """
 
 import logging
+import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import anyio
 from prefect.client.schemas.objects import FlowRun, State, WorkPool
@@ -45,6 +47,9 @@ _SETTLED_SECONDS = 60.0
 # after this time is the one that counts.
 _CLAIM_SECONDS = 1.0
 _SHORTEST_INTERVAL_SECONDS = 1.0
+# A worker whose looks come late may have been frozen. Others take its runs after three heartbeats,
+# which are six looks.
+_FRESH_LOOKS = 4
 
 _log = logging.getLogger("prefect.workers.ray.recovery")
 
@@ -93,6 +98,26 @@ class Reconciler:
         self._adoption = adoption
         self._interval = max(interval, _SHORTEST_INTERVAL_SECONDS)
         self._starting = True
+        self._looked_at = -math.inf
+
+    async def still_owns(self, run_id: UUID, job_id: str) -> bool:
+        """Say whether an attempt that this process follows is still its own to follow.
+
+        Asked before anything that two workers must not both do. Free while the last look is fresh;
+        a process that was frozen has none, and asks Prefect first.
+
+        Args:
+            run_id: The run.
+            job_id: The submission id of the attempt.
+        """
+        fresh = anyio.current_time() - self._looked_at < self._interval * _FRESH_LOOKS
+        if fresh:
+            return job_id in self._followed
+        run = await self._api.read(run_id)
+        if run is None:
+            return False
+        owner = owner_in(run.labels, attempt_in(job_id))
+        return owner.instance in (None, self._here.me.instance)
 
     async def run(self) -> None:
         """Look, for ever; meant for a background task of whoever owns this."""
@@ -112,6 +137,7 @@ class Reconciler:
         api = self._api
         # In this order: a run that is claimed after it was listed is its worker's.
         followed_before = self._followed.followers
+        began = anyio.current_time()
         pool = self._here.pool()
         runs = await api.active(pool.id)
         online = await api.online_workers(pool.name)
@@ -122,7 +148,7 @@ class Reconciler:
             with _going_on_without(run):
                 found = await self._examine(api, run, online)
                 to_take += [found] if found is not None else []
-        self._starting = False
+        self._starting, self._looked_at = False, began
         for found in await self._claimed(api, to_take):
             self._followed.in_background(
                 partial(self._adoption.adopt, found), f"ray-adopt {found.flow_run.id}"
