@@ -173,7 +173,7 @@ ENVIRONMENT: Sequence[Rule] = (
     ),
     _rule(
         Category.RUNTIME_ENV_CODE_MISSING,
-        r"(?P<field>working_dir|py_modules?) (?P<uri>local://\S+) points to",
+        r"(?P<field>working_dir|py_modules)(?: entry)? (?P<uri>local://\S+) points to",
         "{field} {uri} does not exist on the node.",
         with_lines=False,
     ),

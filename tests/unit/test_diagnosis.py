@@ -20,6 +20,13 @@ COMMAND = "JOB_ENTRYPOINT_COMMAND_ERROR"
 
 RECORDED = [
     (
+        "py-modules-not-on-node",
+        SETUP,
+        None,
+        "RuntimeEnvCodeMissing",
+        "py_modules local:///no/such does not exist on the node",
+    ),
+    (
         "pip-no-package",
         SETUP,
         None,
