@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import anyio.to_thread
 import pytest
 from prefect.client.schemas.objects import StateType
 
@@ -17,6 +18,7 @@ from prefect_ray_worker.jobs_api.resources import asked_for
 from tests.fake_ray import FakeRay
 from tests.integration.harness import Pool, new_pool
 from tests.real_ray import RealRay, real_ray
+from tests.two_nodes import two_nodes
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
@@ -158,6 +160,19 @@ async def test_memory(pool: Pool, folder: dict[str, Any], small_group: Path) -> 
         "needs_much", {"group": str(small_group)}, entrypoint="works.py:needs_much", **folder
     )
     await crash(pool, {run_id: ("OutOfMemory", "almost certainly this one")})
+
+
+async def test_a_node_that_dies(prefect_settings: None) -> None:
+    with two_nodes() as ray:
+        async with new_pool({"address": ray.address}) as pool, pool.working():
+            placed = {"command": "sleep 100", "entrypoint_resources": {"far": 1}}
+            run_id = await pool.start("adds", job_variables=placed)
+            await pool.wait_for_log(run_id, "is RUNNING", seconds=60)
+            await anyio.to_thread.run_sync(ray.lose_the_far_node)
+            run = await pool.wait_for(run_id, seconds=90)
+    assert run.state is not None
+    message = run.state.message or ""
+    assert message.startswith("NodeDied: The node of the driver died (terminated unexpectedly")
 
 
 async def test_why_a_job_waits(ray: RealRay) -> None:
