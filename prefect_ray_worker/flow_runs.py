@@ -1,8 +1,8 @@
 """What we ask and tell Prefect about flow runs, patiently: an API that is down loses nothing."""
 
 import logging
-from collections.abc import Awaitable, Callable
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -12,26 +12,29 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterState,
+    FlowRunFilterStateName,
     FlowRunFilterStateType,
     LogFilter,
     LogFilterFlowRunId,
+    Operator,
     WorkPoolFilter,
     WorkPoolFilterId,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.client.schemas.sorting import LogSort
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
+from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import Cancelled, Crashed
+from prefect.states import Cancelled, Crashed, Scheduled
 from prefect.utilities.engine import propose_state
 
-from prefect_ray_worker.identity import present_claim
+from prefect_ray_worker.identity import INFRASTRUCTURE_RETRY, present_claim
 from prefect_ray_worker.jobs_api.backoff import Backoff
 
 T = TypeVar("T")
 
 # Longer than any restart of a Prefect server that somebody is still working on.
 _PATIENCE_SECONDS = 3600.0
-_PAGE = 200
+# Reading more at once would hold up the event loop.
+_PAGE = 100
 # Asked too often or too slowly; every other 4xx is about the request.
 _PASSING = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS})
 
@@ -60,10 +63,36 @@ class FlowRuns:
         except ObjectNotFound:
             return None
 
+    async def states(self, flow_run_id: UUID) -> list[State[Any]]:
+        """Return every state that the run has been in, oldest first."""
+        states = await self._patiently(lambda: self._client.read_flow_run_states(flow_run_id))
+        return sorted(states, key=lambda state: state.timestamp)
+
     async def claim_id(self, flow_run: FlowRun) -> UUID:
         """Return the id of the Pending state that began the present attempt."""
-        states = await self._patiently(lambda: self._client.read_flow_run_states(flow_run.id))
-        return present_claim(states) or flow_run.id
+        return present_claim(await self.states(flow_run.id)) or flow_run.id
+
+    async def label(self, flow_run_id: UUID, labels: dict[str, str]) -> None:
+        """Add labels to a run; they are for machines, and no page of the UI shows them."""
+        await self._patiently(
+            lambda: self._client.update_flow_run_labels(flow_run_id, dict(labels))
+        )
+
+    async def online_workers(self, work_pool_name: str) -> frozenset[str]:
+        """Return the names of the workers of a pool that Prefect has heard of lately.
+
+        The server counts a worker as offline after three missed heartbeats (3.8.8, a setting).
+        """
+        found: list[str] = []
+        offset = 0
+        while True:
+            page = await self._client.read_workers_for_work_pool(
+                work_pool_name, offset=offset, limit=_PAGE
+            )
+            found += [worker.name for worker in page if worker.status == WorkerStatus.ONLINE]
+            offset += len(page)
+            if len(page) < _PAGE:
+                return frozenset(found)
 
     async def record_pid(self, flow_run_id: UUID, infrastructure_pid: str) -> None:
         """Tell Prefect where the run's job is."""
@@ -95,23 +124,76 @@ class FlowRuns:
             return False
         return await self._propose(flow_run_id, Cancelled(message=message), force=False)
 
+    async def try_again(
+        self, flow_run_id: UUID, message: str, *, allowed: int, delay: float
+    ) -> bool:
+        """Schedule another attempt at a run whose infrastructure has failed.
+
+        The attempts are counted in the run's own history, from the last time it was started
+        anew: a state of the name `INFRASTRUCTURE_RETRY` for each.
+
+        Args:
+            flow_run_id: The run.
+            message: What has failed.
+            allowed: How many such attempts the run may have.
+            delay: Seconds until it may start.
+
+        Returns:
+            Whether it was scheduled; not if the attempts are used up, the run has gone on or
+            ended, or has no deployment, so that no worker would be given it.
+        """
+        run = await self.read(flow_run_id)
+        if run is None or run.deployment_id is None or not _may_crash(run, rename=False):
+            return False
+        used = _infrastructure_retries(await self.states(flow_run_id))
+        if used >= allowed:
+            return False
+        if run.empirical_policy.retry_type == "in_process":
+            # Left by an earlier retry; the server gives no worker such a run (3.8.8).
+            policy = run.empirical_policy.model_copy(update={"retry_type": "reschedule"})
+            await self._patiently(
+                lambda: self._client.update_flow_run(flow_run_id, empirical_policy=policy)
+            )
+        state = Scheduled(
+            name=INFRASTRUCTURE_RETRY,
+            scheduled_time=datetime.now(UTC) + timedelta(seconds=delay),
+            message=f"Infrastructure retry {used + 1} of {allowed}. {message}",
+        )
+        return await self._propose(flow_run_id, state, force=False)
+
     async def cancelling(self, work_pool_id: UUID) -> set[UUID]:
         """Return the runs of a work pool that are being cancelled: one request for all."""
-        found: set[UUID] = set()
+        being_cancelled = FlowRunFilterState(
+            type=FlowRunFilterStateType(any_=[StateType.CANCELLING])
+        )
+        return set(await self._of_pool(work_pool_id, being_cancelled))
+
+    async def active(self, work_pool_id: UUID) -> dict[UUID, FlowRun]:
+        """Return the runs of a work pool that an attempt has begun on and not ended."""
+        # Validated, because type checkers do not see the operator, which comes from a mixin.
+        gone_on = FlowRunFilterState.model_validate(
+            {
+                "operator": Operator.or_,
+                "type": FlowRunFilterStateType(any_=list(_GOES_ON)),
+                "name": FlowRunFilterStateName(any_=["AwaitingRetry"]),
+            }
+        )
+        found = await self._of_pool(work_pool_id, gone_on)
+        return {id_: run for id_, run in found.items() if type_of_state(run) in _GOES_ON}
+
+    async def _of_pool(self, work_pool_id: UUID, state: FlowRunFilterState) -> dict[UUID, FlowRun]:
+        found: dict[UUID, FlowRun] = {}
         while True:
             page = await self._client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(
-                    state=FlowRunFilterState(
-                        type=FlowRunFilterStateType(any_=[StateType.CANCELLING])
-                    )
-                ),
+                flow_run_filter=FlowRunFilter(state=state),
                 work_pool_filter=WorkPoolFilter(id=WorkPoolFilterId(any_=[work_pool_id])),
+                sort=FlowRunSort.ID_DESC,
                 limit=_PAGE,
                 offset=len(found),
             )
-            new = {run.id for run in page} - found
-            found |= new
-            if len(page) < _PAGE or not new:
+            known = len(found)
+            found |= {run.id: run for run in page}
+            if len(page) < _PAGE or len(found) == known:
                 return found
 
     async def last_sign_of_life(self, flow_run_id: UUID) -> datetime | None:
@@ -163,6 +245,13 @@ def type_of_state(run: FlowRun) -> StateType | None:
     if run.state.is_scheduled() and run.empirical_policy.retry_type == "in_process":
         return StateType.RUNNING
     return run.state.type
+
+
+def _infrastructure_retries(history: Sequence[State[Any]]) -> int:
+    used = 0
+    for state in history:
+        used = 0 if state.is_final() else used + (state.name == INFRASTRUCTURE_RETRY)
+    return used
 
 
 def _may_crash(run: FlowRun, *, rename: bool) -> bool:

@@ -13,7 +13,7 @@ from prefect_ray_worker.diagnosis.category import Category
 from prefect_ray_worker.diagnosis.diagnosis import Diagnosis, diagnosed
 from prefect_ray_worker.diagnosis.job import NO_CONTEXT, Context, Ended, of_job, start_overdue
 from prefect_ray_worker.diagnosis.waiting import why_waiting
-from prefect_ray_worker.jobs_api.models import JobDetails
+from prefect_ray_worker.jobs_api.models import JobDetails, JobStatus
 
 _UNDECIDED = frozenset({StateType.PENDING, StateType.RUNNING})
 
@@ -85,6 +85,20 @@ def of_ended_job(
         return UNTOUCHED
     ended = Ended(job.status, job.error_type, job.driver_exit_code, job.message or "")
     return crashed(of_job(ended, context), job)
+
+
+def is_infrastructure_failure(job: JobDetails) -> bool:
+    """Say whether a job failed by no fault of its flow, so that another attempt may go well.
+
+    Ray's supervisor of the job died, by itself, with its node or for memory; or a head that was
+    restarted found none (`job_manager.py`, Ray 2.60). The driver has ended with it.
+    """
+    if job.status != JobStatus.FAILED or job.driver_exit_code is not None:
+        return False
+    return job.error_type == "JOB_SUPERVISOR_ACTOR_DIED" or (
+        job.error_type == "JOB_SUPERVISOR_ACTOR_START_FAILURE"
+        and "failed to get job supervisor" in (job.message or "")
+    )
 
 
 def of_lost_job(submission_id: str, *, then: str | None, now: str | None) -> Outcome:

@@ -3,6 +3,7 @@
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import anyio
 import anyio.abc
@@ -12,13 +13,19 @@ from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from prefect_ray_worker._prefect_compat import exit_stack, worker_logger
 from prefect_ray_worker.addressing import Addressing, warn_of_local_api
+from prefect_ray_worker.attempts.attempt import Surroundings
+from prefect_ray_worker.attempts.followed import FollowedRuns
+from prefect_ray_worker.attempts.follower import Follower
+from prefect_ray_worker.attempts.making import AttemptMaker
+from prefect_ray_worker.attempts.submitter import Submitter
 from prefect_ray_worker.blocks import LOGO_URL, RayCluster
 from prefect_ray_worker.cancellation import Stopping, stop_and_confirm
 from prefect_ray_worker.configuration import RayJobConfiguration
 from prefect_ray_worker.flow_runs import FlowRuns
 from prefect_ray_worker.identity import InfrastructurePid
 from prefect_ray_worker.local_cluster.state import state_directory
-from prefect_ray_worker.run_lifecycle import RunLifecycle, Surroundings
+from prefect_ray_worker.recovery.ownership import Worker
+from prefect_ray_worker.recovery.recovery import Recovery
 from prefect_ray_worker.secrets_policy import Delivery
 from prefect_ray_worker.settings import worker_settings
 from prefect_ray_worker.variables import RayWorkerVariables
@@ -26,11 +33,10 @@ from prefect_ray_worker.watching.cancelling import CancellingRuns
 from prefect_ray_worker.watching.clusters import Clusters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
     from contextlib import AsyncExitStack
     from uuid import UUID
 
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, WorkPool
 
 
 class RayWorkerResult(BaseWorkerResult):
@@ -70,8 +76,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         # Left in the opposite order: first those who only follow, then Prefect's runs, which
         # need clusters and the cancelling loop to the last, then these.
         settings = worker_settings()
-        self._settings = settings
         self._addressing = Addressing(state_directory(PREFECT_HOME.value()), settings.address)
+        self._followed = FollowedRuns(self._addressing.discount)
         self._cancelling = CancellingRuns(
             self._ask_cancelling, interval=min(settings.poll_interval_seconds, 2.0)
         )
@@ -83,8 +89,30 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         stack.callback(services.cancel_scope.cancel)
         services.start_soon(self._cancelling.run, name="ray-cancelling")
         await super().setup()
-        self._followers = await stack.enter_async_context(anyio.create_task_group())
-        stack.callback(self._followers.cancel_scope.cancel)
+        self._maker = AttemptMaker(
+            Surroundings(
+                flow_runs=FlowRuns(self.client),
+                cancelling=self._cancelling,
+                unreachable_limit=settings.unreachable_limit_seconds,
+                ship_driver=settings.ship_driver,
+                delivery=Delivery(settings.node_secrets, settings.send_secrets),
+            ),
+            self._clusters,
+            self.get_flow_run_logger,
+        )
+        self._recovery = Recovery(
+            Worker(self.name, instance=uuid4().hex[:12]),
+            self._pool,
+            self._maker,
+            self._addressing,
+            self._followed,
+            self._configuration_of,
+            interval=self.heartbeat_interval_seconds / 2,
+        )
+        stack.push_async_exit(self._recovery.give_up)
+        followers = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(followers.cancel_scope.cancel)
+        self._followed.open(followers)
         if settings.send_secrets:
             worker_logger(self).warning(
                 "PREFECT_INTEGRATIONS_RAY_WORKER_SEND_SECRETS is on: the Prefect API key goes in "
@@ -92,6 +120,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             )
         await self._addressing.rejoin(worker_logger(self).info)
         await self._offer_block()
+        followers.start_soon(self._recovery.run, name="ray-recovery")
 
     async def run(
         self,
@@ -109,22 +138,35 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         Raises:
             RayWorkerError: Before the job was accepted; Prefect then marks the run Crashed.
         """
-        lifecycle = await self._lifecycle(flow_run, configuration)
-        pid = str(await lifecycle.submit())
+        follower, pid = await self._submit(flow_run, configuration)
         if task_status is not None:
-            task_status.started(pid)
-        code = await self._follow(lifecycle)
-        return RayWorkerResult(identifier=pid, status_code=code)
+            task_status.started(str(pid))
+        settled = await self._followed.follow(follower)
+        return RayWorkerResult(identifier=str(pid), status_code=settled.status_code)
 
     async def _initiate_run(self, flow_run: "FlowRun", configuration: RayJobConfiguration) -> None:
         """Submit the run's job and return as soon as Ray has it.
 
         The job is watched in the background for as long as this worker is open.
         """
-        lifecycle = await self._lifecycle(flow_run, configuration)
-        pid = await lifecycle.submit()
-        await FlowRuns(self.client).record_pid(flow_run.id, str(pid))
-        self._in_background(partial(self._follow, lifecycle), f"ray-follow {flow_run.id}")
+        follower, pid = await self._submit(flow_run, configuration)
+        await self._maker.around.flow_runs.record_pid(flow_run.id, str(pid))
+        self._followed.in_background(
+            partial(self._followed.follow, follower), f"ray-follow {flow_run.id}"
+        )
+
+    async def _submit(
+        self, flow_run: "FlowRun", configuration: RayJobConfiguration
+    ) -> tuple[Follower, InfrastructurePid]:
+        logger = self.get_flow_run_logger(flow_run)
+        connection = await self._addressing.resolve(configuration, logger.info)
+        warn_of_local_api(connection, PREFECT_API_URL.value(), logger.warning)
+        attempt = await self._maker.make(flow_run, configuration, connection)
+        submitter = Submitter(attempt)
+        with self._followed.submitting(attempt.job_id):
+            await self._recovery.own(attempt)
+            pid = await submitter.submit()
+        return Follower(attempt, submitter), pid
 
     async def kill_infrastructure(
         self,
@@ -171,44 +213,17 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             case Stopping.ENDED | Stopping.QUEUED:
                 worker_logger(self).info("Ray Job %s: stop %s.", pid.submission_id, stopping.value)
 
-    async def _follow(self, lifecycle: RunLifecycle) -> int:
-        settled = await lifecycle.follow()
-        if lifecycle.may_still_start:
-            self._addressing.discount(lifecycle.job_id)
-            self._in_background(lifecycle.prevent_start, "ray-prevent-start")
-        return settled.status_code
-
-    def _in_background(self, task: "Callable[[], Coroutine[Any, Any, object]]", name: str) -> None:
-        async def guarded() -> None:
-            try:
-                await task()
-            except Exception:  # noqa: BLE001
-                # One run's trouble must not end the following of all the others.
-                worker_logger(self).exception("%s failed", name)
-
-        # A worker that is being closed finishes its submissions, and follows no more runs.
-        if self.is_setup:
-            self._followers.start_soon(guarded, name=name)
-
-    async def _lifecycle(
-        self, flow_run: "FlowRun", configuration: RayJobConfiguration
-    ) -> RunLifecycle:
-        logger = self.get_flow_run_logger(flow_run)
-        connection = await self._addressing.resolve(configuration, logger.info)
-        warn_of_local_api(connection, PREFECT_API_URL.value(), logger.warning)
-        return RunLifecycle(
+    async def _configuration_of(self, flow_run: "FlowRun") -> RayJobConfiguration:
+        return await RayJobConfiguration.resolve_for_flow_run(
             flow_run,
-            configuration,
-            await self._clusters.get(connection),
-            Surroundings(
-                flow_runs=FlowRuns(self.client),
-                cancelling=self._cancelling,
-                unreachable_limit=self._settings.unreachable_limit_seconds,
-                ship_driver=self._settings.ship_driver,
-                delivery=Delivery(self._settings.node_secrets, self._settings.send_secrets),
-            ),
-            logger,
+            client=self.client,
+            work_pool=self.work_pool.model_copy(deep=True),
+            worker_name=self.name,
+            worker_id=self.backend_id,
         )
+
+    def _pool(self) -> "WorkPool":
+        return self.work_pool
 
     async def _ask_cancelling(self) -> "set[UUID]":
         return await FlowRuns(self.client).cancelling(self.work_pool.id)

@@ -7,7 +7,7 @@ import pytest
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 
-from prefect_ray_worker import run_lifecycle
+from prefect_ray_worker.attempts import closer
 from tests.integration.harness import Pool, new_pool, settings_of
 from tests.integration.stage import STAGE_INTERVAL, Stage, new_stage
 from tests.prefect_server import PrefectServer, prefect_server
@@ -48,6 +48,6 @@ async def stage(prefect_settings: None, monkeypatch: pytest.MonkeyPatch) -> Asyn
     # Not quicker: a Prefect server on SQLite turns away one of two that write at once, with a
     # 503 that costs its client seconds.
     monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_POLL_INTERVAL_SECONDS", str(STAGE_INTERVAL))
-    monkeypatch.setattr(run_lifecycle, "_REPORT_GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(closer, "_REPORT_GRACE_SECONDS", 1.0)
     async with new_stage() as staged:
         yield staged

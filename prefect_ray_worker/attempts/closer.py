@@ -1,0 +1,210 @@
+"""`Closer`: turns a verdict on an attempt's job into the end of its run, or into patience."""
+
+from datetime import UTC, datetime
+
+import anyio
+from prefect.client.schemas.objects import StateType
+
+from prefect_ray_worker import outcome
+from prefect_ray_worker.attempts.attempt import Attempt
+from prefect_ray_worker.cancellation import Stopping, stop_and_confirm
+from prefect_ray_worker.flow_runs import type_of_state
+from prefect_ray_worker.jobs_api.models import JobDetails
+from prefect_ray_worker.outcome import (
+    UNTOUCHED,
+    Outcome,
+    Resolution,
+    crashed,
+    is_infrastructure_failure,
+)
+from prefect_ray_worker.settlement import Settlement
+from prefect_ray_worker.watching.verdict import Verdict, Watched
+
+# How long a driver that exited with 0 may take to have its last state seen by the API.
+_REPORT_GRACE_SECONDS = 5.0
+# A cluster that has lost a node, or a supervisor, is busy with that.
+_RETRY_SECONDS = 5.0
+# Without its head, a node's Ray ends itself and its jobs after 60 s (`ray_config_def.h`, 2.60), and
+# our guard what Ray leaves: until then the former attempt may be alive.
+_NODES_END_SECONDS = 90.0
+# How long a cluster may be silent before its runs are looked up one by one.
+_SILENCE_SECONDS = 60.0
+
+
+class Closer:
+    """Ends one attempt.
+
+    Attributes:
+        stop_is_queued: Whether Ray holds a stop for a job that it has not started.
+
+    Args:
+        attempt: The attempt.
+    """
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._limits = attempt.limits
+        self._log = attempt.log
+        self._settlement = Settlement(
+            attempt.around.flow_runs, attempt.flow_run, attempt.claim_id, attempt.log
+        )
+        self.stop_is_queued = False
+
+    async def act_on(
+        self, verdict: Verdict, watched: Watched, *, then: str | None, now: str | None
+    ) -> Outcome | None:
+        """Do what a verdict asks for; return the outcome, or None to go on watching.
+
+        Args:
+            verdict: The verdict.
+            watched: What it was judged from.
+            then: Session of the cluster when it took the job.
+            now: Its present session, where the look has told.
+        """
+        match verdict:
+            case Verdict.ENDED:
+                return await self._ended(watched)
+            case Verdict.LOST:
+                return await self.lost(then=then, now=now)
+            case Verdict.START_OVERDUE:
+                return await self._stop_overdue(self._start_overdue(watched))
+            case Verdict.RUN_OVERDUE:
+                return await self._stop_overdue(
+                    f"The run timeout of {self._limits.run:g} s (run_timeout_seconds) is over; "
+                    "the Ray Job was stopped. Raise the limit, or make the flow faster."
+                )
+            case Verdict.CANCEL_OVERDUE:
+                return await self._cancel(watched)
+            case Verdict.SILENT_TOO_LONG:
+                return await self._silent_too_long(watched)
+            case _:
+                return await self._settled_without_us(watched)
+
+    async def state(self) -> StateType | None:
+        """Return the type of the run's present state; None if the run has been deleted."""
+        run = await self._attempt.around.flow_runs.read(self._attempt.run_id)
+        return type_of_state(run) if run is not None else None
+
+    async def is_superseded(self) -> bool:
+        """Say whether another attempt at the run has begun."""
+        return await self._settlement.is_superseded()
+
+    async def settle(self, decided: Outcome, *, rename: bool = False) -> Outcome:
+        """Tell Prefect what was decided; see `Settlement.settle`."""
+        return await self._settlement.settle(decided, rename=rename)
+
+    async def cancelled(self, message: str) -> Outcome:
+        """Settle a run whose cancelling has come to its end."""
+        return await self.settle(Outcome(Resolution.CANCEL, message))
+
+    async def lost(self, *, then: str | None, now: str | None) -> Outcome:
+        """Settle a run whose job a reachable cluster does not have any more."""
+        if await self.state() == StateType.CANCELLING:
+            return await self.cancelled(
+                "Cancelled; the Ray cluster does not have the job any more."
+            )
+        decided = outcome.of_lost_job(self._attempt.job_id, then=then, now=now)
+        return await self._settle_or_try_again(decided, delay=_NODES_END_SECONDS)
+
+    async def stop(self) -> Stopping:
+        """Stop the job and say how far that came."""
+        stopping = await stop_and_confirm(
+            self._attempt.cluster.client,
+            self._attempt.job_id,
+            grace_seconds=self._limits.stop_grace,
+        )
+        self.stop_is_queued = stopping is Stopping.QUEUED
+        return stopping
+
+    async def stop_unwanted(self) -> Outcome | None:
+        """Stop the job of a run that has been deleted."""
+        stopping = await self.stop()
+        over = stopping in (Stopping.ENDED, Stopping.GONE, Stopping.QUEUED)
+        return UNTOUCHED if over else None
+
+    async def _ended(self, watched: Watched) -> Outcome:
+        job = watched.latest
+        if job is None:
+            return UNTOUCHED
+        deadline = anyio.current_time() + _REPORT_GRACE_SECONDS
+        while True:
+            decided = outcome.of_ended_job(job, await self.state())
+            patient = decided.resolution is Resolution.CRASH and not _failed_by_itself(job)
+            if not patient or anyio.current_time() >= deadline:
+                break
+            await anyio.sleep(1)
+        if decided.resolution is Resolution.CRASH and is_infrastructure_failure(job):
+            return await self._settle_or_try_again(decided, delay=_RETRY_SECONDS)
+        return await self.settle(decided)
+
+    async def _settle_or_try_again(self, decided: Outcome, *, delay: float) -> Outcome:
+        allowed = self._attempt.configuration.infrastructure_retries
+        if await self._settlement.try_again(decided, allowed=allowed, delay=delay):
+            return UNTOUCHED
+        return await self.settle(decided)
+
+    async def _cancel(self, watched: Watched) -> Outcome | None:
+        stopping = await self.stop()
+        match stopping:
+            case Stopping.ENDED | Stopping.GONE:
+                message = "Cancelled; the Ray Job was stopped and has ended."
+                if watched.running_since is None:
+                    message = "Cancelled before the Ray Job started."
+            case Stopping.QUEUED:
+                message = (
+                    "Cancelled while the Ray Job waited for resources or its environment. Ray "
+                    "has queued the stop and ends the job as soon as it would start."
+                )
+            case Stopping.UNCONFIRMED | Stopping.UNREACHABLE:
+                self._log.warning(
+                    "The Ray Job %s was asked to stop and has not ended yet (%s); going on.",
+                    self._attempt.job_id,
+                    stopping.value,
+                )
+                return None
+        return await self.cancelled(message)
+
+    async def _stop_overdue(self, message: str) -> Outcome | None:
+        self._log.warning("%s", message)
+        stopping = await self.stop()
+        if stopping in (Stopping.UNCONFIRMED, Stopping.UNREACHABLE):
+            self._log.warning("The Ray Job has not ended yet (%s); going on.", stopping.value)
+            return None
+        # The stop makes the engine report a crash of its own; the limit is the better message.
+        return await self.settle(crashed(message), rename=True)
+
+    def _start_overdue(self, watched: Watched) -> str:
+        said = watched.latest.message if watched.latest is not None else None
+        return (
+            f"The start timeout of {self._limits.start:g} s (start_timeout_seconds) is over and "
+            f"the Ray Job is still PENDING. It asks for: "
+            f"{self._attempt.configuration.requested_resources()}. Ray says: {said or 'nothing'} "
+            "Free or add such resources, ask for less, or raise the limit."
+        )
+
+    async def _settled_without_us(self, watched: Watched) -> Outcome | None:
+        """While the cluster is silent, look whether the driver has reported an end meanwhile."""
+        silent_since = watched.unreachable_since
+        if silent_since is None or anyio.current_time() - silent_since < _SILENCE_SECONDS:
+            return None
+        run = await self._attempt.around.flow_runs.read(self._attempt.run_id)
+        ended = run is None or (run.state is not None and run.state.is_final())
+        return UNTOUCHED if ended else None
+
+    async def _silent_too_long(self, watched: Watched) -> Outcome | None:
+        alive = await self._attempt.around.flow_runs.last_sign_of_life(self._attempt.run_id)
+        limit = self._limits.unreachable
+        if alive is not None and (datetime.now(UTC) - alive).total_seconds() < limit:
+            return None
+        return await self.settle(
+            crashed(
+                f"The Ray cluster at {self._attempt.address} has not answered for {limit:g} s and "
+                "the run has given no sign of life since. "
+                f"Last error: {watched.trouble}"
+            )
+        )
+
+
+def _failed_by_itself(job: JobDetails) -> bool:
+    """Say whether the driver's own exit code proves that no more report will come."""
+    return job.driver_exit_code not in (None, 0)

@@ -1,0 +1,30 @@
+"""`Reporter`: tells on the flow run what changed about its job, each thing once."""
+
+from prefect_ray_worker.attempts.attempt import Attempt
+from prefect_ray_worker.watching.verdict import Watched
+
+
+class Reporter:
+    """Tells what changes about one attempt's job.
+
+    Args:
+        attempt: The attempt.
+    """
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._log = attempt.log
+
+    def tell(self, before: Watched, after: Watched) -> None:
+        """Log what one more observation has changed: the run's log is where the user looks."""
+        if before.unreachable_since is None and after.unreachable_since is not None:
+            self._log.warning(
+                "The Ray cluster does not answer; the run is left as it is until it does. %s",
+                after.trouble,
+            )
+        elif before.unreachable_since is not None and after.unreachable_since is None:
+            self._log.info("The Ray cluster answers again.")
+        status = after.latest.status if after.latest is not None else None
+        previous = before.latest.status if before.latest is not None else None
+        if status is not None and status != previous:
+            self._log.info("Ray Job %s is %s.", self._attempt.job_id, status)
