@@ -12,7 +12,7 @@ from prefect_ray_worker.attempts.reporter import Reporter
 from prefect_ray_worker.attempts.submitter import Submitter
 from prefect_ray_worker.errors import JobsApiError, RequestRejected, SubmissionConflict
 from prefect_ray_worker.jobs_api.models import JobStatus
-from prefect_ray_worker.outcome import UNTOUCHED, Outcome, crashed
+from prefect_ray_worker.outcome import UNTOUCHED, Outcome, of_refusal
 from prefect_ray_worker.watching.observation import Missing, Observation, Seen
 from prefect_ray_worker.watching.verdict import Verdict, Watched, judge
 
@@ -122,16 +122,15 @@ class Follower:
         attempt = self.attempt
         limit = attempt.limits.unreachable
         if anyio.current_time() - watched.submitted_at >= limit:
-            return await self._closer.settle(
-                crashed(
-                    f"The Ray cluster at {attempt.address} answers, and has not taken the job for "
-                    f"{limit:g} s. What it answered is in the logs of the run."
-                )
+            refusal = (
+                f"The Ray cluster at {attempt.address} answers, and has not taken the job for "
+                f"{limit:g} s. What it answered is in the logs of the run."
             )
+            return await self._closer.settle(of_refusal(refusal))
         try:
             await self._submitter.submit()
         except (RequestRejected, SubmissionConflict) as exc:
-            return await self._closer.settle(crashed(str(exc)))
+            return await self._closer.settle(of_refusal(str(exc)))
         except JobsApiError as exc:
             # The next look decides: unreachable waits, missing comes back here.
             attempt.log.warning("The Ray Job could not be submitted again yet: %s", exc)
