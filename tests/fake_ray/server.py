@@ -13,6 +13,7 @@ from aiohttp import web
 
 from tests.fake_ray import answers
 from tests.fake_ray.faults import Faults, Handler
+from tests.fake_ray.logs import LogEndpoints
 from tests.fake_ray.script import SUCCEEDS_SOON, FakeJob, OnSubmit, Timeline
 
 _BROWSER_HEADERS = (
@@ -78,6 +79,7 @@ class FakeRay:
             as a FAILED ghost. Ray 2.60 does that (about 2 s); 0 leaves it out.
         requests: What was asked.
         faults: What goes wrong.
+        logs: The logs of the jobs, on the agent and on the dashboard.
     """
 
     def __init__(self, *, token: str | None = None) -> None:
@@ -92,6 +94,7 @@ class FakeRay:
         self.session_name = _new_session_name()
         self.requests = RequestLog()
         self.faults = Faults()
+        self.logs = LogEndpoints(self.jobs)
         self._socket = _bound_socket(0)
         self._port: int = self._socket.getsockname()[1]
         self._runner: web.AppRunner | None = None
@@ -133,6 +136,7 @@ class FakeRay:
                 web.put("/api/packages/gcs/{name}", self._put_package),
             ]
         )
+        app.add_routes(self.logs.routes())
         # 0 would mean "no limit": a hanging request must not hold up the end of a test.
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
@@ -155,7 +159,9 @@ class FakeRay:
         """Add a record as if somebody had submitted it earlier."""
         body = {"entrypoint": "true", **body}
         timeline = Timeline([(0.0, status)])
-        self.jobs[submission_id] = FakeJob(submission_id, body, timeline, self.stop_seconds)
+        self.jobs[submission_id] = FakeJob(
+            submission_id, body, timeline, self.stop_seconds, node_address=self.address
+        )
         return self.jobs[submission_id]
 
     def add_driver(self, job_id: str, status: str = "RUNNING") -> FakeJob:
@@ -221,7 +227,13 @@ class FakeRay:
                 return web.Response(status=500, text=answers.bad_label(key))
         if submission_id in self.jobs:
             return web.Response(status=500, text=answers.already_exists(submission_id))
-        job = FakeJob(submission_id, body, Timeline([(0.0, "PENDING")]), self.stop_seconds)
+        job = FakeJob(
+            submission_id,
+            body,
+            Timeline([(0.0, "PENDING")]),
+            self.stop_seconds,
+            node_address=self.address,
+        )
         job.timeline = (
             self.on_submit if isinstance(self.on_submit, Timeline) else self.on_submit(job)
         )
