@@ -3,7 +3,7 @@
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID
 
@@ -147,8 +147,15 @@ class PrefectLogs:
                 found = await self._client.read_logs(span, limit=PAGE, offset=offset, sort=sort)
         own = [log for log in found if log.name == LOGGER_NAME]
         return FoundLogs(
-            [SentLog(log.timestamp, log.level, log.message) for log in own], len(found) < PAGE
+            [SentLog(_plain(log.timestamp), log.level, log.message) for log in own],
+            len(found) < PAGE,
         )
+
+
+def _plain(when: datetime) -> datetime:
+    """Return a time of Prefect's, which are of a class that does not calculate with others."""
+    utc = when.astimezone(UTC)
+    return datetime.combine(utc.date(), utc.time(), UTC)
 
 
 @contextmanager

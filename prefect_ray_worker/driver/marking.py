@@ -38,7 +38,11 @@ def install() -> None:
         if not _writes_to_console(self):
             return text
         is_sent = record.__dict__.get(_SENT, False)
-        return mark(text, is_sent=is_sent, level=record.levelno, when=record.created)
+        level = record.levelno
+        if not getattr(record, "send_to_api", True):
+            # Prefect's "View at …": for those who read the console, and of no use in Prefect.
+            level = min(level, logging.DEBUG)
+        return mark(text, is_sent=is_sent, level=level, when=record.created)
 
     marked.marks_lines = True  # type: ignore[attr-defined]
     APILogHandler.prepare = prepare_and_note

@@ -80,7 +80,7 @@ class FakeJob:
         stop_seconds: From a stop request to STOPPED; `math.inf` for a job that will not die.
         stop_requests: How often somebody asked to stop it.
         log: What its driver has printed: bytes, or anything that can be measured and sliced like
-            them. None while there is no file.
+            them. None for a log that is not there.
         node_address: Of the agent of its node; by default of the fake itself.
     """
 
@@ -91,7 +91,7 @@ class FakeJob:
     type: str = "SUBMISSION"
     job_id: str | None = None
     stop_requests: int = 0
-    log: Any = None
+    log: Any = b""
     node_address: str = ""
     _began: float = field(default_factory=time.monotonic)
     _submitted_at: float = field(default_factory=time.time)

@@ -204,7 +204,7 @@ class LogBridge:
                     yield self._numbered(shaped)
             if self._shaper.marked_ms is not None:
                 # So what is printed between two log records of the flow stands between them.
-                self._not_before = max(self._not_before, self._shaper.marked_ms)
+                self._not_before = max(self._not_before, self._shaper.marked_ms + 1)
 
     def _numbered(self, shaped: Shaped) -> SentLog:
         return SentLog(self._numbering.stamp(self._not_before), shaped.level, shaped.message)

@@ -71,7 +71,11 @@ class Shaper:
             source = ""
         self.marked_ms = mark.when_ms
         if not mark.is_sent:
-            yield from self._log(mark.level, source + look_at(plain(after)).text)
+            look = look_at(plain(after))
+            # Ray logs its own messages with `logging` as well.
+            is_chatter = mark.level == logging.INFO and look.level == logging.DEBUG
+            level = logging.DEBUG if is_chatter else mark.level
+            yield from self._log(level, source + look.text)
 
     def _unmarked(self, text: str) -> Iterator[Shaped]:
         if self._skip:
