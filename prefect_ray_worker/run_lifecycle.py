@@ -12,12 +12,14 @@ from logging import Logger, LoggerAdapter
 from typing import Any
 
 import anyio
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, StateType
 
 from prefect_ray_worker import outcome
 from prefect_ray_worker.cancellation import Stopping, stop_and_confirm
 from prefect_ray_worker.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import JobsApiError, RequestRejected, SubmissionConflict
+from prefect_ray_worker.flow_run_logs import PrefectLogs, longest_message
 from prefect_ray_worker.flow_runs import FlowRuns, type_of_state
 from prefect_ray_worker.identity import InfrastructurePid, submission_id
 from prefect_ray_worker.jobs_api.models import JobDetails, JobStatus, JobSubmitRequest
@@ -29,7 +31,8 @@ from prefect_ray_worker.shipping import archive_uri, ensure_shipped
 from prefect_ray_worker.submission import Disposition, submit_once
 from prefect_ray_worker.watching.cancelling import CancellingRuns
 from prefect_ray_worker.watching.clusters import Cluster
-from prefect_ray_worker.watching.observation import Missing, Seen
+from prefect_ray_worker.watching.logs.bridge import LogBridge
+from prefect_ray_worker.watching.observation import Missing, Observation, Seen
 from prefect_ray_worker.watching.verdict import Limits, Verdict, Watched, judge
 
 # How long a driver that exited with 0 may take to have its last state seen by the API.
@@ -43,18 +46,22 @@ class Surroundings:
     """What a lifecycle shares with the other runs of its worker.
 
     Attributes:
+        client: The worker's client of Prefect.
         flow_runs: The Prefect side.
         cancelling: Which runs are being cancelled.
         unreachable_limit: Seconds for which a cluster may be silent.
         ship_driver: Whether to bring our package to the cluster.
         delivery: How secrets reach the jobs.
+        log_limiter: Requests of logs to Prefect at once.
     """
 
+    client: PrefectClient
     flow_runs: FlowRuns
     cancelling: CancellingRuns
     unreachable_limit: float
     ship_driver: bool
     delivery: Delivery
+    log_limiter: anyio.CapacityLimiter
 
 
 class RunLifecycle:
@@ -83,6 +90,7 @@ class RunLifecycle:
         self._around = surroundings
         self._log = logger
         self._request: JobSubmitRequest | None = None
+        self._bridge: LogBridge | None = None
         self._settlement: Settlement | None = None
         self._disposition = Disposition.UNSETTLED
         self._stop_is_queued = False
@@ -115,6 +123,22 @@ class RunLifecycle:
         await self._submit_request(self._request)
         return InfrastructurePid(self._address, self.job_id, self._session)
 
+    async def bridge_logs(self) -> None:
+        """Forward the job's log, if the run wants it; ends a little after the job."""
+        if self._configuration.forward_logs:
+            self._bridge = LogBridge(
+                self.job_id,
+                reads=self._cluster.logs,
+                sink=PrefectLogs(self._around.client, self._run_id, self._around.log_limiter),
+                longest=longest_message(),
+            )
+            await self._bridge.run()
+
+    def end_logs(self) -> None:
+        """Have the job's log forwarded to its end, and no further."""
+        if self._bridge is not None:
+            self._bridge.end()
+
     async def follow(self) -> Outcome:
         """Watch the job until the run is settled; return what was decided."""
         with (
@@ -126,6 +150,7 @@ class RunLifecycle:
                 observation = await watch.next()
                 now = anyio.current_time()
                 before, watched = watched, watched.after(observation, now)
+                self._show_bridge(observation)
                 if self._run_id in self._around.cancelling:
                     watched = watched.cancelled_at(now)
                 self._tell(before, watched)
@@ -349,6 +374,12 @@ class RunLifecycle:
         if self._settlement is None:
             return UNTOUCHED
         return await self._settlement.settle(decided, rename=rename)
+
+    def _show_bridge(self, observation: Observation) -> None:
+        if self._bridge is not None and isinstance(observation, Seen):
+            self._bridge.observe(observation.details)
+        elif self._bridge is not None and isinstance(observation, Missing) and self._has_arrived:
+            self._bridge.end()
 
     def _tell(self, before: Watched, after: Watched) -> None:
         """Log what changed, once: the flow run's log is where the user looks."""

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 
+# Prefect's client has 16 sockets; the runs' states need some.
+_LOG_REQUESTS_AT_ONCE = 4
+
+
 class RayWorkerResult(BaseWorkerResult):
     """What became of a job: its infrastructure pid, and 0 unless the run crashed."""
 
@@ -71,6 +75,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         # need clusters and the cancelling loop to the last, then these.
         settings = worker_settings()
         self._settings = settings
+        self._log_limiter = anyio.CapacityLimiter(_LOG_REQUESTS_AT_ONCE)
         self._addressing = Addressing(state_directory(PREFECT_HOME.value()), settings.address)
         self._cancelling = CancellingRuns(
             self._ask_cancelling, interval=min(settings.poll_interval_seconds, 2.0)
@@ -172,7 +177,11 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
                 worker_logger(self).info("Ray Job %s: stop %s.", pid.submission_id, stopping.value)
 
     async def _follow(self, lifecycle: RunLifecycle) -> int:
-        settled = await lifecycle.follow()
+        self._in_background(lifecycle.bridge_logs, f"ray-logs {lifecycle.job_id}")
+        try:
+            settled = await lifecycle.follow()
+        finally:
+            lifecycle.end_logs()
         if lifecycle.may_still_start:
             self._addressing.discount(lifecycle.job_id)
             self._in_background(lifecycle.prevent_start, "ray-prevent-start")
@@ -201,11 +210,13 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             configuration,
             await self._clusters.get(connection),
             Surroundings(
+                client=self.client,
                 flow_runs=FlowRuns(self.client),
                 cancelling=self._cancelling,
                 unreachable_limit=self._settings.unreachable_limit_seconds,
                 ship_driver=self._settings.ship_driver,
                 delivery=Delivery(self._settings.node_secrets, self._settings.send_secrets),
+                log_limiter=self._log_limiter,
             ),
             logger,
         )
