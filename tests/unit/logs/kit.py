@@ -99,10 +99,11 @@ class MemoryPrefect:
 
     @property
     def shown(self) -> list[Shaped]:
-        """What a user reads: by time."""
+        """What a user reads: by time, line for line."""
         return [
-            Shaped(log.level, log.message)
+            Shaped(log.level, line)
             for log in sorted(self.logs, key=lambda log: log.timestamp)
+            for line in log.message.split("\n")
         ]
 
     def _kept(self, log: SentLog) -> SentLog:

@@ -89,6 +89,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make batches and windows so small that short streams meet all of them."""
     monkeypatch.setattr(bridge_module, "_BATCH_LOGS", 3)
     monkeypatch.setattr(bridge_module, "_SLICE", 50)
+    # After any trouble lines are joined, without it they are not.
+    monkeypatch.setattr(bridge_module, "_BEHIND_SECONDS", 0.5)
     monkeypatch.setattr(reader, "_SHORT", 64)
     monkeypatch.setattr(reader, "_RECENT", 64)
     monkeypatch.setattr(reader, "_FEWEST_LINES", 2)
