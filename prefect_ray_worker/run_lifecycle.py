@@ -32,7 +32,7 @@ from prefect_ray_worker.submission import Disposition, submit_once
 from prefect_ray_worker.watching.cancelling import CancellingRuns
 from prefect_ray_worker.watching.clusters import Cluster
 from prefect_ray_worker.watching.logs.bridge import LogBridge
-from prefect_ray_worker.watching.observation import Missing, Observation, Seen
+from prefect_ray_worker.watching.observation import Missing, Seen
 from prefect_ray_worker.watching.verdict import Limits, Verdict, Watched, judge
 
 # How long a driver that exited with 0 may take to have its last state seen by the API.
@@ -150,7 +150,8 @@ class RunLifecycle:
                 observation = await watch.next()
                 now = anyio.current_time()
                 before, watched = watched, watched.after(observation, now)
-                self._show_bridge(observation)
+                if self._bridge is not None and isinstance(observation, Seen):
+                    self._bridge.observe(observation.details)
                 if self._run_id in self._around.cancelling:
                     watched = watched.cancelled_at(now)
                 self._tell(before, watched)
@@ -374,12 +375,6 @@ class RunLifecycle:
         if self._settlement is None:
             return UNTOUCHED
         return await self._settlement.settle(decided, rename=rename)
-
-    def _show_bridge(self, observation: Observation) -> None:
-        if self._bridge is not None and isinstance(observation, Seen):
-            self._bridge.observe(observation.details)
-        elif self._bridge is not None and isinstance(observation, Missing) and self._has_arrived:
-            self._bridge.end()
 
     def _tell(self, before: Watched, after: Watched) -> None:
         """Log what changed, once: the flow run's log is where the user looks."""
