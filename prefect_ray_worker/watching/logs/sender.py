@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 # Longer than any restart of a Prefect server that somebody is still working on.
 _PATIENCE_SECONDS = 3600.0
+_DOUBT_SECONDS = 3.0
 
 _log = logging.getLogger("prefect.workers.ray.logs")
 
@@ -56,6 +57,10 @@ class Sender:
             except LogsUnclear as exc:
                 await self._wait(backoff, deadline, exc)
                 missing = await self._missing_of(missing, backoff, deadline)
+                if missing:
+                    # A server that hung may be about to store what it was sent: ask once more.
+                    await anyio.sleep(_DOUBT_SECONDS)
+                    missing = await self._missing_of(missing, backoff, deadline)
             else:
                 return
 
