@@ -135,7 +135,12 @@ async def test_every_variable_has_a_reader() -> None:
         "command": "python run.py",
         "stop_grace_seconds": 7,
     }
-    followed_elsewhere = {"cluster", "start_timeout_seconds", "run_timeout_seconds"}
+    followed_elsewhere = {
+        "cluster",
+        "start_timeout_seconds",
+        "run_timeout_seconds",
+        "forward_logs",
+    }
     assert set(TEMPLATE["variables"]["properties"]) == set(everything) | followed_elsewhere
     assert set(TEMPLATE["job_configuration"]) == set(TEMPLATE["variables"]["properties"])
     configuration = await configure(**everything)
