@@ -18,8 +18,9 @@ quickstart-stop: $(VENV)/.server ## Stop what KEEP=1 has left up
 test: $(VENV)/.dev ## Run all tests (ARGS= is passed to pytest)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --reruns 2 $(ARGS)
 
-benchmark: $(VENV)/.dev ## Measure the driver against prefect flow-run execute
+benchmark: $(VENV)/.dev ## Measure the driver against prefect flow-run execute, and the log bridge
 	$(BIN)/python -m tests.benchmarks.driver
+	$(BIN)/python -m tests.benchmarks.logs
 
 check: $(VENV)/.dev ## Run ruff, pyright and the import contracts
 	$(BIN)/ruff check .

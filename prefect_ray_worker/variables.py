@@ -163,6 +163,15 @@ class RayFields(BaseModel):
         ),
         examples=[30],
     )
+    forward_logs: bool = Field(
+        default=True,
+        title="Forward logs",
+        description=(
+            "Whether everything that the job prints appears in the logs of the flow run. What "
+            "the flow's own loggers send is there in any case. Example: false"
+        ),
+        examples=[False],
+    )
     infrastructure_retries: int = Field(
         default=0,
         ge=0,
@@ -262,6 +271,7 @@ FORM_ORDER = (
     "start_timeout_seconds",
     "run_timeout_seconds",
     "stop_grace_seconds",
+    "forward_logs",
     "infrastructure_retries",
     "delete_job_after_seconds",
     "name",

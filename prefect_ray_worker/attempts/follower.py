@@ -8,6 +8,7 @@ from prefect.client.schemas.objects import StateType
 
 from prefect_ray_worker.attempts.attempt import Attempt
 from prefect_ray_worker.attempts.closer import Closer
+from prefect_ray_worker.attempts.forwarding import LogForwarding
 from prefect_ray_worker.attempts.reporter import Reporter
 from prefect_ray_worker.attempts.submitter import Submitter
 from prefect_ray_worker.errors import JobsApiError, RequestRejected, SubmissionConflict
@@ -30,6 +31,7 @@ class Follower:
         self._submitter = submitter
         self._closer = Closer(attempt)
         self._reporter = Reporter(attempt)
+        self._logs = LogForwarding(attempt)
         self._run_is_gone = False
 
     @property
@@ -42,7 +44,17 @@ class Follower:
         self._run_is_gone = True
 
     async def follow(self) -> Outcome:
-        """Watch the job until the run is settled; return what was decided."""
+        """Watch the job until the run is settled and its log forwarded; return what was decided."""
+        settled = UNTOUCHED
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._logs.run, name=f"ray-logs {self.attempt.job_id}")
+            try:
+                settled = await self._watch()
+            finally:
+                self._logs.end()
+        return settled
+
+    async def _watch(self) -> Outcome:
         attempt = self.attempt
         with (
             attempt.cluster.poller.watch(attempt.job_id) as watch,
@@ -53,6 +65,7 @@ class Follower:
                 observation = await watch.next()
                 now = anyio.current_time()
                 before, watched = watched, watched.after(observation, now)
+                self._logs.observe(observation, arrived=watched.arrived)
                 if attempt.run_id in attempt.around.cancelling:
                     watched = watched.cancelled_at(now)
                 self._reporter.tell(before, watched)

@@ -33,11 +33,13 @@ def main(arguments: list[str]) -> int:
         # First of all: without it, all else that it brings and we need is missing too.
         import prefect  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
+        from prefect_ray_worker.driver import marking
         from prefect_ray_worker.driver.attempt import run_attempt
     except ImportError as exc:
         if (exc.name or "").partition(".")[0] != "prefect":
             raise
         return _without_prefect(exc)
+    marking.install()
     code = run_attempt(*arguments, termination=termination)
     return leave(code, wait_for_threads=not termination.delivered)
 

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from tests.fake_ray import answers, nodes
 from tests.fake_ray.faults import Faults, Handler
+from tests.fake_ray.logs import LogEndpoints
 from tests.fake_ray.nodes import FakeNode
 from tests.fake_ray.script import SUCCEEDS_SOON, FakeJob, OnSubmit, Timeline
 
@@ -81,6 +82,7 @@ class FakeRay:
         has_monitor: Whether the autoscaler's monitor says what of them is in use.
         requests: What was asked.
         faults: What goes wrong.
+        logs: The logs of the jobs, on the agent and on the dashboard.
     """
 
     def __init__(self, *, token: str | None = None) -> None:
@@ -97,6 +99,7 @@ class FakeRay:
         self.has_monitor = True
         self.requests = RequestLog()
         self.faults = Faults()
+        self.logs = LogEndpoints(self.jobs)
         self._socket = _bound_socket(0)
         self._port: int = self._socket.getsockname()[1]
         self._runner: web.AppRunner | None = None
@@ -140,6 +143,7 @@ class FakeRay:
                 web.get("/api/cluster_status", self._cluster_status),
             ]
         )
+        app.add_routes(self.logs.routes())
         # 0 would mean "no limit": a hanging request must not hold up the end of a test.
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
@@ -162,7 +166,9 @@ class FakeRay:
         """Add a record as if somebody had submitted it earlier."""
         body = {"entrypoint": "true", **body}
         timeline = Timeline([(0.0, status)])
-        self.jobs[submission_id] = FakeJob(submission_id, body, timeline, self.stop_seconds)
+        self.jobs[submission_id] = FakeJob(
+            submission_id, body, timeline, self.stop_seconds, node_address=self.address
+        )
         return self.jobs[submission_id]
 
     def add_driver(self, job_id: str, status: str = "RUNNING") -> FakeJob:
@@ -228,7 +234,13 @@ class FakeRay:
                 return web.Response(status=500, text=answers.bad_label(key))
         if submission_id in self.jobs:
             return web.Response(status=500, text=answers.already_exists(submission_id))
-        job = FakeJob(submission_id, body, Timeline([(0.0, "PENDING")]), self.stop_seconds)
+        job = FakeJob(
+            submission_id,
+            body,
+            Timeline([(0.0, "PENDING")]),
+            self.stop_seconds,
+            node_address=self.address,
+        )
         job.timeline = (
             self.on_submit if isinstance(self.on_submit, Timeline) else self.on_submit(job)
         )

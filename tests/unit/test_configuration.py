@@ -141,6 +141,7 @@ async def test_every_variable_has_a_reader() -> None:
         "start_timeout_seconds",
         "run_timeout_seconds",
         "infrastructure_retries",
+        "forward_logs",
     }
     assert set(TEMPLATE["variables"]["properties"]) == set(everything) | followed_elsewhere
     assert set(TEMPLATE["job_configuration"]) == set(TEMPLATE["variables"]["properties"])
