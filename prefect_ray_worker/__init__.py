@@ -5,6 +5,7 @@ The floor plan, in the order in which a flow run walks through it:
     worker side:   configuration -> shipping -> submission -> watching -> outcome -> settlement
     cluster side:  driver: claim -> prepare -> run -> report
 
+    diagnosis says on both sides why a run has no result.
     identity names things, secrets_policy keeps secrets out of jobs, jobs_api talks to Ray,
     cancellation stops jobs, local_cluster runs a Ray on this machine, worker is what Prefect calls.
 

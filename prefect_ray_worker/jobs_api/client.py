@@ -9,7 +9,8 @@ import anyio.to_thread
 import httpx
 from pydantic import AliasChoices, BaseModel, Field, TypeAdapter, ValidationError
 
-from prefect_ray_worker.errors import InvalidConfiguration, PackageNotFound
+from prefect_ray_worker.diagnosis.resources import ClusterResources
+from prefect_ray_worker.errors import InvalidConfiguration, JobsApiError, PackageNotFound
 from prefect_ray_worker.jobs_api.answers import (
     Effect,
     error_from_illegal_header,
@@ -19,12 +20,15 @@ from prefect_ray_worker.jobs_api.answers import (
 )
 from prefect_ray_worker.jobs_api.connection import Connection
 from prefect_ray_worker.jobs_api.models import ClusterVersion, JobDetails, JobSubmitRequest
+from prefect_ray_worker.jobs_api.resources import NodesAnswer, StatusAnswer, combined
 from prefect_ray_worker.jobs_api.tokens import BearerAuth
 
 # Ray answers a submission only after its head agent took it, which waits up to 10 s for an
 # agent and imports Ray in it the first time; everything else is a look-up.
 _SUBMIT_TIMEOUT = httpx.Timeout(60, connect=5)
 _TIMEOUT = httpx.Timeout(30, connect=5)
+# Ray answers with 100 unless it is asked for more, and with 10,000 at most.
+_MOST_NODES = 10_000
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8)
 
 T = TypeVar("T")
@@ -175,6 +179,20 @@ class JobsClient:
     async def put_package(self, name: str, content: bytes) -> None:
         """Put a package into the cluster's store (`PUT /api/packages/gcs/{name}`)."""
         await self._request("PUT", f"/api/packages/gcs/{name}", content=content)
+
+    async def resources(self) -> ClusterResources:
+        """Return the cluster's nodes, and what of them is free where the cluster says so.
+
+        `GET /api/v0/nodes` and `GET /api/cluster_status`: a few milliseconds each (Ray 2.60).
+        """
+        response = await self._request("GET", f"/api/v0/nodes?limit={_MOST_NODES}")
+        nodes = self._parse(response, NodesAnswer.model_validate_json)
+        try:
+            response = await self._request("GET", "/api/cluster_status")
+            status = self._parse(response, StatusAnswer.model_validate_json)
+        except JobsApiError:
+            status = None  # without the autoscaler's part of the dashboard, only totals are known
+        return combined(nodes, status)
 
     async def _request(
         self,
