@@ -1,7 +1,7 @@
 """What we ask and tell Prefect about flow runs, patiently: an API that is down loses nothing."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -22,6 +22,8 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
 from prefect.client.schemas.sorting import FlowRunSort, LogSort
+from prefect.events import Event
+from prefect.events.filters import EventFilter, EventOccurredFilter, EventResourceFilter
 from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled, Crashed
 from prefect.utilities.engine import propose_state
@@ -35,6 +37,8 @@ T = TypeVar("T")
 _PATIENCE_SECONDS = 3600.0
 # Reading more at once would hold up the event loop.
 _PAGE = 100
+# The server refuses more, and the client's own default as well (3.8.8).
+_PAGE_OF_EVENTS = 50
 # Asked too often or too slowly; every other 4xx is about the request.
 _PASSING = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS})
 
@@ -99,6 +103,26 @@ class FlowRuns:
         await self._patiently(
             lambda: self._client.update_flow_run(flow_run_id, infrastructure_pid=infrastructure_pid)
         )
+
+    async def events_of(self, resource_id: str, *, since: datetime) -> Sequence[Event]:
+        """Return the events of a resource that Prefect has.
+
+        Args:
+            resource_id: Its `prefect.resource.id`.
+            since: How far to look back.
+
+        Returns:
+            At most 50 of them, and none if Prefect does not say: it keeps events for a while only.
+        """
+        wanted = EventFilter(
+            resource=EventResourceFilter(id=[resource_id]),
+            occurred=EventOccurredFilter.model_validate({"since": since}),
+        )
+        try:
+            return (await self._client.read_events(wanted, limit=_PAGE_OF_EVENTS)).events
+        except (httpx.HTTPError, PrefectHTTPStatusError) as exc:
+            _log.debug("Cannot read the events of %s: %s", resource_id, exc)
+            return []
 
     async def crash(self, flow_run_id: UUID, message: str, *, rename: bool = False) -> bool:
         """Mark a run Crashed, unless it has ended, or been rescheduled, in the meantime.

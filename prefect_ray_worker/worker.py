@@ -11,7 +11,7 @@ from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFoun
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
-from prefect_ray_worker._prefect_compat import exit_stack, worker_logger
+from prefect_ray_worker._prefect_compat import exit_stack, related_resources, worker_logger
 from prefect_ray_worker.addressing import Addressing, warn_of_local_api
 from prefect_ray_worker.attempts.attempt import Surroundings
 from prefect_ray_worker.attempts.followed import FollowedRuns
@@ -96,6 +96,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
                 unreachable_limit=settings.unreachable_limit_seconds,
                 ship_driver=settings.ship_driver,
                 delivery=Delivery(settings.node_secrets, settings.send_secrets),
+                related=partial(related_resources, self),
+                in_background=self._followed.in_background,
             ),
             self._clusters,
             self.get_flow_run_logger,

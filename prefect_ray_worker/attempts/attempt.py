@@ -1,6 +1,6 @@
 """`Attempt`: what is known of one attempt at a run before anything is done about it."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from logging import Logger, LoggerAdapter
@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.events import RelatedResource
 
 from prefect_ray_worker.configuration import RayJobConfiguration
 from prefect_ray_worker.flow_runs import FlowRuns
@@ -16,6 +17,9 @@ from prefect_ray_worker.secrets_policy import Delivery
 from prefect_ray_worker.watching.cancelling import CancellingRuns
 from prefect_ray_worker.watching.clusters import Cluster
 from prefect_ray_worker.watching.verdict import Limits
+
+Related = Callable[[RayJobConfiguration], Sequence[RelatedResource]]
+InBackground = Callable[[Callable[[], Awaitable[object]], str], None]
 
 # The driver's own state: see `driver/claim.py`.
 _STARTING = "Starting"
@@ -31,6 +35,8 @@ class Surroundings:
         unreachable_limit: Seconds for which a cluster may be silent.
         ship_driver: Whether to bring our package to the cluster.
         delivery: How secrets reach the jobs.
+        related: Returns what the events of a run are related to.
+        in_background: Starts a task under a name; its trouble ends nothing else.
     """
 
     flow_runs: FlowRuns
@@ -38,6 +44,8 @@ class Surroundings:
     unreachable_limit: float
     ship_driver: bool
     delivery: Delivery
+    related: Related
+    in_background: InBackground
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,12 @@ class Attempt:
     def address(self) -> str:
         """The cluster's address."""
         return self.cluster.client.connection.address
+
+    @property
+    def dashboard_page(self) -> str:
+        """The job's page in the Ray dashboard, for people."""
+        dashboard = self.configuration.dashboard_of(self.address)
+        return f"{dashboard}/#/jobs/{self.job_id}"
 
     @property
     def limits(self) -> Limits:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import anyio
 from prefect.client.schemas.objects import StateType
 
+from prefect_ray_worker.attempts.announcer import Announcer
 from prefect_ray_worker.attempts.attempt import Attempt
 from prefect_ray_worker.attempts.closer import Closer
 from prefect_ray_worker.attempts.reporter import Reporter
@@ -29,7 +30,8 @@ class Follower:
         self.attempt = attempt
         self._submitter = submitter
         self._closer = Closer(attempt)
-        self._reporter = Reporter(attempt)
+        self._announcer = Announcer(attempt, submitter.session)
+        self._reporter = Reporter(attempt, self._announcer)
         self._run_is_gone = False
 
     @property
@@ -44,6 +46,8 @@ class Follower:
     async def follow(self) -> Outcome:
         """Watch the job until the run is settled; return what was decided."""
         attempt = self.attempt
+        if self._submitter.was_there:
+            await self._announcer.recall()
         with (
             attempt.cluster.poller.watch(attempt.job_id) as watch,
             attempt.around.cancelling.attended(attempt.run_id),
@@ -58,6 +62,7 @@ class Follower:
                 self._reporter.tell(before, watched)
                 watched, decided = await self._act(observation, watched)
                 if decided is not None:
+                    await self._announcer.ended(watched, decided)
                     return decided
 
     async def prevent_start(self) -> None:
@@ -69,6 +74,9 @@ class Follower:
                     return
                 if isinstance(observation, Seen):
                     if observation.details.is_terminal:
+                        await self._announcer.ended(
+                            Watched(0, True, observation.details), UNTOUCHED
+                        )
                         return
                     if observation.details.status != JobStatus.PENDING:
                         await self._closer.stop()
@@ -103,6 +111,8 @@ class Follower:
         decided = await self._closer.act_on(
             verdict, watched, then=self._submitter.session, now=session_now
         )
+        if decided is not None and verdict in (Verdict.LOST, Verdict.SILENT_TOO_LONG):
+            self._announcer.lost(decided)
         return watched, decided
 
     async def _never_arrived(self, watched: Watched) -> Outcome | None:
@@ -112,7 +122,9 @@ class Follower:
                 return await self._submit_again(watched)
             case StateType.RUNNING:
                 # Only the job itself reports that.
-                return await self._closer.lost(then=self._submitter.session, now=None)
+                decided = await self._closer.lost(then=self._submitter.session, now=None)
+                self._announcer.lost(decided)
+                return decided
             case StateType.CANCELLING:
                 return await self._closer.cancelled("Cancelled before Ray had the job.")
             case _:

@@ -1,5 +1,6 @@
 """`Reporter`: tells on the flow run what changed about its job, each thing once."""
 
+from prefect_ray_worker.attempts.announcer import Announcer
 from prefect_ray_worker.attempts.attempt import Attempt
 from prefect_ray_worker.watching.verdict import Watched
 
@@ -9,10 +10,12 @@ class Reporter:
 
     Args:
         attempt: The attempt.
+        announcer: Sends its events.
     """
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, attempt: Attempt, announcer: Announcer) -> None:
         self._attempt = attempt
+        self._announcer = announcer
         self._log = attempt.log
 
     def tell(self, before: Watched, after: Watched) -> None:
@@ -28,3 +31,5 @@ class Reporter:
         previous = before.latest.status if before.latest is not None else None
         if status is not None and status != previous:
             self._log.info("Ray Job %s is %s.", self._attempt.job_id, status)
+        if after.latest is not None:
+            self._announcer.saw(after.latest)

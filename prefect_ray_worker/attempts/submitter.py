@@ -36,6 +36,11 @@ class Submitter:
         """Whether the cluster certainly has, or had, the job."""
         return self._disposition is not Disposition.UNSETTLED
 
+    @property
+    def was_there(self) -> bool:
+        """Whether somebody has submitted the job before this process."""
+        return self._disposition is Disposition.ADOPTED
+
     async def submit(self) -> InfrastructurePid:
         """Submit the job, or find out that Ray has it; say where it is.
 
@@ -68,11 +73,7 @@ class Submitter:
             case Disposition.UNSETTLED:
                 said = "may have been taken by a cluster that does not answer; watching for it"
         attempt.log.info(
-            "Ray Job %s %s. Dashboard: %s/#/jobs/%s",
-            attempt.job_id,
-            said,
-            attempt.address,
-            attempt.job_id,
+            "Ray Job %s %s. Dashboard: %s", attempt.job_id, said, attempt.dashboard_page
         )
         return InfrastructurePid(attempt.address, attempt.job_id, self.session)
 

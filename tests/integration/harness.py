@@ -133,9 +133,9 @@ class Pool:
         return RayWorker(work_pool_name=self.name, prefetch_seconds=5, **kwargs)
 
     @asynccontextmanager
-    async def working(self, count: int = 1) -> AsyncIterator[list[RayWorker]]:
+    async def working(self, count: int = 1, **kwargs: Any) -> AsyncIterator[list[RayWorker]]:
         """Run workers in the background, as `prefect worker start` does."""
-        workers = [self.worker() for _ in range(count)]
+        workers = [self.worker(**kwargs) for _ in range(count)]
         async with anyio.create_task_group() as tasks:
             for worker in workers:
                 tasks.start_soon(_serve, worker, name=f"test-worker {worker.name}")
