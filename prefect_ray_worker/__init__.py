@@ -6,8 +6,9 @@ The floor plan, in the order in which a flow run walks through it:
     cluster side:  driver: claim -> prepare -> run -> report
 
     diagnosis says on both sides why a run has no result.
-    identity names things, secrets_policy keeps secrets out of jobs, jobs_api talks to Ray,
-    cancellation stops jobs, local_cluster runs a Ray on this machine, worker is what Prefect calls.
+    attempts walks that way, recovery finds the runs that nobody walks with, identity names things,
+    secrets_policy keeps secrets out of jobs, jobs_api talks to Ray, cancellation stops jobs,
+    local_cluster runs a Ray on this machine, worker is what Prefect calls.
 
 The public names below are imported on first use, so that `import prefect_ray_worker` costs
 nothing in a job that needs only one of them.

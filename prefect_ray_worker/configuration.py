@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from prefect_ray_worker._prefect_compat import secret_setting_names
 from prefect_ray_worker.errors import InvalidConfiguration
-from prefect_ray_worker.identity import attempt_in
+from prefect_ray_worker.identity import DELETE_AFTER_KEY, attempt_in
 from prefect_ray_worker.jobs_api.connection import Connection
 from prefect_ray_worker.jobs_api.models import JobSubmitRequest
 from prefect_ray_worker.runtime_env import can_ship, compose
@@ -157,6 +157,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             metadata={
                 **self.labels,
                 **self.metadata,
+                **self._expiry(),
                 "job_name": (self.name or submission_id).replace("/", "-"),
             },
             entrypoint_num_cpus=self.entrypoint_num_cpus,
@@ -167,6 +168,10 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         )
         _refuse_oversized(request)
         return request
+
+    def _expiry(self) -> dict[str, str]:
+        seconds = self.delete_job_after_seconds
+        return {} if seconds is None else {DELETE_AFTER_KEY: str(seconds)}
 
     def requested_resources(self) -> str:
         """Describe what the driver asks for, for messages: `1 CPU, {"ssd": 1}`."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -25,10 +25,10 @@ from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.events import Event
 from prefect.events.filters import EventFilter, EventOccurredFilter, EventResourceFilter
 from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import Cancelled, Crashed
+from prefect.states import Cancelled, Crashed, Scheduled
 from prefect.utilities.engine import propose_state
 
-from prefect_ray_worker.identity import present_claim
+from prefect_ray_worker.identity import INFRASTRUCTURE_RETRY, present_claim
 from prefect_ray_worker.jobs_api.backoff import Backoff
 
 T = TypeVar("T")
@@ -148,6 +148,43 @@ class FlowRuns:
             return False
         return await self._propose(flow_run_id, Cancelled(message=message), force=False)
 
+    async def try_again(
+        self, flow_run_id: UUID, message: str, *, allowed: int, delay: float
+    ) -> bool:
+        """Schedule another attempt at a run whose infrastructure has failed.
+
+        The attempts are counted in the run's own history, from the last time it was started
+        anew: a state of the name `INFRASTRUCTURE_RETRY` for each.
+
+        Args:
+            flow_run_id: The run.
+            message: What has failed.
+            allowed: How many such attempts the run may have.
+            delay: Seconds until it may start.
+
+        Returns:
+            Whether it was scheduled; not if the attempts are used up, the run has gone on or
+            ended, or has no deployment, so that no worker would be given it.
+        """
+        run = await self.read(flow_run_id)
+        if run is None or run.deployment_id is None or not _may_crash(run, rename=False):
+            return False
+        used = _infrastructure_retries(await self.states(flow_run_id))
+        if used >= allowed:
+            return False
+        if run.empirical_policy.retry_type == "in_process":
+            # Left by an earlier retry; the server gives no worker such a run (3.8.8).
+            policy = run.empirical_policy.model_copy(update={"retry_type": "reschedule"})
+            await self._patiently(
+                lambda: self._client.update_flow_run(flow_run_id, empirical_policy=policy)
+            )
+        state = Scheduled(
+            name=INFRASTRUCTURE_RETRY,
+            scheduled_time=datetime.now(UTC) + timedelta(seconds=delay),
+            message=f"Infrastructure retry {used + 1} of {allowed}. {message}",
+        )
+        return await self._propose(flow_run_id, state, force=False)
+
     async def cancelling(self, work_pool_id: UUID) -> set[UUID]:
         """Return the runs of a work pool that are being cancelled: one request for all."""
         being_cancelled = FlowRunFilterState(
@@ -232,6 +269,13 @@ def type_of_state(run: FlowRun) -> StateType | None:
     if run.state.is_scheduled() and run.empirical_policy.retry_type == "in_process":
         return StateType.RUNNING
     return run.state.type
+
+
+def _infrastructure_retries(history: Sequence[State[Any]]) -> int:
+    used = 0
+    for state in history:
+        used = 0 if state.is_final() else used + (state.name == INFRASTRUCTURE_RETRY)
+    return used
 
 
 def _may_crash(run: FlowRun, *, rename: bool) -> bool:

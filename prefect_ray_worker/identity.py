@@ -10,7 +10,15 @@ from typing import Any, Protocol
 from urllib.parse import urldefrag
 from uuid import UUID
 
+DELETE_AFTER_KEY = "prefect-ray-worker/delete-job-after-seconds"
+"""Metadata of a job: how long after its end its record is to stay."""
+
+INFRASTRUCTURE_RETRY = "AwaitingInfrastructureRetry"
+"""Name of the Scheduled state in which a run waits for another attempt."""
+
 _PATH = "/api/jobs/"
+_RUN_KEY = "prefect.io/flow-run-id"
+_POOL_KEY = "prefect.io/work-pool-id"
 
 
 @dataclass(frozen=True)
@@ -109,4 +117,18 @@ def attempt_in(submission_id: str) -> str:
 
 def is_job_of(flow_run_id: UUID, metadata: Mapping[str, object] | None) -> bool:
     """Say whether a job's metadata names this flow run, so that it may be adopted."""
-    return metadata is not None and metadata.get("prefect.io/flow-run-id") == str(flow_run_id)
+    return metadata is not None and metadata.get(_RUN_KEY) == str(flow_run_id)
+
+
+def run_of_job(work_pool_id: UUID, metadata: Mapping[str, object] | None) -> UUID | None:
+    """Return the flow run that a job of a work pool was submitted for.
+
+    Returns:
+        None for a job of anything else: another pool, another Prefect server, another tool.
+    """
+    if metadata is None or metadata.get(_POOL_KEY) != str(work_pool_id):
+        return None
+    try:
+        return UUID(str(metadata.get(_RUN_KEY)))
+    except ValueError:
+        return None

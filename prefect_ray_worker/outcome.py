@@ -87,6 +87,20 @@ def of_ended_job(
     return crashed(of_job(ended, context), job)
 
 
+def is_infrastructure_failure(job: JobDetails) -> bool:
+    """Say whether a job failed by no fault of its flow, so that another attempt may go well.
+
+    Ray's supervisor of the job died, by itself, with its node or for memory; or a head that was
+    restarted found none (`job_manager.py`, Ray 2.60). The driver has ended with it.
+    """
+    if job.status != JobStatus.FAILED or job.driver_exit_code is not None:
+        return False
+    return job.error_type == "JOB_SUPERVISOR_ACTOR_DIED" or (
+        job.error_type == "JOB_SUPERVISOR_ACTOR_START_FAILURE"
+        and "failed to get job supervisor" in (job.message or "")
+    )
+
+
 def of_lost_job(submission_id: str, *, then: str | None, now: str | None) -> Outcome:
     """Return the outcome of a job that a reachable cluster no longer has.
 

@@ -52,6 +52,22 @@ class Settlement:
         say("%s", decided.message)
         return decided
 
+    async def try_again(self, decided: Outcome, *, allowed: int, delay: float) -> bool:
+        """Have the run tried again instead of settling it; see `FlowRuns.try_again`."""
+        if allowed < 1 or await self.is_superseded():
+            return False
+        run_id = self._flow_run.id
+        again = await self._flow_runs.try_again(
+            run_id, decided.message, allowed=allowed, delay=delay
+        )
+        if again:
+            self._log.warning(
+                "%s The run is tried again in %g s (infrastructure_retries).",
+                decided.message,
+                delay,
+            )
+        return again
+
     async def is_superseded(self) -> bool:
         """Say whether another attempt at the run has begun: what it does is not ours to settle."""
         return await self._flow_runs.claim_id(self._flow_run) != self._claim_id

@@ -9,6 +9,7 @@ from prefect_ray_worker.blocks import DashboardAddress, RayCluster
 from prefect_ray_worker.runtime_env import RuntimeEnv
 
 RESERVED_METADATA = frozenset({"job_submission_id", "job_name"})
+RESERVED_PREFIXES = ("prefect.io/", "prefect-ray-worker/")
 """Ray writes these itself and links drivers to jobs by them (`job_supervisor.py`, Ray 2.60)."""
 
 _BYTE_SIZE = TypeAdapter(ByteSize)
@@ -35,7 +36,7 @@ def _no_reserved_keys(value: object) -> object:
         taken = sorted(
             str(key)
             for key in value
-            if key in RESERVED_METADATA or str(key).startswith("prefect.io/")
+            if key in RESERVED_METADATA or str(key).startswith(RESERVED_PREFIXES)
         )
         if taken:
             raise ValueError(
@@ -162,6 +163,28 @@ class RayFields(BaseModel):
         ),
         examples=[30],
     )
+    infrastructure_retries: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        title="Infrastructure retries",
+        description=(
+            "How often a run is tried again after its infrastructure has failed: the node or "
+            "the job's supervisor died, or the cluster lost the job. Never after an error of "
+            "the flow, for which a flow has its own retries. Example: 3"
+        ),
+        examples=[3],
+    )
+    delete_job_after_seconds: int | None = Field(
+        default=None,
+        ge=5,
+        title="Delete job after (seconds)",
+        description=(
+            "How long after its end the job's record stays in Ray, which never removes one "
+            "by itself. Logs in Prefect stay. Unset: for ever. Example: 86400"
+        ),
+        examples=[86400],
+    )
 
 
 class RayWorkerVariables(RayFields, BaseVariables):
@@ -239,6 +262,8 @@ FORM_ORDER = (
     "start_timeout_seconds",
     "run_timeout_seconds",
     "stop_grace_seconds",
+    "infrastructure_retries",
+    "delete_job_after_seconds",
     "name",
     "labels",
     "metadata",

@@ -55,6 +55,8 @@ def prefect_server(
         "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
         "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+        # Workers that tests kill are to be missed soon.
+        "PREFECT_SERVER_SERVICES_FOREMAN_LOOP_SECONDS": "1",
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         **(extra or {}),
     }

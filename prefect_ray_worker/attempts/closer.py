@@ -10,12 +10,23 @@ from prefect_ray_worker.attempts.attempt import Attempt
 from prefect_ray_worker.cancellation import Stopping, stop_and_confirm
 from prefect_ray_worker.flow_runs import type_of_state
 from prefect_ray_worker.jobs_api.models import JobDetails
-from prefect_ray_worker.outcome import UNTOUCHED, Outcome, Resolution, crashed
+from prefect_ray_worker.outcome import (
+    UNTOUCHED,
+    Outcome,
+    Resolution,
+    crashed,
+    is_infrastructure_failure,
+)
 from prefect_ray_worker.settlement import Settlement
 from prefect_ray_worker.watching.verdict import Verdict, Watched
 
 # How long a driver that exited with 0 may take to have its last state seen by the API.
 _REPORT_GRACE_SECONDS = 5.0
+# A cluster that has lost a node, or a supervisor, is busy with that.
+_RETRY_SECONDS = 5.0
+# Without its head, a node's Ray ends itself and its jobs after 60 s (`ray_config_def.h`, 2.60), and
+# our guard what Ray leaves: until then the former attempt may be alive.
+_NODES_END_SECONDS = 90.0
 # How long a cluster may be silent before its runs are looked up one by one.
 _SILENCE_SECONDS = 60.0
 
@@ -92,7 +103,8 @@ class Closer:
             return await self.cancelled(
                 "Cancelled; the Ray cluster does not have the job any more."
             )
-        return await self.settle(outcome.of_lost_job(self._attempt.job_id, then=then, now=now))
+        decided = outcome.of_lost_job(self._attempt.job_id, then=then, now=now)
+        return await self._settle_or_try_again(decided, delay=_NODES_END_SECONDS)
 
     async def stop(self) -> Stopping:
         """Stop the job and say how far that came."""
@@ -119,8 +131,17 @@ class Closer:
             decided = outcome.of_ended_job(job, await self.state())
             patient = decided.resolution is Resolution.CRASH and not _failed_by_itself(job)
             if not patient or anyio.current_time() >= deadline:
-                return await self.settle(decided)
+                break
             await anyio.sleep(1)
+        if decided.resolution is Resolution.CRASH and is_infrastructure_failure(job):
+            return await self._settle_or_try_again(decided, delay=_RETRY_SECONDS)
+        return await self.settle(decided)
+
+    async def _settle_or_try_again(self, decided: Outcome, *, delay: float) -> Outcome:
+        allowed = self._attempt.configuration.infrastructure_retries
+        if await self._settlement.try_again(decided, allowed=allowed, delay=delay):
+            return UNTOUCHED
+        return await self.settle(decided)
 
     async def _cancel(self, watched: Watched) -> Outcome | None:
         stopping = await self.stop()

@@ -21,6 +21,7 @@ class AttemptMaker:
     Attributes:
         around: What they share.
         host: Name of this machine.
+        clusters: The clusters in use.
         log_of: Returns a logger that logs to a flow run.
 
     Args:
@@ -32,7 +33,7 @@ class AttemptMaker:
     def __init__(self, around: Surroundings, clusters: Clusters, logger_of: RunLogger) -> None:
         self.around = around
         self.host = platform.node()
-        self._clusters = clusters
+        self.clusters = clusters
         self.log_of = logger_of
 
     async def make(
@@ -49,7 +50,7 @@ class AttemptMaker:
             flow_run=flow_run,
             history=await self.around.flow_runs.states(flow_run.id),
             configuration=configuration,
-            cluster=await self._clusters.get(connection),
+            cluster=await self.clusters.get(connection),
             around=self.around,
             log=self.log_of(flow_run),
         )

@@ -114,6 +114,7 @@ class Attempt:
         self._logger = flow_run_logger(flow_run)
         self._watch = CancellingWatch(
             flow_run.id,
+            name,
             termination,
             grace=float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", _DEFAULT_GRACE_SECONDS)),
             force=self._force,

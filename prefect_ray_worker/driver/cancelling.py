@@ -1,7 +1,8 @@
 """`CancellingWatch`: notices in the background that the run is to end, and ends it.
 
-Two things start it: a Cancelling event of the Prefect API, with polling as a fallback, and a
-SIGTERM from outside. Either way the run's state says what it means; a SIGTERM alone does not.
+Three things start it: a Cancelling event of the Prefect API, with polling as a fallback; a run that
+has gone on without us, in another attempt; and a SIGTERM from outside. In each case the run's state
+says what it means; a SIGTERM alone does not.
 """
 
 import logging
@@ -23,6 +24,7 @@ from prefect.exceptions import TerminationSignal
 
 from prefect_ray_worker._prefect_compat import Intent, end_task_threads, set_termination_intent
 from prefect_ray_worker.driver.termination import Termination, raise_in_thread
+from prefect_ray_worker.identity import INFRASTRUCTURE_RETRY, attempt_name, present_claim
 
 # As Prefect's own executor does when its event subscription is down (3.8.8).
 _POLL_SECONDS = 10.0
@@ -52,6 +54,7 @@ class CancellingWatch:
 
     Args:
         flow_run_id: The run.
+        attempt: The attempt that this process runs.
         termination: Delivers the end to the main thread.
         grace: Seconds that the flow may take to end once it has been told.
         force: Called in the watch's thread when it has not: must not return.
@@ -60,16 +63,20 @@ class CancellingWatch:
     def __init__(
         self,
         flow_run_id: UUID,
+        attempt: str,
         termination: Termination,
         *,
         grace: float,
         force: Callable[[], NoReturn],
     ) -> None:
         self._run_id = flow_run_id
+        self._attempt = attempt
         self._termination = termination
         self._grace = grace
         self._force = force
         self._is_cancelled = False
+        self._is_superseded = False
+        self._looked_at: UUID | None = None
         self.intent: Intent | None = None
 
     def start(self) -> None:
@@ -139,6 +146,24 @@ class CancellingWatch:
         if run.state is not None and run.state.is_cancelling():
             self._is_cancelled = True
             asked.set()
+        elif await self._has_gone_on(client, run):
+            _log.warning("Another attempt at this flow run has begun: this one ends.")
+            self._is_superseded = True
+            asked.set()
+
+    async def _has_gone_on(self, client: PrefectClient, run: FlowRun) -> bool:
+        """Say whether the run is another attempt's by now: ours was given up for dead."""
+        if run.state is None or run.state.id == self._looked_at:
+            return False
+        if run.state.name == INFRASTRUCTURE_RETRY:
+            return True
+        try:
+            claim_id = present_claim(await client.read_flow_run_states(self._run_id))
+        except Exception as exc:
+            _log.debug("Looking for another attempt at the run failed: %s", exc)
+            return False
+        self._looked_at = run.state.id
+        return claim_id is not None and attempt_name(claim_id) != self._attempt
 
     async def _meaning(self, client: PrefectClient) -> Intent | None:
         """Return what the end of the run means, by its state; None for a crash."""
@@ -148,6 +173,8 @@ class CancellingWatch:
             _log.warning("Cannot ask Prefect why this run is to end: %s", exc)
             run = None
         state = run.state.type if run is not None and run.state is not None else None
+        if self._is_superseded:
+            return "relinquish"
         if state == StateType.CANCELLING or (run is None and self._is_cancelled):
             return "cancel"
         if state in TERMINAL_STATES:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import anyio.to_thread
 import httpx
-from pydantic import AliasChoices, BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from prefect_ray_worker.diagnosis.resources import ClusterResources
 from prefect_ray_worker.errors import InvalidConfiguration, JobsApiError, PackageNotFound
@@ -20,6 +20,7 @@ from prefect_ray_worker.jobs_api.answers import (
 )
 from prefect_ray_worker.jobs_api.connection import Connection
 from prefect_ray_worker.jobs_api.models import ClusterVersion, JobDetails, JobSubmitRequest
+from prefect_ray_worker.jobs_api.records import Wanted, read_records
 from prefect_ray_worker.jobs_api.resources import NodesAnswer, StatusAnswer, combined
 from prefect_ray_worker.jobs_api.tokens import BearerAuth
 
@@ -32,7 +33,6 @@ _MOST_NODES = 10_000
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8)
 
 T = TypeVar("T")
-_RECORDS = TypeAdapter(list[Any])
 
 
 class _Submitted(BaseModel):
@@ -128,14 +128,21 @@ class JobsClient:
         response = await self._request("GET", f"/api/jobs/{submission_id}")
         return self._parse(response, JobDetails.model_validate_json)
 
-    async def list(self) -> list[JobDetails]:
-        """Return every job that the cluster remembers (`GET /api/jobs/`); Ray has no filter.
+    async def list(self, wanted: Wanted | None = None) -> list[JobDetails]:
+        """Return the jobs that the cluster remembers (`GET /api/jobs/`); Ray has no filter.
 
         A record that cannot be read is left out: it must not hide all the others.
+
+        Args:
+            wanted: Says of a raw record whether it is of interest, in another thread.
         """
         response = await self._request("GET", "/api/jobs/")
-        records = self._parse(response, _RECORDS.validate_json)
-        return [job for record in records if (job := _readable(record)) is not None]
+        try:
+            return await anyio.to_thread.run_sync(read_records, response.text, wanted)
+        except ValueError as exc:
+            raise error_from_unusable_body(
+                response, address=self.connection.address, effect="safe"
+            ) from exc
 
     async def stop(self, submission_id: str) -> bool:
         """Ask Ray to stop a job (`POST /api/jobs/{id}/stop`).
@@ -229,13 +236,6 @@ class JobsClient:
             raise error_from_unusable_body(
                 response, address=self.connection.address, effect=effect
             ) from exc
-
-
-def _readable(record: object) -> JobDetails | None:
-    try:
-        return JobDetails.model_validate(record)
-    except ValidationError:
-        return None
 
 
 def _load_authorities(ca_file: str) -> ssl.SSLContext:

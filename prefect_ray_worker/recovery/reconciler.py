@@ -134,7 +134,7 @@ class Reconciler:
         """Return the run if this process is to take it over; drop it if another has."""
         me = self._here.me
         labelled = labelled_owner(run.labels)
-        if labelled is not None and labelled[1].name in online:
+        if labelled is not None and labelled[1].instance and labelled[1].name in online:
             attempt, owner = labelled
             job_id = job_of_attempt(run.id, attempt)
             if owner.instance == me.instance and job_id in self._followed:

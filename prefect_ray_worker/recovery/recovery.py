@@ -11,10 +11,14 @@ from prefect_ray_worker.addressing import Addressing
 from prefect_ray_worker.attempts.attempt import Attempt
 from prefect_ray_worker.attempts.followed import FollowedRuns
 from prefect_ray_worker.attempts.making import AttemptMaker
+from prefect_ray_worker.configuration import RayJobConfiguration
+from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.identity import attempt_in
+from prefect_ray_worker.jobs_api.connection import Connection
 from prefect_ray_worker.recovery.adoption import Adoption, ConfigurationOf
 from prefect_ray_worker.recovery.ownership import OWNER_LABEL, Worker, given_up_label, label_of
 from prefect_ray_worker.recovery.reconciler import Reconciler, Situation
+from prefect_ray_worker.recovery.sweeper import Sweeper
 
 _GIVE_UP_SECONDS = 10.0
 _AT_ONCE = 8
@@ -47,6 +51,8 @@ class Recovery:
         interval: float,
     ) -> None:
         self._me = me
+        self._pool = pool
+        self._addressing = addressing
         self._maker = maker
         self._flow_runs = maker.around.flow_runs
         self._followed = followed
@@ -55,10 +61,13 @@ class Recovery:
         self._reconciler = Reconciler(
             situation, self._flow_runs, followed, adoption, interval=interval
         )
+        self._sweeper = Sweeper(me.name, pool, maker.clusters, self._flow_runs, self._home)
 
     async def run(self) -> None:
-        """Look for runs that nobody follows, for ever."""
-        await self._reconciler.run()
+        """Look for runs that nobody follows, and tidy up, for ever."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._reconciler.run, name="ray-reconciler")
+            tasks.start_soon(self._sweeper.run, name="ray-sweeper")
 
     async def own(self, attempt: Attempt) -> None:
         """Say on a run that this process looks after an attempt, before its job is submitted."""
@@ -83,6 +92,16 @@ class Recovery:
             async with anyio.create_task_group() as tasks:
                 for follower in left:
                     tasks.start_soon(self._give_up, follower.attempt, limiter)
+
+    async def _home(self) -> Connection | None:
+        pool = self._pool()
+        try:
+            configuration = await RayJobConfiguration.from_template_and_values(
+                pool.base_job_template, {}
+            )
+        except InvalidConfiguration:
+            return None  # each of its runs says so
+        return await self._addressing.find(configuration)
 
     async def _give_up(self, attempt: Attempt, limiter: anyio.CapacityLimiter) -> None:
         label = given_up_label(self._me, attempt_in(attempt.job_id), self._host_of(attempt))

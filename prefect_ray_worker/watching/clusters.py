@@ -56,6 +56,11 @@ class Clusters:
         self._open.clear()
         return await self._stack.__aexit__(exc_type, exc, traceback)
 
+    @property
+    def clients(self) -> tuple[JobsClient, ...]:
+        """The clients of the clusters that have been used so far."""
+        return tuple(cluster.client for cluster in self._open.values())
+
     async def get(self, connection: Connection) -> Cluster:
         """Return the cluster behind a connection, and begin to look after it if it is new."""
         if self._tasks is None:

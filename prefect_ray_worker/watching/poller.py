@@ -105,7 +105,7 @@ class ClusterPoller:
         watches = dict(self._watches)
         answered = not watches
         if len(watches) > _FEW_ENOUGH_TO_ASK_ONE_BY_ONE:
-            listed = await self._list()
+            listed = await self._list(frozenset(watches))
             if isinstance(listed, Unreachable):
                 for watch in watches.values():
                     watch.deliver(listed)
@@ -128,9 +128,9 @@ class ClusterPoller:
                 tasks.start_soon(look_and_tell, submission_id, watch)
         return answered
 
-    async def _list(self) -> dict[str, Seen] | Unreachable:
+    async def _list(self, ids: frozenset[str]) -> dict[str, Seen] | Unreachable:
         try:
-            jobs = await self._client.list()
+            jobs = await self._client.list(lambda record: record.get("submission_id") in ids)
         except Exception as exc:  # noqa: BLE001 (see `_unreachable`)
             return self._unreachable(exc)
         return {job.submission_id: Seen(job) for job in jobs if job.submission_id is not None}

@@ -1,22 +1,31 @@
 """A real Prefect server and a fake Ray, whose jobs run nothing: the test plays the driver."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Scheduled
 
+from prefect_ray_worker.worker import RayWorker
 from tests.fake_ray import FakeJob, FakeRay
 from tests.fake_ray.script import RUNS_FOREVER
 from tests.integration.harness import Pool, new_pool
+from tests.integration.worker_process import worker_process
 from tests.waiting import wait_until
 
 STAGE_INTERVAL = 0.5
 """Seconds between two looks of the worker at the fake Ray."""
+HEARTBEAT_SECONDS = 2
+"""Seconds between two heartbeats of workers that are to be missed soon."""
+MISSED_SECONDS = 30
+"""Within this time the runs of such a worker are another's: three heartbeats, a look of the
+server, a look of the other worker, and what a busy machine adds."""
 _CREATED_PER_SECOND = 20
 _STARTED_PER_SECOND = 5
 
@@ -71,6 +80,23 @@ class Stage:
         await self.play(run_id, StateType.RUNNING)
         await self.pool.wait_for_log(run_id, "is RUNNING")
         return run_id, job
+
+    @contextmanager
+    def worker_process(self, home: Path, *extra: str) -> Iterator["subprocess.Popen[bytes]"]:
+        """Start a worker that can be killed, and is missed within `MISSED_SECONDS`."""
+        env = {
+            "PREFECT_WORKER_HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS),
+            "PREFECT_INTEGRATIONS_RAY_WORKER_POLL_INTERVAL_SECONDS": str(STAGE_INTERVAL),
+        }
+        with worker_process(self.pool.name, home, *extra, env=env) as process:
+            yield process
+
+    @asynccontextmanager
+    async def heir(self, **kwargs: Any) -> AsyncIterator[RayWorker]:
+        """Run a worker in this process that misses others soon."""
+        kwargs.setdefault("heartbeat_interval_seconds", HEARTBEAT_SECONDS)
+        async with self.pool.working(**kwargs) as (worker,):
+            yield worker
 
     async def play(
         self, run_id: UUID, state: StateType, name: str | None = None, message: str | None = None

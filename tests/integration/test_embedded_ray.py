@@ -9,7 +9,7 @@ from prefect_ray_worker.identity import InfrastructurePid
 from prefect_ray_worker.local_cluster.cluster import LocalCluster
 from prefect_ray_worker.local_cluster.state import state_directory
 from tests.integration.harness import new_pool
-from tests.integration.test_worker_process import worker_process
+from tests.integration.worker_process import worker_process
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray

@@ -4,8 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -15,41 +13,11 @@ from prefect.settings import PREFECT_API_URL
 
 from tests.integration.harness import FLOWS, Pool
 from tests.integration.test_cancelling_and_timeouts import job_of
+from tests.integration.worker_process import worker_process
 from tests.real_ray import RealRay
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
-
-
-def heed_interrupts() -> None:
-    """A suite that a shell runs in the background hands an ignored SIGINT down to its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-@contextmanager
-def worker_process(pool_name: str, home: Path, *extra: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """`prefect worker start` in a process of its own, its output in `<home>/worker.log`."""
-    home.mkdir(exist_ok=True)
-    env = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
-        "PREFECT_API_URL": PREFECT_API_URL.value(),
-        "PREFECT_HOME": str(home),
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
-    }
-    with (home / "worker.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool_name, *extra],
-            env=env,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            preexec_fn=heed_interrupts,
-        )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])

@@ -1,0 +1,94 @@
+"""`infrastructure_retries`: another attempt, once the former has ended, and never for the flow."""
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+from prefect.client.schemas.objects import StateType
+
+from prefect_ray_worker.attempts import closer
+from prefect_ray_worker.identity import INFRASTRUCTURE_RETRY
+from tests.fake_ray import FakeJob
+from tests.integration.stage import Stage
+from tests.waiting import wait_until
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closer, "_RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(closer, "_NODES_END_SECONDS", 3.0)
+
+
+def kill_supervisor(job: FakeJob) -> None:
+    job.set(
+        "FAILED",
+        error_type="JOB_SUPERVISOR_ACTOR_DIED",
+        message="Job supervisor actor died: The actor died unexpectedly before finishing.",
+    )
+
+
+async def next_job(stage: Stage, run_id: UUID, known: list[FakeJob]) -> FakeJob:
+    await wait_until(
+        lambda: len(stage.jobs_of(run_id)) > len(known), timeout=30, description="another job"
+    )
+    (new,) = [job for job in stage.jobs_of(run_id) if job not in known]
+    known.append(new)
+    await stage.play(run_id, StateType.RUNNING)
+    return new
+
+
+async def test_run_is_tried_again_until_its_retries_are_used_up(stage: Stage) -> None:
+    """Also across workers: the attempts are counted in the run's history."""
+    async with stage.pool.working():
+        run_id = await stage.start(infrastructure_retries=2)
+        jobs: list[FakeJob] = []
+        kill_supervisor(await next_job(stage, run_id, jobs))
+        second = await next_job(stage, run_id, jobs)
+        await stage.pool.wait_for_log(run_id, "tried again")
+    kill_supervisor(second)
+    async with stage.heir():
+        kill_supervisor(await next_job(stage, run_id, jobs))
+        await stage.ends(run_id, StateType.CRASHED, "supervisor")
+    states = await stage.pool.client.read_flow_run_states(run_id)
+    retries = [state for state in states if state.name == INFRASTRUCTURE_RETRY]
+    assert [(s.message or "")[:29] for s in retries] == [
+        "Infrastructure retry 1 of 2. ",
+        "Infrastructure retry 2 of 2. ",
+    ]
+    assert len({job.submission_id for job in jobs}) == 3
+
+
+async def test_lost_job_is_tried_again_once_its_nodes_have_ended(stage: Stage) -> None:
+    async with stage.pool.working():
+        run_id, _ = await stage.running(infrastructure_retries=1)
+        stage.ray.restart(new_session=True)
+        lost_at = datetime.now(UTC)
+        await next_job(stage, run_id, [])
+        states = await stage.pool.client.read_flow_run_states(run_id)
+        (retry,) = [state for state in states if state.name == INFRASTRUCTURE_RETRY]
+        scheduled = retry.state_details.scheduled_time
+        assert scheduled is not None
+        assert (scheduled - lost_at).total_seconds() >= closer._NODES_END_SECONDS
+
+
+async def test_errors_of_the_flow_are_not_retried(stage: Stage) -> None:
+    async with stage.pool.working():
+        run_id, job = await stage.running(infrastructure_retries=3)
+        job.set("FAILED", driver_exit_code=1)
+        await stage.ends(run_id, StateType.CRASHED, "exit code 1")
+        run_id, job = await stage.running(infrastructure_retries=3)
+        job.set("STOPPED")
+        await stage.ends(run_id, StateType.CRASHED, "outside Prefect")
+
+
+async def test_cancelling_while_it_waits_for_its_retry(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closer, "_RETRY_SECONDS", 60.0)
+    async with stage.heir():
+        run_id, job = await stage.running(infrastructure_retries=3)
+        kill_supervisor(job)
+        await stage.pool.wait_for_log(run_id, "tried again")
+        await stage.pool.cancel(run_id)
+        await stage.ends(run_id, StateType.CANCELLED)
+    assert stage.jobs_of(run_id) == [job]

@@ -1,0 +1,39 @@
+"""Long lists are read record by record, and only what is wanted becomes a model."""
+
+import json
+
+import pytest
+
+from prefect_ray_worker.jobs_api.records import read_records
+
+RECORDS = [
+    {"submission_id": "a", "status": "RUNNING"},
+    {"submission_id": "b", "status": "FAILED", "message": 'odd " ] , [ text'},
+    {"submission_id": "c"},
+]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("around", ["", " \n"])
+def test_all_that_can_be_read(indent: int | None, around: str) -> None:
+    body = around + json.dumps(RECORDS, indent=indent) + around
+    assert [job.submission_id for job in read_records(body, None)] == ["a", "b"]
+    wanted = read_records(body, lambda record: record["submission_id"] == "b")
+    assert [job.submission_id for job in wanted] == ["b"]
+
+
+@pytest.mark.parametrize("body", ["[]", " [ ] "])
+def test_empty_list(body: str) -> None:
+    assert read_records(body, None) == []
+
+
+@pytest.mark.parametrize(
+    "body", ["", "<html>", "{}", "null", "[", '[{"a": 1}', '[{"a": 1} {"b": 2}]', '[{"a": 1},]']
+)
+def test_anything_else_is_refused(body: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        read_records(body, None)
+
+
+def test_what_is_no_object_is_left_out() -> None:
+    assert [j.submission_id for j in read_records(json.dumps([1, *RECORDS]), None)] == ["a", "b"]
