@@ -25,7 +25,7 @@ from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.events import Event
 from prefect.events.filters import EventFilter, EventOccurredFilter, EventResourceFilter
 from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import Cancelled, Crashed, Scheduled
+from prefect.states import Cancelled, Crashed, InfrastructurePending, Scheduled
 from prefect.utilities.engine import propose_state
 
 from prefect_ray_worker.identity import INFRASTRUCTURE_RETRY, present_claim
@@ -43,6 +43,11 @@ _PAGE_OF_EVENTS = 50
 _PASSING = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS})
 
 _GOES_ON = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+
+INFRASTRUCTURE_PENDING = "InfrastructurePending"
+"""Name of the Pending state of a run whose job has not started: Prefect's own."""
+# Given by the server with the claim, and by Prefect's worker when it begins to submit (3.8.8).
+_NOT_BEGUN = frozenset({"Pending", "Submitting"})
 
 _log = logging.getLogger("prefect.workers.ray.flow_runs")
 
@@ -75,6 +80,10 @@ class FlowRuns:
     async def claim_id(self, flow_run: FlowRun) -> UUID:
         """Return the id of the Pending state that began the present attempt."""
         return present_claim(await self.states(flow_run.id)) or flow_run.id
+
+    async def claim_id_of(self, flow_run_id: UUID) -> UUID | None:
+        """Return the id of the Pending state that began the present attempt at a run."""
+        return present_claim(await self.states(flow_run_id))
 
     async def label(self, flow_run_id: UUID, labels: dict[str, str]) -> None:
         """Add labels to a run; they are for machines, and no page of the UI shows them."""
@@ -123,6 +132,32 @@ class FlowRuns:
         except (httpx.HTTPError, PrefectHTTPStatusError) as exc:
             _log.debug("Cannot read the events of %s: %s", resource_id, exc)
             return []
+
+    async def show_pending(self, flow_run_id: UUID, message: str, *, fresh_until: float) -> bool:
+        """Put a run whose driver has not spoken yet into the state InfrastructurePending.
+
+        Args:
+            flow_run_id: The run.
+            message: What it waits for.
+            fresh_until: Until when, by `anyio.current_time`, nothing can have been reported that
+                this would undo.
+
+        Returns:
+            Whether it is in that state now.
+        """
+        run = await self._client.read_flow_run(flow_run_id)
+        state = run.state
+        if state is not None and state.name == INFRASTRUCTURE_PENDING:
+            return True
+        waits = state is not None and state.is_pending() and state.name in _NOT_BEGUN
+        if not waits or anyio.current_time() > fresh_until:
+            return False
+        proposed = InfrastructurePending(message=message)
+        try:
+            granted = await propose_state(self._client, proposed, flow_run_id=flow_run_id)
+        except (Abort, ObjectNotFound):
+            return False
+        return granted.name == INFRASTRUCTURE_PENDING
 
     async def crash(self, flow_run_id: UUID, message: str, *, rename: bool = False) -> bool:
         """Mark a run Crashed, unless it has ended, or been rescheduled, in the meantime.

@@ -13,7 +13,7 @@ from prefect_ray_worker.diagnosis.category import Category
 from prefect_ray_worker.diagnosis.diagnosis import Diagnosis, diagnosed
 from prefect_ray_worker.diagnosis.job import NO_CONTEXT, Context, Ended, of_job, start_overdue
 from prefect_ray_worker.diagnosis.waiting import why_waiting
-from prefect_ray_worker.jobs_api.models import JobDetails
+from prefect_ray_worker.jobs_api.models import JobDetails, JobStatus
 
 _UNDECIDED = frozenset({StateType.PENDING, StateType.RUNNING})
 

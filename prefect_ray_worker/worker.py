@@ -31,6 +31,7 @@ from prefect_ray_worker.settings import worker_settings
 from prefect_ray_worker.variables import RayWorkerVariables
 from prefect_ray_worker.watching.cancelling import CancellingRuns
 from prefect_ray_worker.watching.clusters import Clusters
+from prefect_ray_worker.watching.waiting import WaitingRuns
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
@@ -89,14 +90,17 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         stack.callback(services.cancel_scope.cancel)
         services.start_soon(self._cancelling.run, name="ray-cancelling")
         await super().setup()
+        flow_runs = FlowRuns(self.client)
+        waiting = WaitingRuns(flow_runs)
         self._maker = AttemptMaker(
             Surroundings(
-                flow_runs=FlowRuns(self.client),
+                flow_runs=flow_runs,
                 cancelling=self._cancelling,
                 unreachable_limit=settings.unreachable_limit_seconds,
                 ship_driver=settings.ship_driver,
                 delivery=Delivery(settings.node_secrets, settings.send_secrets),
                 related=partial(related_resources, self),
+                waiting=waiting,
                 in_background=self._followed.in_background,
             ),
             self._clusters,
@@ -122,6 +126,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             )
         await self._addressing.rejoin(worker_logger(self).info)
         await self._offer_block()
+        followers.start_soon(waiting.run, name="ray-waiting")
         followers.start_soon(self._recovery.run, name="ray-recovery")
 
     async def run(

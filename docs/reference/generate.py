@@ -89,8 +89,8 @@ def events() -> str:
         "The events that end a job come when its run is settled: what acts on them finds the run "
         "in its last state. A job that starts and ends between two looks has no `running`.",
         "## Labels of the resource",
-        "The resource is `prefect.ray.job.<submission id>`, and its name the job variable `name` or "
-        "the flow run's name. What is not known is left out.",
+        "The resource is `prefect.ray.job.<submission id>`, and its name that of the job: the job "
+        "variable `name`, else the flow run's name. What is not known is left out.",
         "\n".join(["| label | meaning |", "|---|---|", *labels]),
         "## Related resources",
         "Those that Prefect's own workers name, in the same roles: `flow-run`, `flow`, "

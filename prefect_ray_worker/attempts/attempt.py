@@ -11,12 +11,15 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events import RelatedResource
 
 from prefect_ray_worker.configuration import RayJobConfiguration
+from prefect_ray_worker.diagnosis.resources import Asked
 from prefect_ray_worker.flow_runs import FlowRuns
 from prefect_ray_worker.identity import present_claim, submission_id
+from prefect_ray_worker.jobs_api.resources import asked_for
 from prefect_ray_worker.secrets_policy import Delivery
 from prefect_ray_worker.watching.cancelling import CancellingRuns
 from prefect_ray_worker.watching.clusters import Cluster
 from prefect_ray_worker.watching.verdict import Limits
+from prefect_ray_worker.watching.waiting import WaitingRuns
 
 Related = Callable[[RayJobConfiguration], Sequence[RelatedResource]]
 InBackground = Callable[[Callable[[], Awaitable[object]], str], None]
@@ -36,6 +39,7 @@ class Surroundings:
         ship_driver: Whether to bring our package to the cluster.
         delivery: How secrets reach the jobs.
         related: Returns what the events of a run are related to.
+        waiting: Tells what the runs wait for whose jobs are PENDING.
         in_background: Starts a task under a name; its trouble ends nothing else.
     """
 
@@ -45,6 +49,7 @@ class Surroundings:
     ship_driver: bool
     delivery: Delivery
     related: Related
+    waiting: WaitingRuns
     in_background: InBackground
 
 
@@ -87,6 +92,15 @@ class Attempt:
     def address(self) -> str:
         """The cluster's address."""
         return self.cluster.client.connection.address
+
+    @property
+    def asked(self) -> Asked:
+        """What its job asks for.
+
+        Raises:
+            InvalidConfiguration: The configuration of an adopted run makes no job any more.
+        """
+        return asked_for(self.configuration.submission_request(self.job_id))
 
     @property
     def dashboard_page(self) -> str:

@@ -1,5 +1,6 @@
 """`Follower`: watches an attempt's job from its submission to the run's settled end."""
 
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -51,6 +52,7 @@ class Follower:
         with (
             attempt.cluster.poller.watch(attempt.job_id) as watch,
             attempt.around.cancelling.attended(attempt.run_id),
+            closing(self._reporter),
         ):
             watched = self._at_first()
             while True:
@@ -74,9 +76,7 @@ class Follower:
                     return
                 if isinstance(observation, Seen):
                     if observation.details.is_terminal:
-                        await self._announcer.ended(
-                            Watched(0, True, observation.details), UNTOUCHED
-                        )
+                        self._announcer.saw_end(observation.details)
                         return
                     if observation.details.status != JobStatus.PENDING:
                         await self._closer.stop()

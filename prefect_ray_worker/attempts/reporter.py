@@ -2,7 +2,9 @@
 
 from prefect_ray_worker.attempts.announcer import Announcer
 from prefect_ray_worker.attempts.attempt import Attempt
+from prefect_ray_worker.jobs_api.models import JobStatus
 from prefect_ray_worker.watching.verdict import Watched
+from prefect_ray_worker.watching.waiting import Wait
 
 
 class Reporter:
@@ -33,3 +35,24 @@ class Reporter:
             self._log.info("Ray Job %s is %s.", self._attempt.job_id, status)
         if after.latest is not None:
             self._announcer.saw(after.latest)
+        waiting = self._attempt.around.waiting
+        if status == JobStatus.PENDING and after.cancelling_since is None:
+            waiting.begin(self._wait(after), after.latest.message if after.latest else None)
+        else:
+            waiting.end(self._attempt.job_id)
+
+    def close(self) -> None:
+        """Take note that nobody follows the attempt any more."""
+        self._attempt.around.waiting.end(self._attempt.job_id)
+
+    def _wait(self, watched: Watched) -> Wait:
+        attempt = self._attempt
+        return Wait(
+            run_id=attempt.run_id,
+            claim_id=attempt.claim_id,
+            job_id=attempt.job_id,
+            since=watched.submitted_at,
+            client=attempt.cluster.client,
+            asked=lambda: attempt.asked,
+            log=attempt.log,
+        )

@@ -1,7 +1,6 @@
 """A job's events, as the Prefect server keeps them and as its automations match them."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFi
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 
+from prefect_ray_worker.driver.exits import DriverExit
 from prefect_ray_worker.events import Happening, event_id, resource_id
 from tests.fake_ray import FakeJob
 from tests.fake_ray.script import PENDING_FOREVER
@@ -23,7 +23,7 @@ from tests.integration.stage import Stage
 from tests.prefect_server import PrefectServer, prefect_server
 from tests.waiting import wait_until
 
-EXAMPLE = Path(__file__).parents[2] / "docs/examples/automations/run-again-when-the-node-died.yaml"
+EXAMPLE = Path(__file__).parents[2] / "docs/examples/automations/pause-a-pool-without-prefect.yaml"
 NODE_DIED = (Path(__file__).parents[1] / "unit/job_messages/node-died.txt").read_text()
 _SERVICES = {
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "true",
@@ -192,25 +192,37 @@ async def test_no_run_waits_for_an_events_api_that_is_away(stage: Stage) -> None
         EventsWorker.set_client_override(None)
 
 
-async def test_automation_of_the_guide_runs_again_what_lost_its_node(
+async def test_automation_of_the_guide_pauses_a_pool_without_prefect(
     prefect_api: PrefectServer, stage: Stage
 ) -> None:
-    subprocess.run(
+    await anyio.run_process(
         [sys.executable, "-m", "prefect", "automation", "create", "--from-file", str(EXAMPLE)],
         env={**os.environ, "PREFECT_API_URL": prefect_api.api_url},
-        check=True, capture_output=True, timeout=60,
-    )  # fmt: skip
+    )
+
+    async def is_paused() -> bool:
+        return (await stage.pool.client.read_work_pool(stage.pool.name)).is_paused
+
     async with stage.pool.working():
-        other, job = await stage.running()
-        job.set("FAILED", driver_exit_code=7)
-        await stage.ends(other, StateType.CRASHED, "DriverExited: ")
         run_id, job = await stage.running()
-        job.set("FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED", message=NODE_DIED)
-        await wait_until(
-            lambda: len(stage.jobs_of(run_id)) == 2, timeout=60, description="a second attempt"
+        job.set("FAILED", driver_exit_code=7)
+        await stage.ends(run_id, StateType.CRASHED, "DriverExited: ")
+        await event_of(stage, job, Happening.FAILED)
+        assert not await is_paused()
+        run_id, job = await stage.running()
+        job.set(
+            "FAILED",
+            driver_exit_code=DriverExit.API_UNREACHABLE,
+            message="PrefectApiUnreachable: It is away. Let the nodes reach it.",
         )
-        second = next(found for found in stage.jobs_of(run_id) if found is not job)
-        await stage.play(run_id, StateType.COMPLETED)
-        second.set("SUCCEEDED")
-        assert await event_of(stage, second, Happening.SUCCEEDED)
-    assert len(stage.jobs_of(other)) == 1
+        await stage.ends(run_id, StateType.CRASHED, "PrefectApiUnreachable: ")
+        await wait_until(is_paused, timeout=60, description="the automation to act")
+
+
+async def test_attempt_that_is_followed_by_another_has_its_diagnosis(stage: Stage) -> None:
+    async with stage.pool.working():
+        run_id, job = await stage.running(infrastructure_retries=1)
+        job.set("FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED", message=NODE_DIED)
+        failed = await event_of(stage, job, Happening.FAILED)
+    assert failed.resource.root["prefect.ray.diagnosis"] == "NodeDied"
+    assert not (await stage.pool.read(run_id)).state.is_final()  # type: ignore[union-attr]
