@@ -8,7 +8,7 @@ from prefect_ray_worker.diagnosis.deaths import of_exit
 from prefect_ray_worker.diagnosis.diagnosis import Diagnosis, diagnosed, parse
 from prefect_ray_worker.diagnosis.resources import Asked, ClusterResources
 from prefect_ray_worker.diagnosis.rules import ENVIRONMENT, LOG, SUPERVISOR, match
-from prefect_ray_worker.diagnosis.text import clean, last_line, useful_lines
+from prefect_ray_worker.diagnosis.text import bounded, clean, last_line, useful_lines
 from prefect_ray_worker.diagnosis.waiting import Reason, Waiting, why_waiting
 from prefect_ray_worker.driver.exits import DriverExit, describe_exit
 
@@ -95,11 +95,11 @@ def start_overdue(limit: float, waiting: Waiting, *, limited_by: str) -> Diagnos
 
 
 def _of_failed_job(job: Ended, context: Context) -> Diagnosis:
-    text = "\n".join(clean(job.message))
-    lines = useful_lines(job.message)
+    message = bounded(job.message)
+    text, lines = "\n".join(clean(message)), useful_lines(message)
     match job.error_type:
         case "RUNTIME_ENV_SETUP_FAILURE":
-            return match_environment(text, lines)
+            return _of_environment(text, lines)
         case "JOB_SUPERVISOR_ACTOR_START_TIMEOUT":
             return _of_rays_start_timeout(text, context)
         case "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE":
@@ -117,7 +117,7 @@ def _of_failed_job(job: Ended, context: Context) -> Diagnosis:
             return _of_driver(job, text, lines)
 
 
-def match_environment(text: str, lines: tuple[str, ...]) -> Diagnosis:
+def _of_environment(text: str, lines: tuple[str, ...]) -> Diagnosis:
     """Say why a runtime environment could not be set up.
 
     Args:

@@ -70,7 +70,7 @@ ENVIRONMENT: Sequence[Rule] = (
     ),
     _rule(
         Category.RUNTIME_ENV_PACKAGE_NOT_FOUND,
-        r"ERROR: (?P<what>(?:Package '\S+'|.*) requires a different Python: .*)",
+        r"^[ \t]*ERROR: (?P<what>(?:Package '\S+'|.*) requires a different Python: .*)",
         "pip found no version for the Python of the node: {what}.",
     ),
     _rule(
@@ -86,24 +86,24 @@ ENVIRONMENT: Sequence[Rule] = (
     ),
     _rule(
         Category.RUNTIME_ENV_PACKAGE_NOT_FOUND,
-        r"ERROR: Could not find a version that satisfies the requirement (?P<package>[^\n]+?) "
-        r"\(from versions: (?P<versions>[^\n]*)\)",
+        r"^[ \t]*ERROR: Could not find a version that satisfies the requirement "
+        r"(?P<package>[^\n]+?) \(from versions: (?P<versions>[^\n]*)\)",
         "pip found no package that satisfies {package!r} (there is: {versions}).",
     ),
     _rule(
         Category.RUNTIME_ENV_PACKAGE_NOT_FOUND,
-        r"ERROR: No matching distribution found for (?P<package>[^\n(]+)",
+        r"^[ \t]*ERROR: No matching distribution found for (?P<package>[^\n(]+)",
         "pip found no package that satisfies {package!r}.",
     ),
     _rule(
         Category.RUNTIME_ENV_PACKAGE_NOT_FOUND,
-        r"ERROR: Invalid requirement: '?(?P<package>[^':\n]+)",
+        r"^[ \t]*ERROR: Invalid requirement: '?(?P<package>[^':\n]+)",
         "pip cannot read the requirement {package!r}, and no such file is on the node.",
     ),
     _rule(
         Category.RUNTIME_ENV_PACKAGE_NOT_FOUND,
-        r"ERROR: (?P<what>.*(?:does not appear to be a Python project|No such file or directory)"
-        r".*)",
+        r"^[ \t]*ERROR: (?P<what>.*(?:does not appear to be a Python project"
+        r"|No such file or directory).*)",
         "pip finds no package there: {what}.",
     ),
     # uv breaks its sentences into lines where it likes.
@@ -173,13 +173,13 @@ ENVIRONMENT: Sequence[Rule] = (
     ),
     _rule(
         Category.RUNTIME_ENV_CODE_MISSING,
-        r"(?P<field>working_dir|py_modules?) (?P<uri>local://\S+) points to",
+        r"(?P<field>working_dir|py_modules)(?: entry)? (?P<uri>local://\S+) points to",
         "{field} {uri} does not exist on the node.",
         with_lines=False,
     ),
     _rule(
         Category.RUNTIME_ENV_CODE_MISSING,
-        r"(?P<path>/\S+) is not a valid path",
+        r"(?<![^\s'\"])(?P<path>/[^\s']+) is not a valid path",
         "{path} does not exist on the head.",
         with_lines=False,
     ),
@@ -239,12 +239,12 @@ LOG: Sequence[Rule] = (
     ),
     _rule(
         Category.MODULE_NOT_FOUND_ON_NODE,
-        r"^\S*python\S*: .*\bNo module named '?(?P<module>prefect_ray_worker[\w.]*)",
+        r"^\S{0,400}python[^\s:]{0,9}: .*\bNo module named '?(?P<module>prefect_ray_worker[\w.]*)",
         "The Python of the node has no module {module!r}: the worker did not bring it.",
     ),
     _rule(
         Category.MODULE_NOT_FOUND_ON_NODE,
-        r"^\S*python\S*: .*\bNo module named '?(?P<module>[\w.]+)",
+        r"^\S{0,400}python[^\s:]{0,9}: .*\bNo module named '?(?P<module>[\w.]+)",
         "The Python of the node has no module {module!r}, which the command runs.",
     ),
     _rule(

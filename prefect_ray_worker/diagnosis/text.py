@@ -33,6 +33,8 @@ _LIBRARY_FRAME = re.compile(
 # The file that Ray writes the list in `runtime_env` to.
 _OUR_REQUIREMENTS = re.compile(r"-r \S*ray_runtime_env_internal_pip_requirements\.txt")
 _CREDENTIALS = re.compile(r"://[^/\s@]+@")
+# Of a message, what is looked through: its first words say what failed, its end why.
+_HEAD, _TAIL = 4_000, 16_000
 _MOST_LINES = 10
 _LONGEST_LINE = 400
 
@@ -45,6 +47,13 @@ def clean(text: str) -> list[str]:
     text = _CREDENTIALS.sub("://***@", _OUR_REQUIREMENTS.sub("your requirements", text))
     lines = (_ANSI.sub("", line).rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
     return [stripped for line in lines if (stripped := line.rstrip())]
+
+
+def bounded(text: str) -> str:
+    """Return a text without its middle, if it is longer than what is looked through."""
+    if len(text) <= _HEAD + _TAIL:
+        return text
+    return f"{text[:_HEAD]}\n{text[-_TAIL:]}"
 
 
 def useful_lines(text: str) -> tuple[str, ...]:

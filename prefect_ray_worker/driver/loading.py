@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from prefect.exceptions import MissingFlowError
+from prefect.exceptions import MissingFlowError, ScriptError
 
 from prefect_ray_worker.diagnosis.category import Category
 from prefect_ray_worker.diagnosis.diagnosis import Diagnosis, diagnosed
@@ -16,7 +16,9 @@ def of_load_failure(exc: BaseException, entrypoint: str | None) -> Diagnosis:
         exc: What preparing or loading it raised.
         entrypoint: The flow's, as the pull steps have left it; None if they failed.
     """
-    headline = f"The flow could not be loaded: {type(exc).__name__}: {exc}"
+    # What its code has raised says more than that it did.
+    raised = exc.user_exc if isinstance(exc, ScriptError) else exc
+    headline = f"The flow could not be loaded: {type(raised).__name__}: {raised}"
     for link in _chain(exc):
         if entrypoint is not None and _names_nothing(entrypoint, link):
             cause = f"The entrypoint {entrypoint!r} leads to no flow. {headline}"

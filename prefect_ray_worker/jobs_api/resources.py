@@ -5,6 +5,7 @@ labels, `/api/cluster_status` what of them is in use. The latter is written by t
 monitor, every 5 s; a cluster whose monitor is off, or of version 2, has none.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ from prefect_ray_worker.diagnosis.resources import Asked, ClusterResources, Node
 from prefect_ray_worker.jobs_api.models import JobSubmitRequest
 
 _INSTALLED = ("pip", "uv", "conda", "image_uri", "container", "working_dir", "py_modules")
-_OUR_PACKAGE = "gcs://_ray_pkg_"
+# Named after a whole SHA-256; what `ray job submit` uploads has a shorter name.
+_OUR_PACKAGE = re.compile(r"gcs://_ray_pkg_[0-9a-f]{64}\.zip")
 
 
 class _ListedNode(BaseModel):
@@ -122,7 +124,7 @@ def _environment(runtime_env: Mapping[str, Any]) -> tuple[str, ...]:
     for name in _INSTALLED:
         value = runtime_env.get(name)
         if name == "py_modules":
-            value = [uri for uri in value or [] if not str(uri).startswith(_OUR_PACKAGE)]
+            value = [uri for uri in value or [] if not _OUR_PACKAGE.fullmatch(str(uri))]
         if value:
             parts.append(name)
     return tuple(parts)

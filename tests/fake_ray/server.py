@@ -11,8 +11,9 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from tests.fake_ray import answers
+from tests.fake_ray import answers, nodes
 from tests.fake_ray.faults import Faults, Handler
+from tests.fake_ray.nodes import FakeNode
 from tests.fake_ray.script import SUCCEEDS_SOON, FakeJob, OnSubmit, Timeline
 
 _BROWSER_HEADERS = (
@@ -76,6 +77,8 @@ class FakeRay:
         stop_seconds: From a stop request to STOPPED, for new jobs.
         ghost_seconds: A record that is deleted within so many seconds after its end comes back
             as a FAILED ghost. Ray 2.60 does that (about 2 s); 0 leaves it out.
+        nodes: Its nodes; nothing takes place on them.
+        has_monitor: Whether the autoscaler's monitor says what of them is in use.
         requests: What was asked.
         faults: What goes wrong.
     """
@@ -90,6 +93,8 @@ class FakeRay:
         self.ghost_seconds = 0.0
         self.ray_version = "2.60.0"
         self.session_name = _new_session_name()
+        self.nodes = [FakeNode({"CPU": 2.0, "memory": 8.0 * 1024**3})]
+        self.has_monitor = True
         self.requests = RequestLog()
         self.faults = Faults()
         self._socket = _bound_socket(0)
@@ -131,6 +136,8 @@ class FakeRay:
                 web.delete("/api/jobs/{id}", self._delete),
                 web.get("/api/packages/gcs/{name}", self._get_package),
                 web.put("/api/packages/gcs/{name}", self._put_package),
+                web.get("/api/v0/nodes", self._nodes),
+                web.get("/api/cluster_status", self._cluster_status),
             ]
         )
         # 0 would mean "no limit": a hanging request must not hold up the end of a test.
@@ -269,6 +276,12 @@ class FakeRay:
     async def _put_package(self, request: web.Request) -> web.Response:
         self.packages[request.match_info["name"]] = await request.read()
         return web.Response()
+
+    async def _nodes(self, _: web.Request) -> web.Response:
+        return web.json_response(nodes.listing(self.nodes))
+
+    async def _cluster_status(self, _: web.Request) -> web.Response:
+        return web.json_response(nodes.status(self.nodes, has_monitor=self.has_monitor))
 
     def _haunt(self, submission_id: str) -> None:
         ghost = FakeJob(submission_id, {"entrypoint": "Entrypoint not found."}, Timeline(()))

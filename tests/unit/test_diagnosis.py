@@ -4,6 +4,7 @@ The texts in `job_messages/` were recorded by provoking each failure; library fr
 are cut out and paths shortened. `pip-no-index` is pip's own output under Ray's header.
 """
 
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,13 @@ REFUSED = "JOB_SUPERVISOR_ACTOR_START_FAILURE"
 COMMAND = "JOB_ENTRYPOINT_COMMAND_ERROR"
 
 RECORDED = [
+    (
+        "py-modules-not-on-node",
+        SETUP,
+        None,
+        "RuntimeEnvCodeMissing",
+        "py_modules local:///no/such does not exist on the node",
+    ),
     (
         "pip-no-package",
         SETUP,
@@ -241,6 +249,17 @@ def test_what_a_flow_prints_is_not_taken_for_the_drivers_word() -> None:
 
 def test_a_driver_without_a_word_is_no_error_of_ours() -> None:
     assert "gave no reason" in str(of_job(Ended("FAILED", COMMAND, DriverExit.BAD_CALL, "")))
+
+
+@pytest.mark.parametrize("error_type", [SETUP, REFUSED, COMMAND, "JOB_SUPERVISOR_ACTOR_DIED"])
+@pytest.mark.parametrize(
+    "piece",
+    ["/a", "ERROR: ", "python", "ray::f(", "download_remote_uri\n", "Because ", "://a@", " "],
+)
+def test_a_long_message_does_not_hold_up_the_worker(error_type: str, piece: str) -> None:
+    began = time.process_time()
+    of_job(Ended("FAILED", error_type, 1, piece * 500_000))
+    assert time.process_time() - began < 3
 
 
 @pytest.mark.parametrize(
