@@ -9,7 +9,11 @@ from uuid import UUID
 import anyio
 import httpx
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
     FlowRunFilter,
     FlowRunFilterState,
     FlowRunFilterStateName,
@@ -44,6 +48,8 @@ _PASSING = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS
 
 _GOES_ON = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
+LINK_KEY = "ray-job"
+"""Key of the artifacts that link a run to its job: lower case, digits and dashes, says Prefect."""
 INFRASTRUCTURE_PENDING = "InfrastructurePending"
 """Name of the Pending state of a run whose job has not started: Prefect's own."""
 # Given by the server with the claim, and by Prefect's worker when it begins to submit (3.8.8).
@@ -158,6 +164,38 @@ class FlowRuns:
         except (Abort, ObjectNotFound):
             return False
         return granted.name == INFRASTRUCTURE_PENDING
+
+    async def link(self, flow_run_id: UUID, url: str, *, text: str, description: str) -> None:
+        """Put a link onto a run, as an artifact, unless the run has it already.
+
+        All runs share the key: Prefect shows the artifacts of a key as versions of one thing, and a
+        key of its own for each run would fill the page of artifacts.
+
+        Args:
+            flow_run_id: The run.
+            url: Where it leads.
+            text: What is to be read there.
+            description: What it is, in Markdown.
+        """
+        data = f"[{text}]({url})"
+        present = await self._client.read_artifacts(
+            artifact_filter=ArtifactFilter(
+                key=ArtifactFilterKey(any_=[LINK_KEY]),
+                flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]),
+            ),
+            limit=_PAGE,
+        )
+        if not any(artifact.data == data for artifact in present):
+            await self._client.create_artifact(
+                ArtifactCreate(
+                    key=LINK_KEY,
+                    # What Prefect's own link artifacts are (`LinkArtifact`, 3.8.8).
+                    type="markdown",
+                    description=description,
+                    data=data,
+                    flow_run_id=flow_run_id,
+                )
+            )
 
     async def crash(self, flow_run_id: UUID, message: str, *, rename: bool = False) -> bool:
         """Mark a run Crashed, unless it has ended, or been rescheduled, in the meantime.

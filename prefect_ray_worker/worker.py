@@ -16,6 +16,7 @@ from prefect_ray_worker.addressing import Addressing, warn_of_local_api
 from prefect_ray_worker.attempts.attempt import Surroundings
 from prefect_ray_worker.attempts.followed import FollowedRuns
 from prefect_ray_worker.attempts.follower import Follower
+from prefect_ray_worker.attempts.linker import link
 from prefect_ray_worker.attempts.making import AttemptMaker
 from prefect_ray_worker.attempts.submitter import Submitter
 from prefect_ray_worker.blocks import LOGO_URL, RayCluster
@@ -158,6 +159,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         """
         follower, pid = await self._submit(flow_run, configuration)
         await self._maker.around.flow_runs.record_pid(flow_run.id, str(pid))
+        await link(follower.attempt)  # this worker may be closed before it has time for more
         self._followed.in_background(
             partial(self._followed.follow, follower), f"ray-follow {flow_run.id}"
         )

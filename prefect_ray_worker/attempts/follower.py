@@ -3,6 +3,7 @@
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import anyio
 from prefect.client.schemas.objects import StateType
@@ -10,6 +11,7 @@ from prefect.client.schemas.objects import StateType
 from prefect_ray_worker.attempts.announcer import Announcer
 from prefect_ray_worker.attempts.attempt import Attempt
 from prefect_ray_worker.attempts.closer import Closer
+from prefect_ray_worker.attempts.linker import link
 from prefect_ray_worker.attempts.reporter import Reporter
 from prefect_ray_worker.attempts.submitter import Submitter
 from prefect_ray_worker.errors import JobsApiError, RequestRejected, SubmissionConflict
@@ -47,6 +49,7 @@ class Follower:
     async def follow(self) -> Outcome:
         """Watch the job until the run is settled; return what was decided."""
         attempt = self.attempt
+        attempt.around.in_background(partial(link, attempt), f"ray-link {attempt.job_id}")
         if self._submitter.was_there:
             await self._announcer.recall()
         with (
