@@ -3,6 +3,7 @@
 from prefect_ray_worker.attempts.announcer import Announcer
 from prefect_ray_worker.attempts.attempt import Attempt
 from prefect_ray_worker.jobs_api.models import JobStatus
+from prefect_ray_worker.metrics import ActiveJob
 from prefect_ray_worker.watching.verdict import Watched
 from prefect_ray_worker.watching.waiting import Wait
 
@@ -19,6 +20,7 @@ class Reporter:
         self._attempt = attempt
         self._announcer = announcer
         self._log = attempt.log
+        self._count: ActiveJob | None = None
 
     def tell(self, before: Watched, after: Watched) -> None:
         """Log what one more observation has changed: the run's log is where the user looks."""
@@ -31,7 +33,9 @@ class Reporter:
             self._log.info("The Ray cluster answers again.")
         status = after.latest.status if after.latest is not None else None
         previous = before.latest.status if before.latest is not None else None
+        self._count = self._count or ActiveJob()
         if status is not None and status != previous:
+            self._count.is_now(status)
             self._log.info("Ray Job %s is %s.", self._attempt.job_id, status)
         if after.latest is not None:
             self._announcer.saw(after.latest)
@@ -44,6 +48,9 @@ class Reporter:
     def close(self) -> None:
         """Take note that nobody follows the attempt any more."""
         self._attempt.around.waiting.end(self._attempt.job_id)
+        if self._count is not None:
+            self._count.close()
+            self._count = None
 
     def _wait(self, watched: Watched) -> Wait:
         attempt = self._attempt

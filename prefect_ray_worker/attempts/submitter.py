@@ -2,8 +2,9 @@
 
 import anyio
 
+from prefect_ray_worker import metrics
 from prefect_ray_worker.attempts.attempt import Attempt
-from prefect_ray_worker.errors import JobsApiError
+from prefect_ray_worker.errors import JobsApiError, RayWorkerError
 from prefect_ray_worker.identity import InfrastructurePid
 from prefect_ray_worker.jobs_api.models import JobSubmitRequest
 from prefect_ray_worker.runtime_env import can_ship
@@ -58,13 +59,18 @@ class Submitter:
             )
         self.session = self.session or await self._session_name()
         self.submitted_at = self.submitted_at or anyio.current_time()
-        self._disposition = await submit_once(
-            attempt.cluster.client,
-            self._request,
-            flow_run_id=attempt.run_id,
-            report=attempt.log.warning,
-            prepare=ensure_shipped if self._ships else None,
-        )
+        try:
+            self._disposition = await submit_once(
+                attempt.cluster.client,
+                self._request,
+                flow_run_id=attempt.run_id,
+                report=attempt.log.warning,
+                prepare=ensure_shipped if self._ships else None,
+            )
+        except RayWorkerError:
+            metrics.SUBMISSIONS.labels("refused").inc()
+            raise
+        metrics.SUBMISSIONS.labels(self._disposition.value).inc()
         match self._disposition:
             case Disposition.SUBMITTED:
                 said = "submitted"

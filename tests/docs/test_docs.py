@@ -18,7 +18,8 @@ DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 REFERENCE = DOCS / "reference"
 GENERATED = {
-    REFERENCE / f"{name}.md" for name in ("diagnosis", "events", "job-variables", "settings")
+    REFERENCE / f"{name}.md"
+    for name in ("diagnosis", "events", "job-variables", "metrics", "settings")
 }
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 
