@@ -8,6 +8,7 @@ from uuid import UUID
 
 import anyio
 import pytest
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import StateType
 from prefect.events import Event
 from prefect.events.clients import AssertingEventsClient
@@ -17,8 +18,9 @@ from prefect.logging.handlers import APILogWorker
 
 from prefect_ray_worker.driver.exits import DriverExit
 from prefect_ray_worker.events import Happening, event_id, resource_id
-from tests.fake_ray import FakeJob
+from prefect_ray_worker.identity import InfrastructurePid
 from tests.fake_ray.script import PENDING_FOREVER
+from tests.integration.harness import Pool
 from tests.integration.stage import Stage
 from tests.prefect_server import PrefectServer, prefect_server
 from tests.waiting import wait_until
@@ -46,23 +48,25 @@ def _drain() -> None:
     EventsWorker.drain_all(timeout=10)
 
 
-async def events_of(stage: Stage, job: FakeJob, *, name: str = "prefect.ray.job.") -> list[Event]:
+async def events_of(
+    pool: Pool, job_id: str | None, *, name: str = "prefect.ray.job."
+) -> list[Event]:
     """Return the job's events in the order in which they occurred."""
     wanted = EventFilter(
-        resource=EventResourceFilter(id=[resource_id(job.submission_id or "")]),
+        resource=EventResourceFilter(id=[resource_id(job_id or "")]),
         event=EventNameFilter(prefix=[name]),
     )
-    page = await stage.pool.client.read_events(wanted, limit=50)
+    page = await pool.client.read_events(wanted, limit=50)
     return sorted(page.events, key=lambda event: event.occurred)
 
 
-async def event_of(stage: Stage, job: FakeJob, happening: Happening) -> Event:
+async def event_of(pool: Pool, job_id: str | None, happening: Happening) -> Event:
     """Wait for an event of a job; there may be one only."""
 
     async def there() -> list[Event]:
-        return await events_of(stage, job, name=happening.event)
+        return await events_of(pool, job_id, name=happening.event)
 
-    (event,) = await wait_until(there, timeout=30, description=f"{happening} of {job}")
+    (event,) = await wait_until(there, timeout=30, description=f"{happening} of {job_id}")
     return event
 
 
@@ -76,9 +80,9 @@ async def test_life_of_a_job_that_fails(stage: Stage) -> None:
         await stage.pool.wait_for_log(run_id, "is RUNNING")
         job.set("FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED", message=NODE_DIED)
         await stage.ends(run_id, StateType.CRASHED, "NodeDied: ")
-        failed = await event_of(stage, job, Happening.FAILED)
+        failed = await event_of(stage.pool, job.submission_id, Happening.FAILED)
         name = worker.name
-    pending, running, last = await events_of(stage, job)
+    pending, running, last = await events_of(stage.pool, job.submission_id)
     assert [pending.event, running.event] == ["prefect.ray.job.pending", "prefect.ray.job.running"]
     assert last == failed
     for event, happening in ((pending, Happening.PENDING), (failed, Happening.FAILED)):
@@ -113,7 +117,7 @@ async def test_second_worker_sends_only_what_is_new(stage: Stage) -> None:
     """The server forgets ids after 5 minutes, so the second worker has to ask before it sends."""
     async with stage.pool.working(heartbeat_interval_seconds=2):
         run_id, job = await stage.running()
-        running = await event_of(stage, job, Happening.RUNNING)
+        running = await event_of(stage.pool, job.submission_id, Happening.RUNNING)
     sent = _Recorded()
     with sent:
         async with stage.pool.working(heartbeat_interval_seconds=2):
@@ -154,7 +158,7 @@ async def test_job_that_its_cluster_has_lost(stage: Stage) -> None:
         run_id, job = await stage.running()
         stage.ray.restart(new_session=True)
         await stage.ends(run_id, StateType.CRASHED, "HeadLost: ")
-        lost = await event_of(stage, job, Happening.LOST)
+        lost = await event_of(stage.pool, job.submission_id, Happening.LOST)
     assert lost.resource.root["prefect.ray.diagnosis"] == "HeadLost"
     assert lost.resource.root["prefect.ray.status"] == "RUNNING"
 
@@ -164,7 +168,7 @@ async def test_driver_that_settled_its_run_is_quoted(stage: Stage) -> None:
         run_id, job = await stage.running()
         await stage.play(run_id, StateType.CRASHED, message="OutOfMemory: It died. Do less.")
         job.set("FAILED", driver_exit_code=84)
-        failed = await event_of(stage, job, Happening.FAILED)
+        failed = await event_of(stage.pool, job.submission_id, Happening.FAILED)
     assert failed.resource.root["prefect.ray.diagnosis"] == "OutOfMemory"
     assert failed.resource.root["prefect.ray.exit-code"] == "84"
 
@@ -174,7 +178,7 @@ async def test_job_that_is_stopped_for_its_limit(stage: Stage) -> None:
     async with stage.pool.working():
         run_id, job = await stage.running(run_timeout_seconds=1)
         await stage.ends(run_id, StateType.CRASHED)
-        stopped = await event_of(stage, job, Happening.STOPPED)
+        stopped = await event_of(stage.pool, job.submission_id, Happening.STOPPED)
     assert stopped.resource.root["prefect.ray.status"] == "STOPPED"
 
 
@@ -207,7 +211,7 @@ async def test_automation_of_the_guide_pauses_a_pool_without_prefect(
         run_id, job = await stage.running()
         job.set("FAILED", driver_exit_code=7)
         await stage.ends(run_id, StateType.CRASHED, "DriverExited: ")
-        await event_of(stage, job, Happening.FAILED)
+        await event_of(stage.pool, job.submission_id, Happening.FAILED)
         assert not await is_paused()
         run_id, job = await stage.running()
         job.set(
@@ -223,6 +227,30 @@ async def test_attempt_that_is_followed_by_another_has_its_diagnosis(stage: Stag
     async with stage.pool.working():
         run_id, job = await stage.running(infrastructure_retries=1)
         job.set("FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED", message=NODE_DIED)
-        failed = await event_of(stage, job, Happening.FAILED)
+        failed = await event_of(stage.pool, job.submission_id, Happening.FAILED)
     assert failed.resource.root["prefect.ray.diagnosis"] == "NodeDied"
     assert not (await stage.pool.read(run_id)).state.is_final()  # type: ignore[union-attr]
+
+
+@pytest.mark.ray
+async def test_on_a_real_ray(pool: Pool) -> None:
+    """Ray's own times, node and exit code; and the run's way to its job."""
+    async with pool.working():
+        run_id = await pool.start("adds")
+        run = await pool.wait_for(run_id, seconds=90)
+        assert run.state is not None
+        assert run.state.type == StateType.COMPLETED
+        pid = InfrastructurePid.parse(run.infrastructure_pid or "")
+        succeeded = await event_of(pool, pid.submission_id, Happening.SUCCEEDED)
+    pending, *others = await events_of(pool, pid.submission_id)
+    assert pending.event == "prefect.ray.job.pending"
+    assert others[-1] == succeeded
+    assert succeeded.follows == [pending, *others][-2].id
+    labels = succeeded.resource.root
+    assert labels["prefect.ray.exit-code"] == "0"
+    assert len(labels["prefect.ray.driver-node-id"]) == 56
+    assert labels["prefect.ray.session"] == pid.session_name
+    (artifact,) = await pool.client.read_artifacts(
+        artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+    )
+    assert f"{pid.address}/#/jobs/{pid.submission_id}" in str(artifact.data)
