@@ -140,7 +140,7 @@ class WaitingRuns:
             return
         told.reason, told.told_at = waiting.reason, now
         say = wait.log.warning if waiting.reason is Reason.INFEASIBLE else wait.log.info
-        say("The Ray Job is PENDING for %.0f s. %s", now - wait.since, waiting.sentence)
+        say("The Ray Job has been PENDING for %.0f s. %s", now - wait.since, waiting.sentence)
 
     async def _show(self, wait: Wait, waiting: Waiting) -> bool:
         """Put the run into the state; say whether its job still waits.

@@ -51,7 +51,7 @@ async def test_reason_is_shown_once_and_what_changes_is_logged(stage: Stage) -> 
         assert "asks for 8 CPU: its one node has at most 4 CPU" in (state.message or "")
         stage.ray.nodes.append(FakeNode({"CPU": 8}, used={"CPU": 8}))
         said = await stage.pool.wait_for_log(run_id, "free are 1 CPU of 12 CPU")
-        assert "is PENDING for" in said
+        assert "has been PENDING for" in said
         stage.ray.nodes[1].used = {"CPU": 7}  # the same reason: not worth another line yet
         job = await stage.job_of(run_id)
         looks = stage.ray.requests.number_of("GET", "/api/v0/nodes")
