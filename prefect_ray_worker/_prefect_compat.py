@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from prefect.client.schemas.objects import FlowRun
+    from prefect.events import RelatedResource
     from prefect.flows import Flow
-    from prefect.workers.base import BaseWorker
+    from prefect.workers.base import BaseJobConfiguration, BaseWorker
 
 # Not a SecretStr in `prefect/settings/models/client.py` (3.8.8), but it carries credentials.
 _ALSO_SECRET = frozenset({"PREFECT_CLIENT_CUSTOM_HEADERS"})
@@ -49,6 +50,16 @@ def exit_stack(worker: "BaseWorker[Any, Any, Any]") -> "AsyncExitStack":
 def worker_logger(worker: "BaseWorker[Any, Any, Any]") -> "Logger | LoggerAdapter[Logger]":
     """Return the worker's own logger, which goes to its page in the UI as well (3.8.8)."""
     return worker._logger  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def related_resources(
+    worker: "BaseWorker[Any, Any, Any]", configuration: "BaseJobConfiguration"
+) -> "list[RelatedResource]":
+    """Return what an event of a run is related to, as Prefect's own worker gives it (3.8.8).
+
+    Flow run, flow, deployment, tags, work pool and worker.
+    """
+    return worker._event_related_resources(configuration, include_self=True)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 Intent = Literal["cancel", "reschedule", "relinquish"]

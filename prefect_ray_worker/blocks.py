@@ -1,5 +1,6 @@
 """The `RayCluster` block: where a Ray cluster is and how to be let in."""
 
+from functools import partial
 from typing import Annotated, Any, Self
 
 from prefect.blocks.core import Block
@@ -12,6 +13,7 @@ from prefect_ray_worker.jobs_api.tokens import TokenSource
 LOGO_URL = "https://github.com/ray-project.png"
 
 DashboardAddress = Annotated[str, AfterValidator(normalize_address)]
+DashboardUrl = Annotated[str, AfterValidator(partial(normalize_address, variable="dashboard_url"))]
 
 
 class RayCluster(Block):
@@ -28,6 +30,7 @@ class RayCluster(Block):
         cookies: HTTP cookies.
         verify: Whether to verify the TLS certificate.
         ca_file: File on the worker's machine with the authorities to trust.
+        dashboard_url: Where people find the dashboard, if not at the address.
 
     Example:
         ```python
@@ -92,6 +95,16 @@ class RayCluster(Block):
             "File on the worker's machine with the certificate authorities to trust, in PEM "
             "format. Example: /etc/ssl/company.pem"
         ),
+    )
+    dashboard_url: DashboardUrl | None = Field(
+        default=None,
+        title="Dashboard URL",
+        description=(
+            "Where people open the dashboard in a browser, if that is another address than the "
+            "worker's: links on flow runs and in events use it, the worker never does. "
+            "Example: https://ray.example.com/research"
+        ),
+        examples=["https://ray.example.com/research"],
     )
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from enum import Enum
 
 import anyio
 
+from prefect_ray_worker import metrics
 from prefect_ray_worker.errors import JobNotFound, JobsApiError
 from prefect_ray_worker.jobs_api.backoff import Backoff
 from prefect_ray_worker.jobs_api.client import JobsClient
@@ -50,6 +51,12 @@ async def stop_and_confirm(
     Returns:
         How far it came within `grace_seconds` and 15 s more.
     """
+    stopping = await _stop_and_look(client, submission_id, grace_seconds)
+    metrics.STOPS.labels(stopping.value).inc()
+    return stopping
+
+
+async def _stop_and_look(client: JobsClient, submission_id: str, grace_seconds: float) -> Stopping:
     backoff = Backoff(initial=_POLL_SECONDS)
     began = anyio.current_time()
     result = Stopping.UNREACHABLE

@@ -112,6 +112,12 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         # The block's credentials belong to the block's address, and go nowhere else.
         return Connection(self.address)
 
+    def dashboard_of(self, address: str) -> str:
+        """Return where people find the dashboard of the cluster at an address."""
+        block = self.cluster
+        published = block.dashboard_url if block and block.address == address else None
+        return published or address
+
     def submission_request(
         self, submission_id: str, *, package: str | None = None, delivery: Delivery = NO_SECRETS
     ) -> JobSubmitRequest:

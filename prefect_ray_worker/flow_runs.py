@@ -9,7 +9,11 @@ from uuid import UUID
 import anyio
 import httpx
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
     FlowRunFilter,
     FlowRunFilterState,
     FlowRunFilterStateName,
@@ -22,8 +26,10 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
 from prefect.client.schemas.sorting import FlowRunSort, LogSort
+from prefect.events import Event
+from prefect.events.filters import EventFilter, EventOccurredFilter, EventResourceFilter
 from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import Cancelled, Crashed, Scheduled
+from prefect.states import Cancelled, Crashed, InfrastructurePending, Scheduled
 from prefect.utilities.engine import propose_state
 
 from prefect_ray_worker.identity import INFRASTRUCTURE_RETRY, present_claim
@@ -35,10 +41,19 @@ T = TypeVar("T")
 _PATIENCE_SECONDS = 3600.0
 # Reading more at once would hold up the event loop.
 _PAGE = 100
+# The server refuses more, and the client's own default as well (3.8.8).
+_PAGE_OF_EVENTS = 50
 # Asked too often or too slowly; every other 4xx is about the request.
 _PASSING = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS})
 
 _GOES_ON = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+
+LINK_KEY = "ray-job"
+"""Key of the artifacts that link a run to its job: lower case, digits and dashes, says Prefect."""
+INFRASTRUCTURE_PENDING = "InfrastructurePending"
+"""Name of the Pending state of a run whose job has not started: Prefect's own."""
+# Given by the server with the claim, and by Prefect's worker when it begins to submit (3.8.8).
+_NOT_BEGUN = frozenset({"Pending", "Submitting"})
 
 _log = logging.getLogger("prefect.workers.ray.flow_runs")
 
@@ -72,6 +87,10 @@ class FlowRuns:
         """Return the id of the Pending state that began the present attempt."""
         return present_claim(await self.states(flow_run.id)) or flow_run.id
 
+    async def claim_id_of(self, flow_run_id: UUID) -> UUID | None:
+        """Return the id of the Pending state that began the present attempt at a run."""
+        return present_claim(await self.states(flow_run_id))
+
     async def label(self, flow_run_id: UUID, labels: dict[str, str]) -> None:
         """Add labels to a run; they are for machines, and no page of the UI shows them."""
         await self._patiently(
@@ -99,6 +118,84 @@ class FlowRuns:
         await self._patiently(
             lambda: self._client.update_flow_run(flow_run_id, infrastructure_pid=infrastructure_pid)
         )
+
+    async def events_of(self, resource_id: str, *, since: datetime) -> Sequence[Event]:
+        """Return the events of a resource that Prefect has.
+
+        Args:
+            resource_id: Its `prefect.resource.id`.
+            since: How far to look back.
+
+        Returns:
+            At most 50 of them, and none if Prefect does not say: it keeps events for a while only.
+        """
+        wanted = EventFilter(
+            resource=EventResourceFilter(id=[resource_id]),
+            occurred=EventOccurredFilter.model_validate({"since": since}),
+        )
+        try:
+            return (await self._client.read_events(wanted, limit=_PAGE_OF_EVENTS)).events
+        except (httpx.HTTPError, PrefectHTTPStatusError) as exc:
+            _log.debug("Cannot read the events of %s: %s", resource_id, exc)
+            return []
+
+    async def show_pending(self, flow_run_id: UUID, message: str, *, fresh_until: float) -> bool:
+        """Put a run whose driver has not spoken yet into the state InfrastructurePending.
+
+        Args:
+            flow_run_id: The run.
+            message: What it waits for.
+            fresh_until: Until when, by `anyio.current_time`, nothing can have been reported that
+                this would undo.
+
+        Returns:
+            Whether it is in that state now.
+        """
+        run = await self._client.read_flow_run(flow_run_id)
+        state = run.state
+        if state is not None and state.name == INFRASTRUCTURE_PENDING:
+            return True
+        waits = state is not None and state.is_pending() and state.name in _NOT_BEGUN
+        if not waits or anyio.current_time() > fresh_until:
+            return False
+        proposed = InfrastructurePending(message=message)
+        try:
+            granted = await propose_state(self._client, proposed, flow_run_id=flow_run_id)
+        except (Abort, ObjectNotFound):
+            return False
+        return granted.name == INFRASTRUCTURE_PENDING
+
+    async def link(self, flow_run_id: UUID, url: str, *, text: str, description: str) -> None:
+        """Put a link onto a run, as an artifact, unless the run has it already.
+
+        All runs share the key: Prefect shows the artifacts of a key as versions of one thing, and a
+        key of its own for each run would fill the page of artifacts.
+
+        Args:
+            flow_run_id: The run.
+            url: Where it leads.
+            text: What is to be read there.
+            description: What it is, in Markdown.
+        """
+        data = f"[{text}]({url})"
+        present = await self._client.read_artifacts(
+            artifact_filter=ArtifactFilter(
+                key=ArtifactFilterKey(any_=[LINK_KEY]),
+                flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]),
+            ),
+            limit=_PAGE,
+        )
+        if not any(artifact.data == data for artifact in present):
+            await self._client.create_artifact(
+                ArtifactCreate(
+                    key=LINK_KEY,
+                    # What Prefect's own link artifacts are (`LinkArtifact`, 3.8.8).
+                    type="markdown",
+                    description=description,
+                    data=data,
+                    flow_run_id=flow_run_id,
+                )
+            )
 
     async def crash(self, flow_run_id: UUID, message: str, *, rename: bool = False) -> bool:
         """Mark a run Crashed, unless it has ended, or been rescheduled, in the meantime.

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
 
+from prefect_ray_worker import metrics
 from prefect_ray_worker.flow_runs import FlowRuns
 from prefect_ray_worker.outcome import UNTOUCHED, Outcome, Resolution
 
@@ -48,6 +49,8 @@ class Settlement:
             settled = await self._flow_runs.cancelled(run_id, decided.message)
         if not settled:
             return UNTOUCHED
+        if decided.resolution is Resolution.CRASH:
+            metrics.CRASHES.labels(decided.category or "none").inc()
         say = self._log.error if decided.resolution is Resolution.CRASH else self._log.info
         say("%s", decided.message)
         return decided

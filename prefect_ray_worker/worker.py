@@ -11,11 +11,12 @@ from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFoun
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
-from prefect_ray_worker._prefect_compat import exit_stack, worker_logger
+from prefect_ray_worker._prefect_compat import exit_stack, related_resources, worker_logger
 from prefect_ray_worker.addressing import Addressing, warn_of_local_api
 from prefect_ray_worker.attempts.attempt import Surroundings
 from prefect_ray_worker.attempts.followed import FollowedRuns
 from prefect_ray_worker.attempts.follower import Follower
+from prefect_ray_worker.attempts.linker import link
 from prefect_ray_worker.attempts.making import AttemptMaker
 from prefect_ray_worker.attempts.submitter import Submitter
 from prefect_ray_worker.blocks import LOGO_URL, RayCluster
@@ -32,6 +33,7 @@ from prefect_ray_worker.settings import worker_settings
 from prefect_ray_worker.variables import RayWorkerVariables
 from prefect_ray_worker.watching.cancelling import CancellingRuns
 from prefect_ray_worker.watching.clusters import Clusters
+from prefect_ray_worker.watching.waiting import WaitingRuns
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
@@ -94,15 +96,20 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         stack.callback(services.cancel_scope.cancel)
         services.start_soon(self._cancelling.run, name="ray-cancelling")
         await super().setup()
+        flow_runs = FlowRuns(self.client)
+        waiting = WaitingRuns(flow_runs)
         self._maker = AttemptMaker(
             Surroundings(
-                flow_runs=FlowRuns(self.client),
+                flow_runs=flow_runs,
                 cancelling=self._cancelling,
                 unreachable_limit=settings.unreachable_limit_seconds,
                 ship_driver=settings.ship_driver,
                 delivery=Delivery(settings.node_secrets, settings.send_secrets),
                 logs_of=partial(self._logs_of, anyio.CapacityLimiter(_LOG_REQUESTS_AT_ONCE)),
                 owns=self._owns,
+                related=partial(related_resources, self),
+                waiting=waiting,
+                in_background=self._followed.in_background,
             ),
             self._clusters,
             self.get_flow_run_logger,
@@ -127,6 +134,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             )
         await self._addressing.rejoin(worker_logger(self).info)
         await self._offer_block()
+        followers.start_soon(waiting.run, name="ray-waiting")
         followers.start_soon(self._recovery.run, name="ray-recovery")
 
     async def run(
@@ -158,6 +166,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         """
         follower, pid = await self._submit(flow_run, configuration)
         await self._maker.around.flow_runs.record_pid(flow_run.id, str(pid))
+        await link(follower.attempt)  # this worker may be closed before it has time for more
         self._followed.in_background(
             partial(self._followed.follow, follower), f"ray-follow {flow_run.id}"
         )

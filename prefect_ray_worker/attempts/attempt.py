@@ -8,15 +8,22 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.events import RelatedResource
 
 from prefect_ray_worker.configuration import RayJobConfiguration
+from prefect_ray_worker.diagnosis.resources import Asked
 from prefect_ray_worker.flow_run_logs import LogSink
 from prefect_ray_worker.flow_runs import FlowRuns
 from prefect_ray_worker.identity import present_claim, submission_id
+from prefect_ray_worker.jobs_api.resources import asked_for
 from prefect_ray_worker.secrets_policy import Delivery
 from prefect_ray_worker.watching.cancelling import CancellingRuns
 from prefect_ray_worker.watching.clusters import Cluster
 from prefect_ray_worker.watching.verdict import Limits
+from prefect_ray_worker.watching.waiting import WaitingRuns
+
+Related = Callable[[RayJobConfiguration], Sequence[RelatedResource]]
+InBackground = Callable[[Callable[[], Awaitable[object]], str], None]
 
 # The driver's own state: see `driver/claim.py`.
 _STARTING = "Starting"
@@ -34,6 +41,9 @@ class Surroundings:
         delivery: How secrets reach the jobs.
         logs_of: Returns the logs of a flow run.
         owns: Says of a run and a job whether this process still looks after them.
+        related: Returns what the events of a run are related to.
+        waiting: Tells what the runs wait for whose jobs are PENDING.
+        in_background: Starts a task under a name; its trouble ends nothing else.
     """
 
     flow_runs: FlowRuns
@@ -43,6 +53,9 @@ class Surroundings:
     delivery: Delivery
     logs_of: Callable[[UUID], LogSink]
     owns: Callable[[UUID, str], Awaitable[bool]]
+    related: Related
+    waiting: WaitingRuns
+    in_background: InBackground
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,21 @@ class Attempt:
     def address(self) -> str:
         """The cluster's address."""
         return self.cluster.client.connection.address
+
+    @property
+    def asked(self) -> Asked:
+        """What its job asks for.
+
+        Raises:
+            InvalidConfiguration: The configuration of an adopted run makes no job any more.
+        """
+        return asked_for(self.configuration.submission_request(self.job_id))
+
+    @property
+    def dashboard_page(self) -> str:
+        """The job's page in the Ray dashboard, for people."""
+        dashboard = self.configuration.dashboard_of(self.address)
+        return f"{dashboard}/#/jobs/{self.job_id}"
 
     @property
     def limits(self) -> Limits:

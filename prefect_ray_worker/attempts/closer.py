@@ -1,5 +1,6 @@
 """`Closer`: turns a verdict on an attempt's job into the end of its run, or into patience."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import anyio
@@ -140,7 +141,7 @@ class Closer:
     async def _settle_or_try_again(self, decided: Outcome, *, delay: float) -> Outcome:
         allowed = self._attempt.configuration.infrastructure_retries
         if await self._settlement.try_again(decided, allowed=allowed, delay=delay):
-            return UNTOUCHED
+            return replace(decided, resolution=Resolution.LEAVE, status_code=0)
         return await self.settle(decided)
 
     async def _cancel(self, watched: Watched) -> Outcome | None:

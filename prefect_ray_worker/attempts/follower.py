@@ -1,14 +1,18 @@
 """`Follower`: watches an attempt's job from its submission to the run's settled end."""
 
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import anyio
 from prefect.client.schemas.objects import StateType
 
+from prefect_ray_worker.attempts.announcer import Announcer
 from prefect_ray_worker.attempts.attempt import Attempt
 from prefect_ray_worker.attempts.closer import Closer
 from prefect_ray_worker.attempts.forwarding import LogForwarding
+from prefect_ray_worker.attempts.linker import link
 from prefect_ray_worker.attempts.reporter import Reporter
 from prefect_ray_worker.attempts.submitter import Submitter
 from prefect_ray_worker.errors import JobsApiError, RequestRejected, SubmissionConflict
@@ -30,7 +34,8 @@ class Follower:
         self.attempt = attempt
         self._submitter = submitter
         self._closer = Closer(attempt)
-        self._reporter = Reporter(attempt)
+        self._announcer = Announcer(attempt, submitter.session)
+        self._reporter = Reporter(attempt, self._announcer)
         self._logs = LogForwarding(attempt)
         self._run_is_gone = False
 
@@ -56,9 +61,13 @@ class Follower:
 
     async def _watch(self) -> Outcome:
         attempt = self.attempt
+        attempt.around.in_background(partial(link, attempt), f"ray-link {attempt.job_id}")
+        if self._submitter.was_there:
+            await self._announcer.recall()
         with (
             attempt.cluster.poller.watch(attempt.job_id) as watch,
             attempt.around.cancelling.attended(attempt.run_id),
+            closing(self._reporter),
         ):
             watched = self._at_first()
             while True:
@@ -71,6 +80,7 @@ class Follower:
                 self._reporter.tell(before, watched)
                 watched, decided = await self._act(observation, watched)
                 if decided is not None:
+                    await self._announcer.ended(watched, decided)
                     return decided
 
     async def prevent_start(self) -> None:
@@ -82,6 +92,7 @@ class Follower:
                     return
                 if isinstance(observation, Seen):
                     if observation.details.is_terminal:
+                        self._announcer.saw_end(observation.details)
                         return
                     if observation.details.status != JobStatus.PENDING:
                         await self._closer.stop()
@@ -116,6 +127,8 @@ class Follower:
         decided = await self._closer.act_on(
             verdict, watched, then=self._submitter.session, now=session_now
         )
+        if decided is not None and verdict in (Verdict.LOST, Verdict.SILENT_TOO_LONG):
+            self._announcer.lost(decided)
         return watched, decided
 
     async def _never_arrived(self, watched: Watched) -> Outcome | None:
@@ -125,7 +138,9 @@ class Follower:
                 return await self._submit_again(watched)
             case StateType.RUNNING:
                 # Only the job itself reports that.
-                return await self._closer.lost(then=self._submitter.session, now=None)
+                decided = await self._closer.lost(then=self._submitter.session, now=None)
+                self._announcer.lost(decided)
+                return decided
             case StateType.CANCELLING:
                 return await self._closer.cancelled("Cancelled before Ray had the job.")
             case _:

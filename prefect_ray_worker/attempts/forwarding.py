@@ -6,6 +6,7 @@ from datetime import datetime
 
 import anyio
 
+from prefect_ray_worker import metrics
 from prefect_ray_worker.attempts.attempt import Attempt
 from prefect_ray_worker.flow_run_logs import FoundLogs, LogSink, SentLog, longest_message
 from prefect_ray_worker.watching.logs.bridge import LogBridge
@@ -23,6 +24,7 @@ class LogForwarding:
 
     def __init__(self, attempt: Attempt) -> None:
         self._log = attempt.log
+        self._lines = self._bytes = 0
         self._bridge = (
             LogBridge(
                 attempt.job_id,
@@ -42,6 +44,8 @@ class LogForwarding:
             await self._bridge.run()
         except Exception:  # noqa: BLE001 (whatever a job prints, its run is followed)
             self._log.exception("The output of the Ray Job is not forwarded any more.")
+        finally:
+            self._count(self._bridge)
 
     def observe(self, observation: Observation, *, arrived: bool) -> None:
         """Take note of a look at the job.
@@ -52,10 +56,19 @@ class LogForwarding:
         """
         if self._bridge is None:
             return
+        self._count(self._bridge)
         if isinstance(observation, Seen):
             self._bridge.observe(observation.details)
         elif isinstance(observation, Missing) and arrived:
             self._bridge.end()
+
+    def _count(self, bridge: LogBridge) -> None:
+        lines, read = bridge.lines_forwarded, bridge.bytes_read
+        metrics.LOG_LINES.inc(lines - self._lines)
+        metrics.LOG_BYTES.inc(read - self._bytes)
+        self._lines, self._bytes = lines, read
+        if read:
+            metrics.LOG_LAG.observe(bridge.lag_seconds)
 
     def end(self) -> None:
         """Have the log forwarded to its end, and no further."""

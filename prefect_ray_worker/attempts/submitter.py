@@ -2,8 +2,9 @@
 
 import anyio
 
+from prefect_ray_worker import metrics
 from prefect_ray_worker.attempts.attempt import Attempt
-from prefect_ray_worker.errors import JobsApiError
+from prefect_ray_worker.errors import JobsApiError, RayWorkerError
 from prefect_ray_worker.identity import InfrastructurePid
 from prefect_ray_worker.jobs_api.models import JobSubmitRequest
 from prefect_ray_worker.runtime_env import can_ship
@@ -36,6 +37,11 @@ class Submitter:
         """Whether the cluster certainly has, or had, the job."""
         return self._disposition is not Disposition.UNSETTLED
 
+    @property
+    def was_there(self) -> bool:
+        """Whether somebody has submitted the job before this process."""
+        return self._disposition is Disposition.ADOPTED
+
     async def submit(self) -> InfrastructurePid:
         """Submit the job, or find out that Ray has it; say where it is.
 
@@ -53,13 +59,18 @@ class Submitter:
             )
         self.session = self.session or await self._session_name()
         self.submitted_at = self.submitted_at or anyio.current_time()
-        self._disposition = await submit_once(
-            attempt.cluster.client,
-            self._request,
-            flow_run_id=attempt.run_id,
-            report=attempt.log.warning,
-            prepare=ensure_shipped if self._ships else None,
-        )
+        try:
+            self._disposition = await submit_once(
+                attempt.cluster.client,
+                self._request,
+                flow_run_id=attempt.run_id,
+                report=attempt.log.warning,
+                prepare=ensure_shipped if self._ships else None,
+            )
+        except RayWorkerError:
+            metrics.SUBMISSIONS.labels("refused").inc()
+            raise
+        metrics.SUBMISSIONS.labels(self._disposition.value).inc()
         match self._disposition:
             case Disposition.SUBMITTED:
                 said = "submitted"
@@ -68,11 +79,7 @@ class Submitter:
             case Disposition.UNSETTLED:
                 said = "may have been taken by a cluster that does not answer; watching for it"
         attempt.log.info(
-            "Ray Job %s %s. Dashboard: %s/#/jobs/%s",
-            attempt.job_id,
-            said,
-            attempt.address,
-            attempt.job_id,
+            "Ray Job %s %s. Dashboard: %s", attempt.job_id, said, attempt.dashboard_page
         )
         return InfrastructurePid(attempt.address, attempt.job_id, self.session)
 

@@ -59,10 +59,14 @@ def claim(client: SyncPrefectClient, flow_run: FlowRun, attempt: str) -> Claim:
     if state is None or state.type not in (StateType.PENDING, StateType.CANCELLING):
         name = state.name if state is not None else "without a state"
         return Claim(Standing.SETTLED, flow_run, f"the flow run is {name}")
-    if present_attempt(client, flow_run.id) != attempt:
+    history = _history(client, flow_run.id)
+    if _present_attempt(history) != attempt:
         return Claim(Standing.SETTLED, flow_run, "a newer attempt has taken the flow run over")
     if state.is_cancelling():
         return Claim(Standing.CANCELLING, flow_run, "the flow run is being cancelled")
+    if _has_begun(history):
+        # Should a worker call the run InfrastructurePending too late, it would be granted again.
+        return Claim(Standing.SETTLED, flow_run, "another driver of this attempt has begun")
     starting: State[None] = State(type=StateType.PENDING, name=STARTING)
     try:
         # Prefect 3.8 grants Pending -> Pending only if the name changes: the second one aborts.
@@ -77,6 +81,24 @@ def claim(client: SyncPrefectClient, flow_run: FlowRun, attempt: str) -> Claim:
 
 def present_attempt(client: SyncPrefectClient, flow_run_id: UUID) -> str | None:
     """Return the name of the attempt that a run is at now."""
+    return _present_attempt(_history(client, flow_run_id))
+
+
+def _history(client: SyncPrefectClient, flow_run_id: UUID) -> list[State]:
     response = client.request("GET", "/flow_run_states/", params={"flow_run_id": str(flow_run_id)})
-    claim_id = present_claim(State.model_validate_list(response.json()))
+    return State.model_validate_list(response.json())
+
+
+def _present_attempt(history: list[State]) -> str | None:
+    claim_id = present_claim(history)
     return attempt_name(claim_id) if claim_id is not None else None
+
+
+def _has_begun(history: list[State]) -> bool:
+    """Say whether a driver of the present attempt has claimed the run."""
+    claim_id = present_claim(history)
+    began = next((state.timestamp for state in history if state.id == claim_id), None)
+    return any(
+        state.name == STARTING and began is not None and state.timestamp > began
+        for state in history
+    )

@@ -8,6 +8,7 @@ import anyio.to_thread
 import httpx
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
+from prefect_ray_worker import metrics
 from prefect_ray_worker.diagnosis.resources import ClusterResources
 from prefect_ray_worker.errors import JobsApiError, PackageNotFound
 from prefect_ray_worker.jobs_api.answers import (
@@ -32,6 +33,7 @@ _MOST_NODES = 10_000
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8)
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 
 
 class _Submitted(BaseModel):
@@ -121,8 +123,8 @@ class JobsClient:
         try:
             return await anyio.to_thread.run_sync(read_records, response.text, wanted)
         except ValueError as exc:
-            raise error_from_unusable_body(
-                response, address=self.connection.address, effect="safe"
+            raise _counted(
+                error_from_unusable_body(response, address=self.connection.address, effect="safe")
             ) from exc
 
     async def stop(self, submission_id: str) -> bool:
@@ -161,7 +163,7 @@ class JobsClient:
         # Ray 2.60 answers with nothing, a login proxy with a page.
         if response.content.lstrip().startswith(b"<"):
             address = self.connection.address
-            raise error_from_unusable_body(response, address=address, effect="safe")
+            raise _counted(error_from_unusable_body(response, address=address, effect="safe"))
         return True
 
     async def put_package(self, name: str, content: bytes) -> None:
@@ -201,11 +203,11 @@ class JobsClient:
             )
         except (httpx.LocalProtocolError, UnicodeEncodeError):
             # `from None`: the cause quotes the header, and a traceback would show it.
-            raise error_from_illegal_header(address=address) from None
+            raise _counted(error_from_illegal_header(address=address)) from None
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            raise error_from_transport(exc, address=address, effect=effect) from exc
+            raise _counted(error_from_transport(exc, address=address, effect=effect)) from exc
         if not response.is_success:
-            raise error_from_response(response, address=address, effect=effect)
+            raise _counted(error_from_response(response, address=address, effect=effect))
         return response
 
     def _parse(
@@ -214,6 +216,11 @@ class JobsClient:
         try:
             return parser(response.content)
         except ValidationError as exc:
-            raise error_from_unusable_body(
-                response, address=self.connection.address, effect=effect
+            raise _counted(
+                error_from_unusable_body(response, address=self.connection.address, effect=effect)
             ) from exc
+
+
+def _counted(error: E) -> E:
+    metrics.ERRORS.labels(type(error).__name__).inc()
+    return error

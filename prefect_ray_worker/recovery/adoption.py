@@ -6,6 +6,7 @@ from typing import Protocol
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 
+from prefect_ray_worker import metrics
 from prefect_ray_worker.addressing import Addressing
 from prefect_ray_worker.attempts.attempt import Attempt
 from prefect_ray_worker.attempts.followed import FollowedRuns
@@ -80,6 +81,7 @@ class Adoption:
         with self._followed.submitting(found.job_id):
             follower = await self._follower(found)
         if follower is not None:
+            metrics.ADOPTIONS.inc()
             await self._followed.follow(follower)
 
     async def _follower(self, found: Found) -> Follower | None:

@@ -9,6 +9,7 @@ import anyio
 from prefect_ray_worker.errors import JobNotFound, JobsApiError
 from prefect_ray_worker.jobs_api.backoff import Backoff, jittered
 from prefect_ray_worker.jobs_api.client import JobsClient
+from prefect_ray_worker.metrics import Polls
 from prefect_ray_worker.watching.observation import Missing, Observation, Seen, Unreachable
 
 # Ray's list costs one look-up for each job that the cluster remembers, a single job a scan of
@@ -62,6 +63,7 @@ class ClusterPoller:
         self._interval = interval
         self._watches: dict[str, JobWatch] = {}
         self._wake = anyio.Event()
+        self._polls = Polls(client.connection.address)
 
     @contextmanager
     def watch(self, submission_id: str) -> Generator[JobWatch, None, None]:
@@ -79,10 +81,12 @@ class ClusterPoller:
         backoff = Backoff(initial=min(_QUICK_INTERVAL_SECONDS, self._interval))
         while True:
             if not self._watches:
+                self._polls.rest()
                 await self._wake.wait()
             self._wake = anyio.Event()
             began = anyio.current_time()
-            reached = await self._look_and_tell()
+            with self._polls.look() as look:
+                look.answered = reached = await self._look_and_tell()
             took = anyio.current_time() - began
             if reached:
                 backoff.reset()

@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 REFERENCE = DOCS / "reference"
-GENERATED = {REFERENCE / f"{name}.md" for name in ("diagnosis", "job-variables", "settings")}
+GENERATED = {
+    REFERENCE / f"{name}.md"
+    for name in ("diagnosis", "events", "job-variables", "metrics", "settings")
+}
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 
 _FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
@@ -96,12 +99,15 @@ def test_every_exit_code_of_the_driver_is_in_the_reference() -> None:
     assert [code for code in DriverExit if f"| {code.value} |" not in page] == []
 
 
-def test_automation_in_the_guide_is_the_one_that_is_tested() -> None:
+@pytest.mark.parametrize(
+    "name", [path.name for path in sorted((DOCS / "examples" / "automations").iterdir())]
+)
+def test_automation_in_the_guide_is_the_one_that_is_tested(name: str) -> None:
     guide = DOCS / "how-to" / "debug-a-run.md"
-    (shown,) = (block for block in _FENCE.findall(guide.read_text()) if "trigger:" in block)
-    example = DOCS / "examples" / "automations" / "pause-on-bad-environment.yaml"
+    shown = [block for block in _FENCE.findall(guide.read_text()) if "trigger:" in block]
+    example = DOCS / "examples" / "automations" / name
     lines = [line for line in example.read_text().splitlines() if "#" not in line]
-    assert shown.splitlines()[1:-1] == lines[1:]
+    assert lines[1:] in [block.splitlines()[1:-1] for block in shown]
 
 
 @pytest.mark.parametrize("entrypoint", [configuration._DRIVER, configuration._PREFECTS_OWN])

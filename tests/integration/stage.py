@@ -98,11 +98,12 @@ class Stage:
         async with self.pool.working(**kwargs) as (worker,):
             yield worker
 
-    async def play(self, run_id: UUID, state: StateType, name: str | None = None) -> None:
+    async def play(
+        self, run_id: UUID, state: StateType, name: str | None = None, message: str | None = None
+    ) -> None:
         """Report a state as the driver would."""
-        await self.pool.client.set_flow_run_state(
-            run_id, State(type=state, name=name or state.value.title()), force=True
-        )
+        reported: State[Any] = State(type=state, name=name or state.value.title(), message=message)
+        await self.pool.client.set_flow_run_state(run_id, reported, force=True)
 
     async def ends(self, run_id: UUID, state: StateType, text: str = "") -> FlowRun:
         """Wait for the run's end and check it: its state, and what its message says."""

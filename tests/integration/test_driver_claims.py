@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from prefect.client.schemas.objects import State, StateType
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Pending, Scheduled
+from prefect.states import InfrastructurePending, Pending, Scheduled
 
 from prefect_ray_worker.identity import INFRASTRUCTURE_RETRY, attempt_name, present_claim
 from tests.integration.driver_kit import traces
@@ -87,6 +87,24 @@ async def test_a_driver_of_a_running_run_leaves_it_alone(here: Pool, tmp_path: P
     (tmp_path / "go").touch()
     output(first)
     assert "Nothing to do: the flow run is Completed" in output(driver(run_id, attempt))
+    assert len(traces(tmp_path, "ran")) == 1
+
+
+async def test_a_second_driver_runs_nothing_whatever_a_late_worker_says(
+    here: Pool, tmp_path: Path
+) -> None:
+    """A worker that took the job for PENDING has put its own state over the first driver's."""
+    run_id, attempt = await claimed(here, "runs_for", tmp_path)
+    for name in ("Starting", "InfrastructurePending"):
+        await here.client.set_flow_run_state(run_id, State(type=StateType.PENDING, name=name))
+    assert "another driver of this attempt has begun" in output(driver(run_id, attempt))
+    assert traces(tmp_path, "ran") == []
+
+
+async def test_a_run_that_was_said_to_wait_is_claimed(here: Pool, tmp_path: Path) -> None:
+    run_id, attempt = await claimed(here, "runs_for", tmp_path)
+    await here.client.set_flow_run_state(run_id, InfrastructurePending())
+    output(driver(run_id, attempt))
     assert len(traces(tmp_path, "ran")) == 1
 
 

@@ -72,6 +72,8 @@ def test_private_names_of_prefect_that_we_read_are_still_there() -> None:
     worker = RayWorker("any-pool")
     assert _prefect_compat.exit_stack(worker) is not None
     assert _prefect_compat.worker_logger(worker) is not None
+    related = _prefect_compat.related_resources(worker, worker.job_configuration())
+    assert [resource.role for resource in related] == ["worker"]
     assert "PREFECT_CLIENT_CUSTOM_HEADERS" in _prefect_compat.secret_setting_names()
 
 

@@ -1,0 +1,24 @@
+"""`link`: puts the way to the job's page in the Ray dashboard onto the flow run, as an artifact."""
+
+import logging
+
+import anyio
+
+from prefect_ray_worker.attempts.attempt import Attempt
+
+_PREFECT_SECONDS = 10.0
+
+_log = logging.getLogger("prefect.workers.ray.linker")
+
+
+async def link(attempt: Attempt) -> None:
+    """Give a run the link to its job, unless it has it. Never raises, and ends within 10 s."""
+    page = attempt.dashboard_page
+    description = f"The Ray Job of this run, `{attempt.job_id}`, in the dashboard of its cluster."
+    try:
+        with anyio.fail_after(_PREFECT_SECONDS):
+            await attempt.around.flow_runs.link(
+                attempt.run_id, page, text="Ray dashboard: the job", description=description
+            )
+    except Exception as exc:  # noqa: BLE001 (the run goes on without; the link is in its log)
+        _log.warning("The run %s was not given its link: %s", attempt.run_id, exc)

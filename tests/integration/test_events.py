@@ -1,0 +1,256 @@
+"""A job's events, as the Prefect server keeps them and as its automations match them."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import anyio
+import pytest
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import StateType
+from prefect.events import Event
+from prefect.events.clients import AssertingEventsClient
+from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+
+from prefect_ray_worker.driver.exits import DriverExit
+from prefect_ray_worker.events import Happening, event_id, resource_id
+from prefect_ray_worker.identity import InfrastructurePid
+from tests.fake_ray.script import PENDING_FOREVER
+from tests.integration.harness import Pool
+from tests.integration.stage import Stage
+from tests.prefect_server import PrefectServer, prefect_server
+from tests.waiting import wait_until
+
+EXAMPLE = Path(__file__).parents[2] / "docs/examples/automations/pause-a-pool-without-prefect.yaml"
+NODE_DIED = (Path(__file__).parents[1] / "unit/job_messages/node-died.txt").read_text()
+_SERVICES = {
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "true",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "0.3",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "true",
+}
+
+
+@pytest.fixture(scope="module")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A server that keeps events and runs automations; the other tests do without."""
+    _drain()  # Prefect's sender holds on to the server that it began with
+    with prefect_server(tmp_path_factory.mktemp("events"), _SERVICES) as server:
+        yield server
+        _drain()
+
+
+def _drain() -> None:
+    APILogWorker.drain_all(timeout=10)
+    EventsWorker.drain_all(timeout=10)
+
+
+async def events_of(
+    pool: Pool, job_id: str | None, *, name: str = "prefect.ray.job."
+) -> list[Event]:
+    """Return the job's events in the order in which they occurred."""
+    wanted = EventFilter(
+        resource=EventResourceFilter(id=[resource_id(job_id or "")]),
+        event=EventNameFilter(prefix=[name]),
+    )
+    page = await pool.client.read_events(wanted, limit=50)
+    return sorted(page.events, key=lambda event: event.occurred)
+
+
+async def event_of(pool: Pool, job_id: str | None, happening: Happening) -> Event:
+    """Wait for an event of a job; there may be one only."""
+
+    async def there() -> list[Event]:
+        return await events_of(pool, job_id, name=happening.event)
+
+    (event,) = await wait_until(there, timeout=30, description=f"{happening} of {job_id}")
+    return event
+
+
+async def test_life_of_a_job_that_fails(stage: Stage) -> None:
+    stage.ray.on_submit = PENDING_FOREVER
+    async with stage.pool.working() as (worker,):
+        run_id = await stage.start()
+        job = await stage.job_of(run_id)
+        await stage.pool.wait_for_log(run_id, "is PENDING")
+        job.set("RUNNING")
+        await stage.pool.wait_for_log(run_id, "is RUNNING")
+        job.set("FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED", message=NODE_DIED)
+        await stage.ends(run_id, StateType.CRASHED, "NodeDied: ")
+        failed = await event_of(stage.pool, job.submission_id, Happening.FAILED)
+        name = worker.name
+    pending, running, last = await events_of(stage.pool, job.submission_id)
+    assert [pending.event, running.event] == ["prefect.ray.job.pending", "prefect.ray.job.running"]
+    assert last == failed
+    for event, happening in ((pending, Happening.PENDING), (failed, Happening.FAILED)):
+        assert event.id == event_id(job.submission_id or "", happening)
+    assert (pending.follows, running.follows, failed.follows) == (None, pending.id, running.id)
+    record = job.details()
+    assert int(pending.occurred.timestamp() * 1000) == record["start_time"]
+    assert int(failed.occurred.timestamp() * 1000) == record["end_time"]
+
+    labels = failed.resource.root
+    assert labels["prefect.ray.diagnosis"] == "NodeDied"
+    assert labels["prefect.ray.error-type"] == "JOB_SUPERVISOR_ACTOR_DIED"
+    assert labels["prefect.ray.status"] == "FAILED"
+    assert labels["prefect.ray.address"] == stage.ray.address
+    assert labels["prefect.ray.session"] == stage.ray.session_name
+    assert labels["prefect.ray.driver-node-id"] == record["driver_node_id"]
+    assert labels["prefect.ray.dashboard"] == f"{stage.ray.address}/#/jobs/{job.submission_id}"
+    assert "prefect.ray.diagnosis" not in pending.resource.root
+    assert failed.payload["message"].startswith("NodeDied: ")
+
+    run = await stage.pool.read(run_id)
+    related = {resource.role: resource.id for resource in failed.related}
+    assert related["flow-run"] == f"prefect.flow-run.{run_id}"
+    assert related["flow"] == f"prefect.flow.{run.flow_id}"
+    assert related["deployment"] == f"prefect.deployment.{run.deployment_id}"
+    assert related["work-pool"].startswith("prefect.work-pool.")
+    assert related["worker"].startswith("prefect.worker.ray.")
+    assert name in [resource.name for resource in failed.related]
+
+
+async def test_second_worker_sends_only_what_is_new(stage: Stage) -> None:
+    """The server forgets ids after 5 minutes, so the second worker has to ask before it sends."""
+    async with stage.pool.working(heartbeat_interval_seconds=2):
+        run_id, job = await stage.running()
+        running = await event_of(stage.pool, job.submission_id, Happening.RUNNING)
+    sent = _Recorded()
+    with sent:
+        async with stage.pool.working(heartbeat_interval_seconds=2):
+            await stage.pool.wait_for_log(run_id, "Following Ray Job", seconds=40)
+            job.set("STOPPED")
+            await stage.ends(run_id, StateType.CRASHED, "StoppedOutside: ")
+            await wait_until(lambda: sent.names, timeout=20, description="an event")
+    assert sent.names == ["prefect.ray.job.stopped"]
+    assert sent.follows == [running.id]
+
+
+class _Recorded:
+    """Records the events that this process hands to Prefect's sender, instead of sending them."""
+
+    def __enter__(self) -> None:
+        AssertingEventsClient.reset()
+        EventsWorker.set_client_override(AssertingEventsClient)
+
+    def __exit__(self, *_: object) -> None:
+        EventsWorker.set_client_override(None)
+
+    @property
+    def _ours(self) -> list[Event]:
+        sent = [event for client in AssertingEventsClient.all for event in client.events]
+        return [event for event in sent if event.event.startswith("prefect.ray.")]
+
+    @property
+    def names(self) -> list[str]:
+        return [event.event for event in self._ours]
+
+    @property
+    def follows(self) -> list[UUID | None]:
+        return [event.follows for event in self._ours]
+
+
+async def test_job_that_its_cluster_has_lost(stage: Stage) -> None:
+    async with stage.pool.working():
+        run_id, job = await stage.running()
+        stage.ray.restart(new_session=True)
+        await stage.ends(run_id, StateType.CRASHED, "HeadLost: ")
+        lost = await event_of(stage.pool, job.submission_id, Happening.LOST)
+    assert lost.resource.root["prefect.ray.diagnosis"] == "HeadLost"
+    assert lost.resource.root["prefect.ray.status"] == "RUNNING"
+
+
+async def test_driver_that_settled_its_run_is_quoted(stage: Stage) -> None:
+    async with stage.pool.working():
+        run_id, job = await stage.running()
+        await stage.play(run_id, StateType.CRASHED, message="OutOfMemory: It died. Do less.")
+        job.set("FAILED", driver_exit_code=84)
+        failed = await event_of(stage.pool, job.submission_id, Happening.FAILED)
+    assert failed.resource.root["prefect.ray.diagnosis"] == "OutOfMemory"
+    assert failed.resource.root["prefect.ray.exit-code"] == "84"
+
+
+async def test_job_that_is_stopped_for_its_limit(stage: Stage) -> None:
+    """Nobody watches the job any more when it ends; a last look tells how."""
+    async with stage.pool.working():
+        run_id, job = await stage.running(run_timeout_seconds=1)
+        await stage.ends(run_id, StateType.CRASHED)
+        stopped = await event_of(stage.pool, job.submission_id, Happening.STOPPED)
+    assert stopped.resource.root["prefect.ray.status"] == "STOPPED"
+
+
+async def test_no_run_waits_for_an_events_api_that_is_away(stage: Stage) -> None:
+    class Refusing:
+        def __init__(self) -> None:
+            raise ConnectionError("no events today")
+
+    EventsWorker.set_client_override(Refusing)  # type: ignore[arg-type]
+    try:
+        async with stage.pool.working():
+            with anyio.fail_after(30):
+                await stage.is_served()
+    finally:
+        EventsWorker.set_client_override(None)
+
+
+async def test_automation_of_the_guide_pauses_a_pool_without_prefect(
+    prefect_api: PrefectServer, stage: Stage
+) -> None:
+    await anyio.run_process(
+        [sys.executable, "-m", "prefect", "automation", "create", "--from-file", str(EXAMPLE)],
+        env={**os.environ, "PREFECT_API_URL": prefect_api.api_url},
+    )
+
+    async def is_paused() -> bool:
+        return (await stage.pool.client.read_work_pool(stage.pool.name)).is_paused
+
+    async with stage.pool.working():
+        run_id, job = await stage.running()
+        job.set("FAILED", driver_exit_code=7)
+        await stage.ends(run_id, StateType.CRASHED, "DriverExited: ")
+        await event_of(stage.pool, job.submission_id, Happening.FAILED)
+        assert not await is_paused()
+        run_id, job = await stage.running()
+        job.set(
+            "FAILED",
+            driver_exit_code=DriverExit.API_UNREACHABLE,
+            message="PrefectApiUnreachable: It is away. Let the nodes reach it.",
+        )
+        await stage.ends(run_id, StateType.CRASHED, "PrefectApiUnreachable: ")
+        await wait_until(is_paused, timeout=60, description="the automation to act")
+
+
+async def test_attempt_that_is_followed_by_another_has_its_diagnosis(stage: Stage) -> None:
+    async with stage.pool.working():
+        run_id, job = await stage.running(infrastructure_retries=1)
+        job.set("FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED", message=NODE_DIED)
+        failed = await event_of(stage.pool, job.submission_id, Happening.FAILED)
+    assert failed.resource.root["prefect.ray.diagnosis"] == "NodeDied"
+    assert not (await stage.pool.read(run_id)).state.is_final()  # type: ignore[union-attr]
+
+
+@pytest.mark.ray
+async def test_on_a_real_ray(pool: Pool) -> None:
+    """Ray's own times, node and exit code; and the run's way to its job."""
+    async with pool.working():
+        run_id = await pool.start("adds")
+        run = await pool.wait_for(run_id, seconds=90)
+        assert run.state is not None
+        assert run.state.type == StateType.COMPLETED
+        pid = InfrastructurePid.parse(run.infrastructure_pid or "")
+        succeeded = await event_of(pool, pid.submission_id, Happening.SUCCEEDED)
+    pending, *others = await events_of(pool, pid.submission_id)
+    assert pending.event == "prefect.ray.job.pending"
+    assert others[-1] == succeeded
+    assert succeeded.follows == [pending, *others][-2].id
+    labels = succeeded.resource.root
+    assert labels["prefect.ray.exit-code"] == "0"
+    assert len(labels["prefect.ray.driver-node-id"]) == 56
+    assert labels["prefect.ray.session"] == pid.session_name
+    (artifact,) = await pool.client.read_artifacts(
+        artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+    )
+    assert f"{pid.address}/#/jobs/{pid.submission_id}" in str(artifact.data)

@@ -1,0 +1,54 @@
+"""The worker's metrics, as Prometheus reads them from Prefect's own endpoint."""
+
+from pathlib import Path
+
+import httpx
+from prefect.client.schemas.objects import StateType
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.fake_ray.script import PENDING_FOREVER
+from tests.integration.stage import STAGE_INTERVAL, Stage
+from tests.integration.worker_process import worker_process
+from tests.ports import free_port
+from tests.waiting import wait_until
+
+
+class Endpoint:
+    """The endpoint of a worker that was just started."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}/metrics"
+
+    def read(self, name: str, **labels: str) -> float:
+        """Return a sample, or 0 if it is not there yet."""
+        text = httpx.get(self._url, trust_env=False).text
+        samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+        wanted = [s for s in samples if s.name == name and labels.items() <= s.labels.items()]
+        return sum(s.value for s in wanted)
+
+
+async def test_what_prometheus_reads(stage: Stage, tmp_path: Path) -> None:
+    stage.ray.on_submit = PENDING_FOREVER
+    port = free_port()
+    env = {
+        "PREFECT_CLIENT_METRICS_ENABLED": "true",
+        "PREFECT_CLIENT_METRICS_PORT": str(port),
+        "PREFECT_INTEGRATIONS_RAY_WORKER_POLL_INTERVAL_SECONDS": str(STAGE_INTERVAL),
+    }
+    endpoint = Endpoint(port)
+    with worker_process(stage.pool.name, tmp_path, env=env):
+        run_id = await stage.start()
+        job = await stage.job_of(run_id)
+        await stage.pool.wait_for_log(run_id, "is PENDING")
+        assert endpoint.read("prefect_ray_submissions_total", disposition="submitted") == 1
+        assert endpoint.read("prefect_ray_active_jobs", status="pending") == 1
+        address = stage.ray.address
+        assert endpoint.read("prefect_ray_poll_seconds_count", address=address) >= 1
+        assert endpoint.read("prefect_ray_poll_age_seconds", address=address) < 60
+        job.set("FAILED", driver_exit_code=7)
+        await stage.ends(run_id, StateType.CRASHED)
+        assert endpoint.read("prefect_ray_crashes_total", category="DriverExited") == 1
+        await wait_until(
+            lambda: endpoint.read("prefect_ray_active_jobs") == 0, description="no active job"
+        )
+        assert endpoint.read("prefect_ray_log_lines_total") == 0

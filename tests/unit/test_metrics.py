@@ -1,0 +1,91 @@
+"""What is counted: names, and that gauges go down again."""
+
+from typing import Any
+
+import anyio
+import pytest
+from prometheus_client import REGISTRY
+
+from prefect_ray_worker import metrics
+from prefect_ray_worker.cancellation import stop_and_confirm
+from prefect_ray_worker.errors import JobNotFound
+from prefect_ray_worker.jobs_api.client import JobsClient
+from prefect_ray_worker.jobs_api.connection import Connection
+from prefect_ray_worker.metrics import ActiveJob, Polls
+from tests.fake_ray import FakeRay
+
+
+def value(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+class Change:
+    """How much a sample has changed since this was made."""
+
+    def __init__(self, name: str, **labels: str) -> None:
+        self._sample: tuple[str, Any] = (name, labels)
+        self._before = value(name, **labels)
+
+    def __call__(self) -> float:
+        name, labels = self._sample
+        return value(name, **labels) - self._before
+
+
+def test_names_are_ours_and_no_label_is_of_one_run() -> None:
+    for metric in metrics.ALL:
+        (described,) = metric.describe()
+        assert described.name.startswith("prefect_ray_")
+        assert described.documentation.endswith(".")
+        assert not set(metric._labelnames) & {"job", "run", "flow_run", "submission_id"}
+    in_module = {
+        m for m in vars(metrics).values() if isinstance(m, type(metrics.ALL[0]).__mro__[1])
+    }
+    assert in_module == set(metrics.ALL), "each is documented"
+
+
+def test_active_job_is_counted_once_under_its_status() -> None:
+    changes = {
+        status: Change("prefect_ray_active_jobs", status=status)
+        for status in ("unknown", "pending", "running")
+    }
+
+    def now() -> dict[str, float]:
+        return {status: change() for status, change in changes.items() if change()}
+
+    job = ActiveJob()
+    assert now() == {"unknown": 1}
+    job.is_now("PENDING")
+    job.is_now("PENDING")
+    assert now() == {"pending": 1}
+    job.is_now("RUNNING")
+    assert now() == {"running": 1}
+    job.close()
+    assert now() == {}
+
+
+async def test_age_grows_while_a_cluster_is_silent() -> None:
+    polls = Polls("http://silent:8265")
+    labels = {"address": "http://silent:8265"}
+    assert value("prefect_ray_poll_age_seconds", **labels) == 0
+    with polls.look():
+        await anyio.sleep(0.01)
+    silent = value("prefect_ray_poll_age_seconds", **labels)
+    assert silent >= 0.01
+    with polls.look() as look:
+        look.answered = True
+    assert value("prefect_ray_poll_age_seconds", **labels) < silent
+    polls.rest()
+    assert value("prefect_ray_poll_age_seconds", **labels) == 0
+    for answered in ("true", "false"):
+        assert value("prefect_ray_poll_seconds_count", answered=answered, **labels) == 1
+
+
+async def test_errors_and_stops_are_counted_by_what_they_were() -> None:
+    errors = Change("prefect_ray_errors_total", error="JobNotFound")
+    stops = Change("prefect_ray_stops_total", result="gone")
+    async with FakeRay() as ray, JobsClient(Connection(ray.address)) as client:
+        with pytest.raises(JobNotFound):
+            await client.get("nobody")
+        assert (errors(), stops()) == (1, 0)
+        await stop_and_confirm(client, "nobody", grace_seconds=1)
+        assert (errors(), stops()) == (2, 1)
