@@ -105,9 +105,11 @@ class Stage:
         reported: State[Any] = State(type=state, name=name or state.value.title(), message=message)
         await self.pool.client.set_flow_run_state(run_id, reported, force=True)
 
-    async def ends(self, run_id: UUID, state: StateType, text: str = "") -> FlowRun:
+    async def ends(
+        self, run_id: UUID, state: StateType, text: str = "", *, seconds: float = 20
+    ) -> FlowRun:
         """Wait for the run's end and check it: its state, and what its message says."""
-        run = await self.pool.wait_for(run_id, seconds=20)
+        run = await self.pool.wait_for(run_id, seconds=seconds)
         assert run.state is not None
         assert run.state.type == state, run.state
         assert text in (run.state.message or ""), run.state.message
