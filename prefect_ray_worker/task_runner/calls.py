@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFlowRunFuture
 from prefect.tasks import Task
 
 from prefect_ray_worker.task_runner.futures import ArrivedFuture, RayTaskFuture
@@ -101,6 +102,9 @@ class Flight:
             return "run", source.task_run_id, outcome, result
         if isinstance(source, State):
             return "parcel", pack(source)
+        source.wait()  # it is done: without this, Prefect's own futures ask the API for their state
+        if isinstance(source, PrefectFlowRunFuture):
+            return "parcel", pack(source.state)
         return "parcel", pack(ArrivedFuture(source.task_run_id, source.state))
 
 

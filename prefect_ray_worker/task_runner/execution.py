@@ -1,6 +1,7 @@
 """The function that Ray runs: one task run, in a process of the cluster."""
 
 import socket
+from asyncio import CancelledError
 from contextvars import Context
 from typing import Any
 from uuid import UUID
@@ -81,7 +82,7 @@ def run(
     try:
         state = _run(surroundings, task, call, arguments)
     except KeyboardInterrupt as exc:  # cancelled before the engine had it
-        state = crashed_state(exc)
+        state = _crashed(exc)
     finally:
         Interrupts.disarm()
     state.state_details.task_run_id = call.task_run_id
@@ -101,7 +102,7 @@ def _run(surroundings: Blob, blob: Blob, call: Call, arguments: tuple[Any, ...])
     try:
         return _engine(process, context, task, engine)
     except BaseException as exc:  # what the engine re-raises, it has reported
-        return crashed_state(exc)
+        return _crashed(exc)
 
 
 def _engine(
@@ -143,6 +144,16 @@ def _arrival(slot: Any, arguments: tuple[Any, ...]) -> Any:
             return arguments[position]
         case _:
             return unpack(slot[1])
+
+
+def _crashed(exc: BaseException) -> State[Any]:
+    if isinstance(exc, CancelledError):
+        return Crashed(message="Execution was cancelled by the runtime environment.")
+    state = crashed_state(exc)
+    if not isinstance(exc, Exception):
+        # Whoever asks for the result must not exit, or be interrupted, as well.
+        state.data = None
+    return state
 
 
 def _not_loaded(exc: Exception) -> State[Any]:

@@ -5,6 +5,7 @@ no process and no GPU. Each upstream run is one slot; where a parameter held the
 now a placeholder that becomes the arrived run when the task's process unpickles the parameters.
 """
 
+import copyreg
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -12,7 +13,13 @@ from typing import Any
 from prefect.client.schemas.objects import RunInput, State, TaskRunResult
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFlowRunFuture, PrefectFuture
-from prefect.utilities.annotations import quote
+from prefect.utilities.annotations import (
+    BaseAnnotation,
+    allow_failure,
+    opaque,
+    quote,
+    unmapped,
+)
 from prefect.utilities.collections import StopVisiting, visit_collection
 from prefect.utilities.engine import get_state_for_result
 
@@ -21,6 +28,15 @@ from prefect_ray_worker.task_runner.futures import ArrivedFuture, RayTaskFuture
 Dependencies = dict[str, set[RunInput]]
 Source = Any
 """A future, or an object reference of Ray that the user has passed."""
+
+
+def _annotate(annotation: BaseAnnotation[Any]) -> tuple[Any, ...]:
+    return type(annotation), (annotation.unwrap(),)
+
+
+# By themselves they come out of a pickle with their value wrapped once more (3.8.8).
+for _kind in (allow_failure, opaque, quote, unmapped):
+    copyreg.pickle(_kind, _annotate)
 
 _arrivals: ContextVar[list[Any]] = ContextVar("arrivals")
 

@@ -175,6 +175,7 @@ def _without_body(flow: Flow[Any, Any]) -> Flow[Any, Any]:
     """Return what tasks see of their flow: all but its code, which may not even be picklable."""
     stub = copy.copy(flow)
     stub.fn = _body_is_elsewhere
+    vars(stub).pop("__wrapped__", None)
     for name in vars(stub):
         if name.startswith("on_") and name.endswith("_hooks"):
             setattr(stub, name, [])
