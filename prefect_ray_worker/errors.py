@@ -6,6 +6,8 @@ The branches answer one question: may we try again, and do we know what happened
     * InvalidConfiguration: what the user wrote cannot work; nothing was submitted
     * LocalClusterError: the embedded Ray could not be started or found
     * SubmissionConflict: another tool's job already has our submission id
+    * NoRayCluster: the task runner was to join a cluster, and there is none
+    * Unpicklable: a task or a parameter cannot be sent to the cluster
     * JobsApiError: a call to Ray's Jobs API failed
         * RetryableError: the cluster did not take the request; asking again is safe
             * ClusterUnreachable
@@ -40,6 +42,17 @@ class LocalClusterError(RayWorkerError):
 
 class SubmissionConflict(RayWorkerError):
     """A job that is not ours holds the submission id of this run."""
+
+
+class NoRayCluster(RayWorkerError, ConnectionError):
+    """The task runner was to join a Ray that is not there; a `ConnectionError`, as Ray's own."""
+
+
+class Unpicklable(RayWorkerError, TypeError):
+    """A task or a parameter cannot be sent to the cluster; the message names what is in the way.
+
+    A `TypeError`, as pickle's own.
+    """
 
 
 class JobsApiError(RayWorkerError):

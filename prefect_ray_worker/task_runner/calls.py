@@ -10,12 +10,13 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFlowRunFuture
 from prefect.tasks import Task
 
+from prefect_ray_worker.errors import Unpicklable
 from prefect_ray_worker.task_runner.futures import ArrivedFuture, RayTaskFuture
 from prefect_ray_worker.task_runner.inputs import Inputs
 from prefect_ray_worker.task_runner.options import DEFAULTS, options_for, to_inherit
 from prefect_ray_worker.task_runner.parcels import Blob, Parcel, dumps, pack
 from prefect_ray_worker.task_runner.surroundings import Surroundings
-from prefect_ray_worker.task_runner.unpicklable import Unpicklable, culprit
+from prefect_ray_worker.task_runner.unpicklable import culprit
 
 _RETURNS = 3
 _ID_DIGITS = 8

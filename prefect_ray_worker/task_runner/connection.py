@@ -11,19 +11,16 @@ from typing import Any
 
 from prefect.logging import get_logger
 
-from prefect_ray_worker.errors import RayWorkerError
+from prefect_ray_worker.errors import NoRayCluster
 from prefect_ray_worker.task_runner import code
 
 _log = get_logger("task_runner.ray")
 
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the entrypoint of a Ray Job (2.60)."""
+# Of `ray._private.worker` (2.60): the mode of a driver.
+_SCRIPT_MODE = 0
 _OVERRIDE_VARIABLE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"
-_LOOPBACK = ("local", "ray://localhost", "ray://127.0.0.1")
-
-
-class NoRayCluster(RayWorkerError, ConnectionError):
-    """There is no Ray to join; the message says what to do."""
 
 
 def is_task_process() -> bool:
@@ -33,9 +30,6 @@ def is_task_process() -> bool:
     if not ray.is_initialized():
         return False
     return ray.get_runtime_context().worker.mode not in (None, _SCRIPT_MODE)
-
-
-_SCRIPT_MODE = 0
 
 
 @dataclass

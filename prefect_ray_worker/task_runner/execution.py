@@ -164,4 +164,4 @@ def _not_loaded(exc: Exception) -> State[Any]:
             "(docs/how-to/fan-out.md), or install it there."
         )
     message = f"The task could not be loaded on {socket.gethostname()}: {type(exc).__name__}: {exc}"
-    return Crashed(name=NOT_LOADED, message=message + hint, data=exc)
+    return Crashed(name=NOT_LOADED, message=message + hint)

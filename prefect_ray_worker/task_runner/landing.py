@@ -162,8 +162,9 @@ class Landing:
         self._mailbox.put(*mail)
         state = outcome.restore(flight.future.load)
         if state.name in (NOT_LOADED, UNSENDABLE):
+            overrules = state.name == UNSENDABLE
             state.name = state.type.value.title()
-            self._in_background(self._report, flight, state)
+            self._in_background(self._report, flight, state, overrules)
         else:
             self._landed(flight, state)
 
@@ -213,9 +214,11 @@ class Landing:
         self._report(flight, state, must_exist=cancelling)
         flight.future.lose()
 
-    def _report(self, flight: Flight, state: Any, *, must_exist: bool = False) -> None:
+    def _report(
+        self, flight: Flight, state: Any, overrules: bool = False, *, must_exist: bool = False
+    ) -> None:
         try:
-            losses.report(flight, state, must_exist=must_exist)
+            losses.report(flight, state, must_exist=must_exist, overrules=overrules)
             self._emits = True
         except Exception:
             _log.exception("The state of task run %s could not be reported", flight.name)

@@ -82,27 +82,31 @@ def lost_state(flight: Flight, exc: BaseException, *, cancelling: bool) -> State
             message="The task was cancelled with its flow, before it could end by itself."
         )
     else:
-        state = Crashed(message=describe(exc), data=RuntimeError(describe(exc)))
+        state = Crashed(message=describe(exc))  # whoever asks for the result gets a CrashedRun
     state.state_details.task_run_id = flight.future.task_run_id
     state.state_details.flow_run_id = flight.flow_run_id
     return state
 
 
-def report(flight: Flight, state: State[Any], *, must_exist: bool) -> None:
+def report(
+    flight: Flight, state: State[Any], *, must_exist: bool = False, overrules: bool = False
+) -> None:
     """Tell the Prefect API of a state that the task's process could not tell of.
 
     Args:
         flight: The run.
         state: The state.
         must_exist: Whether a run that Prefect does not know shall stay unknown to it.
+        overrules: Whether the state is to follow a final one of the task's process.
     """
-    known = _read(flight.future.task_run_id, 0.0 if must_exist else _KNOWN_SECONDS)
+    seconds = 0.0 if must_exist else _KNOWN_SECONDS
+    known = _read(flight.future.task_run_id, seconds, final=overrules)
     if known is None:
         if must_exist:
             return
         known = _never_seen(flight)
     before = known.state or Pending()
-    if before.is_final():
+    if before.is_final() and not overrules:
         return
     # The API keeps the state with the latest time, and clocks of nodes differ.
     latest = max(state.timestamp, before.timestamp + timedelta(microseconds=1))
@@ -112,7 +116,7 @@ def report(flight: Flight, state: State[Any], *, must_exist: bool) -> None:
     emit_task_run_state_change_event(task_run=known, initial_state=before, validated_state=state)
 
 
-def _read(task_run_id: UUID, seconds: float) -> TaskRun | None:
+def _read(task_run_id: UUID, seconds: float, *, final: bool) -> TaskRun | None:
     deadline = time.monotonic() + seconds
     with get_client(sync_client=True) as client:
         while True:
@@ -123,7 +127,9 @@ def _read(task_run_id: UUID, seconds: float) -> TaskRun | None:
             except Exception:
                 _log.warning("Cannot read task run %s", task_run_id, exc_info=True)
                 return None
-            if (run and run.state and run.state.is_running()) or time.monotonic() >= deadline:
+            state = run.state if run else None
+            known = state is not None and (state.is_final() or (state.is_running() and not final))
+            if known or time.monotonic() >= deadline:
                 return run
             time.sleep(_ASK_SECONDS)
 

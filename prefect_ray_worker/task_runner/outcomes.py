@@ -4,6 +4,7 @@ State and result travel apart. Whoever only wants to know whether a task has suc
 get its result as well, which stays in the cluster until somebody asks for it.
 """
 
+import copy
 import pickle
 import traceback
 from collections.abc import Callable
@@ -192,4 +193,7 @@ def _unsendable(state: State[Any], value: object, why: Exception) -> State[Any]:
 
 
 def _bare(state: State[Any]) -> bytes:
-    return pickle.dumps(state.model_copy(update={"data": None}))
+    # Not `model_copy`, which gives a state another id and, in 3.8.8, no timestamp.
+    bare = copy.copy(state)
+    bare.data = None
+    return pickle.dumps(bare)

@@ -6,10 +6,6 @@ from typing import Any
 from prefect_ray_worker.task_runner.parcels import dumps
 
 
-class Unpicklable(TypeError):
-    """A task or a parameter cannot be sent to the cluster; the message names what is in the way."""
-
-
 def culprit(function: Any, exc: Exception) -> str:
     """Describe what of a function cannot be pickled.
 

@@ -127,7 +127,7 @@ def test_prefects_signal_handler_survives() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-SCRIPT = '''
+SCRIPT = """
 import sys, time
 from pathlib import Path
 from prefect import flow, task
@@ -147,7 +147,7 @@ def cancelled(folder):
 
 if __name__ == "__main__":
     cancelled(sys.argv[1])
-'''
+"""
 
 
 def test_sigterm_ends_flow_tasks_and_the_ray_of_its_own(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from prefect.transactions import transaction
 from prefect.utilities.annotations import quote
 
 from prefect_ray_worker import RayTaskRunner
-from prefect_ray_worker.task_runner.unpicklable import Unpicklable
+from prefect_ray_worker.errors import Unpicklable
 from tests.real_ray import RealRay
 from tests.task_runner.api import states, task_runs
 
@@ -143,8 +143,8 @@ def test_a_failed_task_fails_the_flow_and_is_shown(runner: RayTaskRunner) -> Non
         return futures
 
     ids: list[Any] = []
-    with pytest.raises(ValueError, match="no luck"):
-        in_flow(runner, body)
+    # A flow that returns futures returns their states, as with other runners.
+    assert [s.name for s in in_flow(runner, body)] == ["Failed", "Completed"]
     assert states(ids[0], 3) == ["Completed", "Failed", "NotReady"]
 
 
@@ -181,15 +181,15 @@ def type_name(value: Any) -> str:
 def test_futures_of_other_runners_do_not_block_the_submit(runner: RayTaskRunner) -> None:
     def body() -> Any:
         with ThreadPoolTaskRunner() as threads:
-            slow = threads.submit(sleep, {"seconds": 0.7})
+            slow = threads.submit(sleep, {"seconds": 4})
             begun = time.monotonic()
             after = add.submit(slow, wait_for=[slow])
             took = time.monotonic() - begun
             return after.result(), took
 
     result, took = in_flow(runner, body)
-    assert result == 1.7
-    assert took < 0.5
+    assert result == 5
+    assert took < 3
 
 
 def test_nested_submits_and_subflows(runner: RayTaskRunner) -> None:
@@ -468,9 +468,9 @@ def test_upstream_runs_are_drawn(runner: RayTaskRunner) -> None:
         return FlowRunContext.get().flow_run.id  # type: ignore[union-attr]
 
     runs = task_runs(in_flow(runner, body), 3)
-    by_id = {run.id: run for run in runs}
-    linked = [(name, by_id[i.id]) for run in runs for name, ins in run.task_inputs.items() for i in ins]  # type: ignore[union-attr]
-    assert sorted(name for name, _ in linked) == ["wait_for", "x"]
+    drawn = [(name, i.id) for run in runs for name, ins in run.task_inputs.items() for i in ins]  # type: ignore[union-attr]
+    assert sorted(name for name, _ in drawn) == ["wait_for", "x"]
+    assert {run_id for _, run_id in drawn} <= {run.id for run in runs}
 
 
 def test_futures_are_hashable_and_pickle() -> None:

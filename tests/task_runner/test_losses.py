@@ -72,7 +72,7 @@ def test_a_task_whose_process_dies_is_crashed(
             assert future.state.name == "NotReady"
             assert str(dead.task_run_id) in (future.state.message or "")
         assert others.result() == [2, 3]
-        return dead
+        return dead.result()
 
     with pytest.raises(CrashedRun):
         with_a_death()
@@ -115,14 +115,10 @@ def test_an_exception_that_does_not_unpickle_is_readable(runner: RayTaskRunner) 
 
     @flow(task_runner=runner)
     def fails() -> None:
-        try:
+        with pytest.raises(UnportableError, match=r"Picky: no entry") as caught:
             picky.submit().result()
-        except UnportableError as exc:
-            assert exc.original_type.endswith("Picky")
-            assert "no entry" in str(exc)
-            assert 'raise Picky("no entry", code=403)' in exc.original_traceback
-        else:
-            raise AssertionError("nothing raised")
+        assert caught.value.original_type.endswith("Picky")
+        assert 'raise Picky("no entry", code=403)' in caught.value.original_traceback
 
     fails()
 
