@@ -47,7 +47,7 @@ class Landing:
         self._changed = threading.Condition()
         self._in_flight: set[Flight] = set()
         self._waiting: deque[Flight] = deque()
-        self._held = 0
+        self._held: set[Flight] = set()
         self._is_cancelled = False
         self._arrived: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -69,10 +69,11 @@ class Landing:
             self._thread.start()
         foreign = flight.inputs.foreign()
         if not foreign:
-            self._enqueue(flight)
+            if self._has_turn(flight):
+                self._take_off(flight)
             return
         with self._changed:
-            self._held += 1
+            self._held.add(flight)
         _when_done(foreign, lambda: self._arrived.put(lambda: self._release(flight)))
 
     def finish(self) -> None:
@@ -86,7 +87,8 @@ class Landing:
 
         with self._changed:
             self._is_cancelled = True
-            waiting, self._waiting = list(self._waiting), deque()
+            waiting, self._waiting = [*self._waiting, *self._held], deque()
+            self._held.clear()
             flying = list(self._in_flight)
         for flight in waiting:
             self._land_cancelled(flight)
@@ -107,26 +109,41 @@ class Landing:
         if self._settlers is not None:
             self._settlers.shutdown(wait=True, cancel_futures=True)
 
-    def _enqueue(self, flight: Flight) -> None:
+    def _has_turn(self, flight: Flight) -> bool:
         with self._changed:
-            if self._waiting or len(self._in_flight) >= self._limit:
-                if not self._is_cancelled:
-                    self._waiting.append(flight)
-                    return
-            else:
-                self._in_flight.add(flight)
-        self._take_off(flight)
+            if not self._is_cancelled and (self._waiting or len(self._in_flight) >= self._limit):
+                self._waiting.append(flight)
+                return False
+            self._in_flight.add(flight)
+            return True
 
     def _release(self, flight: Flight) -> None:
         with self._changed:
-            self._held -= 1
-        self._enqueue(flight)
+            if flight not in self._held:
+                return  # cancelled meanwhile
+            self._held.remove(flight)
+            has_turn = self._has_turn(flight)
+        if has_turn:
+            self._take_off_here(flight)
+
+    def _take_off_here(self, flight: Flight) -> None:
+        """Launch in a thread of ours, where nobody else would learn that it has failed."""
+        try:
+            self._take_off(flight)
+        except Exception as exc:
+            self._settle(flight, exc)
 
     def _take_off(self, flight: Flight) -> None:
         if self._is_cancelled:
             self._land_cancelled(flight)
             return
-        flight.launch()
+        try:
+            flight.launch()
+        except BaseException:
+            with self._changed:
+                self._in_flight.discard(flight)
+                self._changed.notify_all()
+            raise
 
         def arrived(done: "Future[Any]") -> None:
             self._arrived.put(lambda: self._land(flight, done))
@@ -148,10 +165,7 @@ class Landing:
                     return
                 flight = self._waiting.popleft()
                 self._in_flight.add(flight)
-            try:
-                self._take_off(flight)
-            except Exception as exc:  # it has to reach whoever waits
-                self._settle(flight, exc)
+            self._take_off_here(flight)
 
     def _land(self, flight: Flight, done: "Future[Any]") -> None:
         try:
@@ -188,7 +202,7 @@ class Landing:
             _when_done(open_upstream, again)
         elif flight.has_lost_upstream and not self._is_cancelled:
             # Ray has not run it; the engine has to say that it is not ready.
-            self._take_off(flight)
+            self._take_off_here(flight)
         elif flight.infra_retries > 0 and losses.is_infrastructure(exc) and not self._is_cancelled:
             flight.infra_retries -= 1
             self._in_background(self._retry, flight, exc)
@@ -204,7 +218,7 @@ class Landing:
         )
         losses.report_retry(flight, exc)
         self._emits = True
-        self._take_off(flight)
+        self._take_off_here(flight)
 
     def _settle(self, flight: Flight, exc: BaseException) -> None:
         cancelling = self._is_cancelled

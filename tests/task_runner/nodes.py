@@ -47,7 +47,7 @@ def node_without(folder: Path, ray: RealRay, resource: str) -> Iterator[None]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["unshare", "-m", "sh", "-c", script],
-            env=_environment(ray.temp_dir, {}),
+            env=_environment(ray.temp_dir, {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}),
             cwd="/",
             stdout=output,
             stderr=subprocess.STDOUT,

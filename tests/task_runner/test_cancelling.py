@@ -68,7 +68,7 @@ GENTLE = (sleeps, sleeps_async, computes)
 
 def begun(folder: Path, *tasks: Any) -> list[int]:
     """Wait until tasks have begun; return the ids of their processes."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     files = [folder / t.name for t in tasks]
     while not all(f.exists() and f.read_text() for f in files):
         assert time.monotonic() < deadline, [f for f in files if not f.exists()]
@@ -86,7 +86,6 @@ def test_a_flow_that_fails_cancels_what_runs(runner: RayTaskRunner, tmp_path: Pa
         for each in GENTLE:
             each.submit(tmp_path)
         begun(tmp_path, *GENTLE)
-        sleeps.submit(tmp_path, wait_for=[sleeps.submit(tmp_path)])
         moments.append(time.monotonic())
         raise ValueError("enough")
 
