@@ -12,6 +12,7 @@ import httpx
 
 from tests.real_ray import TERMS, RealRay, _end, _environment, _free_ports
 
+_START = Path(__file__).with_name("start_node.py")
 _READY_SECONDS = 60
 
 
@@ -41,13 +42,13 @@ def node_without(folder: Path, ray: RealRay, resource: str) -> Iterator[None]:
     start = " ".join(f"--{key}={value}" for key, value in options.items())
     script = (
         f"mount -t tmpfs none {folder} && "
-        f"exec {sys.executable} -m ray.scripts.scripts start --block {start}"
+        f"exec {sys.executable} {_START} start --block {start}"
     )
     log = ray.temp_dir / "second-node.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["unshare", "-m", "sh", "-c", script],
-            env=_environment(ray.temp_dir, {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}),
+            env=_environment(ray.temp_dir, {}),
             cwd="/",
             stdout=output,
             stderr=subprocess.STDOUT,
