@@ -40,10 +40,7 @@ def node_without(folder: Path, ray: RealRay, resource: str) -> Iterator[None]:
         "max-worker-port": 0,
     }
     start = " ".join(f"--{key}={value}" for key, value in options.items())
-    script = (
-        f"mount -t tmpfs none {folder} && "
-        f"exec {sys.executable} {_START} start --block {start}"
-    )
+    script = f"mount -t tmpfs none {folder} && exec {sys.executable} {_START} start --block {start}"
     log = ray.temp_dir / "second-node.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
