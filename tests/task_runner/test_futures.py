@@ -47,7 +47,8 @@ def test_generators_states_and_none(runner: RayTaskRunner) -> None:
 
 def test_waiting_for_futures(runner: RayTaskRunner) -> None:
     def body() -> Any:
-        slow, quick = sleep.submit(3), sleep.submit(0)
+        wait(sleep.map([0.5] * 4))  # so that both have a process at once
+        slow, quick = sleep.submit(8), sleep.submit(0)
         slow.wait(timeout=0.01)
         with pytest.raises(TimeoutError):
             slow.result(timeout=0.01)
@@ -58,7 +59,7 @@ def test_waiting_for_futures(runner: RayTaskRunner) -> None:
         slow.add_done_callback(called.append)
         return order, called == [slow]
 
-    assert in_flow(runner, body) == ([0, 3], True)
+    assert in_flow(runner, body) == ([0, 8], True)
 
 
 def test_callbacks_may_wait_for_other_tasks(runner: RayTaskRunner) -> None:
