@@ -4,6 +4,7 @@ The floor plan, in the order in which a flow run walks through it:
 
     worker side:   configuration -> shipping -> submission -> watching -> outcome -> settlement
     cluster side:  driver: claim -> prepare -> run -> report
+                   task_runner: submit -> run -> land
 
     attempts walks that way, recovery finds the runs that nobody walks with, identity names things,
     diagnosis says on both sides why a run has no result, secrets_policy keeps secrets out of jobs,
@@ -19,14 +20,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefect_ray_worker._version import __version__ as __version__
     from prefect_ray_worker.blocks import RayCluster as RayCluster
+    from prefect_ray_worker.task_runner.options import remote_options as remote_options
+    from prefect_ray_worker.task_runner.runner import RayTaskRunner as RayTaskRunner
     from prefect_ray_worker.worker import RayWorker as RayWorker
 
-__all__ = ["RayCluster", "RayWorker", "__version__"]
+__all__ = ["RayCluster", "RayTaskRunner", "RayWorker", "__version__", "remote_options"]
 
 _HOMES = {
     "RayCluster": "prefect_ray_worker.blocks",
+    "RayTaskRunner": "prefect_ray_worker.task_runner.runner",
     "RayWorker": "prefect_ray_worker.worker",
     "__version__": "prefect_ray_worker._version",
+    "remote_options": "prefect_ray_worker.task_runner.options",
 }
 
 

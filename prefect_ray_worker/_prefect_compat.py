@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from logging import Logger, LoggerAdapter
     from pathlib import Path
 
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
     from prefect.events import RelatedResource
+    from prefect.events.schemas.events import Event
     from prefect.flows import Flow
     from prefect.workers.base import BaseJobConfiguration, BaseWorker
 
@@ -159,14 +160,84 @@ def drive_flow_result(flow: "Flow[..., Any]", result: object) -> None:
     _drive_run_flow_result(flow, result)
 
 
+def new_run_id() -> UUID:
+    """Return an id for a task run as Prefect makes them, sortable by time (3.8.8)."""
+    from prefect._internal.uuid7 import uuid7
+
+    return uuid7()
+
+
+def crashed_state(exc: BaseException) -> "State[Any]":
+    """Return the state that the engine gives a run that ended by this exception (3.8.8)."""
+    from prefect._internal.states import exception_to_crashed_state_sync
+
+    return exception_to_crashed_state_sync(exc)
+
+
+def tap_events(take: "Callable[[Event], None]") -> None:
+    """Have all events of this process given to us, and not sent by a worker of its own.
+
+    `emit_event` (3.8.8) sends through `EventsWorker.instance()` if that has one of a few types of
+    clients; the one for Prefect's own process pool says the same as we: somebody else sends them.
+    """
+    from prefect.events.worker import EventsWorker, ProcessPoolForwardingEventsClient
+
+    class Tap:
+        client_type = ProcessPoolForwardingEventsClient
+
+        @staticmethod
+        def send(event: "Event") -> None:
+            take(event)
+
+    global _untapped  # noqa: PLW0603 (there is one EventsWorker)
+    _untapped = _untapped or EventsWorker.instance
+
+    def instance(*_: object, **__: object) -> type[Tap]:
+        return Tap
+
+    setattr(EventsWorker, "instance", instance)  # noqa: B010 (it is of another type)
+
+
+_untapped: "Callable[..., Any] | None" = None
+
+
+def send_event_by_websocket(event: bytes) -> None:
+    """Give an event to Prefect's own sender, also where `tap_events` has come before it."""
+    from prefect.events.schemas.events import Event
+    from prefect.events.worker import EventsWorker
+
+    (_untapped or EventsWorker.instance)().send(Event.model_validate_json(event))
+
+
+def await_events_sent(seconds: float) -> None:
+    """Wait until Prefect's own sender of events has none left (`_QueueServiceBase`, 3.8.8).
+
+    `wait_until_empty` knows no time limit.
+    """
+    from prefect.events.worker import EventsWorker
+
+    # All kinds of services are in there.
+    services: list[Any] = list(EventsWorker._instances.values())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    for worker in services:
+        if isinstance(worker, EventsWorker):
+            left = worker._queue  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            with left.all_tasks_done:
+                left.all_tasks_done.wait_for(lambda: not left.unfinished_tasks, seconds)  # noqa: B023
+
+
 OVERRIDDEN = ("_initiate_run", "_documentation_url", "_logo_url", "_description")
 """Members of `BaseWorker` (3.8.8) that `RayWorker` defines and Prefect reads, although private:
 there is no public way to say these things."""
 
 READ = (
+    "prefect._internal.states:exception_to_crashed_state_sync",
+    "prefect._internal.uuid7:uuid7",
     "prefect._internal.control_listener:_set_intent",
     "prefect._internal.metrics:RunMetrics",
     "prefect.engine:_drive_run_flow_result",
+    "prefect.events.worker:EventsWorker._instances",
+    "prefect.events.worker:EventsWorker.instance",
+    "prefect.events.worker:ProcessPoolForwardingEventsClient",
     "prefect.flow_engine:_send_heartbeats",
     "prefect.flow_engine:load_flow",
     "prefect.task_runners:ThreadPoolTaskRunner.cancel_all",

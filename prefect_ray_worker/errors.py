@@ -10,6 +10,8 @@ The branches answer one question: may we try again, and do we know what happened
         * LogsUnclear: they may have arrived, or not; read back before sending them again
         * LogsRefused: they did not arrive, and never will as they are
         * LogsGivenUp: Prefect has been away for longer than the bridge waits
+    * NoRayCluster: the task runner was to join a cluster, and there is none
+    * Unpicklable: a task or a parameter cannot be sent to the cluster
     * JobsApiError: a call to Ray's Jobs API failed
         * RetryableError: the cluster did not take the request; asking again is safe
             * ClusterUnreachable
@@ -62,6 +64,17 @@ class LogsRefused(LogsNotSent):
 
 class LogsGivenUp(LogsNotSent):
     """Prefect has been away for longer than the log bridge waits."""
+
+
+class NoRayCluster(RayWorkerError, ConnectionError):
+    """The task runner was to join a Ray that is not there; a `ConnectionError`, as Ray's own."""
+
+
+class Unpicklable(RayWorkerError, TypeError):
+    """A task or a parameter cannot be sent to the cluster; the message names what is in the way.
+
+    A `TypeError`, as pickle's own.
+    """
 
 
 class JobsApiError(RayWorkerError):

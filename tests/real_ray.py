@@ -21,6 +21,14 @@ import psutil
 
 # Every process of one Ray inherits this variable, so those that lost their parent are found too.
 _MARKER = "PRWT_TEST_RAY"
+# What a head and the drivers that join it have to agree on.
+TERMS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Without it Ray replaces 127.0.0.1 with the machine's address, which others can reach.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # `ray start` turns tokens on by itself where ~/.ray/auth_token exists.
+    "RAY_AUTH_MODE": "disabled",
+}
 _READY_SECONDS = 60
 _GRACE_SECONDS = 6
 _ATTEMPTS = 3
@@ -34,15 +42,19 @@ class RealRay:
         address: Of its dashboard, `http://127.0.0.1:<port>`.
         pid: Of `ray start --block`; the parent of all its processes.
         temp_dir: Its `--temp-dir`; sessions and logs are below.
+        gcs_address: Where drivers and further nodes join, `127.0.0.1:<port>`.
     """
 
     address: str
     pid: int
     temp_dir: Path
+    gcs_address: str
 
 
 @contextmanager
-def real_ray(num_cpus: int = 2, env: Mapping[str, str] | None = None) -> Iterator[RealRay]:
+def real_ray(
+    num_cpus: int = 2, env: Mapping[str, str] | None = None, **options: object
+) -> Iterator[RealRay]:
     """Run a Ray head on this machine for the length of a `with` block.
 
     Jobs find this interpreter as `python`. Variables `RAY_*` and `PREFECT_*` of the calling
@@ -51,28 +63,31 @@ def real_ray(num_cpus: int = 2, env: Mapping[str, str] | None = None) -> Iterato
     Args:
         num_cpus: CPUs that Ray believes in.
         env: More environment variables for the head, and so for all its jobs.
+        **options: More for `ray start`, with underscores.
     """
     # Short, because the paths of Ray's unix sockets below it may not exceed 107 bytes.
     temp_dir = Path(tempfile.mkdtemp(prefix="prwt-", dir="/tmp"))
     try:
-        with _head(temp_dir, num_cpus, env or {}) as ray:
+        with _head(temp_dir, {"num_cpus": num_cpus, **options}, env or {}) as ray:
             yield ray
     finally:
         shutil.rmtree(temp_dir, ignore_errors=True)
 
 
 @contextmanager
-def _head(temp_dir: Path, num_cpus: int, env: Mapping[str, str]) -> Iterator[RealRay]:
+def _head(
+    temp_dir: Path, options: Mapping[str, object], env: Mapping[str, str]
+) -> Iterator[RealRay]:
     environment = _environment(temp_dir, env)
     log = temp_dir / "ray-start.log"
     for attempt in range(1, _ATTEMPTS + 1):
-        ports = _free_ports(6)
+        ports = _free_ports(7)
         address = f"http://127.0.0.1:{ports[0]}"
-        process = _spawn(_command(temp_dir, num_cpus, ports), environment, log)
+        process = _spawn(_command(temp_dir, options, ports), environment, log)
         try:
             # Somebody may take a port between our look and Ray's bind: hence more attempts.
             if _is_ready(address, process, environment):
-                yield RealRay(address, process.pid, temp_dir)
+                yield RealRay(address, process.pid, temp_dir, f"127.0.0.1:{ports[6]}")
                 return
         finally:
             _end(process, marker=str(temp_dir))
@@ -80,9 +95,9 @@ def _head(temp_dir: Path, num_cpus: int, env: Mapping[str, str]) -> Iterator[Rea
             raise RuntimeError(f"Ray did not start:\n{log.read_text()[-4000:]}")
 
 
-def _command(temp_dir: Path, num_cpus: int, ports: list[int]) -> list[str]:
+def _command(temp_dir: Path, more: Mapping[str, object], ports: list[int]) -> list[str]:
     options: dict[str, object] = {
-        "port": 0,
+        "port": ports[6],
         "node-ip-address": "127.0.0.1",
         "dashboard-host": "127.0.0.1",
         "dashboard-port": ports[0],
@@ -94,9 +109,9 @@ def _command(temp_dir: Path, num_cpus: int, ports: list[int]) -> list[str]:
         # 0 lets the system choose; the default range is the same for every Ray of a machine.
         "min-worker-port": 0,
         "max-worker-port": 0,
-        "num-cpus": num_cpus,
         "object-store-memory": 200_000_000,
         "temp-dir": temp_dir,
+        **{name.replace("_", "-"): value for name, value in more.items()},
     }
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     return [*start, *(f"--{key}={value}" for key, value in options.items())]
@@ -107,11 +122,7 @@ def _environment(temp_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
     return {
         **inherited,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Without it Ray replaces 127.0.0.1 with the machine's address, which others can reach.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # `ray start` turns tokens on by itself where ~/.ray/auth_token exists.
-        "RAY_AUTH_MODE": "disabled",
+        **TERMS,
         _MARKER: str(temp_dir),
         **env,
     }

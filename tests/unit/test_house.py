@@ -28,7 +28,8 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 
 
 def test_public_names_are_what_is_promised() -> None:
-    assert sorted(prefect_ray_worker.__all__) == ["RayCluster", "RayWorker", "__version__"]
+    promised = ["RayCluster", "RayTaskRunner", "RayWorker", "__version__", "remote_options"]
+    assert sorted(prefect_ray_worker.__all__) == promised
     for name in prefect_ray_worker.__all__:
         assert getattr(prefect_ray_worker, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):

@@ -1,0 +1,192 @@
+"""The flow's own code, on every node of a cluster that has none of its files.
+
+Two things together. The flow's folder is uploaded once as the job's `working_dir`, so modules,
+packages and data files beside the flow are there. And what the entry script itself defines
+travels by value with each task, because Prefect loads that script under a name that no import
+can find.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect.logging import get_logger
+
+_log = get_logger("task_runner.ray")
+
+_PACKAGE = Path(__file__).parents[1]
+_ENTRYPOINT_VARIABLE = "PREFECT__FLOW_ENTRYPOINT"
+_LOADED_SCRIPT = "__prefect_loader_"
+_INSTALLED = ("site-packages", "dist-packages")
+# Where Ray unpacks working directories (`runtime_env/working_dir.py`, 2.60).
+_RAY_UNPACKED = "working_dir_files"
+_MIB = 1024 * 1024
+# Ray refuses more than its largest message (2.60: 500 MiB, or 250 on older heads), zipped. Long
+# before that, an upload at the start of each flow is a mistake.
+_MOST_BYTES = 100 * _MIB
+_BIGGEST = 5
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What a cluster gets.
+
+    Attributes:
+        runtime_env: For `ray.init`; empty if the job has all there is.
+        paths: For `sys.path` of task processes; relative ones are below the `working_dir`.
+    """
+
+    runtime_env: dict[str, Any]
+    paths: list[str]
+
+
+def entry_file() -> Path | None:
+    """Return the file of the flow that this process runs, if there is one."""
+    entrypoint = os.environ.get(_ENTRYPOINT_VARIABLE, "").rpartition(":")[0]
+    named = entrypoint if entrypoint.endswith(".py") else None
+    named = named or getattr(sys.modules.get("__main__"), "__file__", None)
+    path = Path(named).resolve() if named else None
+    return path if path is not None and path.is_file() else None
+
+
+def paths() -> list[str]:
+    """Return the folders with the flow's code on this machine."""
+    file = entry_file()
+    folders = [Path.cwd(), *([file.parent] if file else [])]
+    return [str(folder) for folder in dict.fromkeys(folders) if not _is_installed(folder)]
+
+
+def for_cluster(
+    job_env: Mapping[str, Any], own_env: Mapping[str, Any] | None, *, in_job: bool
+) -> Shipped:
+    """Decide what to ship to a cluster that we join, and merge it with what the job has.
+
+    Args:
+        job_env: The Ray Job's `runtime_env`.
+        own_env: The user's, from `init_kwargs`.
+        in_job: Whether we are in a Ray Job; then its processes have this package as we have it.
+    """
+    added: dict[str, Any] = {}
+    found = paths()
+    folder = _folder()
+    given = own_env or {}
+    if "working_dir" in given or "working_dir" in job_env:
+        _explain_given(given, job_env, folder)
+    else:
+        refusal = why_not(folder)
+        if refusal is None:
+            added["working_dir"] = str(folder)
+            found = [*_below(folder), *found]
+            _log.info("The flow's folder %s is shipped to the Ray cluster", folder)
+        else:
+            _log.warning("The flow's folder is not shipped to the Ray cluster: %s", refusal)
+    if not in_job and not _is_listed(given):
+        added["py_modules"] = [str(_PACKAGE)]
+    if not added and not given:
+        return Shipped({}, found)
+    return Shipped(merged(job_env, given, added), found)
+
+
+def merged(*envs: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge runtime environments: later ones win, lists of modules and variables add up."""
+    result: dict[str, Any] = {}
+    for env in envs:
+        for key, value in env.items():
+            if key == "env_vars":
+                result[key] = {**result.get(key, {}), **(value or {})}
+            elif key == "py_modules":
+                result[key] = [*result.get(key, []), *(value or [])]
+            else:
+                result[key] = value
+    return result
+
+
+def why_not(folder: Path) -> str | None:
+    """Say why a folder must not be shipped; None if it may be."""
+    if folder == Path(folder.anchor):
+        return f"{folder} is the root of the file system. Run the flow from a folder of its own."
+    if folder == Path.home() or folder in Path.home().parents:
+        return f"{folder} is, or contains, your home. Run the flow from a folder of its own."
+    if folder == Path(os.environ.get("TMPDIR", "/tmp")):  # noqa: S108 (it is the one we refuse)
+        return f"{folder} is for everybody's temporary files. Run the flow from one of its own."
+    if _is_installed(folder):
+        return f"{folder} holds installed packages; the nodes need them installed as well."
+    files = files_to_ship(folder)
+    total = sum(files.values())
+    if total <= _MOST_BYTES:
+        return None
+    biggest = sorted(files.items(), key=lambda item: -item[1])[:_BIGGEST]
+    listed = ", ".join(f"{path} ({size / _MIB:.1f} MiB)" for path, size in biggest)
+    return (
+        f"{folder} has {total / _MIB:.0f} MiB, more than {_MOST_BYTES // _MIB}. The biggest files: "
+        f"{listed}. List what tasks do not need in .rayignore or .gitignore, or turn this off "
+        "with RayTaskRunner(ship_code=False)."
+    )
+
+
+def files_to_ship(folder: Path) -> dict[str, int]:
+    """Return the sizes of the files that Ray would upload, by their paths in the folder."""
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env import packaging
+
+    sizes: dict[str, int] = {}
+
+    def note(path: Path) -> None:
+        if path.is_file():
+            sizes[str(path.relative_to(folder))] = path.stat().st_size
+        if sum(sizes.values()) > 20 * _MOST_BYTES or len(sizes) > 100_000:
+            raise StopIteration
+
+    excludes = [packaging._get_excludes(folder, get_runtime_env_default_excludes())]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    with suppress(StopIteration):
+        packaging._dir_travel(folder, excludes, note, include_gitignore=True)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    return sizes
+
+
+def travels_by_value(function: Any) -> None:
+    """Have what the entry script defines pickled by value, if a function is of that script."""
+    module = sys.modules.get(getattr(function, "__module__", "") or "")
+    if module is None or module.__name__ == "__main__":
+        return  # cloudpickle does so with `__main__` by itself
+    file = getattr(module, "__file__", None)
+    is_script = module.__name__.startswith(_LOADED_SCRIPT) or (
+        file is not None and Path(file).resolve() == entry_file()
+    )
+    if is_script:
+        from ray import cloudpickle
+
+        cloudpickle.register_pickle_by_value(module)
+
+
+def _folder() -> Path:
+    file, here = entry_file(), Path.cwd().resolve()
+    return here if file is None or here in file.parents else file.parent
+
+
+def _below(folder: Path) -> list[str]:
+    file = entry_file()
+    below = [str(file.parent.relative_to(folder))] if file and folder in file.parents else []
+    return list(dict.fromkeys([".", *below]))
+
+
+def _is_installed(folder: Path) -> bool:
+    return any(part in _INSTALLED for part in folder.parts)
+
+
+def _is_listed(env: Mapping[str, Any]) -> bool:
+    return any("prefect_ray_worker" in str(module) for module in env.get("py_modules") or [])
+
+
+def _explain_given(given: Mapping[str, Any], job: Mapping[str, Any], folder: Path) -> None:
+    if "working_dir" in given or _RAY_UNPACKED in folder.parts:
+        return
+    _log.warning(
+        "The Ray Job has a working_dir of its own (%s), so the flow's folder %s is not shipped: "
+        "tasks have the former, and what the flow's file itself defines.",
+        job["working_dir"],
+        folder,
+    )

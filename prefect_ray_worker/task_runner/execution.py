@@ -1,0 +1,167 @@
+"""The function that Ray runs: one task run, in a process of the cluster."""
+
+import socket
+from asyncio import CancelledError
+from contextvars import Context
+from typing import Any
+from uuid import UUID
+
+from prefect.client.schemas.objects import State
+from prefect.states import Crashed
+from prefect.task_engine import run_task_async, run_task_sync
+from prefect.tasks import Task
+
+from prefect_ray_worker._prefect_compat import crashed_state
+from prefect_ray_worker.task_runner.futures import ArrivedFuture
+from prefect_ray_worker.task_runner.inputs import arrive
+from prefect_ray_worker.task_runner.mail import Mail, mailbox
+from prefect_ray_worker.task_runner.options import inherit
+from prefect_ray_worker.task_runner.outcomes import Outcome
+from prefect_ray_worker.task_runner.parcels import Blob, Parcel, unpack
+from prefect_ray_worker.task_runner.process import Interrupts, TaskProcess
+
+NOT_LOADED = "NotLoaded"
+"""Name of the state of a run that Prefect does not know of: its task could not be loaded."""
+
+
+class Call:
+    """What one task run needs beside its task and its surroundings.
+
+    Attributes:
+        task_run_id: The run.
+        parameters: Parcel of the parameters, with placeholders.
+        wait_for: Parcel of what it waits for, with placeholders, or None.
+        slots: Where each slot's content is: positions in the arguments of outcome and result, or
+            a parcel.
+        dependencies: The upstream runs, for Prefect.
+        context: What differs between submits: tags, parent task run, assets.
+        inherited: Options of Ray for nested submits.
+    """
+
+    __slots__ = (
+        "context",
+        "dependencies",
+        "inherited",
+        "parameters",
+        "slots",
+        "task_run_id",
+        "wait_for",
+    )
+
+    task_run_id: UUID
+    parameters: Parcel
+    wait_for: Parcel | None
+    slots: list[Any]
+    dependencies: dict[str, set[Any]]
+    context: bytes
+    inherited: dict[str, Any]
+
+    def __init__(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _call, tuple(getattr(self, name) for name in self.__slots__)
+
+
+def _call(*fields: Any) -> Call:
+    return Call(**dict(zip(Call.__slots__, fields, strict=True)))
+
+
+def run(
+    surroundings: Blob, task: Blob, call: Call, *arguments: Any
+) -> tuple[Outcome, Parcel, tuple[Outcome, Mail]]:
+    """Run a task and return its outcome, its result, and the outcome again with the mail.
+
+    Args:
+        surroundings: Of the flow run.
+        task: The pickled task.
+        call: This run.
+        *arguments: Outcomes and results of upstream runs, and whatever else Ray was to fetch.
+    """
+    try:
+        state = _run(surroundings, task, call, arguments)
+    except KeyboardInterrupt as exc:  # cancelled before the engine had it
+        state = _crashed(exc)
+    finally:
+        Interrupts.disarm()
+    state.state_details.task_run_id = call.task_run_id
+    outcome, parcel = Outcome.of(state)
+    return outcome, parcel, (outcome, mailbox(in_task_process=True).take())
+
+
+def _run(surroundings: Blob, blob: Blob, call: Call, arguments: tuple[Any, ...]) -> State[Any]:
+    try:
+        process = TaskProcess.of(surroundings)
+        context = process.context.copy()
+        task = context.run(process.task, blob)
+        engine = context.run(_engine_arguments, process, task, call, arguments)
+    except Exception as exc:  # imports run any code
+        return _not_loaded(exc)
+    Interrupts.arm()
+    try:
+        return _engine(process, context, task, engine)
+    except BaseException as exc:  # what the engine re-raises, it has reported
+        return _crashed(exc)
+
+
+def _engine(
+    process: TaskProcess, context: Context, task: Task[Any, Any], arguments: dict[str, Any]
+) -> State[Any]:
+    if task.isasync:
+        return process.run_async(context, run_task_async(task, **arguments))
+    return context.run(run_task_sync, task, **arguments)  # pyright: ignore[reportReturnType]
+
+
+def _engine_arguments(
+    process: TaskProcess, task: Task[Any, Any], call: Call, arguments: tuple[Any, ...]
+) -> dict[str, Any]:
+    arrive([_arrival(slot, arguments) for slot in call.slots])
+    inherit(call.inherited)
+    return {
+        "task_run_id": call.task_run_id,
+        "parameters": unpack(call.parameters),
+        "wait_for": unpack(call.wait_for) if call.wait_for is not None else None,
+        "dependencies": call.dependencies,
+        "return_type": "state",
+        "context": {
+            "flow_run_context": process.flow_run,
+            "deployment_id": process.content["deployment_id"],
+            "deployment_parameters": process.content["deployment_parameters"],
+            **(unpack((call.context, [])) if call.context else {}),
+        },
+    }
+
+
+def _arrival(slot: Any, arguments: tuple[Any, ...]) -> Any:
+    match slot:
+        case ("run", UUID() as task_run_id, int() as outcome, int() as result):
+            parcel = arguments[result]
+            return ArrivedFuture(task_run_id, arguments[outcome].restore(lambda: unpack(parcel)))
+        case ("run", UUID() as task_run_id, int() as outcome, None):
+            return ArrivedFuture(task_run_id, arguments[outcome].restore(None))
+        case ("reference", int() as position):
+            return arguments[position]
+        case _:
+            return unpack(slot[1])
+
+
+def _crashed(exc: BaseException) -> State[Any]:
+    if isinstance(exc, CancelledError):
+        return Crashed(message="Execution was cancelled by the runtime environment.")
+    state = crashed_state(exc)
+    if not isinstance(exc, Exception):
+        # Whoever asks for the result must not exit, or be interrupted, as well.
+        state.data = None
+    return state
+
+
+def _not_loaded(exc: Exception) -> State[Any]:
+    hint = ""
+    if isinstance(exc, ImportError):
+        hint = (
+            " The module is not on that node: see whether the flow's folder is shipped "
+            "(docs/how-to/fan-out.md), or install it there."
+        )
+    message = f"The task could not be loaded on {socket.gethostname()}: {type(exc).__name__}: {exc}"
+    return Crashed(name=NOT_LOADED, message=message + hint)

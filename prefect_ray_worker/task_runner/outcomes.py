@@ -1,0 +1,199 @@
+"""How a task run ended: its state on the way from the task's process to whoever waits for it.
+
+State and result travel apart. Whoever only wants to know whether a task has succeeded does not
+get its result as well, which stays in the cluster until somebody asks for it.
+"""
+
+import copy
+import pickle
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from prefect.client.schemas.objects import State
+from prefect.results import (
+    ResultRecord,  # pyright: ignore[reportPrivateImportUsage]
+    ResultRecordMetadata,  # pyright: ignore[reportPrivateImportUsage]
+)
+from prefect.states import Failed
+from pydantic import PrivateAttr
+
+from prefect_ray_worker.task_runner.parcels import Parcel, dumps, pack, unpack
+
+
+class RemoteTraceback(Exception):
+    """Carries the traceback of the task's process as the cause of an exception raised here."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+class UnportableError(RuntimeError):
+    """Stands for an exception of a task that cannot be pickled, or not be unpickled here.
+
+    Attributes:
+        original_type: Qualified name of the exception's class.
+        original_traceback: Its traceback, as text.
+    """
+
+    def __init__(self, message: str, original_type: str = "", original_traceback: str = "") -> None:
+        super().__init__(message, original_type, original_traceback)
+        self.original_type = original_type
+        self.original_traceback = original_traceback
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True, slots=True)
+class PackedError:
+    """An exception that survives the way, whatever its class does when it is unpickled."""
+
+    content: bytes | None
+    type_name: str
+    message: str
+    trace: str
+
+    @classmethod
+    def of(cls, exc: BaseException) -> "PackedError":
+        """Pack an exception."""
+        try:
+            content: bytes | None = dumps(exc)
+        except Exception:  # anything may happen in a user's __reduce__
+            content = None
+        kind = type(exc)
+        name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+        trace = "".join(traceback.format_exception(exc))
+        return cls(content, name, str(exc), trace)
+
+    def unpack(self) -> BaseException:
+        """Return the exception, or one that tells what it was."""
+        exc: object = None
+        if self.content is not None:
+            try:
+                exc = pickle.loads(self.content)  # noqa: S301 (written by our own processes)
+            except Exception:  # a constructor with other arguments, a missing module
+                exc = None
+        if not isinstance(exc, BaseException):
+            return UnportableError(f"{self.type_name}: {self.message}", self.type_name, self.trace)
+        if exc.__cause__ is None:
+            exc.__cause__ = RemoteTraceback(self.trace)
+        return exc
+
+
+class RemoteRecord(ResultRecord[Any]):
+    """A result record whose result is fetched when somebody first looks at it."""
+
+    _load: Callable[[], Any] | None = PrivateAttr(default=None)
+
+    @classmethod
+    def loading(cls, metadata: ResultRecordMetadata, load: Callable[[], Any]) -> "RemoteRecord":
+        """Make a record without its result.
+
+        Args:
+            metadata: Of the record in the task's process.
+            load: Returns the result; called at most once if it succeeds.
+        """
+        record = cls.model_construct(metadata=metadata)
+        setattr(record, "_load", load)  # noqa: B010 (it is pydantic's way to have attributes)
+        return record
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the result is in this process."""
+        return "result" in self.__dict__
+
+    def __getattr__(self, item: str) -> Any:
+        if item == "result" and self._load is not None:
+            vars(self)["result"] = result = self._load()
+            return result
+        return cast("Any", super()).__getattr__(item)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _record, (self.metadata, self.result)
+
+
+def _record(metadata: ResultRecordMetadata, result: Any) -> ResultRecord[Any]:
+    return ResultRecord.model_construct(metadata=metadata, result=result)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a task's process says of the end of a run, without the result.
+
+    Attributes:
+        state: The pickled state, without its data.
+        kind: What the data is: a record whose result travels apart, an error, or a value.
+        content: Metadata of the record, the packed error, or the value's parcel.
+    """
+
+    state: bytes
+    kind: Literal["record", "error", "value"]
+    content: Any
+
+    @classmethod
+    def of(cls, state: State[Any]) -> tuple["Outcome", Parcel]:
+        """Take a state apart into an outcome and the parcel of its result.
+
+        A result that cannot be pickled makes the outcome Failed; see `is_unsendable`.
+        """
+        data = state.data
+        record: ResultRecord[Any] | None = data if isinstance(data, ResultRecord) else None
+        if record is not None and state.is_completed():
+            try:
+                parcel = pack(record.result)
+            except Exception as exc:  # anything may happen in a user's __reduce__
+                return cls.of(_unsendable(state, record.result, exc))
+            return cls(_bare(state), "record", record.metadata), parcel
+        value = record.result if record is not None else data
+        if isinstance(value, BaseException):
+            return cls(_bare(state), "error", PackedError.of(value)), (b"", [])
+        try:
+            return cls(_bare(state), "value", pack(value)), (b"", [])
+        except Exception as exc:
+            return cls.of(_unsendable(state, value, exc))
+
+    def restore(self, load: Callable[[], Any] | None) -> State[Any]:
+        """Put the state together again.
+
+        Args:
+            load: Returns the result; None if nobody will ask for it.
+        """
+        state: State[Any] = pickle.loads(self.state)  # noqa: S301 (written by our own processes)
+        match self.kind:
+            case "record":
+                state.data = (
+                    RemoteRecord.loading(self.content, load)
+                    if load is not None
+                    else _record(self.content, None)
+                )
+            case "error":
+                state.data = self.content.unpack()
+            case "value":
+                state.data = unpack(self.content)
+        return state
+
+
+UNSENDABLE = "Unsendable"
+
+
+def _unsendable(state: State[Any], value: object, why: Exception) -> State[Any]:
+    message = (
+        f"The task has run to {state.name}, but its result, a {type(value).__qualname__}, cannot "
+        f"be pickled ({type(why).__name__}: {why}), so nothing outside its process can have it. "
+        "Return what can be pickled, or None."
+    )
+    return Failed(
+        message=message,
+        data=TypeError(message),
+        state_details=state.state_details.model_copy(),
+        name=UNSENDABLE,
+    )
+
+
+def _bare(state: State[Any]) -> bytes:
+    # Not `model_copy`, which gives a state another id and, in 3.8.8, no timestamp.
+    bare = copy.copy(state)
+    bare.data = None
+    return pickle.dumps(bare)

@@ -1,0 +1,270 @@
+"""`TaskProcess`: what a process of the cluster keeps between the tasks of one flow run.
+
+Settings, clients and contexts cost 60 ms of CPU to make and are the same for every task of a
+flow run: they are made for the first and kept.
+"""
+
+import asyncio
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections import OrderedDict
+from contextvars import Context
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import AsyncClientContext, SettingsContext, SyncClientContext, TaskRunContext
+from prefect.events.schemas.events import Event, RelatedResource
+from prefect.logging.handlers import set_api_log_sink
+from prefect.results import ResultStore
+from prefect.tasks import Task
+
+from prefect_ray_worker._prefect_compat import tap_events
+from prefect_ray_worker.task_runner.mail import Mailbox, mailbox
+from prefect_ray_worker.task_runner.parcels import Blob
+
+_KEPT_FLOW_RUNS = 4
+_KEPT_TASKS = 256
+_INTERRUPT_SECONDS = 0.05
+
+
+class TaskProcess:
+    """One flow run, in one process of the cluster.
+
+    Args:
+        surroundings: Pickled by `surroundings.Surroundings`.
+
+    Attributes:
+        blob: The surroundings, for nested submits.
+        context: With settings and clients entered; tasks run in copies of it.
+        flow_run: Arguments for the flow run's context.
+        content: All of the surroundings.
+    """
+
+    _kept: ClassVar["OrderedDict[bytes, TaskProcess]"] = OrderedDict()
+    _tasks: ClassVar["OrderedDict[bytes, Task[Any, Any]]"] = OrderedDict()
+
+    def __init__(self, surroundings: Blob) -> None:
+        self.blob = surroundings
+        self.content: dict[str, Any] = pickle.loads(surroundings.read())  # noqa: S301 (our own)
+        _see(self.content["paths"])
+        self.context = Context()
+        self.context.run(self._enter, self.content["settings"])
+        self.flow_run = self._flow_run(self.content["flow_run"])
+        self._related = [RelatedResource(r) for r in self.content["related"]]
+        self._runner: asyncio.Runner | None = None
+        self._async_context: Context | None = None
+
+    @classmethod
+    def of(cls, surroundings: Blob) -> "TaskProcess":
+        """Return this process's own for these surroundings."""
+        kept = cls._kept.get(surroundings.digest)
+        if kept is None:
+            report_by_mail()
+            Interrupts.install()
+            kept = cls._kept[surroundings.digest] = cls(surroundings)
+            if len(cls._kept) > _KEPT_FLOW_RUNS:
+                cls._kept.popitem(last=False)
+        cls._kept.move_to_end(surroundings.digest)
+        _present.process = kept
+        return kept
+
+    @classmethod
+    def of_flow_run(cls, flow_run_id: object) -> "TaskProcess | None":
+        """Return what this process keeps of a flow run, if it does."""
+        for kept in cls._kept.values():
+            if kept.flow_run and kept.flow_run["flow_run"].id == flow_run_id:
+                return kept
+        return None
+
+    @classmethod
+    def task(cls, blob: Blob) -> Task[Any, Any]:
+        """Return a task, unpickled once."""
+        task = cls._tasks.get(blob.digest)
+        if task is None:
+            task = cls._tasks[blob.digest] = pickle.loads(blob.read())  # noqa: S301 (our own)
+            if len(cls._tasks) > _KEPT_TASKS:
+                cls._tasks.popitem(last=False)
+        cls._tasks.move_to_end(blob.digest)
+        return task
+
+    def attach_related(self, event: Event) -> None:
+        """Add what Prefect's own sender of events would add, which asks the API for it."""
+        involved = {resource.id for resource in event.involved_resources}
+        task_run = TaskRunContext.get()
+        more = list(self._related)
+        if task_run is not None:
+            more.insert(1, _related_run(task_run))
+            more += [_related_tag(tag) for tag in sorted(task_run.task_run.tags)]
+        for resource in more:
+            if resource.id not in involved:
+                involved.add(resource.id)
+                event.related.append(resource)
+
+    def run_async(self, context: Context, coroutine: Any) -> Any:
+        """Run a coroutine in the process's event loop, which outlives it; nothing else of it does.
+
+        Args:
+            context: A copy of `self.context`.
+            coroutine: What to run.
+        """
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+            self._async_context = self.context.copy()
+            self._runner.run(_enter_async_client(), context=self._async_context)
+        assert self._async_context is not None
+        for variable, value in self._async_context.items():
+            if variable not in context:
+                context.run(variable.set, value)
+        loop = self._runner.get_loop()
+        before = asyncio.all_tasks(loop)
+        try:
+            return self._runner.run(_interruptible(coroutine), context=context)
+        finally:
+            left = asyncio.all_tasks(loop) - before
+            for task in left:
+                task.cancel()
+            if left:
+                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+
+    @staticmethod
+    def _enter(settings: dict[str, Any]) -> None:
+        if settings:
+            SettingsContext(**settings).__enter__()
+        SyncClientContext().__enter__()
+
+    @staticmethod
+    def _flow_run(content: dict[str, Any]) -> dict[str, Any]:
+        if not content:
+            return {}
+        # Validated once: a context takes instances as they are.
+        return {
+            **content,
+            "flow_run": FlowRun.model_validate(content["flow_run"]),
+            "result_store": ResultStore.model_validate(content["result_store"]),
+        }
+
+
+class _Present:
+    process: TaskProcess | None = None
+
+
+_present = _Present()
+
+
+@cache
+def report_by_mail() -> None:
+    """Have the events and logs of this process go to its mailbox; it has to be one of Ray's."""
+    box = mailbox(in_task_process=True)
+    set_api_log_sink(lambda log: box.put(logs=[log]))
+    tap_events(lambda event: _post(box, event))
+
+
+def _post(box: Mailbox, event: Event) -> None:
+    if _present.process is not None:
+        _present.process.attach_related(event)
+    box.put(events=[event.model_dump_json().encode()])
+
+
+def _related_run(context: TaskRunContext) -> RelatedResource:
+    return RelatedResource(
+        {
+            "prefect.resource.id": f"prefect.task-run.{context.task_run.id}",
+            "prefect.resource.role": "task-run",
+            "prefect.resource.name": context.task_run.name,
+        }
+    )
+
+
+def _related_tag(tag: str) -> RelatedResource:
+    return RelatedResource(
+        {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}
+    )
+
+
+def _see(paths: list[str]) -> None:
+    """Let imports find the flow's folder: where it was shipped to, or where it is."""
+    for path in reversed(paths):
+        # Relative ones are below the `working_dir` that Ray has put us into.
+        folder = str(Path.cwd() / path)
+        if folder not in sys.path and Path(folder).is_dir():
+            sys.path.insert(0, folder)
+
+
+async def _enter_async_client() -> None:
+    await AsyncClientContext().__aenter__()
+
+
+async def _interruptible(coroutine: Any) -> Any:
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    Interrupts.instead = lambda: loop.call_soon_threadsafe(task.cancel)
+    try:
+        return await coroutine
+    finally:
+        Interrupts.instead = None
+
+
+class Interrupts:
+    """Makes a cancelled task stop at once, also in a blocking call.
+
+    `ray.cancel` only pretends a SIGINT (`_thread.interrupt_main`, Ray 2.60), which a `sleep` or a
+    read does not notice. But Python tells of it through the wakeup descriptor, and then a thread
+    of ours sends a real one.
+
+    Attributes:
+        instead: Called in place of raising KeyboardInterrupt, where an event loop runs.
+    """
+
+    instead: Any = None
+    _is_armed = False
+    _main = 0
+
+    @classmethod
+    @cache
+    def install(cls) -> None:
+        """Take SIGINT over; in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        cls._main = threading.get_ident()
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.signal(signal.SIGINT, cls._on_signal)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        threading.Thread(target=cls._wake, args=(read,), name="ray-interrupts", daemon=True).start()
+
+    @classmethod
+    def arm(cls) -> None:
+        """A task begins: the next interrupt is meant for it."""
+        cls._is_armed = True
+
+    @classmethod
+    def disarm(cls) -> None:
+        """The task has ended: what comes now is too late."""
+        cls._is_armed = False
+
+    @classmethod
+    def _on_signal(cls, *_: object) -> None:
+        if not cls._is_armed:
+            return
+        cls._is_armed = False
+        if cls.instead is not None:
+            cls.instead()
+        else:
+            raise KeyboardInterrupt
+
+    @classmethod
+    def _wake(cls, read: int) -> None:
+        while numbers := os.read(read, 64):
+            if signal.SIGINT not in numbers:
+                continue
+            pause = threading.Event()
+            for _ in range(20):
+                pause.wait(_INTERRUPT_SECONDS)
+                if not cls._is_armed:
+                    break
+                signal.pthread_kill(cls._main, signal.SIGINT)

@@ -1,0 +1,229 @@
+"""`RayTaskRunner`: runs the tasks of a flow on a Ray cluster."""
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self, TypeVar
+
+from prefect.client.schemas.objects import FlowRun, RunInput
+from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner
+from prefect.tasks import Task
+
+from prefect_ray_worker._prefect_compat import await_events_sent, new_run_id
+from prefect_ray_worker.task_runner import code, connection
+from prefect_ray_worker.task_runner.calls import Caller
+from prefect_ray_worker.task_runner.feasibility import Feasibility
+from prefect_ray_worker.task_runner.futures import RayTaskFuture
+from prefect_ray_worker.task_runner.inputs import Inputs
+from prefect_ray_worker.task_runner.landing import Landing
+from prefect_ray_worker.task_runner.mail import mailbox
+from prefect_ray_worker.task_runner.surroundings import Surroundings
+
+T = TypeVar("T", bound="RayTaskRunner")
+
+_FEWEST_IN_FLIGHT = 1_000
+_IN_FLIGHT_PER_CPU = 4
+_FLUSH_SECONDS = 30.0
+_EVENTS_SECONDS = 5.0
+
+
+class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
+    """Runs tasks on a Ray cluster; takes the place of `prefect_ray.RayTaskRunner`.
+
+    In a Ray Job, a work pool of type `ray` makes one of each flow run, it joins the job's
+    cluster. Elsewhere it starts a Ray on this machine for as long as the flow runs, or joins the
+    one at `address`. A Ray that is initialized already is used, and left as it is.
+
+    Args:
+        address: Of a running cluster, as `ray.init` takes it. `auto` joins one that this machine
+            is a node of, and nothing else.
+        init_kwargs: More arguments for `ray.init`. `namespace` is `prefect` by default.
+        ship_code: Whether a cluster that is joined gets the flow's folder. See
+            `docs/how-to/fan-out.md`.
+        infra_retries: How often a task is run again whose process or node has died. Its own
+            `retries` are for its own failures.
+        max_in_flight: How many tasks Ray is given at a time; further ones wait in the driver. By
+            default 1,000, or four for each CPU of the cluster if that is more.
+
+    Example:
+        ```python
+        @flow(task_runner=RayTaskRunner())
+        def my_flow():
+            return [f.result() for f in my_task.map(range(1000))]
+        ```
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        init_kwargs: Mapping[str, Any] | None = None,
+        *,
+        ship_code: bool = True,
+        infra_retries: int = 0,
+        max_in_flight: int | None = None,
+    ) -> None:
+        for name, value, least in (
+            ("infra_retries", infra_retries, 0),
+            ("max_in_flight", max_in_flight, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"RayTaskRunner({name}={value}): must be at least {least}.")
+        self.address = address
+        self.init_kwargs: dict[str, Any] = {"namespace": "prefect", **(init_kwargs or {})}
+        self.ship_code = ship_code
+        self.infra_retries = infra_retries
+        self.max_in_flight = max_in_flight
+        self._connection: connection.Connection | None = None
+        self._caller: Caller | None = None
+        self._landing: Landing | None = None
+        self._feasibility: Feasibility | None = None
+        self._flow_run: FlowRun | None = None
+        self._futures: weakref.WeakSet[RayTaskFuture[Any]] = weakref.WeakSet()
+        # Prefect starts a duplicate and cancels the original: they share what there is to cancel.
+        self._landings: set[Landing] = set()
+        super().__init__()
+
+    def duplicate(self) -> Self:
+        """Return a runner with the same settings, which is not started."""
+        other = _runner(type(self), self._settings())
+        other._landings = self._landings  # noqa: SLF001 (another of us)
+        return other
+
+    def without_secrets(self) -> Self:
+        """Return a runner for nested submits: it finds a Ray, and needs nothing to connect."""
+        return _runner(type(self), {**self._settings(), "init_kwargs": None})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RayTaskRunner) and self._settings() == other._settings()
+
+    __hash__: ClassVar[None]  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _runner, (type(self), self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "address": self.address,
+            "init_kwargs": self.init_kwargs,
+            "ship_code": self.ship_code,
+            "infra_retries": self.infra_retries,
+            "max_in_flight": self.max_in_flight,
+        }
+
+    def submit(  # pyright: ignore[reportIncompatibleMethodOverride] (its overloads say the same)
+        self,
+        task: Task[Any, Any],
+        parameters: dict[str, Any],
+        wait_for: Iterable[PrefectFuture[Any]] | None = None,
+        dependencies: dict[str, set[RunInput]] | None = None,
+    ) -> RayTaskFuture[Any]:
+        """Submit a task to the cluster and return without waiting for anything.
+
+        Args:
+            task: The task.
+            parameters: Its parameters; futures in them become its upstream runs.
+            wait_for: More upstream runs.
+            dependencies: More to draw as upstream runs.
+
+        Raises:
+            RuntimeError: The runner is not started.
+            Unpicklable: The task or a parameter cannot be sent; the message names the culprit.
+            ValueError: `remote_options` that Ray does not take.
+        """
+        if not self._started:
+            raise RuntimeError("The task runner must be started before submitting work.")
+        caller, landing = self._ready()
+        code.travels_by_value(task.fn)
+        future: RayTaskFuture[Any] = RayTaskFuture(new_run_id())
+        inputs = Inputs(parameters, wait_for, dependencies)
+        flight = caller.prepare(task, future, inputs)
+        flight.infra_retries = self.infra_retries
+        if self._feasibility is not None:
+            self._feasibility.check(task)
+        landing.launch(flight)
+        self._futures.add(future)
+        return future
+
+    def cancel_all(self) -> None:
+        """Cancel every task of this runner and of its duplicates: gently, then by force."""
+        for landing in list(self._landings):
+            landing.cancel()
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        # In a process of the cluster each task comes by here: nothing is done before a submit.
+        if not connection.is_task_process():
+            try:
+                self._connection = connection.connect(
+                    self.address, self.init_kwargs, ship_code=self.ship_code
+                )
+            except BaseException:
+                self._started = False
+                raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            self._end(cancel=exc_info[0] is not None or self._has_failed())
+        finally:
+            self._leave()
+            super().__exit__(*exc_info)
+
+    def _ready(self) -> tuple[Caller, Landing]:
+        if self._caller is None or self._landing is None:
+            context = FlowRunContext.get()
+            self._flow_run = context.flow_run if context else None
+            if context is not None and context.flow is not None:
+                code.travels_by_value(context.flow.fn)
+            paths = self._connection.paths if self._connection else []
+            self._caller = Caller(Surroundings(paths))
+            self._landing = Landing(self._limit(), mailbox())
+            self._landings.add(self._landing)
+            self._feasibility = Feasibility()
+        return self._caller, self._landing
+
+    def _limit(self) -> int:
+        if self.max_in_flight is not None:
+            return self.max_in_flight
+        import ray
+
+        cpus = ray.cluster_resources().get("CPU", 0)
+        return max(_FEWEST_IN_FLIGHT, int(_IN_FLIGHT_PER_CPU * cpus))
+
+    def _has_failed(self) -> bool:
+        # The engine has dealt with the flow's exception before we get here.
+        state = self._flow_run.state if self._flow_run else None
+        return state is not None and not (state.is_completed() or state.is_running())
+
+    def _end(self, *, cancel: bool) -> None:
+        landing = self._landing
+        if landing is None:
+            return
+        try:
+            if cancel:
+                landing.cancel()
+            else:
+                landing.finish()
+        except BaseException:
+            landing.cancel()
+            raise
+        finally:
+            landing.stop()
+            self._landings.discard(landing)
+            if self._connection is not None:
+                mailbox().flush(_FLUSH_SECONDS)
+                if landing.has_reported:
+                    await_events_sent(_EVENTS_SECONDS)
+
+    def _leave(self) -> None:
+        ours = self._connection
+        self._caller = self._landing = self._feasibility = self._connection = None
+        if ours is not None and ours.is_ours:
+            for future in list(self._futures):
+                future.fetch_if_used()
+            ours.leave()
+
+
+def _runner(kind: type[T], settings: dict[str, Any]) -> T:
+    return kind(**settings)

@@ -1,0 +1,202 @@
+"""What a task finds around it: settings, flow run, tags, parent task, assets.
+
+Most of it is the same for every task of a flow run. That is pickled once (`surroundings`), and
+only the rest (`circumstances`) for each submit: serializing a whole context costs 15 ms.
+"""
+
+import asyncio
+import copy
+import pickle
+import threading
+from contextvars import copy_context
+from typing import Any, NoReturn
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.context import (
+    AssetContext,
+    FlowRunContext,
+    SettingsContext,
+    TagsContext,
+    TaskRunContext,
+    serialize_context,
+)
+from prefect.events.related import related_resources_from_run_context
+from prefect.flows import Flow
+from prefect.logging import get_logger
+from prefect.tasks import MaterializingTask, Task
+
+from prefect_ray_worker.task_runner.parcels import Blob, dumps
+from prefect_ray_worker.task_runner.process import TaskProcess
+
+_log = get_logger("task_runner.ray")
+
+
+class Surroundings:
+    """Pickles the surroundings of the tasks that are submitted, and keeps what it has pickled.
+
+    Args:
+        paths: Folders that imports shall find in a task's process.
+    """
+
+    def __init__(self, paths: list[str]) -> None:
+        self._paths = paths
+        # The contexts are kept with the blob: an `id` names nothing that has gone.
+        self._kept: dict[tuple[object, int], tuple[Blob, Any]] = {}
+        self._parents: dict[UUID, bytes] = {}
+
+    def here(self) -> Blob:
+        """Return the surroundings of a task that is submitted here and now."""
+        flow_run = FlowRunContext.get()
+        settings = SettingsContext.get()
+        run_id = flow_run.flow_run.id if flow_run and flow_run.flow_run else None
+        key = run_id, id(settings)
+        if key not in self._kept:
+            outer = TaskProcess.of_flow_run(run_id) if run_id else None
+            blob = outer.blob if outer else Blob.of(self._pickle(flow_run))
+            self._kept[key] = blob, settings
+        return self._kept[key][0]
+
+    def circumstances(
+        self, task: Task[Any, Any], task_run_id: UUID, inputs: dict[str, set[Any]]
+    ) -> bytes:
+        """Return what is different for each submit, pickled; nothing if there is nothing."""
+        content: dict[str, Any] = {}
+        tags = TagsContext.get().current_tags
+        if tags:
+            content["tags_context"] = {"current_tags": tags}
+        if _has_assets(task):
+            assets = AssetContext.from_task_and_inputs(
+                task, task_run_id, inputs, copy_to_child_ctx=True
+            )
+            content["asset_context"] = assets.serialize()
+        parent = TaskRunContext.get()
+        if parent is not None:
+            content["task_run_context"] = _Pickled(self._parent(parent))
+        if not content:
+            return b""
+        return dumps(content)
+
+    def _parent(self, parent: TaskRunContext) -> bytes:
+        run_id = parent.task_run.id
+        if run_id not in self._parents:
+            self._parents = {run_id: dumps(parent.serialize())}
+        return self._parents[run_id]
+
+    def _pickle(self, flow_run: FlowRunContext | None) -> bytes:
+        context = portable_context(serialize_context())
+        content = {
+            "settings": context["settings_context"],
+            "flow_run": context["flow_run_context"],
+            "deployment_id": context["deployment_id"],
+            "deployment_parameters": context["deployment_parameters"],
+            "related": _related() if flow_run is not None else [],
+            "paths": self._paths,
+        }
+        return dumps(content)
+
+
+class _Pickled:
+    """Bytes that are unpickled together with what holds them."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickle.loads, (self._content,)
+
+
+def portable_context(context: dict[str, Any]) -> dict[str, Any]:
+    """Change what `serialize_context` returns so that it can be pickled and used elsewhere.
+
+    The flow goes without its body, parameters that cannot be pickled stay here, and the settings
+    name the API.
+    """
+    if context["settings_context"]:
+        context["settings_context"] = _with_address(context["settings_context"])
+    flow_run = context["flow_run_context"]
+    if flow_run.get("flow") is not None:
+        flow_run["flow"] = _without_body(flow_run["flow"])
+    try:
+        dumps(flow_run.get("parameters"))
+    except Exception:  # anything may happen in a user's __reduce__
+        flow_run["parameters"] = _portable(flow_run["parameters"])
+    return context
+
+
+def _has_assets(task: Task[Any, Any]) -> bool:
+    flow_run = FlowRunContext.get()
+    return (
+        isinstance(task, MaterializingTask)
+        or bool(task.asset_deps)
+        or bool(flow_run is not None and flow_run.task_run_assets)
+    )
+
+
+def _with_address(settings: dict[str, Any]) -> dict[str, Any]:
+    """Name the API in the settings: a temporary server of this process is also the tasks'."""
+    values: dict[str, Any] = settings["settings"]
+    with get_client(sync_client=True) as client:
+        values.setdefault("api", {})["url"] = str(client.api_url)
+    # Checked here; each process of the cluster would ask the server again.
+    values.setdefault("client", {})["server_version_check_enabled"] = False
+    return settings
+
+
+def _related() -> list[dict[str, str]]:
+    """Return the resources that Prefect relates to every event of this flow run."""
+    found: list[dict[str, str]] = []
+
+    async def ask() -> None:
+        async with get_client() as client:
+            resources = await related_resources_from_run_context(client)
+            found.extend(dict(r.root) for r in resources if r.role != "task-run")
+
+    context = copy_context()
+    # In a thread: the flow may be running in an event loop of its own here.
+    thread = threading.Thread(target=context.run, args=(_quietly, ask), name="ray-related")
+    thread.start()
+    thread.join()
+    return found
+
+
+def _quietly(ask: Any) -> None:
+    try:
+        asyncio.run(ask())
+    except Exception:
+        _log.warning("Cannot tell what the events of this flow run relate to", exc_info=True)
+
+
+def _body_is_elsewhere(*_: object, **__: object) -> NoReturn:
+    raise RuntimeError("Only the driver of a flow run has the function of its flow.")
+
+
+def _without_body(flow: Flow[Any, Any]) -> Flow[Any, Any]:
+    """Return what tasks see of their flow: all but its code, which may not even be picklable."""
+    stub = copy.copy(flow)
+    stub.fn = _body_is_elsewhere
+    vars(stub).pop("__wrapped__", None)
+    for name in vars(stub):
+        if name.startswith("on_") and name.endswith("_hooks"):
+            setattr(stub, name, [])
+    without_secrets = getattr(flow.task_runner, "without_secrets", None)
+    if without_secrets is not None:
+        stub.task_runner = without_secrets()
+    return stub
+
+
+def _portable(parameters: dict[str, Any] | None) -> dict[str, Any]:
+    portable: dict[str, Any] = {}
+    for name, value in (parameters or {}).items():
+        try:
+            dumps(value)
+        except Exception as exc:  # anything may happen in a user's __reduce__
+            _log.warning(
+                "Tasks do not see the flow's parameter %r, a %s: it cannot be pickled (%s)",
+                name,
+                type(value).__qualname__,
+                exc,
+            )
+        else:
+            portable[name] = value
+    return portable

@@ -1,0 +1,40 @@
+"""RayTaskRunner in a flow that our worker runs as a Ray Job."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+from prefect.client.schemas.objects import StateType
+
+from tests.integration.driver_kit import begin, ends, start, traces
+from tests.integration.harness import Pool
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.ray
+
+
+async def test_a_flow_fans_out_over_the_cluster_of_its_job(pool: Pool, tmp_path: Path) -> None:
+    async with pool.working():
+        run_id = await start(pool, "fans_out", tmp_path, entrypoint="fanning.py:fans_out")
+        await ends(pool, run_id, StateType.COMPLETED, seconds=120)
+    assert traces(tmp_path, "total") == ["285"]
+    said = await pool.logs(run_id)
+    assert {f"squaring {i}" for i in range(10)} <= set(said)
+
+
+async def test_cancelling_the_flow_ends_its_tasks(pool: Pool, tmp_path: Path) -> None:
+    async with pool.working():
+        run_id = await begin(
+            pool, "fans_out_for_long", tmp_path, entrypoint="fanning.py:fans_out_for_long"
+        )
+        await wait_until(
+            lambda: len(traces(tmp_path, "pids")) == 2, timeout=60, description="both tasks begun"
+        )
+        pids = [int(pid) for pid in traces(tmp_path, "pids")]
+        await pool.cancel(run_id)
+        await ends(pool, run_id, StateType.CANCELLED, seconds=30)
+        await wait_until(
+            lambda: not any(psutil.pid_exists(pid) for pid in pids),
+            timeout=15,
+            description="no process of a task left",
+        )

@@ -1,0 +1,186 @@
+"""Tasks whose process dies, and what cannot be sent: never lost, never taken for a success."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow, get_run_logger, task
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import CrashedRun
+
+from prefect_ray_worker import RayTaskRunner
+from prefect_ray_worker.task_runner.outcomes import UnportableError
+from tests.real_ray import RealRay
+from tests.task_runner.api import states, task_runs, wait_for_log
+
+pytestmark = pytest.mark.ray
+
+
+@task
+def add(x: int) -> int:
+    return x + 1
+
+
+@task
+def die(folder: Path, how: str) -> None:
+    with (folder / how).open("a") as file:
+        file.write(".")
+    if how == "exits":
+        sys.exit(3)
+    if how == "late":
+        time.sleep(1)
+    if how == "ends":
+        os._exit(3)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@task
+def flaky_process(folder: Path) -> str:
+    with (folder / "tries").open("a") as file:
+        file.write(".")
+    if len((folder / "tries").read_text()) < 3:
+        os._exit(1)
+    return "third"
+
+
+def run_id() -> Any:
+    context = FlowRunContext.get()
+    assert context is not None
+    assert context.flow_run is not None
+    return context.flow_run.id
+
+
+@pytest.mark.parametrize("how", ["killed", "late", "ends", "exits"])
+def test_a_task_whose_process_dies_is_crashed(
+    runner: RayTaskRunner, tmp_path: Path, how: str
+) -> None:
+    ids: list[Any] = []
+
+    @flow(task_runner=runner)
+    def with_a_death() -> Any:
+        ids.append(run_id())
+        others = add.map([1, 2])
+        dead = die.submit(tmp_path, how)
+        dependants = [add.submit(dead), add.submit(1, wait_for=[dead])]
+        dead.wait()
+        for future in dependants:
+            future.wait()
+            assert future.state.name == "NotReady"
+            assert str(dead.task_run_id) in (future.state.message or "")
+        assert others.result() == [2, 3]
+        return dead.result()
+
+    with pytest.raises(CrashedRun):
+        with_a_death()
+    assert states(ids[0], 5) == ["Completed", "Completed", "Crashed", "NotReady", "NotReady"]
+    crashed = next(r for r in task_runs(ids[0], 5) if r.state_name == "Crashed")
+    assert crashed.state is not None
+    said = "system exit" if how == "exits" else "process of the task has died"
+    assert said in (crashed.state.message or "")
+    # Ray would have run it three times more.
+    assert (tmp_path / how).read_text() == "."
+    if how != "exits":
+        wait_for_log(ids[0], "has crashed: The process of the task has died")
+
+
+def test_infra_retries_are_seen_by_prefect(joined: RealRay, tmp_path: Path) -> None:
+    ids: list[Any] = []
+
+    @flow(task_runner=RayTaskRunner(infra_retries=2))
+    def retried() -> str:
+        ids.append(run_id())
+        return flaky_process.submit(tmp_path).result()
+
+    assert retried() == "third"
+    assert states(ids[0], 1) == ["Completed"]
+    wait_for_log(ids[0], "is run again")
+
+
+class Picky(Exception):
+    """As httpx, openai and others have them: it pickles, and cannot be unpickled."""
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def test_an_exception_that_does_not_unpickle_is_readable(runner: RayTaskRunner) -> None:
+    @task
+    def picky() -> None:
+        raise Picky("no entry", code=403)
+
+    @flow(task_runner=runner)
+    def fails() -> None:
+        with pytest.raises(UnportableError, match=r"Picky: no entry") as caught:
+            picky.submit().result()
+        assert caught.value.original_type.endswith("Picky")
+        assert 'raise Picky("no entry", code=403)' in caught.value.original_traceback
+
+    fails()
+
+
+def test_a_result_that_cannot_be_pickled_is_a_failure_with_a_reason(runner: RayTaskRunner) -> None:
+    ids: list[Any] = []
+
+    @task
+    def unsendable() -> Any:
+        import threading
+
+        return threading.Lock()
+
+    @flow(task_runner=runner)
+    def fails() -> None:
+        ids.append(run_id())
+        with pytest.raises(TypeError, match="a lock, cannot be pickled"):
+            unsendable.submit().result()
+
+    fails()
+    assert states(ids[0], 1) == ["Failed"]
+
+
+def test_a_task_that_cannot_be_loaded_says_so(runner: RayTaskRunner) -> None:
+    ids: list[Any] = []
+
+    @flow(task_runner=runner)
+    def fails() -> None:
+        ids.append(run_id())
+        unloadable.submit(Unloadable()).wait()
+
+    @task
+    def unloadable(value: Any) -> None: ...
+
+    fails()
+    (run,) = task_runs(ids[0], 1)
+    assert run.state is not None
+    assert run.state.name == "Crashed"
+    assert "could not be loaded" in (run.state.message or "")
+    assert "No module named 'nowhere'" in (run.state.message or "")
+
+
+class Unloadable:
+    def __reduce__(self) -> Any:
+        return __import__, ("nowhere",) if TaskRunContext.get() is None else ("os",)
+
+
+def test_logs_are_there_with_a_thousand_lines(runner: RayTaskRunner) -> None:
+    ids: list[Any] = []
+
+    @task
+    def speaks(number: int) -> None:
+        get_run_logger().info("line %s", number)
+
+    @flow(task_runner=runner)
+    def speaking() -> None:
+        ids.append(run_id())
+        speaks.map(range(100)).wait()
+
+    speaking()
+    from tests.task_runner.api import logs
+
+    # No waiting: they are sent before the flow ends.
+    said = logs(ids[0])
+    assert {f"line {i}" for i in range(100)} <= set(said)
