@@ -72,14 +72,20 @@ async def _pause_worker(scene: Scene) -> None:
 async def _kill(victim_of: Callable[[psutil.Process], psutil.Process], scene: Scene) -> None:
     engine = scene.engine
     victim_of(engine).kill()
-    # Only then may the run be let go: it is to die where it is.
+    await _dead(engine)
+
+
+async def _dead(engine: psutil.Process) -> None:
+    """Wait for the engine's end: only then may the run be let go, as it is to die where it is."""
     await wait_until(
         lambda: not is_alive(engine), timeout=PATIENCE_SECONDS, description="the engine to die"
     )
 
 
 async def _kill_node(scene: Scene) -> None:
+    engine = scene.engine
     scene.world.cluster.kill_raylet_of_node()
+    await _dead(engine)
 
 
 async def _kill_job_head(scene: Scene) -> None:

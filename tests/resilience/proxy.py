@@ -1,7 +1,7 @@
 """A TCP proxy between worker and head that fails on demand, as networks and ingresses do."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from enum import Enum
 
@@ -95,8 +95,8 @@ class Proxy:
         head, to_head = await asyncio.open_connection("127.0.0.1", self._target)
         try:
             async with asyncio.TaskGroup() as both:
-                requests = both.create_task(self._pass_requests(reader, to_head))
-                answers = both.create_task(self._pass_answers(head, writer))
+                requests = both.create_task(_until_broken(self._pass_requests(reader, to_head)))
+                answers = both.create_task(_until_broken(self._pass_answers(head, writer)))
                 await asyncio.wait({requests, answers}, return_when=asyncio.FIRST_COMPLETED)
                 requests.cancel()
                 answers.cancel()
@@ -134,6 +134,11 @@ class Proxy:
             await writer.drain()
             if self._mode is Mode.HALVES:
                 return
+
+
+async def _until_broken(passing: Coroutine[None, None, None]) -> None:
+    with suppress(OSError):
+        await passing
 
 
 @asynccontextmanager

@@ -15,7 +15,6 @@ from tests.resilience.stages import STAGES
 
 RESULTS = Path(__file__).parent / "measured.json"
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "failure-model-table.md"
-_LONGEST_MESSAGE = 110
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,6 @@ class Row:
         hooks: How often its `on_cancellation` hook was begun.
         settled: Seconds from the fault to the final state; None if that was there before.
         gone: Seconds from the fault until no process of the run was left.
-        message: Of the final state.
         on: The day.
     """
 
@@ -37,7 +35,6 @@ class Row:
     hooks: int
     settled: float | None
     gone: float
-    message: str
     on: str
 
 
@@ -52,7 +49,6 @@ def keep(result: Result) -> None:
         hooks=result.cancellation_hooks,
         settled=None if result.settled is None else round(result.settled, 1),
         gone=round(result.gone, 1),
-        message=result.message,
         on=datetime.now(UTC).date().isoformat(),
     )
     data = {
@@ -132,19 +128,13 @@ What is not in the table, and why:
 def _row(pair: Pair, row: Row) -> str:
     settled = "-" if row.settled is None else f"{row.settled:.0f} s"
     options = " (`infrastructure_retries: 1`)" if pair.executions > 1 else ""
-    told = f"{row.state}: {_short(row.message)}" if row.state == "Crashed" else row.state
     cells = (
         pair.fault.name,
         pair.stage.name + options,
-        told,
+        row.state,
         str(row.executions),
         str(row.hooks),
         settled,
         f"{row.gone:.0f} s",
     )
     return f"| {' | '.join(cells)} |"
-
-
-def _short(message: str) -> str:
-    line = message.splitlines()[0].replace("|", "\\|") if message else ""
-    return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE].rstrip()} …"
