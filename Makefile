@@ -21,8 +21,9 @@ test: $(VENV)/.dev ## Run all tests (ARGS= is passed to pytest)
 chaos: $(VENV)/.dev ## Kill everything at every stage of a run and write the table into the docs (ARGS="text")
 	$(BIN)/python -m tests.resilience $(ARGS)
 
-benchmark: $(VENV)/.dev ## Measure the driver against prefect flow-run execute
+benchmark: $(VENV)/.dev ## Measure the driver against prefect flow-run execute, and the log bridge
 	$(BIN)/python -m tests.benchmarks.driver
+	$(BIN)/python -m tests.benchmarks.logs
 
 check: $(VENV)/.dev ## Run ruff, pyright and the import contracts
 	$(BIN)/ruff check .

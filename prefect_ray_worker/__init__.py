@@ -5,8 +5,10 @@ The floor plan, in the order in which a flow run walks through it:
     worker side:   configuration -> shipping -> submission -> watching -> outcome -> settlement
     cluster side:  driver: claim -> prepare -> run -> report
 
-    identity names things, secrets_policy keeps secrets out of jobs, jobs_api talks to Ray,
-    cancellation stops jobs, local_cluster runs a Ray on this machine, worker is what Prefect calls.
+    attempts walks that way, recovery finds the runs that nobody walks with, identity names things,
+    diagnosis says on both sides why a run has no result, secrets_policy keeps secrets out of jobs,
+    jobs_api talks to Ray, cancellation stops jobs, local_cluster runs a Ray on this machine, worker
+    is what Prefect calls.
 
 The public names below are imported on first use, so that `import prefect_ray_worker` costs
 nothing in a job that needs only one of them.

@@ -167,21 +167,6 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         seconds = self.delete_job_after_seconds
         return {} if seconds is None else {DELETE_AFTER_KEY: str(seconds)}
 
-    def requested_resources(self) -> str:
-        """Describe what the driver asks for, for messages: `1 CPU, {"ssd": 1}`."""
-        asked = [
-            f"{value} {unit}"
-            for value, unit in (
-                (self.entrypoint_num_cpus, "CPU"),
-                (self.entrypoint_num_gpus, "GPU"),
-                (self.entrypoint_memory, "memory"),
-                (self.entrypoint_resources, "resources"),
-                (self.entrypoint_label_selector, "labels"),
-            )
-            if value
-        ]
-        return ", ".join(asked) or "nothing (it runs on the head node)"
-
 
 def _assignments(variables: Mapping[str, str]) -> str:
     return " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(variables.items()))

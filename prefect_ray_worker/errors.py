@@ -6,9 +6,14 @@ The branches answer one question: may we try again, and do we know what happened
     * InvalidConfiguration: what the user wrote cannot work; nothing was submitted
     * LocalClusterError: the embedded Ray could not be started or found
     * SubmissionConflict: another tool's job already has our submission id
+    * LogsNotSent: the log bridge could not bring logs to Prefect
+        * LogsUnclear: they may have arrived, or not; read back before sending them again
+        * LogsRefused: they did not arrive, and never will as they are
+        * LogsGivenUp: Prefect has been away for longer than the bridge waits
     * JobsApiError: a call to Ray's Jobs API failed
         * RetryableError: the cluster did not take the request; asking again is safe
             * ClusterUnreachable
+            * AgentUnreachable
         * AmbiguousError: the cluster may or may not have acted; read back before deciding
         * TerminalError: asking again gives the same answer
             * RequestRejected
@@ -16,6 +21,7 @@ The branches answer one question: may we try again, and do we know what happened
             * NotRayDashboard
             * JobNotFound
             * PackageNotFound
+            * LogNotFound
             * JobAlreadyExists
             * JobNotTerminal
 
@@ -42,6 +48,22 @@ class SubmissionConflict(RayWorkerError):
     """A job that is not ours holds the submission id of this run."""
 
 
+class LogsNotSent(RayWorkerError):
+    """Logs of a job have not certainly arrived in Prefect."""
+
+
+class LogsUnclear(LogsNotSent):
+    """Prefect may have logs that were sent to it: read back before sending them again."""
+
+
+class LogsRefused(LogsNotSent):
+    """Prefect will not take these logs as they are."""
+
+
+class LogsGivenUp(LogsNotSent):
+    """Prefect has been away for longer than the log bridge waits."""
+
+
 class JobsApiError(RayWorkerError):
     """A call to Ray's Jobs API did not give a usable answer."""
 
@@ -55,6 +77,10 @@ class ClusterUnreachable(RetryableError):
 
     This says something about our view of the cluster and nothing about its jobs.
     """
+
+
+class AgentUnreachable(RetryableError):
+    """The agent of a node cannot be asked from here; the dashboard may still be."""
 
 
 class AmbiguousError(JobsApiError):
@@ -83,6 +109,10 @@ class JobNotFound(TerminalError):
 
 class PackageNotFound(TerminalError):
     """A reachable Ray cluster does not have a package in its store."""
+
+
+class LogNotFound(TerminalError):
+    """A reachable Ray cluster does not have a job's log, or the node that it was on."""
 
 
 class JobAlreadyExists(TerminalError):

@@ -1,7 +1,7 @@
 """What a job's end means for its flow run: the table of the design, pure.
 
 The job is evidence about the infrastructure; the flow run's state is the result. Both are
-read before anything is decided.
+read before anything is decided. What the evidence means in words is `diagnosis`'s to say.
 """
 
 from dataclasses import dataclass
@@ -9,11 +9,13 @@ from enum import Enum
 
 from prefect.client.schemas.objects import StateType
 
-from prefect_ray_worker.driver.exits import DriverExit, describe_exit
+from prefect_ray_worker.diagnosis.category import Category
+from prefect_ray_worker.diagnosis.diagnosis import Diagnosis, diagnosed
+from prefect_ray_worker.diagnosis.job import NO_CONTEXT, Context, Ended, of_job, start_overdue
+from prefect_ray_worker.diagnosis.waiting import why_waiting
 from prefect_ray_worker.jobs_api.models import JobDetails, JobStatus
 
 _UNDECIDED = frozenset({StateType.PENDING, StateType.RUNNING})
-_LONGEST_DETAIL = 1500
 
 
 class Resolution(Enum):
@@ -35,30 +37,45 @@ class Outcome:
 
     Attributes:
         resolution: What to do with the flow run.
-        message: What happened, for the flow run's state.
+        message: What happened, for the flow run's state; for a crash it begins with the category.
         status_code: What Prefect's worker is told: 0 leaves the run's state alone.
+        category: The kind of failure, by its name in messages and events; None for none.
     """
 
     resolution: Resolution
     message: str = ""
     status_code: int = 0
+    category: str | None = None
 
 
 UNTOUCHED = Outcome(Resolution.LEAVE)
 
 
-def crashed(message: str, job: JobDetails | None = None) -> Outcome:
-    """Return the outcome of a run that ended without a result."""
+def crashed(
+    why: Diagnosis | str, job: JobDetails | None = None, *, category: Category | None = None
+) -> Outcome:
+    """Return the outcome of a run that ended without a result.
+
+    Args:
+        why: A diagnosis, or the sentences of one.
+        job: The job, if there is one.
+        category: Of the sentences.
+    """
+    if isinstance(why, str):
+        why = diagnosed(category or Category.JOB_FAILED, why, advice="")
     code = job.driver_exit_code if job is not None else None
-    return Outcome(Resolution.CRASH, message, status_code=code or 1)
+    return Outcome(Resolution.CRASH, str(why), status_code=code or 1, category=why.category.label)
 
 
-def of_ended_job(job: JobDetails, state: StateType | None) -> Outcome:
+def of_ended_job(
+    job: JobDetails, state: StateType | None, *, context: Context = NO_CONTEXT
+) -> Outcome:
     """Read a terminal job and the state of its flow run together.
 
     Args:
         job: A job with a terminal status.
         state: Type of the run's state, read after the job had ended; None if it is deleted.
+        context: What the job asked for, and what its cluster has.
     """
     if state == StateType.CANCELLING:
         return Outcome(
@@ -66,22 +83,8 @@ def of_ended_job(job: JobDetails, state: StateType | None) -> Outcome:
         )
     if state not in _UNDECIDED:
         return UNTOUCHED
-    match job.status:
-        case JobStatus.SUCCEEDED:
-            return crashed(
-                "The driver exited with code 0 without reporting a final state. "
-                "Something ended the process early (os._exit, sys.exit in a thread, a custom "
-                "command that does not run the flow): see the job's log in the Ray dashboard.",
-                job,
-            )
-        case JobStatus.STOPPED:
-            return crashed(
-                "The Ray Job was stopped outside Prefect (ray job stop, the dashboard, or a "
-                "cluster that went down). Run the flow again.",
-                job,
-            )
-        case _:
-            return crashed(_failure(job), job)
+    ended = Ended(job.status, job.error_type, job.driver_exit_code, job.message or "")
+    return crashed(of_job(ended, context), job)
 
 
 def is_infrastructure_failure(job: JobDetails) -> bool:
@@ -106,29 +109,58 @@ def of_lost_job(submission_id: str, *, then: str | None, now: str | None) -> Out
         then: Session of the cluster when it took the job.
         now: Its present session.
     """
+    category = Category.JOB_DELETED
+    why = "somebody deleted its record, or the head lost it"
     if then and now and then != now:
+        category = Category.HEAD_LOST
         why = f"its head was restarted (session {then}, now {now}) and keeps jobs in memory"
-        advice = "Give the cluster GCS fault tolerance to survive that, and run the flow again."
-    else:
-        why = "somebody deleted its record, or the head lost it"
-        advice = "Look for what deletes Ray Jobs, and run the flow again."
-    return crashed(f"The Ray cluster lost the job {submission_id}: {why}. {advice}")
+    return crashed(diagnosed(category, f"The Ray cluster lost the job {submission_id}: {why}."))
 
 
-def _failure(job: JobDetails) -> str:
-    if job.driver_exit_code in set(DriverExit):
-        return _last_line(job.message or "")  # the driver has said it in one line of its output
-    kind = f" ({job.error_type})" if job.error_type else ""
-    if job.driver_exit_code is not None:
-        headline = f"The driver ended with {describe_exit(job.driver_exit_code)}"
-    else:
-        headline = "The Ray Job failed"
-    detail = (job.message or "").strip()
-    if len(detail) > _LONGEST_DETAIL:
-        detail = f"…{detail[-_LONGEST_DETAIL:]}"
-    return f"{headline}{kind}. {detail or 'Ray gives no reason; see the job in its dashboard.'}"
+def of_late_start(
+    limit: float, job: JobDetails | None, *, context: Context = NO_CONTEXT
+) -> Outcome:
+    """Return the outcome of a job that was PENDING for longer than its start timeout.
+
+    Args:
+        limit: The timeout, in seconds.
+        job: The job, when it was last seen.
+        context: What it asks for, and what its cluster has.
+    """
+    said = job.message if job is not None else None
+    waiting = why_waiting(context.asked, context.cluster, said)
+    return crashed(start_overdue(limit, waiting, limited_by="start_timeout_seconds"))
 
 
-def _last_line(message: str) -> str:
-    lines = [line for line in message.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "The driver gave no reason; see its log."
+def of_long_run(limit: float) -> Outcome:
+    """Return the outcome of a job that ran for longer than its run timeout.
+
+    Args:
+        limit: The timeout, in seconds.
+    """
+    cause = f"The run timeout of {limit:g} s (run_timeout_seconds) is over; the job was stopped."
+    return crashed(diagnosed(Category.RUN_TIMEOUT, cause))
+
+
+def of_silence(address: str, limit: float, trouble: str) -> Outcome:
+    """Return the outcome of a run of which nothing has been heard for too long.
+
+    Args:
+        address: The cluster's, which does not answer.
+        limit: For how long, in seconds.
+        trouble: What came instead of the last answer.
+    """
+    cause = (
+        f"The Ray cluster at {address} has not answered for {limit:g} s and the run has given no "
+        f"sign of life since ({trouble})."
+    )
+    return crashed(diagnosed(Category.CLUSTER_UNREACHABLE, cause))
+
+
+def of_refusal(reason: str) -> Outcome:
+    """Return the outcome of a run whose job the cluster does not take.
+
+    Args:
+        reason: What it answered, in a sentence.
+    """
+    return crashed(diagnosed(Category.JOB_REJECTED, reason))

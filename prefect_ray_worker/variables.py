@@ -9,6 +9,7 @@ from prefect_ray_worker.blocks import DashboardAddress, RayCluster
 from prefect_ray_worker.runtime_env import RuntimeEnv
 
 RESERVED_METADATA = frozenset({"job_submission_id", "job_name"})
+RESERVED_PREFIXES = ("prefect.io/", "prefect-ray-worker/")
 """Ray writes these itself and links drivers to jobs by them (`job_supervisor.py`, Ray 2.60)."""
 
 _BYTE_SIZE = TypeAdapter(ByteSize)
@@ -35,7 +36,7 @@ def _no_reserved_keys(value: object) -> object:
         taken = sorted(
             str(key)
             for key in value
-            if key in RESERVED_METADATA or str(key).startswith("prefect.io/")
+            if key in RESERVED_METADATA or str(key).startswith(RESERVED_PREFIXES)
         )
         if taken:
             raise ValueError(
@@ -162,6 +163,15 @@ class RayFields(BaseModel):
         ),
         examples=[30],
     )
+    forward_logs: bool = Field(
+        default=True,
+        title="Forward logs",
+        description=(
+            "Whether everything that the job prints appears in the logs of the flow run. What "
+            "the flow's own loggers send is there in any case. Example: false"
+        ),
+        examples=[False],
+    )
     infrastructure_retries: int = Field(
         default=0,
         ge=0,
@@ -261,6 +271,7 @@ FORM_ORDER = (
     "start_timeout_seconds",
     "run_timeout_seconds",
     "stop_grace_seconds",
+    "forward_logs",
     "infrastructure_retries",
     "delete_job_after_seconds",
     "name",

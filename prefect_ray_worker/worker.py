@@ -21,6 +21,7 @@ from prefect_ray_worker.attempts.submitter import Submitter
 from prefect_ray_worker.blocks import LOGO_URL, RayCluster
 from prefect_ray_worker.cancellation import Stopping, stop_and_confirm
 from prefect_ray_worker.configuration import RayJobConfiguration
+from prefect_ray_worker.flow_run_logs import LogSink, PrefectLogs
 from prefect_ray_worker.flow_runs import FlowRuns
 from prefect_ray_worker.identity import InfrastructurePid
 from prefect_ray_worker.local_cluster.state import state_directory
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from prefect.client.schemas.objects import FlowRun, WorkPool
+
+
+# Prefect's client has 16 sockets; the runs' states need some.
+_LOG_REQUESTS_AT_ONCE = 4
 
 
 class RayWorkerResult(BaseWorkerResult):
@@ -96,6 +101,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
                 unreachable_limit=settings.unreachable_limit_seconds,
                 ship_driver=settings.ship_driver,
                 delivery=Delivery(settings.node_secrets, settings.send_secrets),
+                logs_of=partial(self._logs_of, anyio.CapacityLimiter(_LOG_REQUESTS_AT_ONCE)),
+                owns=self._owns,
             ),
             self._clusters,
             self.get_flow_run_logger,
@@ -221,6 +228,12 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             worker_name=self.name,
             worker_id=self.backend_id,
         )
+
+    def _logs_of(self, limiter: anyio.CapacityLimiter, flow_run_id: "UUID") -> LogSink:
+        return PrefectLogs(self.client, flow_run_id, limiter)
+
+    async def _owns(self, flow_run_id: "UUID", job_id: str) -> bool:
+        return await self._recovery.still_owns(flow_run_id, job_id)
 
     def _pool(self) -> "WorkPool":
         return self.work_pool

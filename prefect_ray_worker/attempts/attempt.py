@@ -1,6 +1,6 @@
 """`Attempt`: what is known of one attempt at a run before anything is done about it."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from logging import Logger, LoggerAdapter
@@ -10,6 +10,7 @@ from uuid import UUID
 from prefect.client.schemas.objects import FlowRun, State, StateType
 
 from prefect_ray_worker.configuration import RayJobConfiguration
+from prefect_ray_worker.flow_run_logs import LogSink
 from prefect_ray_worker.flow_runs import FlowRuns
 from prefect_ray_worker.identity import present_claim, submission_id
 from prefect_ray_worker.secrets_policy import Delivery
@@ -31,6 +32,8 @@ class Surroundings:
         unreachable_limit: Seconds for which a cluster may be silent.
         ship_driver: Whether to bring our package to the cluster.
         delivery: How secrets reach the jobs.
+        logs_of: Returns the logs of a flow run.
+        owns: Says of a run and a job whether this process still looks after them.
     """
 
     flow_runs: FlowRuns
@@ -38,6 +41,8 @@ class Surroundings:
     unreachable_limit: float
     ship_driver: bool
     delivery: Delivery
+    logs_of: Callable[[UUID], LogSink]
+    owns: Callable[[UUID, str], Awaitable[bool]]
 
 
 @dataclass(frozen=True)

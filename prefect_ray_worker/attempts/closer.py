@@ -7,14 +7,15 @@ from prefect.client.schemas.objects import StateType
 
 from prefect_ray_worker import outcome
 from prefect_ray_worker.attempts.attempt import Attempt
+from prefect_ray_worker.attempts.context import context_of
 from prefect_ray_worker.cancellation import Stopping, stop_and_confirm
+from prefect_ray_worker.diagnosis.job import NO_CONTEXT
 from prefect_ray_worker.flow_runs import type_of_state
 from prefect_ray_worker.jobs_api.models import JobDetails
 from prefect_ray_worker.outcome import (
     UNTOUCHED,
     Outcome,
     Resolution,
-    crashed,
     is_infrastructure_failure,
 )
 from prefect_ray_worker.settlement import Settlement
@@ -67,12 +68,9 @@ class Closer:
             case Verdict.LOST:
                 return await self.lost(then=then, now=now)
             case Verdict.START_OVERDUE:
-                return await self._stop_overdue(self._start_overdue(watched))
+                return await self._stop_overdue(await self._late(watched))
             case Verdict.RUN_OVERDUE:
-                return await self._stop_overdue(
-                    f"The run timeout of {self._limits.run:g} s (run_timeout_seconds) is over; "
-                    "the Ray Job was stopped. Raise the limit, or make the flow faster."
-                )
+                return await self._stop_overdue(outcome.of_long_run(self._limits.run or 0))
             case Verdict.CANCEL_OVERDUE:
                 return await self._cancel(watched)
             case Verdict.SILENT_TOO_LONG:
@@ -126,9 +124,11 @@ class Closer:
         job = watched.latest
         if job is None:
             return UNTOUCHED
+        never_started = job.driver_exit_code is None
+        context = await context_of(self._attempt) if never_started else NO_CONTEXT
         deadline = anyio.current_time() + _REPORT_GRACE_SECONDS
         while True:
-            decided = outcome.of_ended_job(job, await self.state())
+            decided = outcome.of_ended_job(job, await self.state(), context=context)
             patient = decided.resolution is Resolution.CRASH and not _failed_by_itself(job)
             if not patient or anyio.current_time() >= deadline:
                 break
@@ -164,23 +164,18 @@ class Closer:
                 return None
         return await self.cancelled(message)
 
-    async def _stop_overdue(self, message: str) -> Outcome | None:
-        self._log.warning("%s", message)
+    async def _late(self, watched: Watched) -> Outcome:
+        limit, job = self._limits.start or 0, watched.latest
+        return outcome.of_late_start(limit, job, context=await context_of(self._attempt))
+
+    async def _stop_overdue(self, decided: Outcome) -> Outcome | None:
+        self._log.warning("%s", decided.message)
         stopping = await self.stop()
         if stopping in (Stopping.UNCONFIRMED, Stopping.UNREACHABLE):
             self._log.warning("The Ray Job has not ended yet (%s); going on.", stopping.value)
             return None
         # The stop makes the engine report a crash of its own; the limit is the better message.
-        return await self.settle(crashed(message), rename=True)
-
-    def _start_overdue(self, watched: Watched) -> str:
-        said = watched.latest.message if watched.latest is not None else None
-        return (
-            f"The start timeout of {self._limits.start:g} s (start_timeout_seconds) is over and "
-            f"the Ray Job is still PENDING. It asks for: "
-            f"{self._attempt.configuration.requested_resources()}. Ray says: {said or 'nothing'} "
-            "Free or add such resources, ask for less, or raise the limit."
-        )
+        return await self.settle(decided, rename=True)
 
     async def _settled_without_us(self, watched: Watched) -> Outcome | None:
         """While the cluster is silent, look whether the driver has reported an end meanwhile."""
@@ -202,13 +197,8 @@ class Closer:
                 f"{limit:g} s and the run has given no sign of life since, so that nobody could "
                 f"see its job end. Last error: {watched.trouble}"
             )
-        return await self.settle(
-            crashed(
-                f"The Ray cluster at {self._attempt.address} has not answered for {limit:g} s and "
-                "the run has given no sign of life since. "
-                f"Last error: {watched.trouble}"
-            )
-        )
+        silence = outcome.of_silence(self._attempt.address, limit, watched.trouble)
+        return await self.settle(silence)
 
 
 def _failed_by_itself(job: JobDetails) -> bool:

@@ -8,11 +8,12 @@ from prefect.client.schemas.objects import StateType
 
 from prefect_ray_worker.attempts.attempt import Attempt
 from prefect_ray_worker.attempts.closer import Closer
+from prefect_ray_worker.attempts.forwarding import LogForwarding
 from prefect_ray_worker.attempts.reporter import Reporter
 from prefect_ray_worker.attempts.submitter import Submitter
 from prefect_ray_worker.errors import JobsApiError, RequestRejected, SubmissionConflict
 from prefect_ray_worker.jobs_api.models import JobStatus
-from prefect_ray_worker.outcome import UNTOUCHED, Outcome, crashed
+from prefect_ray_worker.outcome import UNTOUCHED, Outcome, of_refusal
 from prefect_ray_worker.watching.observation import Missing, Observation, Seen
 from prefect_ray_worker.watching.verdict import Verdict, Watched, judge
 
@@ -30,6 +31,7 @@ class Follower:
         self._submitter = submitter
         self._closer = Closer(attempt)
         self._reporter = Reporter(attempt)
+        self._logs = LogForwarding(attempt)
         self._run_is_gone = False
 
     @property
@@ -42,7 +44,17 @@ class Follower:
         self._run_is_gone = True
 
     async def follow(self) -> Outcome:
-        """Watch the job until the run is settled; return what was decided."""
+        """Watch the job until the run is settled and its log forwarded; return what was decided."""
+        settled = UNTOUCHED
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._logs.run, name=f"ray-logs {self.attempt.job_id}")
+            try:
+                settled = await self._watch()
+            finally:
+                self._logs.end()
+        return settled
+
+    async def _watch(self) -> Outcome:
         attempt = self.attempt
         with (
             attempt.cluster.poller.watch(attempt.job_id) as watch,
@@ -53,6 +65,7 @@ class Follower:
                 observation = await watch.next()
                 now = anyio.current_time()
                 before, watched = watched, watched.after(observation, now)
+                self._logs.observe(observation, arrived=watched.arrived)
                 if attempt.run_id in attempt.around.cancelling:
                     watched = watched.cancelled_at(now)
                 self._reporter.tell(before, watched)
@@ -122,16 +135,15 @@ class Follower:
         attempt = self.attempt
         limit = attempt.limits.unreachable
         if anyio.current_time() - watched.submitted_at >= limit:
-            return await self._closer.settle(
-                crashed(
-                    f"The Ray cluster at {attempt.address} answers, and has not taken the job for "
-                    f"{limit:g} s. What it answered is in the logs of the run."
-                )
+            refusal = (
+                f"The Ray cluster at {attempt.address} answers, and has not taken the job for "
+                f"{limit:g} s. What it answered is in the logs of the run."
             )
+            return await self._closer.settle(of_refusal(refusal))
         try:
             await self._submitter.submit()
         except (RequestRejected, SubmissionConflict) as exc:
-            return await self._closer.settle(crashed(str(exc)))
+            return await self._closer.settle(of_refusal(str(exc)))
         except JobsApiError as exc:
             # The next look decides: unreachable waits, missing comes back here.
             attempt.log.warning("The Ray Job could not be submitted again yet: %s", exc)

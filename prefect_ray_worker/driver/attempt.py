@@ -23,7 +23,7 @@ import prefect
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.engine import handle_engine_signals
-from prefect.exceptions import PrefectHTTPStatusError, TerminationSignal
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError, TerminationSignal
 from prefect.flow_engine import run_flow
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
@@ -35,11 +35,13 @@ from prefect_ray_worker._prefect_compat import (
     prepare_workspace,
     run_metrics,
 )
+from prefect_ray_worker.driver.api_trouble import with_wrong_api, without_api
 from prefect_ray_worker.driver.cancelling import CancellingWatch
 from prefect_ray_worker.driver.claim import Standing, claim
-from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE, Endings, without_api
+from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE, Endings
 from prefect_ray_worker.driver.exits import DriverExit
 from prefect_ray_worker.driver.hooks import OnceHooks
+from prefect_ray_worker.driver.loading import of_load_failure
 from prefect_ray_worker.driver.termination import Termination
 
 _DEFAULT_GRACE_SECONDS = 30.0
@@ -57,6 +59,12 @@ def run_attempt(flow_run_id: str, attempt: str, *, termination: Termination) -> 
     with get_client(sync_client=True) as client:
         try:
             flow_run = _patiently(lambda: client.read_flow_run(UUID(flow_run_id)))
+        # A ValueError: what has answered is no JSON, or describes no flow run.
+        except (ObjectNotFound, ValueError) as exc:
+            return with_wrong_api(exc, str(client.api_url))
+        except (PrefectHTTPStatusError, httpx.TransportError) as exc:
+            return without_api(exc, str(client.api_url))
+        try:
             answer = claim(client, flow_run, attempt)
         except (PrefectHTTPStatusError, httpx.TransportError) as exc:
             return without_api(exc, str(client.api_url))
@@ -102,6 +110,7 @@ class Attempt:
         self._endings = endings
         self._termination = termination
         self._hooks: OnceHooks | None = None
+        self._entrypoint: str | None = None
         self._logger = flow_run_logger(flow_run)
         self._watch = CancellingWatch(
             flow_run.id,
@@ -127,8 +136,7 @@ class Attempt:
                 )
             except Exception as exc:
                 self._logger.exception("The flow could not be loaded.")
-                message = f"The flow could not be loaded: {type(exc).__name__}: {exc}"
-                self._endings.crashed(message)
+                self._endings.crashed(str(of_load_failure(exc, self._entrypoint)))
                 return DriverExit.REPORTED
             return self._execute(flow)
 
@@ -144,8 +152,8 @@ class Attempt:
             )
 
     def _load(self, folder: Path) -> Flow[..., Any]:
-        entrypoint = anyio.run(prepare_workspace, self._flow_run.id, folder)
-        os.environ["PREFECT__FLOW_ENTRYPOINT"] = entrypoint
+        self._entrypoint = anyio.run(prepare_workspace, self._flow_run.id, folder)
+        os.environ["PREFECT__FLOW_ENTRYPOINT"] = self._entrypoint
         here = str(Path.cwd())
         sys.path.insert(0, here)
         # For processes that the flow starts: they have to find its modules as well.

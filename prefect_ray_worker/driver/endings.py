@@ -1,22 +1,23 @@
 """How a driver tells Prefect that a run has ended: never over a state that stands already."""
 
-import sys
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State
-from prefect.exceptions import Abort, PrefectHTTPStatusError
+from prefect.exceptions import Abort
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 from prefect.utilities.engine import propose_state_sync
 
+from prefect_ray_worker.diagnosis.category import Category
+from prefect_ray_worker.diagnosis.diagnosis import diagnosed
 from prefect_ray_worker.driver.claim import present_attempt
-from prefect_ray_worker.driver.exits import DriverExit
 
-STOPPED_OUTSIDE = (
-    "The Ray Job was told to stop (SIGTERM) outside Prefect: by `ray job stop`, the dashboard, or "
-    "a node that goes away. Run the flow again, or set "
-    "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR=reschedule to have that done."
+STOPPED_OUTSIDE = str(
+    diagnosed(
+        Category.STOPPED_OUTSIDE,
+        "The Ray Job was told to stop (SIGTERM) outside Prefect: by `ray job stop`, the dashboard, "
+        "or a node that goes away.",
+    )
 )
 
 
@@ -72,32 +73,3 @@ class Endings:
         except Abort:
             return None
         return result if result.type == state.type else None
-
-
-def without_api(exc: Exception, api_url: str) -> int:
-    """Explain on the job's own output why the driver cannot talk to Prefect.
-
-    Returns:
-        The exit code by which the worker knows, and tells the user.
-    """
-    if isinstance(exc, PrefectHTTPStatusError):
-        code = exc.response.status_code
-        if code not in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            raise exc
-        print(
-            f"The Prefect API at {api_url} refused the credentials of the Ray node (HTTP {code}). "
-            "Give the job a key in one of three ways: set PREFECT_API_KEY (or "
-            "PREFECT_API_AUTH_STRING) in the environment of the Ray nodes; name the variable of "
-            "the nodes that holds it in the worker's setting "
-            "PREFECT_INTEGRATIONS_RAY_WORKER_NODE_SECRETS; or have the worker send its own in "
-            "clear with PREFECT_INTEGRATIONS_RAY_WORKER_SEND_SECRETS=true.",
-            file=sys.stderr,
-        )
-        return DriverExit.NOT_AUTHORIZED
-    print(
-        f"The Prefect API at {api_url} does not answer from the Ray node ({exc}). Set "
-        "env.PREFECT_API_URL to an address that the cluster can reach; localhost means the "
-        "node itself.",
-        file=sys.stderr,
-    )
-    return DriverExit.API_UNREACHABLE

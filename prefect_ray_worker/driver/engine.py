@@ -6,8 +6,10 @@ import sys
 import threading
 from typing import NoReturn
 
+from prefect_ray_worker.diagnosis.category import Category
+from prefect_ray_worker.diagnosis.diagnosis import diagnosed
 from prefect_ray_worker.driver import lifeline
-from prefect_ray_worker.driver.exits import DriverExit
+from prefect_ray_worker.driver.exits import DriverExit, explained
 from prefect_ray_worker.driver.termination import Termination
 
 # Ray makes a reference to a variable that the node does not have an empty text; to Prefect that
@@ -31,11 +33,13 @@ def main(arguments: list[str]) -> int:
         # First of all: without it, all else that it brings and we need is missing too.
         import prefect  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
+        from prefect_ray_worker.driver import marking
         from prefect_ray_worker.driver.attempt import run_attempt
     except ImportError as exc:
         if (exc.name or "").partition(".")[0] != "prefect":
             raise
         return _without_prefect(exc)
+    marking.install()
     code = run_attempt(*arguments, termination=termination)
     return leave(code, wait_for_threads=not termination.delivered)
 
@@ -43,17 +47,15 @@ def main(arguments: list[str]) -> int:
 def _without_prefect(exc: ImportError) -> int:
     wanted = os.environ.get("PREFECT_RAY_WORKER_PREFECT_VERSION", "")
     requirement = f"prefect=={wanted}" if wanted else "prefect"
-    missing = "has no Prefect"
+    category, missing = Category.PREFECT_MISSING, "has no Prefect"
     if "prefect" in sys.modules:
         found = getattr(sys.modules["prefect"], "__version__", "of an unknown version")
+        category = Category.PREFECT_VERSION_MISMATCH
         missing = f"has Prefect {found}, which lacks what this worker needs ({exc})"
     version = ".".join(map(str, sys.version_info[:3]))
-    print(
-        f"The Python {version} of the Ray cluster ({sys.executable}) {missing}. Add "
-        f'"{requirement}" to runtime_env.pip, or install it in the image of the Ray nodes.',
-        file=sys.stderr,
-    )
-    return DriverExit.NO_PREFECT
+    cause = f"The Python {version} of the Ray cluster ({sys.executable}) {missing}."
+    advice = f'Add "{requirement}" to runtime_env.pip, or install it in the image of the Ray nodes.'
+    return explained(DriverExit.NO_PREFECT, diagnosed(category, cause, advice=advice))
 
 
 def leave(code: int, *, wait_for_threads: bool) -> NoReturn:

@@ -5,6 +5,7 @@ most of them mean that the driver cannot talk to Prefect. Above 64, out of the w
 """
 
 import signal
+import sys
 from enum import IntEnum
 
 
@@ -25,6 +26,24 @@ class DriverExit(IntEnum):
 
     REPORTED = 84
     """The run has crashed, and the driver itself has told Prefect so."""
+
+    OLD_PYTHON = 85
+    """The Python where the job runs is too old for this package."""
+
+    WRONG_API = 86
+    """What answers as the Prefect API does not know the run, or is something else."""
+
+
+def explained(code: DriverExit, diagnosis: object) -> DriverExit:
+    """Say on the job's own output why the driver ends, and return its exit code.
+
+    Args:
+        code: By which the worker knows that the last line is about it.
+        diagnosis: Its text is one line that begins with a category.
+    """
+    # The flow may have left a line without its end.
+    print(f"\n{diagnosis}", file=sys.stderr, flush=True)
+    return code
 
 
 def describe_exit(code: int) -> str:

@@ -15,32 +15,28 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
 
 from prefect_ray_worker._prefect_compat import load_flow, prepare_workspace
+from prefect_ray_worker.diagnosis.deaths import of_exit
 from prefect_ray_worker.driver import lifeline
 from prefect_ray_worker.driver.endings import Endings
-from prefect_ray_worker.driver.exits import describe_exit
 from prefect_ray_worker.driver.hooks import run_hooks
-
-_OUT_OF_MEMORY = (
-    " Most often that is the kernel's or Ray's out-of-memory killer: raise entrypoint_memory, "
-    "choose a larger node, or make the flow need less."
-)
+from prefect_ray_worker.driver.memory import MemoryKills
 
 
 def main(arguments: list[str]) -> int:
     """Report the death of an engine.
 
     Args:
-        arguments: The flow run's id, the attempt's, and the engine's exit code.
+        arguments: The flow run's id, the attempt's, the engine's exit code, what the kernel has
+            counted meanwhile, and the most memory that a process has used.
     """
     lifeline.hold()
-    flow_run_id, attempt, code = arguments
+    flow_run_id, attempt, code, kills, peak = arguments
+    death = of_exit(int(code), MemoryKills(kills), peak=int(peak))
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(UUID(flow_run_id))
         endings = Endings(client, flow_run.id, attempt)
         endings.cancelled("Cancelled; the driver's engine has ended.")
-        words = describe_exit(int(code))
-        hint = _OUT_OF_MEMORY if words.endswith("SIGKILL") else ""
-        state = endings.crashed(f"The process that ran the flow died of {words}.{hint}")
+        state = endings.crashed(str(death))
     if state is not None:
         _run_crashed_hooks(flow_run, state)
     return 0

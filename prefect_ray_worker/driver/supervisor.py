@@ -20,6 +20,7 @@ from functools import partial
 
 from prefect_ray_worker.driver import descendants
 from prefect_ray_worker.driver.exits import DriverExit
+from prefect_ray_worker.driver.memory import MemoryKills, MemoryWatch, peak_of_children
 
 LIFELINE = "PREFECT_RAY_LIFELINE_FD"
 """Names the pipe that closes when the supervisor dies, in the engine's environment."""
@@ -54,13 +55,28 @@ def main(arguments: list[str]) -> int:
 
 
 def _supervise(arguments: list[str], guard: int, group: int) -> int:
+    memory = MemoryWatch()
     engine = _start("engine", arguments, group)
-    code = engine.returncode = _wait(engine.pid, guard)
+    code = engine.returncode = _wait(engine.pid, guard, meanwhile=memory.look)
+    if code == 0 or code in set(DriverExit):
+        descendants.kill_descendants()
+        return code
+    kills = memory.kills()
     descendants.kill_descendants()
-    if code != 0 and code not in set(DriverExit):
-        reporter = _start("report", [*arguments, str(code)], group)
-        reporter.returncode = _wait(reporter.pid, guard, within=_REPORT_SECONDS)
+    peak = peak_of_children()
+    evidence = [str(code), kills.value, str(peak)]
+    reporter = _start("report", [*arguments, *evidence], group)
+    reporter.returncode = _wait(reporter.pid, guard, within=_REPORT_SECONDS)
+    _say_how_it_died(code, kills, peak)
     return code
+
+
+def _say_how_it_died(code: int, kills: MemoryKills, peak: int) -> None:
+    """Leave word for the worker, in case that Prefect could not be told."""
+    # What it needs would cost each start; this one run is over.
+    from prefect_ray_worker.diagnosis.deaths import of_exit
+
+    print(f"\n{of_exit(code, kills, peak=peak)}", file=sys.stderr, flush=True)
 
 
 def _start(module: str, arguments: list[str], group: int) -> "subprocess.Popen[bytes]":
@@ -83,7 +99,13 @@ def _in_child(parent: int, group: int) -> None:
     descendants.die_with_parent(parent)
 
 
-def _wait(child: int, parent: int, *, within: float | None = None) -> int:
+def _wait(
+    child: int,
+    parent: int,
+    *,
+    within: float | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> int:
     """Wait for a child, pass SIGTERM on to it, and end everything if our parent is gone.
 
     Returns:
@@ -91,6 +113,7 @@ def _wait(child: int, parent: int, *, within: float | None = None) -> int:
     """
     looks = 0
     while True:
+        meanwhile()
         code = _reap(child)
         if code is not None:
             return code

@@ -35,7 +35,15 @@ class Connection:
     @property
     def is_loopback(self) -> bool:
         """Whether the cluster is on this machine, where no proxy may come between."""
-        return urlsplit(self.address).hostname in _LOOPBACK_HOSTS
+        return is_loopback_url(self.address)
+
+
+def is_loopback_url(url: str) -> bool:
+    """Say whether a URL leads to the machine that opens it."""
+    try:
+        return urlsplit(url).hostname in _LOOPBACK_HOSTS
+    except ValueError:
+        return False
 
 
 def normalize_address(value: str, *, variable: str = "address") -> str:

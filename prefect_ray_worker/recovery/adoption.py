@@ -119,7 +119,11 @@ class Adoption:
     ) -> Follower | None:
         """Go on with a run whose worker died before it had said where the job is."""
         log = self._maker.log_of(found.flow_run)
-        connection = await self._addressing.resolve(configuration, log.info)
+        connection = await self._addressing.find(configuration)
+        if connection is None:
+            if type_of_state(found.flow_run) == StateType.RUNNING:
+                return None  # a Ray that does not run has no job that does
+            connection = await self._addressing.resolve(configuration, log.info)
         attempt = await self._maker.make(found.flow_run, configuration, connection)
         if attempt.job_id != found.job_id:
             return None

@@ -6,11 +6,14 @@ that failed, a run that was deleted.
 """
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import anyio
 from prefect.client.schemas.objects import FlowRun, State, WorkPool
@@ -44,6 +47,9 @@ _SETTLED_SECONDS = 60.0
 # after this time is the one that counts.
 _CLAIM_SECONDS = 1.0
 _SHORTEST_INTERVAL_SECONDS = 1.0
+# A worker whose looks come late may have been frozen. Others take its runs after three heartbeats,
+# which are six looks.
+_FRESH_LOOKS = 4
 
 _log = logging.getLogger("prefect.workers.ray.recovery")
 
@@ -92,6 +98,26 @@ class Reconciler:
         self._adoption = adoption
         self._interval = max(interval, _SHORTEST_INTERVAL_SECONDS)
         self._starting = True
+        self._looked_at = -math.inf
+
+    async def still_owns(self, run_id: UUID, job_id: str) -> bool:
+        """Say whether an attempt that this process follows is still its own to follow.
+
+        Asked before anything that two workers must not both do. Free while the last look is fresh;
+        a process that was frozen has none, and asks Prefect first.
+
+        Args:
+            run_id: The run.
+            job_id: The submission id of the attempt.
+        """
+        fresh = anyio.current_time() - self._looked_at < self._interval * _FRESH_LOOKS
+        if fresh:
+            return job_id in self._followed
+        run = await self._api.read(run_id)
+        if run is None:
+            return False
+        owner = owner_in(run.labels, attempt_in(job_id))
+        return owner.instance in (None, self._here.me.instance)
 
     async def run(self) -> None:
         """Look, for ever; meant for a background task of whoever owns this."""
@@ -111,15 +137,18 @@ class Reconciler:
         api = self._api
         # In this order: a run that is claimed after it was listed is its worker's.
         followed_before = self._followed.followers
+        began = anyio.current_time()
         pool = self._here.pool()
         runs = await api.active(pool.id)
         online = await api.online_workers(pool.name)
         if self._here.me.name not in online:
             return  # just started, or asleep for long: the next heartbeat puts that right
-        to_take = [
-            found for run in runs.values() if (found := await self._examine(api, run, online))
-        ]
-        self._starting = False
+        to_take: list[Found] = []
+        for run in runs.values():
+            with _going_on_without(run):
+                found = await self._examine(api, run, online)
+                to_take += [found] if found is not None else []
+        self._starting, self._looked_at = False, began
         for found in await self._claimed(api, to_take):
             self._followed.in_background(
                 partial(self._adoption.adopt, found), f"ray-adopt {found.flow_run.id}"
@@ -127,6 +156,7 @@ class Reconciler:
         for follower in followed_before:
             run_id = follower.attempt.run_id
             if run_id not in runs and await api.read(run_id) is None:
+                # Twice over: the pool's list, which was answered, does not have it either.
                 follower.attempt.log.warning("The flow run was deleted; its Ray Job is stopped.")
                 follower.run_was_deleted()
 
@@ -181,7 +211,8 @@ class Reconciler:
             attempt = attempt_in(found.job_id)
             host = owner_in(found.flow_run.labels, attempt).host
             mine = label_of(self._here.me, attempt, host)
-            await api.label(found.flow_run.id, {OWNER_LABEL: mine})
+            with _going_on_without(found.flow_run):
+                await api.label(found.flow_run.id, {OWNER_LABEL: mine})
         if to_take:
             await anyio.sleep(_CLAIM_SECONDS)
         claimed: list[Found] = []
@@ -210,6 +241,15 @@ class Reconciler:
             f"it has given no sign of life for {limit:g} s. Start a worker on that machine to "
             "have such runs looked after, or give the pool the address of a shared cluster.",
         )
+
+
+@contextmanager
+def _going_on_without(run: FlowRun) -> Generator[None, None, None]:
+    """Leave a run that makes trouble, a deleted one for example, for the next look."""
+    try:
+        yield
+    except Exception as exc:  # noqa: BLE001 (one run must not hide all the others)
+        _log.warning("Cannot look after the run %s now: %s", run.id, exc)
 
 
 def _pid_of(run: FlowRun) -> InfrastructurePid | None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from types import TracebackType
+from uuid import UUID
 
 import anyio
 from prefect.client.schemas.objects import WorkPool
@@ -68,6 +69,10 @@ class Recovery:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._reconciler.run, name="ray-reconciler")
             tasks.start_soon(self._sweeper.run, name="ray-sweeper")
+
+    async def still_owns(self, flow_run_id: UUID, job_id: str) -> bool:
+        """Say whether this process still looks after an attempt; see `Reconciler.still_owns`."""
+        return await self._reconciler.still_owns(flow_run_id, job_id)
 
     async def own(self, attempt: Attempt) -> None:
         """Say on a run that this process looks after an attempt, before its job is submitted."""

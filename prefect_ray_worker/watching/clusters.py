@@ -10,6 +10,8 @@ import anyio.abc
 
 from prefect_ray_worker.jobs_api.client import JobsClient
 from prefect_ray_worker.jobs_api.connection import Connection
+from prefect_ray_worker.jobs_api.logs import LogsClient
+from prefect_ray_worker.watching.logs.reader import ClusterLogs
 from prefect_ray_worker.watching.poller import ClusterPoller
 
 
@@ -20,10 +22,12 @@ class Cluster:
     Attributes:
         client: Its Jobs API.
         poller: The one loop that looks at it.
+        logs: Reads the logs of its jobs.
     """
 
     client: JobsClient
     poller: ClusterPoller
+    logs: ClusterLogs
 
 
 class Clusters:
@@ -68,7 +72,8 @@ class Clusters:
         async with self._opening:
             if connection not in self._open:
                 client = await self._stack.enter_async_context(JobsClient(connection))
+                logs = await self._stack.enter_async_context(LogsClient(connection))
                 poller = ClusterPoller(client, interval=self._interval)
                 self._tasks.start_soon(poller.run, name=f"ray-poller {connection.address}")
-                self._open[connection] = Cluster(client, poller)
+                self._open[connection] = Cluster(client, poller, ClusterLogs(logs))
             return self._open[connection]

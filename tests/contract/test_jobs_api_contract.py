@@ -2,6 +2,7 @@
 
 import pytest
 
+from prefect_ray_worker.diagnosis.resources import Asked, ClusterResources
 from prefect_ray_worker.errors import (
     JobAlreadyExists,
     JobNotFound,
@@ -235,3 +236,20 @@ async def test_a_package_is_there_once_it_has_been_put(cluster: Cluster) -> None
     assert not await cluster.client.has_package(name)
     await cluster.client.put_package(name, b"PK\x05\x06" + bytes(18))
     assert await cluster.client.has_package(name)
+
+
+async def test_nodes_say_what_they_have_and_what_is_free(cluster: Cluster) -> None:
+    async def known() -> ClusterResources | None:
+        found = await cluster.client.resources()
+        # Ray's monitor speaks some seconds after the head's start.
+        return found if found.free({"CPU": 1}) is not None else None
+
+    found = await wait_until(known, timeout=30, description="free resources")
+    assert found is not None
+    (node,) = found.nodes
+    assert node.total["CPU"] == 2
+    assert 0 <= (node.free or {})["CPU"] <= 2
+    assert node.total["memory"] > 1024**3
+    assert node.labels["ray.io/node-id"]
+    assert node.could_take(Asked({"CPU": 2}, {"ray.io/node-id": node.labels["ray.io/node-id"]}))
+    assert not node.could_take(Asked({"CPU": 3}))

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 REFERENCE = DOCS / "reference"
-GENERATED = {REFERENCE / "job-variables.md", REFERENCE / "settings.md"}
+GENERATED = {REFERENCE / f"{name}.md" for name in ("diagnosis", "job-variables", "settings")}
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 
 _FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
@@ -94,6 +94,14 @@ def test_every_error_is_in_the_reference() -> None:
 def test_every_exit_code_of_the_driver_is_in_the_reference() -> None:
     page = (REFERENCE / "metadata.md").read_text()
     assert [code for code in DriverExit if f"| {code.value} |" not in page] == []
+
+
+def test_automation_in_the_guide_is_the_one_that_is_tested() -> None:
+    guide = DOCS / "how-to" / "debug-a-run.md"
+    (shown,) = (block for block in _FENCE.findall(guide.read_text()) if "trigger:" in block)
+    example = DOCS / "examples" / "automations" / "pause-on-bad-environment.yaml"
+    lines = [line for line in example.read_text().splitlines() if "#" not in line]
+    assert shown.splitlines()[1:-1] == lines[1:]
 
 
 @pytest.mark.parametrize("entrypoint", [configuration._DRIVER, configuration._PREFECTS_OWN])

@@ -79,6 +79,9 @@ class FakeJob:
         body: The submission as it arrived.
         stop_seconds: From a stop request to STOPPED; `math.inf` for a job that will not die.
         stop_requests: How often somebody asked to stop it.
+        log: What its driver has printed: bytes, or anything that can be measured and sliced like
+            them. None for a log that is not there.
+        node_address: Of the agent of its node; by default of the fake itself.
     """
 
     submission_id: str | None
@@ -88,7 +91,8 @@ class FakeJob:
     type: str = "SUBMISSION"
     job_id: str | None = None
     stop_requests: int = 0
-    node_address: str = "http://127.0.0.1:52365"
+    log: Any = b""
+    node_address: str = ""
     _began: float = field(default_factory=time.monotonic)
     _submitted_at: float = field(default_factory=time.time)
     _stop_at: float = math.inf
@@ -134,6 +138,11 @@ class FakeJob:
             error_type=error_type,
             driver_exit_code=driver_exit_code,
         )
+
+    def print(self, text: str | bytes) -> None:
+        """Let the driver print something."""
+        data = text.encode() if isinstance(text, str) else text
+        self.log = (self.log or b"") + data
 
     def request_stop(self) -> bool:
         """Do what `POST /stop` does: true unless there is nothing left to stop."""

@@ -11,8 +11,10 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from tests.fake_ray import answers
+from tests.fake_ray import answers, nodes
 from tests.fake_ray.faults import Faults, Handler
+from tests.fake_ray.logs import LogEndpoints
+from tests.fake_ray.nodes import FakeNode
 from tests.fake_ray.script import SUCCEEDS_SOON, FakeJob, OnSubmit, Timeline
 
 _BROWSER_HEADERS = (
@@ -76,8 +78,11 @@ class FakeRay:
         stop_seconds: From a stop request to STOPPED, for new jobs.
         ghost_seconds: A record that is deleted within so many seconds after its end comes back
             as a FAILED ghost. Ray 2.60 does that (about 2 s); 0 leaves it out.
+        nodes: Its nodes; nothing takes place on them.
+        has_monitor: Whether the autoscaler's monitor says what of them is in use.
         requests: What was asked.
         faults: What goes wrong.
+        logs: The logs of the jobs, on the agent and on the dashboard.
     """
 
     def __init__(self, *, token: str | None = None) -> None:
@@ -90,8 +95,11 @@ class FakeRay:
         self.ghost_seconds = 0.0
         self.ray_version = "2.60.0"
         self.session_name = _new_session_name()
+        self.nodes = [FakeNode({"CPU": 2.0, "memory": 8.0 * 1024**3})]
+        self.has_monitor = True
         self.requests = RequestLog()
         self.faults = Faults()
+        self.logs = LogEndpoints(self.jobs)
         self._socket = _bound_socket(0)
         self._port: int = self._socket.getsockname()[1]
         self._runner: web.AppRunner | None = None
@@ -131,8 +139,11 @@ class FakeRay:
                 web.delete("/api/jobs/{id}", self._delete),
                 web.get("/api/packages/gcs/{name}", self._get_package),
                 web.put("/api/packages/gcs/{name}", self._put_package),
+                web.get("/api/v0/nodes", self._nodes),
+                web.get("/api/cluster_status", self._cluster_status),
             ]
         )
+        app.add_routes(self.logs.routes())
         # 0 would mean "no limit": a hanging request must not hold up the end of a test.
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
@@ -155,7 +166,9 @@ class FakeRay:
         """Add a record as if somebody had submitted it earlier."""
         body = {"entrypoint": "true", **body}
         timeline = Timeline([(0.0, status)])
-        self.jobs[submission_id] = FakeJob(submission_id, body, timeline, self.stop_seconds)
+        self.jobs[submission_id] = FakeJob(
+            submission_id, body, timeline, self.stop_seconds, node_address=self.address
+        )
         return self.jobs[submission_id]
 
     def add_driver(self, job_id: str, status: str = "RUNNING") -> FakeJob:
@@ -221,7 +234,13 @@ class FakeRay:
                 return web.Response(status=500, text=answers.bad_label(key))
         if submission_id in self.jobs:
             return web.Response(status=500, text=answers.already_exists(submission_id))
-        job = FakeJob(submission_id, body, Timeline([(0.0, "PENDING")]), self.stop_seconds)
+        job = FakeJob(
+            submission_id,
+            body,
+            Timeline([(0.0, "PENDING")]),
+            self.stop_seconds,
+            node_address=self.address,
+        )
         job.timeline = (
             self.on_submit if isinstance(self.on_submit, Timeline) else self.on_submit(job)
         )
@@ -269,6 +288,12 @@ class FakeRay:
     async def _put_package(self, request: web.Request) -> web.Response:
         self.packages[request.match_info["name"]] = await request.read()
         return web.Response()
+
+    async def _nodes(self, _: web.Request) -> web.Response:
+        return web.json_response(nodes.listing(self.nodes))
+
+    async def _cluster_status(self, _: web.Request) -> web.Response:
+        return web.json_response(nodes.status(self.nodes, has_monitor=self.has_monitor))
 
     def _haunt(self, submission_id: str) -> None:
         ghost = FakeJob(submission_id, {"entrypoint": "Entrypoint not found."}, Timeline(()))

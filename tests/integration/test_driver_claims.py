@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Pending, Scheduled
 
-from prefect_ray_worker.identity import attempt_name, present_claim
+from prefect_ray_worker.identity import INFRASTRUCTURE_RETRY, attempt_name, present_claim
 from tests.integration.driver_kit import traces
 from tests.integration.harness import Pool, new_pool
 from tests.waiting import wait_until
@@ -128,3 +128,22 @@ async def test_a_run_that_is_being_cancelled_is_cancelled_before_it_starts(
     output(driver(run_id, attempt))
     assert await here.state(run_id) == StateType.CANCELLED
     assert traces(tmp_path, "ran") == []
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_driver_whose_run_has_gone_on_ends_itself(
+    here: Pool, tmp_path: Path, waits: bool
+) -> None:
+    """It was given up for dead: the run waits for another attempt, or is another attempt's."""
+    run_id, attempt = await claimed(here, "loops", tmp_path)
+    process = driver(run_id, attempt)
+    await wait_until(
+        lambda: traces(tmp_path, "pids"), timeout=_DRIVER_SECONDS, description="the flow to run"
+    )
+    await force(here, run_id, StateType.SCHEDULED, INFRASTRUCTURE_RETRY)
+    if not waits:
+        await here.client.set_flow_run_state(run_id, Pending())
+    expected = await here.state(run_id)
+    assert "Another attempt at this flow run has begun" in output(process)
+    assert await here.state(run_id) == expected, "it says nothing about a run that is not its own"
+    assert traces(tmp_path, "on_crashed") == traces(tmp_path, "on_cancellation") == []

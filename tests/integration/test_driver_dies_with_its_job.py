@@ -29,9 +29,19 @@ _EVERY_DEATH = {
 }
 
 
-@pytest.mark.parametrize("victim_of", [job_supervisor_of, guard_of, supervisor_of])
+@pytest.mark.parametrize(
+    ("victim_of", "category"),
+    [
+        (job_supervisor_of, "SupervisorDied"),
+        (guard_of, "KilledBySignal"),
+        (supervisor_of, "KilledBySignal"),
+    ],
+)
 async def test_nothing_is_left_of_a_run_without(
-    pool: Pool, tmp_path: Path, victim_of: Callable[[psutil.Process], psutil.Process]
+    pool: Pool,
+    tmp_path: Path,
+    victim_of: Callable[[psutil.Process], psutil.Process],
+    category: str,
 ) -> None:
     """Neither the engine nor what the flow has started, in a session of its own or not."""
     async with pool.working():
@@ -39,7 +49,7 @@ async def test_nothing_is_left_of_a_run_without(
         assert len(of_run(run_id)) == 5, "guard, supervisor, engine and two programs"
         victim_of(engine_of(tmp_path)).kill()
         await all_gone(run_id, within=_GONE_SECONDS)
-        await ends(pool, run_id, StateType.CRASHED)
+        await ends(pool, run_id, StateType.CRASHED, f"{category}: ")
 
 
 async def test_nothing_is_left_of_a_run_without_its_raylet(

@@ -55,7 +55,9 @@ async def test_cluster_with_prefect_alone_runs_a_deployment(
                 run = await pool.wait_for(await pool.start("adds"))
     assert run.state is not None
     assert run.state.type == StateType.CRASHED
-    assert "No module named 'prefect_ray_worker'" in (run.state.message or "")
+    message = run.state.message or ""
+    assert message.startswith("ModuleNotFoundOnNode: ")
+    assert "No module named 'prefect_ray_worker'" in message
 
 
 async def test_cluster_without_prefect_says_so_with_the_fix(
@@ -67,6 +69,7 @@ async def test_cluster_without_prefect_says_so_with_the_fix(
     assert run.state is not None
     assert run.state.type == StateType.CRASHED
     message = run.state.message or ""
+    assert message.startswith("PrefectMissing: ")
     assert "has no Prefect" in message
     assert "runtime_env.pip" in message
     assert "\n" not in message, "one sentence, and no traceback"

@@ -134,8 +134,15 @@ async def test_every_variable_has_a_reader() -> None:
         "metadata": {"team": "research"},
         "command": "python run.py",
         "stop_grace_seconds": 7,
+        "delete_job_after_seconds": 60,
     }
-    followed_elsewhere = {"cluster", "start_timeout_seconds", "run_timeout_seconds"}
+    followed_elsewhere = {
+        "cluster",
+        "start_timeout_seconds",
+        "run_timeout_seconds",
+        "infrastructure_retries",
+        "forward_logs",
+    }
     assert set(TEMPLATE["variables"]["properties"]) == set(everything) | followed_elsewhere
     assert set(TEMPLATE["job_configuration"]) == set(TEMPLATE["variables"]["properties"])
     configuration = await configure(**everything)
@@ -150,6 +157,7 @@ async def test_every_variable_has_a_reader() -> None:
     assert body["metadata"]["job_name"] == "nightly"
     assert body["metadata"]["cost"] == "42"
     assert body["metadata"]["team"] == "research"
+    assert body["metadata"]["prefect-ray-worker/delete-job-after-seconds"] == "60"
     assert body["runtime_env"]["pip"] == ["pandas"]
     assert body["runtime_env"]["env_vars"]["A"] == "1"
     assert body["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "7"

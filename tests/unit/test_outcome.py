@@ -5,9 +5,22 @@ from typing import Any
 import pytest
 from prefect.client.schemas.objects import StateType
 
+from prefect_ray_worker.diagnosis.category import Category
+from prefect_ray_worker.diagnosis.job import Context
+from prefect_ray_worker.diagnosis.resources import Asked, ClusterResources, Node
 from prefect_ray_worker.driver.exits import describe_exit
 from prefect_ray_worker.jobs_api.models import JobDetails
-from prefect_ray_worker.outcome import Resolution, of_ended_job, of_lost_job
+from prefect_ray_worker.outcome import (
+    Outcome,
+    Resolution,
+    crashed,
+    of_ended_job,
+    of_late_start,
+    of_long_run,
+    of_lost_job,
+    of_refusal,
+    of_silence,
+)
 
 S = StateType
 LEFT_ALONE = [S.COMPLETED, S.FAILED, S.CRASHED, S.CANCELLED, S.PAUSED, S.SCHEDULED, None]
@@ -38,11 +51,12 @@ def test_cancelling_run_is_cancelled(status: str) -> None:
     [
         (job("SUCCEEDED", driver_exit_code=0), "without reporting a final state", 1),
         (job("STOPPED"), "stopped outside Prefect", 1),
-        (job("FAILED", driver_exit_code=3, message="log line"), "exit code 3. log line", 3),
+        (job("FAILED", driver_exit_code=3, message="log line"), "exit code 3.", 3),
+        (job("FAILED", driver_exit_code=3, message="log line"), "\nlog line", 3),
         (job("FAILED", driver_exit_code=-9), "signal SIGKILL", -9),
         (
             job("FAILED", error_type="RUNTIME_ENV_SETUP_FAILURE", message="no such package"),
-            "(RUNTIME_ENV_SETUP_FAILURE). no such package",
+            "RuntimeEnvFailed: The runtime environment could not be set up: no such package.",
             1,
         ),
         (job("FAILED"), "Ray gives no reason", 1),
@@ -61,7 +75,7 @@ def test_long_messages_keep_their_end() -> None:
     """Ray's message ends in the last log lines: those say what happened."""
     result = of_ended_job(job("FAILED", message="x" * 20_000 + "the end"), S.RUNNING)
     assert len(result.message) < 2_000
-    assert result.message.endswith("the end")
+    assert "xthe end" in result.message
 
 
 def test_lost_job_says_why_as_far_as_it_is_known() -> None:
@@ -70,6 +84,37 @@ def test_lost_job_says_why_as_far_as_it_is_known() -> None:
     assert "head was restarted" in restarted.message
     assert "deleted its record" in deleted.message
     assert {restarted.resolution, deleted.resolution} == {Resolution.CRASH}
+    assert [restarted.category, deleted.category] == ["HeadLost", "JobDeleted"]
+
+
+PENDING = job("PENDING", message="Job has not started yet.")
+HUNGRY = Context(Asked({"CPU": 8}), ClusterResources((Node({"CPU": 4}, {"CPU": 4}),)))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "category", "says"),
+    [
+        (of_late_start(5, PENDING, context=HUNGRY), "ResourcesInfeasible", "asks for 8 CPU"),
+        (of_late_start(5, PENDING), "StartTimeout", "after 5 s (start_timeout_seconds)"),
+        (of_late_start(5, None), "StartTimeout", "after 5 s (start_timeout_seconds)"),
+        (of_long_run(7), "RunTimeout", "run timeout of 7 s (run_timeout_seconds)"),
+        (of_silence("http://a:1", 9, "boom"), "ClusterUnreachable", "http://a:1 has not answered"),
+        (of_refusal("It said no."), "JobRejected", "It said no."),
+        (crashed("Words."), "JobFailed", "Words."),
+        (crashed("Words.", category=Category.RUN_TIMEOUT), "RunTimeout", "Words."),
+    ],
+)
+def test_every_crash_has_a_category_in_front(outcome: Outcome, category: str, says: str) -> None:
+    assert outcome.resolution is Resolution.CRASH
+    assert outcome.category == category
+    assert outcome.message.startswith(f"{category}: ")
+    assert says in outcome.message
+    assert outcome.status_code == 1
+
+
+def test_what_is_no_crash_has_no_category() -> None:
+    assert of_ended_job(job("STOPPED"), S.CANCELLING).category is None
+    assert of_ended_job(job("STOPPED"), S.COMPLETED).category is None
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def has_a_subflow(folder: str) -> None:
 
 @flow(**CANCELLATION)
 def called_ray_init(folder: str) -> None:
-    import ray  # noqa: TID251 (this runs in the cluster)
+    import ray
 
     ray.init()
 
@@ -232,7 +232,7 @@ async def runs_async(folder: str) -> str:
 
 @flow
 def runs_a_remote_task(folder: str) -> int:
-    import ray  # noqa: TID251 (this runs in the cluster)
+    import ray
 
     ray.init()
 

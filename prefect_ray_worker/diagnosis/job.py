@@ -1,0 +1,191 @@
+"""From how a Ray Job ended, and what is known around it, to a diagnosis."""
+
+import re
+from dataclasses import dataclass, field
+
+from prefect_ray_worker.diagnosis.category import Category
+from prefect_ray_worker.diagnosis.deaths import of_exit
+from prefect_ray_worker.diagnosis.diagnosis import Diagnosis, diagnosed, parse
+from prefect_ray_worker.diagnosis.resources import Asked, ClusterResources
+from prefect_ray_worker.diagnosis.rules import ENVIRONMENT, LOG, SUPERVISOR, match
+from prefect_ray_worker.diagnosis.text import bounded, clean, last_line, useful_lines
+from prefect_ray_worker.diagnosis.waiting import Reason, Waiting, why_waiting
+from prefect_ray_worker.driver.exits import DriverExit, describe_exit
+
+# Ray 2.60, `dashboard/consts.py`.
+_RAYS_START_LIMIT, _RAYS_START_LIMIT_SECONDS = "RAY_JOB_START_TIMEOUT_SECONDS", 900.0
+_START_LIMIT = re.compile(r"failed to start within (?P<limit>[\d.]+) seconds")
+_OF_WAITING = {
+    Reason.INFEASIBLE: Category.RESOURCES_INFEASIBLE,
+    Reason.BUSY: Category.RESOURCES_BUSY,
+}
+# What the driver's own processes say last, when another of them has died.
+_SAID_BY_SUPERVISOR = frozenset(
+    {Category.OUT_OF_MEMORY, Category.KILLED_BY_SIGNAL, Category.DRIVER_EXITED}
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that has ended, as Ray shows it.
+
+    Attributes:
+        status: `SUCCEEDED`, `STOPPED` or `FAILED`.
+        error_type: Ray's kind of failure (`JobErrorType`, Ray 2.60); None for others and from
+            older releases.
+        exit_code: Of the entrypoint; negative for a signal.
+        message: Ray's words; for an entrypoint that failed they end in its last log lines.
+    """
+
+    status: str
+    error_type: str | None = None
+    exit_code: int | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What else is known of a job.
+
+    Attributes:
+        asked: What its driver asked for.
+        cluster: What the cluster has, at the last look; None if it did not say.
+    """
+
+    asked: Asked = field(default_factory=Asked)
+    cluster: ClusterResources | None = None
+
+
+NO_CONTEXT = Context()
+
+
+def of_job(job: Ended, context: Context = NO_CONTEXT) -> Diagnosis:
+    """Say why a run whose job has ended has no result.
+
+    Args:
+        job: The job.
+        context: What else is known of it.
+    """
+    match job.status:
+        case "SUCCEEDED":
+            cause = "The driver exited with code 0 without reporting a final state."
+            return diagnosed(Category.NO_FINAL_STATE, cause)
+        case "STOPPED":
+            return diagnosed(
+                Category.STOPPED_OUTSIDE,
+                "The Ray Job was stopped outside Prefect (ray job stop, the dashboard, or a "
+                "cluster that went down).",
+            )
+        case _:
+            return _of_failed_job(job, context)
+
+
+def start_overdue(limit: float, waiting: Waiting, *, limited_by: str) -> Diagnosis:
+    """Say why a job did not start in time.
+
+    Args:
+        limit: In seconds.
+        waiting: What it waited for at the end.
+        limited_by: Whose limit that is.
+    """
+    return diagnosed(
+        _OF_WAITING.get(waiting.reason, Category.START_TIMEOUT),
+        f"The Ray Job was still PENDING after {limit:g} s ({limited_by}). {waiting.sentence}",
+    )
+
+
+def _of_failed_job(job: Ended, context: Context) -> Diagnosis:
+    message = bounded(job.message)
+    text, lines = "\n".join(clean(message)), useful_lines(message)
+    match job.error_type:
+        case "RUNTIME_ENV_SETUP_FAILURE":
+            return _of_environment(text, lines)
+        case "JOB_SUPERVISOR_ACTOR_START_TIMEOUT":
+            return _of_rays_start_timeout(text, context)
+        case "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE":
+            asked = f", which asks for {context.asked}" if context.asked != Asked() else ""
+            cause = f"Ray cannot place the driver{asked}: {_reason(lines)}"
+            return diagnosed(Category.RESOURCES_INFEASIBLE, cause)
+        case "JOB_SUPERVISOR_ACTOR_START_FAILURE":
+            return match(ENVIRONMENT, text, lines) or _of_supervisor(text, lines)
+        case "JOB_SUPERVISOR_ACTOR_DIED" | "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE":
+            return _of_supervisor(text, lines)
+        case "JOB_ENTRYPOINT_COMMAND_START_ERROR":
+            cause = f"Ray could not start or stop the command of the job: {_reason(lines)}"
+            return diagnosed(Category.ENTRYPOINT_NOT_STARTED, cause)
+        case _:
+            return _of_driver(job, text, lines)
+
+
+def _of_environment(text: str, lines: tuple[str, ...]) -> Diagnosis:
+    """Say why a runtime environment could not be set up.
+
+    Args:
+        text: Ray's message, cleaned.
+        lines: Its useful lines.
+    """
+    found = match(ENVIRONMENT, text, lines)
+    if found is not None:
+        return found
+    cause = f"The runtime environment could not be set up: {_reason(lines)}"
+    return diagnosed(Category.RUNTIME_ENV_FAILED, cause, lines=lines)
+
+
+def _of_rays_start_timeout(text: str, context: Context) -> Diagnosis:
+    limit = _START_LIMIT.search(text)
+    waiting = why_waiting(context.asked, context.cluster, None)
+    if context == NO_CONTEXT:
+        waiting = Waiting(Reason.UNKNOWN, "It waited for resources or its runtime environment.")
+    late = start_overdue(
+        float(limit["limit"]) if limit else _RAYS_START_LIMIT_SECONDS,
+        waiting,
+        limited_by=f"{_RAYS_START_LIMIT} of the Ray head",
+    )
+    advice = late.advice.replace("start_timeout_seconds", f"{_RAYS_START_LIMIT} of the head")
+    return Diagnosis(late.category, late.cause, advice)
+
+
+def _of_supervisor(text: str, lines: tuple[str, ...]) -> Diagnosis:
+    found = match(SUPERVISOR, text)
+    if found is not None:
+        return found
+    cause = f"Ray's supervisor of the job failed: {_reason(lines)}"
+    return diagnosed(Category.SUPERVISOR_DIED, cause)
+
+
+def _of_driver(job: Ended, text: str, lines: tuple[str, ...]) -> Diagnosis:
+    code = job.exit_code
+    said = _verdict_of_the_driver(code, text)
+    if said is not None:
+        category, message = said
+        return Diagnosis(category, message, advice="", lines=())
+    if code in set(DriverExit):
+        return diagnosed(Category.JOB_FAILED, last_line(text) or "The driver gave no reason.")
+    died_of_signal = code is not None and describe_exit(code).startswith("signal ")
+    found = match(LOG, text, lines)
+    if found is not None and (not died_of_signal or found.category is Category.OUT_OF_MEMORY):
+        return found
+    if code is None:
+        if job.error_type is None and (found := match(ENVIRONMENT, text, lines)):
+            return found  # releases before `error_type` and `driver_exit_code`
+        kind = f" ({job.error_type})" if job.error_type else ""
+        cause = f"The Ray Job failed{kind}. {_reason(lines)}"
+        return diagnosed(Category.JOB_FAILED, cause, lines=lines)
+    death = of_exit(code, process="The driver")
+    return diagnosed(death.category, death.cause, advice=death.advice, lines=lines)
+
+
+def _verdict_of_the_driver(code: int | None, text: str) -> tuple[Category, str] | None:
+    """Return what a process of the driver has said last, if it is that which has ended the job."""
+    for line in reversed(text.splitlines()):
+        found = parse(line)
+        if found is None:
+            continue
+        of_death = code not in set(DriverExit) and found[0] in _SAID_BY_SUPERVISOR
+        return found if code in set(DriverExit) or of_death else None
+    return None
+
+
+def _reason(lines: tuple[str, ...]) -> str:
+    reason = lines[-1].strip() if lines else "Ray gives no reason"
+    return reason if reason.endswith((".", "!", "?")) else f"{reason}."

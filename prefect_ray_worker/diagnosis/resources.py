@@ -1,0 +1,105 @@
+"""What a driver asks for and what a cluster has: types, and the comparison of the two."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_GIB = 1024**3
+# Ray's own accounting of the addresses of nodes, and a resource that no job can ask for.
+_INTERNAL = ("node:", "object_store_memory")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a job asks for, for its driver.
+
+    Attributes:
+        resources: Amounts by Ray's names: `CPU`, `GPU`, `memory` in bytes, custom ones.
+        labels: Labels that the node has to have.
+        environment: The parts of its `runtime_env` that have to be fetched or installed.
+    """
+
+    resources: Mapping[str, float] = field(default_factory=dict[str, float])
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    environment: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        asked = [in_words(self.resources)] if self.resources else []
+        asked += [f"{key}={value}" for key, value in self.labels.items()]
+        return ", ".join(asked) or "nothing"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is alive.
+
+    Attributes:
+        total: Its resources by Ray's names.
+        free: What of them is free; None where that is not known.
+        labels: Its labels.
+    """
+
+    total: Mapping[str, float]
+    free: Mapping[str, float] | None = None
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def could_take(self, asked: Asked) -> bool:
+        """Say whether the node is large enough, free or not."""
+        return _covers(self.total, asked.resources) and _has_labels(self.labels, asked.labels)
+
+    def can_take(self, asked: Asked) -> bool | None:
+        """Say whether the node has room now; None if its free resources are not known."""
+        if not self.could_take(asked):
+            return False
+        return None if self.free is None else _covers(self.free, asked.resources)
+
+
+@dataclass(frozen=True)
+class ClusterResources:
+    """What a cluster has.
+
+    Attributes:
+        nodes: Its nodes that are alive.
+    """
+
+    nodes: tuple[Node, ...]
+
+    def total(self, names: Mapping[str, float]) -> dict[str, float]:
+        """Return what all nodes together have of the named resources."""
+        return {name: sum(node.total.get(name, 0) for node in self.nodes) for name in names}
+
+    def free(self, names: Mapping[str, float]) -> dict[str, float] | None:
+        """Return what of that is free; None where it is not known of a node."""
+        if any(node.free is None for node in self.nodes):
+            return None
+        return {name: sum((n.free or {}).get(name, 0) for n in self.nodes) for name in names}
+
+    def largest(self, names: Mapping[str, float]) -> dict[str, float]:
+        """Return the most that one node has, for each of the named resources."""
+        return {
+            name: max((node.total.get(name, 0) for node in self.nodes), default=0) for name in names
+        }
+
+
+def in_words(resources: Mapping[str, float]) -> str:
+    """Return amounts as text: `2 CPU, 1.5 GiB memory`."""
+    return ", ".join(
+        f"{amount / _GIB:.3g} GiB memory" if name == "memory" else f"{amount:g} {name}"
+        for name, amount in resources.items()
+        if not name.startswith(_INTERNAL)
+    )
+
+
+def _covers(has: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
+    return all(has.get(name, 0) >= amount for name, amount in wanted.items())
+
+
+def _has_labels(has: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    return all(_matches(has.get(key), condition) for key, condition in wanted.items())
+
+
+def _matches(value: str | None, condition: str) -> bool:
+    """Read a condition as Ray does: `x`, `!x`, `in(x,y)`, `!in(x,y)` (label selectors, 2.60)."""
+    wanted = condition.removeprefix("!")
+    options = wanted[3:-1].split(",") if wanted.startswith("in(") else [wanted]
+    found = value in [option.strip() for option in options]
+    return found != condition.startswith("!")

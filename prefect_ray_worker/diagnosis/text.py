@@ -1,0 +1,91 @@
+"""Log lines and Ray's messages, cleaned: what is left is worth showing."""
+
+import re
+
+from prefect_ray_worker.diagnosis.diagnosis import parse
+
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+# What Ray 2.60 itself writes into the log of a job or before it, and the frame of a traceback:
+# its last line, which says what went wrong, stays.
+_BOILERPLATE = re.compile(
+    r"""Running\ entrypoint\ for\ job\ .*
+    | Job\ entrypoint\ command\ failed\ with\ exit\ code\ .*
+    | runtime_env\ setup\ failed:\ Failed\ to\ set\ up\ runtime\ environment\.
+    | Could\ not\ create\ the\ actor\ because\ its\ associated\ runtime\ env\ failed\ .*
+    | \d{4}-\d\d-\d\d\ [\d:,.]+\s+INFO\ \S+\.py:\d+\ --\ .*
+    | (?:\[Node\ \S+\]\ )?Traceback\ \(most\ recent\ call\ last\):
+    | .*\bFull\ traceback:
+    | During\ handling\ of\ the\ above\ exception,\ another\ exception\ occurred:
+    | The\ above\ exception\ was\ the\ direct\ cause\ of\ the\ following\ exception:
+    | \ *[~^]+
+    | \d\d:\d\d:\d\d\.\d{3}\ \|\ (?:DEBUG|INFO)\ .*
+    | \S*SubprocessCalledProcessError:\ Run\ cmd\[\d+\]\ failed\ .*
+    | Command\ '\[.*\ returned\ non-zero\ exit\ status\ .*
+    | Last\ \d+\ lines\ of\ stdout:
+    | \s*\[notice\]\ .*
+    """,
+    re.VERBOSE,
+)
+# A frame of a library; those of the flow's own code stay.
+_LIBRARY_FRAME = re.compile(
+    r'\s+File "(?:<|[^"]*/(?:site-packages|lib/python3[.\d]*)/).*", line \d+.*'
+)
+# The file that Ray writes the list in `runtime_env` to.
+_OUR_REQUIREMENTS = re.compile(r"-r \S*ray_runtime_env_internal_pip_requirements\.txt")
+_CREDENTIALS = re.compile(r"://[^/\s@]+@")
+# Of a message, what is looked through: its first words say what failed, its end why.
+_HEAD, _TAIL = 4_000, 16_000
+_MOST_LINES = 10
+_LONGEST_LINE = 400
+
+
+def clean(text: str) -> list[str]:
+    """Return the lines of a text without colours, overwritten progress bars and blank lines.
+
+    Credentials in URLs, of a package index for example, are masked.
+    """
+    text = _CREDENTIALS.sub("://***@", _OUR_REQUIREMENTS.sub("your requirements", text))
+    lines = (_ANSI.sub("", line).rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+    return [stripped for line in lines if (stripped := line.rstrip())]
+
+
+def bounded(text: str) -> str:
+    """Return a text without its middle, if it is longer than what is looked through."""
+    if len(text) <= _HEAD + _TAIL:
+        return text
+    return f"{text[:_HEAD]}\n{text[-_TAIL:]}"
+
+
+def useful_lines(text: str) -> tuple[str, ...]:
+    """Return the last lines that say something to the author of a flow.
+
+    Left out are Ray's own lines, the driver's, and the frames of libraries in tracebacks.
+
+    Args:
+        text: The end of a job's log, or a message of Ray.
+    """
+    useful: list[str] = []
+    in_library = False
+    for line in clean(text):
+        if _LIBRARY_FRAME.fullmatch(line):
+            in_library = True
+        elif in_library and line.startswith("    "):
+            continue  # what stands in that frame
+        else:
+            in_library = False
+            if not _BOILERPLATE.fullmatch(line) and parse(line) is None:
+                useful.append(_cut(line))
+    return tuple(useful[-_MOST_LINES:])
+
+
+def last_line(text: str) -> str:
+    """Return the last useful line, or an empty text."""
+    lines = useful_lines(text)
+    return lines[-1].strip() if lines else ""
+
+
+def _cut(line: str) -> str:
+    if len(line) <= _LONGEST_LINE:
+        return line
+    half = _LONGEST_LINE // 2
+    return f"{line[:half]} … {line[-half:]}"

@@ -1,0 +1,94 @@
+"""Why a job is still PENDING: one sentence, from what it asks for and what the cluster has."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from prefect_ray_worker.diagnosis.resources import Asked, ClusterResources, in_words
+
+
+class Reason(Enum):
+    """What a job waits for."""
+
+    INFEASIBLE = "infeasible"
+    """A node that the cluster does not have."""
+
+    BUSY = "busy"
+    """Resources that others are using."""
+
+    ENVIRONMENT = "environment"
+    """Its runtime environment."""
+
+    UNKNOWN = "unknown"
+    """Resources or its environment: the cluster says no more."""
+
+    STARTING = "starting"
+    """Its processes: nothing stands in its way."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why a job waits.
+
+    Attributes:
+        reason: In a word.
+        sentence: For the flow run.
+    """
+
+    reason: Reason
+    sentence: str
+
+
+def why_waiting(asked: Asked, cluster: ClusterResources | None, message: str | None) -> Waiting:
+    """Say why a job is still PENDING.
+
+    A driver that asks for nothing never waits for resources: it runs on the head, with 0 CPUs.
+
+    Args:
+        asked: What its driver asks for.
+        cluster: What the cluster has; None if it did not say.
+        message: Ray's message on the job, for what is not known otherwise.
+    """
+    if not asked.resources and not asked.labels:
+        return _preparing(asked)
+    if cluster is None:
+        said = f" Ray says: {message}" if message else ""
+        return Waiting(Reason.UNKNOWN, f"The driver asks for {asked} and has not started.{said}")
+    if not any(node.could_take(asked) for node in cluster.nodes):
+        return Waiting(Reason.INFEASIBLE, _infeasible(asked, cluster))
+    room = [node.can_take(asked) for node in cluster.nodes]
+    if True in room:
+        return _preparing(asked)
+    total = in_words(cluster.total(asked.resources))
+    free = cluster.free(asked.resources)
+    if None in room or free is None:
+        return Waiting(
+            Reason.UNKNOWN,
+            f"The driver asks for {asked}; the cluster has {total}, and does not say what is "
+            "free. The job waits for resources or its environment.",
+        )
+    return Waiting(
+        Reason.BUSY,
+        f"The job waits for resources: it asks for {asked} on one node, free are {in_words(free)} "
+        f"of {total} in the whole cluster.",
+    )
+
+
+def _infeasible(asked: Asked, cluster: ClusterResources) -> str:
+    has = f"its {len(cluster.nodes)} nodes have"
+    if len(cluster.nodes) == 1:
+        has = "its one node has"
+    at_most = in_words(cluster.largest(asked.resources))
+    there_is = f": {has} at most {at_most}" if at_most else ""
+    return (
+        f"No node of the cluster can ever run the driver, which asks for {asked}{there_is}. It "
+        "starts only if such a node is added."
+    )
+
+
+def _preparing(asked: Asked) -> Waiting:
+    if asked.environment:
+        return Waiting(
+            Reason.ENVIRONMENT,
+            f"Ray is setting up the runtime environment ({', '.join(asked.environment)}).",
+        )
+    return Waiting(Reason.STARTING, "Ray is starting the processes of the job.")

@@ -1,0 +1,45 @@
+"""Submits and follows runs with one `RayWorker`, without Prefect's own loop.
+
+    python -m tests.benchmarks.measured.worker <pool> <address> <flow run id> ...
+
+On SQLite, that loop takes minutes for a hundred runs.
+"""
+
+import sys
+from uuid import UUID
+
+import anyio
+
+from prefect_ray_worker.configuration import RayJobConfiguration
+from prefect_ray_worker.worker import RayWorker
+from tests.benchmarks.measured.meter import Meter
+
+_HEARTBEAT_SECONDS = 10
+
+
+async def main(pool: str, address: str, ids: list[str]) -> None:
+    codes: list[int] = []
+    meter = Meter(lambda: len(codes))
+    meter.time_callbacks()
+    meter.serve()
+    worker = RayWorker(work_pool_name=pool, heartbeat_interval_seconds=_HEARTBEAT_SECONDS)
+
+    async def run(flow_run_id: str) -> None:
+        flow_run = await worker.client.read_flow_run(UUID(flow_run_id))
+        configuration = RayJobConfiguration(address=address)
+        configuration.prepare_for_flow_run(flow_run)
+        codes.append((await worker.run(flow_run, configuration)).status_code)
+
+    async def heartbeats() -> None:
+        while True:
+            await anyio.sleep(_HEARTBEAT_SECONDS)
+            await worker.sync_with_backend()
+
+    async with worker, anyio.create_task_group() as tasks:
+        tasks.start_soon(heartbeats, name="heartbeats")
+        for flow_run_id in ids:
+            tasks.start_soon(run, flow_run_id, name=f"run {flow_run_id}")
+
+
+if __name__ == "__main__":
+    anyio.run(main, sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -1,0 +1,77 @@
+"""Flows that print: what the tests of the log bridge deploy."""
+
+import logging
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from prefect import flow, get_run_logger, task
+
+
+@task
+def speaks() -> None:
+    get_run_logger().info("task logger says hello")
+    print("task printed")
+
+
+@flow
+def prints_in_every_way() -> None:
+    """Say each thing once, by every way there is."""
+    log = get_run_logger()
+    print("printed first")
+    log.info("flow logger says one")
+    print("printed between")
+    log.info("flow logger says\ntwo lines")
+    print("to stderr", file=sys.stderr)
+    try:
+        raise KeyError("caught on purpose")
+    except KeyError:
+        log.exception("flow logger has a traceback")
+    speaks()
+    logging.getLogger("mylib").warning("library careful")
+    warnings.warn("python careful", UserWarning, stacklevel=1)
+    subprocess.run(["sh", "-c", "echo subprocess out; echo subprocess err >&2"], check=True)
+    for percent in range(0, 101, 10):
+        sys.stderr.write(f"\rbar {percent}%")
+        sys.stderr.flush()
+        time.sleep(0.02)
+    sys.stderr.write("\n")
+    sys.stdout.buffer.write(b"bad \xff\xfe bytes\n")
+    sys.stdout.buffer.flush()
+    print("\x1b[31mred\x1b[0m")
+    print("long " + "x" * 300_000)
+    print("printed last, without an end", end="")
+
+
+@flow
+def fails_loudly() -> None:
+    print("before the end")
+    raise ValueError("this flow fails loudly")
+
+
+@flow
+def prints_in_ray_tasks() -> None:
+    import ray
+
+    @ray.remote
+    def remote() -> str:
+        print("ray worker printed")
+        return "done"
+
+    ray.init(address="auto")
+    assert ray.get(remote.remote()) == "done"
+    time.sleep(1)  # Ray forwards the output of its workers twice a second
+
+
+@flow
+def chats(lines: int, marker: str | None = None, width: int = 60) -> None:
+    """Print numbered lines; with a marker, half of them before it exists and half after."""
+    for number in range(lines):
+        if marker and number == lines // 2:
+            sys.stdout.flush()
+            deadline = time.monotonic() + 60
+            while not Path(marker).exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+        print(f"chat {number:07} {'.' * (width - 13)}")

@@ -1,0 +1,189 @@
+"""What a job prints is in the logs of its flow run: on a real server and a real Ray."""
+
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import anyio
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import Log, StateType
+
+from prefect_ray_worker.flow_run_logs import LOGGER_NAME, PrefectLogs, longest_message
+from prefect_ray_worker.identity import InfrastructurePid
+from prefect_ray_worker.jobs_api.client import JobsClient
+from prefect_ray_worker.jobs_api.connection import Connection
+from prefect_ray_worker.jobs_api.logs import LogsClient
+from prefect_ray_worker.watching.logs.bridge import LogBridge
+from prefect_ray_worker.watching.logs.reader import ClusterLogs
+from tests.integration.harness import Pool
+from tests.real_ray import RealRay
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.ray
+
+
+async def all_logs(pool: Pool, run_id: UUID) -> list[Log]:
+    found: list[Log] = []
+    while True:
+        page = await pool.client.read_logs(
+            LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])), limit=200, offset=len(found)
+        )
+        found += page
+        if len(page) < 200:
+            return found
+
+
+async def logs_with(pool: Pool, run_id: UUID, text: str, seconds: float = 20) -> list[Log]:
+    """Wait until a forwarded line has a text, and return all logs of the run."""
+
+    async def there() -> list[Log]:
+        logs = await all_logs(pool, run_id)
+        return logs if any(text in log.message for log in logs if log.name == LOGGER_NAME) else []
+
+    return await wait_until(there, timeout=seconds, description=f"forwarded {text!r}")
+
+
+def only_once_by_its_logger(logs: list[Log], *texts: str) -> None:
+    """Check that what Prefect's handlers have sent is not there a second time."""
+    for text in texts:
+        names = [log.name for log in logs if text in log.message]
+        assert names
+        assert LOGGER_NAME not in names, text
+
+
+async def start(
+    pool: Pool, flow: str, parameters: dict[str, Any] | None = None, **deploy: Any
+) -> UUID:
+    return await pool.start(flow, parameters, entrypoint=f"log_flows.py:{flow}", **deploy)
+
+
+def messages_of(logs: list[Log]) -> list[str]:
+    return [log.message for log in logs if log.name == LOGGER_NAME]
+
+
+async def test_everything_is_there_once_and_in_order(pool: Pool) -> None:
+    async with pool.working():
+        run_id = await start(pool, "prints_in_every_way")
+        await pool.wait_for(run_id, StateType.COMPLETED)
+        logs = await logs_with(pool, run_id, "printed last, without an end")
+    messages = [log.message for log in logs]
+    forwarded = {log.message: log for log in logs if log.name == LOGGER_NAME}
+    for text, level in {
+        "printed first": logging.INFO,
+        "printed between": logging.INFO,
+        "to stderr": logging.INFO,
+        "task printed": logging.INFO,
+        "mylib - library careful": logging.WARNING,
+        "subprocess out": logging.INFO,
+        "subprocess err": logging.INFO,
+        "bar 100%": logging.INFO,
+        "bad \ufffd\ufffd bytes": logging.INFO,
+        "red": logging.INFO,
+        "printed last, without an end": logging.INFO,
+    }.items():
+        assert messages.count(text) == 1, text
+        assert forwarded[text].level == level, text
+    assert [m for m in forwarded if "UserWarning: python careful" in m]
+    (long,) = [m for m in forwarded if m.startswith("long ")]
+    assert re.search(r"\[\d+ more (bytes|characters)\]$", long)
+    order = ["printed first", "flow logger says one", "printed between", "to stderr", "bar 100%"]
+    assert [m for m in messages if m in order] == order
+    assert not [m for m in forwarded if "Running entrypoint" in m]
+    only_once_by_its_logger(logs, "flow logger says one", "caught on purpose", "two lines")
+    only_once_by_its_logger(logs, "task logger says hello", "Finished in state Completed()")
+
+
+async def test_traceback_of_a_failing_flow_is_not_repeated(pool: Pool) -> None:
+    async with pool.working():
+        run_id = await start(pool, "fails_loudly")
+        await pool.wait_for(run_id, StateType.FAILED)
+        logs = await logs_with(pool, run_id, "before the end")
+    only_once_by_its_logger(logs, "Traceback (most recent call last)")
+    assert not [m for m in messages_of(logs) if "fails loudly" in m]
+
+
+async def test_output_of_ray_workers_is_there(pool: Pool) -> None:
+    async with pool.working():
+        run_id = await start(pool, "prints_in_ray_tasks")
+        await pool.wait_for(run_id, StateType.COMPLETED)
+        logs = await logs_with(pool, run_id, "ray worker printed")
+    (line,) = [message for message in messages_of(logs) if "ray worker printed" in message]
+    assert re.fullmatch(r"\(remote pid=\d+\) ray worker printed", line)
+    chatter = [log for log in logs if "Connected to Ray cluster" in log.message]
+    assert [log.level for log in chatter] == [logging.DEBUG]
+
+
+async def test_prefects_own_executor_says_nothing_twice(pool: Pool) -> None:
+    command = "echo from the shell; exec python -m prefect flow-run execute"
+    async with pool.working():
+        run_id = await start(pool, "fails_loudly", job_variables={"command": command})
+        await pool.wait_for(run_id, StateType.FAILED)
+        logs = await logs_with(pool, run_id, "before the end")
+    messages = messages_of(logs)
+    assert "from the shell" in messages
+    assert not [m for m in messages if "Traceback" in m or "Beginning flow run" in m], messages
+
+
+async def test_forwarding_can_be_turned_off(pool: Pool) -> None:
+    async with pool.working():
+        run_id = await start(pool, "fails_loudly", job_variables={"forward_logs": False})
+        await pool.wait_for(run_id, StateType.FAILED)
+        await pool.wait_for_log(run_id, "is SUCCEEDED")
+        logs = await all_logs(pool, run_id)
+    assert messages_of(logs) == []
+
+
+@asynccontextmanager
+async def bridged(ray: RealRay, run_id: UUID, submission_id: str) -> AsyncIterator[LogBridge]:
+    """Run a bridge of its own for a job, fed with looks at it; it is killed with the context."""
+    connection = Connection(ray.address)
+    async with (
+        get_client() as prefect,
+        JobsClient(connection) as jobs,
+        LogsClient(connection) as logs,
+        anyio.create_task_group() as tasks,
+    ):
+        sink = PrefectLogs(prefect, run_id, anyio.CapacityLimiter(4))
+        bridge = LogBridge(
+            submission_id, reads=ClusterLogs(logs), sink=sink, longest=longest_message()
+        )
+
+        async def look() -> None:
+            while True:
+                bridge.observe(await jobs.get(submission_id))
+                await anyio.sleep(0.5)
+
+        tasks.start_soon(look)
+        tasks.start_soon(bridge.run)
+        yield bridge
+        tasks.cancel_scope.cancel()
+
+
+async def test_restart_of_the_bridge_loses_and_doubles_nothing(
+    pool: Pool, ray_cluster: RealRay, tmp_path: Path
+) -> None:
+    """The second bridge knows the job's id and nothing of the first."""
+    marker = tmp_path / "go-on"
+    async with pool.working():
+        run_id = await start(
+            pool,
+            "chats",
+            {"lines": 2000, "marker": str(marker)},
+            job_variables={"forward_logs": False},
+        )
+        run = await pool.wait_for(run_id, StateType.RUNNING)
+        job = InfrastructurePid.parse(run.infrastructure_pid or "").submission_id
+        async with bridged(ray_cluster, run_id, job):
+            await logs_with(pool, run_id, "chat 0000500")
+        marker.touch()
+        await pool.wait_for(run_id, StateType.COMPLETED)
+        async with bridged(ray_cluster, run_id, job):
+            await logs_with(pool, run_id, "chat 0001999")
+    chats = [m[:12] for m in messages_of(await all_logs(pool, run_id)) if m.startswith("chat")]
+    assert chats == [f"chat {number:07}" for number in range(2000)]

@@ -1,0 +1,218 @@
+"""`LogBridge` against a fake head over real HTTP: ends, losses, and what it costs."""
+
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import psutil
+import pytest
+
+from prefect_ray_worker.jobs_api.client import JobsClient
+from prefect_ray_worker.jobs_api.connection import Connection
+from prefect_ray_worker.jobs_api.logs import LogsClient
+from prefect_ray_worker.jobs_api.models import JobDetails
+from prefect_ray_worker.watching.logs import bridge as bridge_module
+from prefect_ray_worker.watching.logs.bridge import LogBridge
+from prefect_ray_worker.watching.logs.reader import ClusterLogs
+from tests.fake_ray import FakeRay, Fault, Kind
+from tests.ports import free_port
+from tests.unit.logs.kit import LONGEST, MemoryPrefect
+from tests.waiting import wait_until
+
+MANY = 100
+
+
+@pytest.fixture
+async def ray() -> AsyncIterator[FakeRay]:
+    async with FakeRay() as fake:
+        yield fake
+
+
+@asynccontextmanager
+async def bridging(
+    ray: FakeRay, *jobs: str
+) -> AsyncIterator[tuple[list[LogBridge], list[MemoryPrefect], list["asyncio.Task[None]"]]]:
+    """Run a bridge for each of some jobs, which all run."""
+    async with LogsClient(Connection(ray.address)) as client:
+        reads = ClusterLogs(client)
+        sinks = [MemoryPrefect() for _ in jobs]
+        bridges = [
+            LogBridge(job, reads=reads, sink=sink, longest=LONGEST)
+            for job, sink in zip(jobs, sinks, strict=True)
+        ]
+        for job, bridge in zip(jobs, bridges, strict=True):
+            show(ray, job, bridge)
+        tasks = [asyncio.create_task(bridge.run()) for bridge in bridges]
+        try:
+            yield bridges, sinks, tasks
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def show(ray: FakeRay, job: str, bridge: LogBridge) -> None:
+    bridge.observe(JobDetails.model_validate(ray.jobs[job].details()))
+
+
+def texts(sink: MemoryPrefect) -> list[str]:
+    return [shaped.message for shaped in sink.shown]
+
+
+async def test_line_is_there_soon_and_the_rest_at_the_end(ray: FakeRay) -> None:
+    job = ray.add_job("j")
+    async with bridging(ray, "j") as ([bridge], [sink], [task]):
+        job.print("first\n")
+        await wait_until(lambda: texts(sink) == ["first"], timeout=5, description="a line")
+        job.print("no end")
+        job.set("SUCCEEDED")
+        show(ray, "j", bridge)
+        await asyncio.wait_for(task, 10)
+    assert texts(sink) == ["first", "no end"]
+    assert bridge.bytes_read == len("first\nno end")
+    assert bridge.lines_forwarded == 2
+
+
+async def test_job_that_never_began_has_no_log(ray: FakeRay) -> None:
+    ray.add_job("j", "PENDING")
+    async with bridging(ray, "j") as ([bridge], [sink], [task]):
+        details = ray.jobs["j"].details() | {"status": "FAILED"}
+        bridge.observe(JobDetails.model_validate(details))
+        await asyncio.wait_for(task, 5)
+    assert sink.logs == []
+    assert ray.requests == []
+
+
+async def test_agent_out_of_reach_is_no_loss(ray: FakeRay) -> None:
+    job = ray.add_job("j")
+    job.node_address = f"http://127.0.0.1:{free_port()}"
+    job.print("by the dashboard\n")
+    async with bridging(ray, "j") as (_, [sink], _):
+        await wait_until(lambda: texts(sink), timeout=10, description="a line")
+    assert texts(sink) == ["by the dashboard"]
+
+
+async def test_agent_that_goes_away_in_between_is_no_loss(ray: FakeRay) -> None:
+    job = ray.add_job("j")
+    expected = [f"line {number:05} {'x' * 40}" for number in range(9000)]
+    job.print("\n".join(expected[:5000]) + "\n")
+    async with bridging(ray, "j") as ([bridge], [sink], [task]):
+        await wait_until(lambda: len(texts(sink)) == 5000, timeout=20, description="lines")
+        ray.faults.add(Fault("GET", "^/logs/", kind=Kind.DROP, times=None))
+        job.print("\n".join(expected[5000:]) + "\n")
+        job.set("FAILED")
+        show(ray, "j", bridge)
+        await asyncio.wait_for(task, 20)
+    assert texts(sink) == expected
+
+
+async def test_log_that_died_with_its_node_is_told_once(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge_module, "_MISSING_SECONDS", 1.0)
+    job = ray.add_job("j")
+    job.print("seen\nunfinished")
+    async with bridging(ray, "j") as ([bridge], [sink], [task]):
+        await wait_until(lambda: texts(sink) == ["seen"], timeout=5, description="a line")
+        ray.logs.lost_nodes = True
+        job.set("FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED")
+        show(ray, "j", bridge)
+        await asyncio.wait_for(task, 20)
+        told = texts(sink)
+        again = LogBridge("j", reads=bridge._reads, sink=sink, longest=LONGEST)
+        show(ray, "j", again)
+        await asyncio.wait_for(again.run(), 20)
+    assert told[:2] == ["seen", "unfinished"]
+    assert "15 bytes of it had been read" in told[2]
+    assert "cannot be read any more" in told[2]
+    assert texts(sink) == told
+
+
+async def test_cluster_that_does_not_answer_for_a_while_is_no_loss(ray: FakeRay) -> None:
+    job = ray.add_job("j")
+    async with bridging(ray, "j") as ([bridge], [sink], [task]):
+        fault = ray.faults.add(Fault("GET", "logs", kind=Kind.STATUS, status=503, times=None))
+        job.print("one\ntwo\n")
+        job.set("SUCCEEDED")
+        show(ray, "j", bridge)
+        await wait_until(lambda: fault.hits > 2, timeout=10, description="some refusals")
+        ray.faults.clear()
+        await asyncio.wait_for(task, 20)
+    assert texts(sink) == ["one", "two"]
+
+
+async def test_many_chatty_runs_leave_the_jobs_api_quick(ray: FakeRay) -> None:
+    names = [f"j{number}" for number in range(MANY)]
+    jobs = [ray.add_job(name) for name in names]
+    took: list[float] = []
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(JobsClient(Connection(ray.address)))
+        _, sinks, _ = await stack.enter_async_context(bridging(ray, *names))
+        for turn in range(40):
+            for job in jobs:
+                job.print(f"turn {turn} of a chatty job\n" * 10)
+            began = time.perf_counter()
+            await client.list()
+            took.append(time.perf_counter() - began)
+            await asyncio.sleep(0.2)
+        await wait_until(
+            lambda: all(len(texts(sink)) == 400 for sink in sinks),
+            timeout=30,
+            description="all lines of all runs",
+        )
+    assert statistics.median(took) < 0.1, took
+    assert ray.requests.max_in_flight <= 13
+    assert ray.requests.number_of("GET", "tail") == 0
+
+
+class EndlessLog:
+    """A log of so many bytes that takes no memory."""
+
+    line = b"x" * 999 + b"\n"
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, span: Any) -> bytes:
+        start, end, _ = span.indices(self.size)
+        first = start % len(self.line)
+        return (self.line * ((end - start) // len(self.line) + 2))[first : first + end - start]
+
+
+class Counting(MemoryPrefect):
+    """A Prefect that keeps the newest only."""
+
+    lines = 0
+
+    async def post(self, logs: Any) -> None:
+        await super().post(logs)
+        self.lines += sum(log.message.count("\n") + 1 for log in logs)
+        del self.logs[:-10]
+
+
+@pytest.mark.parametrize("megabytes", [int(os.environ.get("LOG_MEGABYTES", "80"))])
+async def test_memory_does_not_grow_with_the_log(ray: FakeRay, megabytes: int) -> None:
+    process, sink = psutil.Process(), Counting()
+    job = ray.add_job("j", "SUCCEEDED")
+    job.log = EndlessLog(megabytes * 1_000_000)
+    # The agent is not compared: the fake's dashboard would make the whole log at once.
+    ray.faults.add(Fault("GET", "/api/v0/logs", kind=Kind.STATUS, status=503, times=None))
+    async with LogsClient(Connection(ray.address)) as client:
+        bridge = LogBridge("j", reads=ClusterLogs(client), sink=sink, longest=LONGEST)
+        show(ray, "j", bridge)
+        before = highest = process.memory_info().rss
+        task = asyncio.create_task(bridge.run())
+        while not task.done():
+            highest = max(highest, process.memory_info().rss)
+            await asyncio.sleep(0.02)
+        await task
+    assert sink.lines == megabytes * 1000
+    assert highest - before < 50_000_000
+    assert ray.logs.longest_answer <= 256 * 1024

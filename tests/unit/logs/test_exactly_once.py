@@ -1,0 +1,114 @@
+"""Whatever happens between a job's log and Prefect: each line once, and in order."""
+
+import asyncio
+import itertools
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from prefect_ray_worker.watching.logs import bridge as bridge_module
+from prefect_ray_worker.watching.logs import reader
+from prefect_ray_worker.watching.logs.reader import ClusterLogs
+from tests.unit.logs.kit import (
+    MemoryLogs,
+    MemoryPrefect,
+    bridge,
+    details,
+    run,
+    shape_whole,
+)
+
+FRAGMENTS = st.sampled_from(
+    [
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b"tick\n",
+        b"line one\n",
+        "Größe 😀\n".encode(),
+        b"\xff\xfe\n",
+        b"\xf0\x9f",
+        b"\x1b[32mgreen\x1b[0m\n",
+        b"\x1b[9120;9001;9002;9003mmarked as sent\n",
+        b"\x1b[9030;9001;9002;9003mmarked, not sent\n",
+        b"Traceback (most recent call last):\n",
+        b'  File "a.py", line 1\n',
+        b"ValueError: no\n",
+        b"12:00:00.123 | INFO    | Flow run 'a-b' - sent\n",
+        b"WARNING:lib:careful\n",
+        b"\x00",
+    ]
+)
+STREAMS = st.lists(FRAGMENTS | st.binary(max_size=20), max_size=60).map(b"".join)
+NUMBERED = st.lists(st.integers(0, 30), min_size=1, max_size=80).map(
+    lambda widths: b"".join(b"%05d %s\n" % (i, b"x" * width) for i, width in enumerate(widths))
+)
+API = st.lists(st.sampled_from(["fine", "fine", "lost", "unclear"]), max_size=30)
+RAY = st.lists(st.sampled_from(["fine", "fine", "agent", "all"]), max_size=30)
+# After so many events of the loop a bridge is killed, and another one begins.
+LIVES = st.lists(st.integers(1, 80), max_size=5)
+CUTS = st.lists(st.integers(1, 40), min_size=1, max_size=10)
+
+
+async def forward(
+    stream: bytes, api: list[str], ray: list[str], lives: list[int], cuts: list[int]
+) -> MemoryPrefect:
+    """Let a log grow and be forwarded by one bridge after the other."""
+    prefect, logs = MemoryPrefect(api), MemoryLogs(ray)
+    logs.room = cuts[0]
+    sizes = itertools.cycle(cuts)
+    reads = ClusterLogs(logs)  # type: ignore[arg-type]
+    written = 0
+    for life in [*lives, None]:
+        made = bridge(logs, prefect, reads)
+        task = asyncio.create_task(made.run())
+        for _ in range(life or 0):
+            written += next(sizes)
+            logs.data = stream[:written]
+            await asyncio.sleep(0.3)
+            logs.room = next(sizes)
+        if life is None:
+            logs.data = stream
+            made.observe(details("SUCCEEDED"))
+            await task
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    return prefect
+
+
+QUICKLY = settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make batches and windows so small that short streams meet all of them."""
+    monkeypatch.setattr(bridge_module, "_BATCH_LOGS", 3)
+    monkeypatch.setattr(bridge_module, "_SLICE", 50)
+    # After any trouble lines are joined, without it they are not.
+    monkeypatch.setattr(bridge_module, "_BEHIND_SECONDS", 0.5)
+    monkeypatch.setattr(reader, "_SHORT", 64)
+    monkeypatch.setattr(reader, "_RECENT", 64)
+    monkeypatch.setattr(reader, "_FEWEST_LINES", 2)
+
+
+@QUICKLY
+@given(STREAMS, API, LIVES, CUTS)
+def test_any_bytes_arrive_once_and_in_order(
+    small: None, stream: bytes, api: list[str], lives: list[int], cuts: list[int]
+) -> None:
+    prefect = run(forward(stream, api, [], lives, cuts))
+    assert prefect.shown == shape_whole(stream)
+
+
+@QUICKLY
+@given(NUMBERED, API, RAY, LIVES, CUTS)
+def test_lines_arrive_once_by_whichever_way_they_come(
+    small: None, stream: bytes, api: list[str], ray: list[str], lives: list[int], cuts: list[int]
+) -> None:
+    prefect = run(forward(stream, api, ray, lives, cuts))
+    assert prefect.shown == shape_whole(stream)

@@ -1,0 +1,57 @@
+"""Bytes to lines: what is kept of progress bars, long lines and bytes that are no text."""
+
+import pytest
+
+from prefect_ray_worker.watching.logs import lines
+from prefect_ray_worker.watching.logs.lines import LineSplitter
+
+
+def split(*pieces: bytes) -> list[str]:
+    splitter = LineSplitter()
+    return [line for piece in pieces for line in splitter.feed(piece)] + list(splitter.finish())
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"one\ntwo\n", ["one", "two"]),
+        (b"one\n\ntwo", ["one", "", "two"]),
+        (b"windows\r\nline ends\r\n", ["windows", "line ends"]),
+        (b" 0%|  |\r 50%|# |\r100%|##|\nnext\n", ["100%|##|", "next"]),
+        (b"bar 100%\r\n", ["bar 100%"]),
+        (b"bar\r      \rtext\n", ["text"]),
+        (b"\r\r\r\n", [""]),
+        (b"no end", ["no end"]),
+        (b"bar that is there\r", ["bar that is there"]),
+        (b"\xff\xfe bad \xe2\x82\n", ["\ufffd\ufffd bad \ufffd"]),
+        ("Größe 😀\n".encode(), ["Größe 😀"]),
+        (b"", []),
+    ],
+)
+def test_lines_are_the_same_however_the_stream_is_cut(data: bytes, expected: list[str]) -> None:
+    assert split(data) == expected
+    assert split(*(bytes([byte]) for byte in data)) == expected
+    for cut in range(len(data)):
+        assert split(data[:cut], data[cut:]) == expected
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_long_line_is_cut_with_a_mark(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(lines, "LONGEST_LINE_BYTES", 10)
+    data = b"0123456789abcde\n" + "aaaaaaaaa😀b\n".encode() + b"short\n"
+    pieces = [data[i : i + size] for i in range(0, len(data), size)]
+    assert split(*pieces) == [
+        "0123456789… [5 more bytes]",
+        # The cut goes through a character, which is left out.
+        "aaaaaaaaa… [4 more bytes]",
+        "short",
+    ]
+
+
+def test_memory_stays_bounded_without_any_line_end() -> None:
+    splitter = LineSplitter()
+    for _ in range(100):
+        assert list(splitter.feed(b"x" * 100_000)) == []
+        assert len(splitter._line) <= lines.LONGEST_LINE_BYTES
+    (line,) = splitter.finish()
+    assert line.endswith(f"[{100 * 100_000 - lines.LONGEST_LINE_BYTES} more bytes]")

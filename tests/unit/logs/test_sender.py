@@ -1,0 +1,47 @@
+"""Batches that are refused, unclear, or not taken for long."""
+
+import itertools
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from prefect_ray_worker.errors import LogsGivenUp
+from prefect_ray_worker.flow_run_logs import SentLog
+from prefect_ray_worker.watching.logs.sender import Sender
+from tests.unit.logs.kit import MemoryPrefect, run
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LOGS = [SentLog(NOW + timedelta(microseconds=i), 20, f"line {i}") for i in range(500)]
+
+
+@pytest.mark.parametrize("trouble", ["lost", "unclear"])
+def test_each_log_is_there_once_after_trouble(trouble: str) -> None:
+    prefect = MemoryPrefect([trouble, "fine", trouble])
+    run(Sender(prefect).send(LOGS))
+    assert sorted(prefect.logs, key=lambda log: log.timestamp) == LOGS
+
+
+def test_only_what_is_missing_is_sent_again() -> None:
+    prefect = MemoryPrefect(["lost"])
+    prefect.logs = LOGS[:300]
+    run(Sender(prefect).send(LOGS))
+    assert prefect.logs == LOGS
+    assert prefect.longest_batch == 500
+
+
+def test_log_that_is_refused_does_not_hold_up_the_others() -> None:
+    prefect = MemoryPrefect()
+    prefect.refused = {"line 7"}
+    run(Sender(prefect).send(LOGS))
+    found = [log.message for log in sorted(prefect.logs, key=lambda log: log.timestamp)]
+    assert found[:7] == [f"line {i}" for i in range(7)]
+    assert found[7] == "[A line of 6 characters was refused.]"
+    assert found[8:] == [f"line {i}" for i in range(8, 500)]
+
+
+def test_api_that_is_away_for_minutes_is_waited_for_and_for_hours_is_not() -> None:
+    prefect = MemoryPrefect(itertools.repeat("lost", 30))
+    run(Sender(prefect).send(LOGS))
+    assert prefect.logs == LOGS
+    with pytest.raises(LogsGivenUp):
+        run(Sender(MemoryPrefect(itertools.repeat("lost"))).send(LOGS))

@@ -1,0 +1,170 @@
+"""Lines to logs: levels, what is left out, and what Prefect has already."""
+
+import logging
+
+import pytest
+
+from prefect_ray_worker.log_marks import mark
+from prefect_ray_worker.watching.logs.shaping import Shaped, Shaper
+
+DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
+NOW_MS = 1_767_225_600_000
+
+
+def shape(*lines: str, entrypoint: str = "", longest: int = 25_000) -> list[tuple[int, str]]:
+    shaper = Shaper("job-1", entrypoint=entrypoint, longest=longest)
+    shaped: list[Shaped] = [s for line in lines for s in shaper.shape(line, now_ms=NOW_MS)]
+    return [(s.level, s.message) for s in shaped]
+
+
+def sent(text: str, level: int = INFO) -> list[str]:
+    return mark(text, is_sent=True, level=level, when=NOW_MS / 1000).split("\n")
+
+
+def unsent(text: str, level: int = INFO) -> list[str]:
+    return mark(text, is_sent=False, level=level, when=NOW_MS / 1000).split("\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "level"),
+    [
+        ("hello", INFO),
+        ("WARNING:root:careful", WARNING),
+        ("ERROR: no", ERROR),
+        ("[ERROR] no", ERROR),
+        ("error: linker failed", ERROR),
+        ("Errors: 0", INFO),
+        ("information is free", INFO),
+        ("2026-01-01 12:00:00,123 - lib - WARNING - careful", WARNING),
+        ("2026-01-01 12:00:00.123 | ERROR    | lib:f:12 - no", ERROR),
+        ("[2026-01-01 12:00:00] ERROR in app: no", ERROR),
+        ("2026-01-01T12:00:00Z there were no errors", INFO),
+        ("/a/b.py:12: UserWarning: careful", WARNING),
+        ("W0101 12:00:00.123456 1 x.cc:1] careful", WARNING),
+        ("2026-01-01 12:00:00,123\tINFO worker.py:1 -- Connecting to Ray", DEBUG),
+        ("2026-01-01 12:00:00,123\tERROR worker.py:1 -- no", ERROR),
+        ("[2026-01-01 12:00:00,123 W 12 34] core.cc:1: careful", WARNING),
+        ("[2026-01-01 12:00:00,123 I 12 34] core.cc:1: fine", DEBUG),
+        ("(add pid=12) ERROR:lib:no", ERROR),
+        ("(Actor pid=12, ip=10.0.0.1) hello", INFO),
+    ],
+)
+def test_level_is_fitting(line: str, level: int) -> None:
+    assert shape(line) == [(level, line)]
+
+
+def test_terminal_sequences_and_control_characters_go() -> None:
+    assert shape(
+        "\x1b[36m(f pid=1)\x1b[0m \x1b[1mbold\x1b[0m\x1b]0;title\x07\x1b[2K\x08 text\x00"
+    ) == [(INFO, "(f pid=1) bold text")]
+    assert shape("tab\tstays") == [(INFO, "tab\tstays")]
+
+
+def test_blank_lines_and_ray_bars_are_dropped() -> None:
+    assert (
+        shape("", "   ", "\x1b[0m", '{"__magic_token__": "__ray_tqdm_magic_token__", "x": 1}') == []
+    )
+
+
+def test_entrypoint_is_not_quoted() -> None:
+    entrypoint = "export A=1\nexec python -m flow"
+    lines = f"Running entrypoint for job job-1: {entrypoint}".split("\n")
+    assert shape(*lines, "export A=1", entrypoint=entrypoint) == [(INFO, "export A=1")]
+
+
+def test_marked_lines_of_a_sent_record_are_left_out() -> None:
+    record = "12:00:00.000 | ERROR   | Flow run 'a' - no\nTraceback (most recent call last):\n"
+    assert shape("before", *sent(f"{record}  File\nE: x\nof two lines"), "after") == [
+        (INFO, "before"),
+        (INFO, "after"),
+    ]
+
+
+def test_sent_record_of_a_ray_worker_is_left_out() -> None:
+    (line,) = sent("12:00:00.000 | INFO    | Task run 'a' - yes")
+    assert (
+        shape(f"\x1b[36m(f pid=1)\x1b[0m {line}", f"(f pid=1) {line}\x1b[32m [repeated 2x]") == []
+    )
+
+
+def test_record_that_was_not_sent_keeps_its_level_and_loses_its_frame() -> None:
+    text = "12:00:00.000 | WARNING | mylib - careful\nTraceback (most recent call last):\nE: x"
+    assert shape(*unsent(text, WARNING)) == [
+        (WARNING, "mylib - careful"),
+        (WARNING, "Traceback (most recent call last):"),
+        (WARNING, "E: x"),
+    ]
+
+
+def test_flow_run_record_that_was_not_sent_is_forwarded() -> None:
+    (line,) = unsent("12:00:00.000 | INFO    | Flow run 'a' - only on the console")
+    assert shape(line) == [(INFO, "only on the console")]
+
+
+def test_what_was_printed_before_a_record_on_its_line_is_forwarded() -> None:
+    (line,) = sent("12:00:00.000 | INFO    | Flow run 'a' - yes")
+    assert shape("loading ... " + line) == [(INFO, "loading ... ")]
+
+
+def test_without_marks_the_format_tells_what_was_sent() -> None:
+    assert shape(
+        "12:00:00.123 | INFO    | Flow run 'brave-ox' - Beginning",
+        "12:00:00.123 | INFO    | Task run 'add-1' - Finished",
+        "12:00:00.123 | WARNING | prefect.client - slow",
+        "printed",
+    ) == [(WARNING, "prefect.client - slow"), (INFO, "printed")]
+
+
+def test_without_marks_the_traceback_of_a_sent_record_is_left_out() -> None:
+    assert shape(
+        "12:00:00.123 | ERROR   | Flow run 'a' - Encountered an exception",
+        "Traceback (most recent call last):",
+        '  File "a.py", line 1, in f',
+        "    1/0",
+        "ZeroDivisionError: division by zero",
+        "",
+        "During handling of the above exception, another exception occurred:",
+        "",
+        "Traceback (most recent call last):",
+        '  File "a.py", line 2, in f',
+        "ValueError: no",
+        "  printed, indented",
+        "Traceback (most recent call last):",
+        "KeyError: 1",
+        "printed",
+    ) == [
+        (INFO, "  printed, indented"),
+        (ERROR, "Traceback (most recent call last):"),
+        (ERROR, "KeyError: 1"),
+        (INFO, "printed"),
+    ]
+
+
+def test_tracebacks_of_several_processes_do_not_mix() -> None:
+    assert shape(
+        "(f pid=1) 12:00:00.123 | ERROR   | Task run 'a' - no",
+        "(f pid=2) Traceback (most recent call last):",
+        "(f pid=1) Traceback (most recent call last):",
+        "(f pid=2)   File",
+        "(f pid=1)   File",
+        "(f pid=1) E: 1",
+        "(f pid=2) E: 2",
+    ) == [
+        (ERROR, "(f pid=2) Traceback (most recent call last):"),
+        (ERROR, "(f pid=2)   File"),
+        (ERROR, "(f pid=2) E: 2"),
+    ]
+
+
+def test_message_is_cut_to_what_the_api_takes() -> None:
+    ((_, message),) = shape("x" * 500, longest=200)
+    assert len(message) <= 200
+    assert message.endswith(f"[{500 - message.index('…')} more characters]")
+    ((_, message),) = shape("ü" * 500, longest=200)
+    assert len(message.encode("ascii", "backslashreplace")) <= 200 + 50
+
+
+def test_time_of_the_last_marked_line_is_known() -> None:
+    shaper = Shaper("job-1", longest=1000)
+    list(shaper.shape(sent("a")[0], now_ms=NOW_MS + 5000))
+    assert shaper.marked_ms == NOW_MS

@@ -1,0 +1,59 @@
+"""Why a flow could not be loaded, from what Prefect really raises."""
+
+from pathlib import Path
+
+import pytest
+from prefect.flows import load_flow_from_entrypoint
+
+from prefect_ray_worker.diagnosis.category import Category
+from prefect_ray_worker.driver.loading import of_load_failure
+
+FILES = {
+    "imports.py": "import no_such_module.part",
+    "opens.py": "open('no-such-file')",
+    "raises.py": "raise ValueError('boom')",
+    "typo.py": "from json import no_such_name",
+    "plain.py": "def function(): pass",
+    "package_of_mine.py": "import no_such_module",
+}
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "category", "says"),
+    [
+        ("imports.py:any", Category.MODULE_NOT_FOUND, "did not find the module 'no_such_module'"),
+        ("nowhere.py:any", Category.ENTRYPOINT_NOT_FOUND, "'nowhere.py:any' leads to no flow"),
+        ("plain.py:other", Category.ENTRYPOINT_NOT_FOUND, "Flow function with name 'other'"),
+        ("plain.py:function", Category.ENTRYPOINT_NOT_FOUND, "is not a flow"),
+        ("no_such.place:any", Category.ENTRYPOINT_NOT_FOUND, "'no_such.place:any' leads to"),
+        ("no_such.place.any", Category.ENTRYPOINT_NOT_FOUND, "'no_such.place.any' leads to"),
+        ("json.no_such:any", Category.ENTRYPOINT_NOT_FOUND, "'json.no_such:any' leads to"),
+        # Of the flow's own doing, although it looks alike.
+        ("package_of_mine:any", Category.MODULE_NOT_FOUND, "module 'no_such_module'"),
+        ("opens.py:any", Category.FLOW_NOT_LOADED, "no-such-file"),
+        ("raises.py:any", Category.FLOW_NOT_LOADED, "boom"),
+        ("typo.py:any", Category.FLOW_NOT_LOADED, "no_such_name"),
+    ],
+)
+def test_why(
+    entrypoint: str,
+    category: Category,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(Exception) as caught:
+        load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+    found = of_load_failure(caught.value, entrypoint)
+    assert found.category is category
+    assert says in found.cause
+    assert "The flow could not be loaded: " in found.cause
+
+
+def test_a_pull_step_that_fails_is_not_the_entrypoints_fault() -> None:
+    found = of_load_failure(FileNotFoundError(2, "No such file", "git"), None)
+    assert found.category is Category.FLOW_NOT_LOADED
