@@ -2,9 +2,11 @@
 
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +31,9 @@ from ray.scripts.scripts import main
 main()
 """
 
+_ATTEMPTS = 3
+_READY_SECONDS = 60
+
 
 class ChaosCluster:
     """One cluster on this machine.
@@ -46,6 +51,7 @@ class ChaosCluster:
         self._env = env
         *self._ports, self._gcs = free_ports(7)
         self.port = self._ports[0]
+        self._was_up = False
         self._head: subprocess.Popen[bytes] | None = None
         self._node: subprocess.Popen[bytes] | None = None
 
@@ -59,6 +65,19 @@ class ChaosCluster:
 
     def start_head(self) -> None:
         """Start the head, or start it again at the same place."""
+        for _ in range(_ATTEMPTS):
+            if self._has_started():
+                return
+            self.kill_head()
+            if self._was_up:
+                continue  # workers and nodes look for it there
+            *self._ports, self._gcs = free_ports(7)
+            self.port = self._ports[0]
+        log = (self._folder / "ray-start.log").read_text()
+        raise RuntimeError(f"The head did not start:\n{log[-3000:]}")
+
+    def _has_started(self) -> bool:
+        """Start it once; say whether it and its agent have come up: ports may have been taken."""
         command = [
             *head_command(self._folder, 2, self._ports, gcs_port=self._gcs),
             f'--resources={{"{SLOT}": 1}}',
@@ -66,8 +85,14 @@ class ChaosCluster:
         environment = environment_of(self._head_marker, self._env)
         self._head = spawn(command, environment, self._folder / "ray-start.log")
         if not is_ready(f"http://127.0.0.1:{self.port}", self._head, environment):
-            log = (self._folder / "ray-start.log").read_text()
-            raise RuntimeError(f"The head did not start:\n{log[-3000:]}")
+            return False
+        until = time.monotonic() + _READY_SECONDS
+        while self._head.poll() is None and time.monotonic() < until:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self._ports[1]), 1):
+                self._was_up = True
+                return True
+            time.sleep(0.2)
+        return False
 
     def start_node(self) -> None:
         """Start the second node; what is placed on it waits until the head knows it."""
