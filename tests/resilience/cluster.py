@@ -32,7 +32,7 @@ main()
 """
 
 _ATTEMPTS = 3
-_READY_SECONDS = 60
+_READY_SECONDS = 120
 
 
 class ChaosCluster:
@@ -86,16 +86,19 @@ class ChaosCluster:
         self._head = spawn(command, environment, self._folder / "ray-start.log")
         if not is_ready(f"http://127.0.0.1:{self.port}", self._head, environment):
             return False
-        until = time.monotonic() + _READY_SECONDS
-        while self._head.poll() is None and time.monotonic() < until:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self._ports[1]), 1):
-                self._was_up = True
-                return True
-            time.sleep(0.2)
-        return False
+        has_started = _listens(self._head, self._ports[1])
+        self._was_up |= has_started
+        return has_started
 
     def start_node(self) -> None:
-        """Start the second node; what is placed on it waits until the head knows it."""
+        """Start the second node, and wait for it."""
+        for _ in range(_ATTEMPTS):
+            if self._node_has_started():
+                return
+        log = (self._folder / "ray-node.log").read_text()
+        raise RuntimeError(f"The second node did not start:\n{log[-3000:]}")
+
+    def _node_has_started(self) -> bool:
         ports = free_ports(3)
         command = [
             *(sys.executable, "-c", _START_NODE, "start", "--block"),
@@ -110,12 +113,15 @@ class ChaosCluster:
         ]
         environment = environment_of(self._node_marker, self._env)
         self._node = spawn(command, environment, self._folder / "ray-node.log")
+        return _listens(self._node, ports[0])
 
     def kill_head(self) -> None:
         """Kill every process of the head's machine at once, drivers on it included."""
         assert self._head is not None
         _kill(self._family_of_head())
         self._head.wait()
+        # With it, `ray start` takes the second node for the head that it is to start (2.60).
+        (self._folder / "ray_current_cluster").unlink(missing_ok=True)
 
     def kill_raylet_of_node(self) -> None:
         """Kill the second node's raylet, and nothing else of the node."""
@@ -203,6 +209,16 @@ def _redis(port: int, folder: Path) -> "subprocess.Popen[bytes]":
     options = {"port": port, "bind": "127.0.0.1", "save": "", "dir": folder}
     command = ["redis-server", *(a for k, v in options.items() for a in (f"--{k}", str(v)))]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _listens(process: "subprocess.Popen[bytes]", port: int) -> bool:
+    """Wait until somebody listens on a port; false when the process has ended or takes too long."""
+    until = time.monotonic() + _READY_SECONDS
+    while process.poll() is None and time.monotonic() < until:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return True
+        time.sleep(0.2)
+    return False
 
 
 def _kill(doomed: set[psutil.Process]) -> None:

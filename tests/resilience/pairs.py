@@ -72,7 +72,7 @@ PAIRS = (
     Pair(f.JOB_HEAD, RUNNING, COMPLETED),
     Pair(f.JOB_HEAD, CANCELLING, CANCELLED),
     Pair(f.DASHBOARD, RUNNING, COMPLETED),
-    Pair(f.NODE_LOST, RUNNING, CRASHED, says="upervisor", variables=_ON_NODE, within=180),
+    Pair(f.NODE_LOST, RUNNING, CRASHED, says="node", variables=_ON_NODE, within=180),
     Pair(f.NODE_LOST, CANCELLING, CANCELLED, variables=_ON_NODE, within=180),
     Pair(f.HEAD_GONE, SUBMITTING, CRASHED, 0, within=240),
     Pair(f.HEAD_GONE, RUNNING, CRASHED, says="not answered", within=180),

@@ -13,7 +13,7 @@ from tests.resilience.pairs import PAIRS, Pair
 from tests.resilience.play import Result
 from tests.resilience.stages import STAGES
 
-RESULTS = Path(__file__).parent / "measured.json"
+RESULTS = Path(__file__).parent / "table.json"
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "failure-model-table.md"
 
 
