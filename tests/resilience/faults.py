@@ -26,6 +26,7 @@ class Needs(Enum):
     SHARED = "a cluster that survives it"
     WORKER = "a worker besides that can be hurt"
     CLUSTER = "a cluster of its own"
+    END = "a cluster of its own, which ends for good"
     NODE = "a cluster of its own, with a second node"
     REDIS = "a cluster of its own, with a second node and a Redis"
     PREFECT = "a Prefect server of its own, with its database in a file"
@@ -168,7 +169,7 @@ JOB_SUPERVISOR = Fault(
 JOB_HEAD = Fault("dashboard's JobHead process, SIGKILL", Needs.SHARED, _kill_job_head)
 DASHBOARD = Fault("dashboard, SIGKILL and started again", Needs.CLUSTER, _restart_dashboard)
 NODE_LOST = Fault("raylet of the driver's node, SIGKILL", Needs.NODE, _kill_node)
-HEAD_GONE = Fault("head, SIGKILL, for good", Needs.CLUSTER, _kill_head)
+HEAD_GONE = Fault("head, SIGKILL, for good", Needs.END, _kill_head)
 HEAD_RESTARTED = Fault("head, SIGKILL and started again", Needs.CLUSTER, _restart_head)
 HEAD_RESTARTED_NODE = Fault(
     "head, SIGKILL and started again; driver on another node", Needs.NODE, _restart_head

@@ -133,7 +133,7 @@ async def _failed(scene: Scene, pair: Pair, wrong: str) -> Result:
 async def world_for(server: KillableServer, needs: Needs, folder: Path) -> AsyncIterator[World]:
     """Set up what a fault needs."""
     with cluster(node=needs in (Needs.NODE, Needs.REDIS), redis=needs is Needs.REDIS) as running:
-        async with new_world(server, running, folder) as world:
+        async with new_world(server, running, folder, ends=needs is Needs.END) as world:
             yield world
 
 

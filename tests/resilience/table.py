@@ -13,7 +13,7 @@ from tests.resilience.pairs import PAIRS, Pair
 from tests.resilience.play import Result
 from tests.resilience.stages import STAGES
 
-RESULTS = Path(__file__).parent / "table.json"
+RESULTS = Path(__file__).parent / "measured.json"
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "failure-model-table.md"
 
 
@@ -91,6 +91,8 @@ def page() -> str:
     body = "\n".join(_row(pair, rows[pair.name]) for pair in PAIRS if pair.name in rows)
     stages = "\n".join(f"- **{stage.name}**: {stage.meaning}." for stage in STAGES)
     made_with = ", ".join(f"{what} {which}" for what, which in _results()["made with"].items())
+    missing = "\n".join(f"- {pair.name}" for pair in PAIRS if pair.name not in rows)
+    missing = missing and f"\nPlayed by `make chaos`, and not measured yet:\n\n{missing}\n"
     left_out = "\n".join(f"- {reason}" for reason in LEFT_OUT)
     return f"""# The failure model, measured
 
@@ -105,8 +107,8 @@ the run is left.
 
 Measured from {days[0] if days else ""} to {days[-1] if days else ""} by `make chaos`:
 {made_with}; two cores shared with other work, which makes the seconds long. Workers send a
-heartbeat every 2 s (Prefect's default is 30 s, and it misses three of them) and count a silent
-cluster as gone after 30 s (default 1 h).
+heartbeat every 2 s (Prefect's default is 30 s, and it misses three of them) and count a head
+that is killed for good as gone after 30 s (default 1 h).
 
 Stages:
 
@@ -118,7 +120,7 @@ Stages:
 
 "Settled after" counts from the fault to the final state. A run that survives is let go once the
 fault is over: when another worker owns it, or the head answers again. A dash: it had ended before.
-
+{missing}
 What is not in the table, and why:
 
 {left_out}
