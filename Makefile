@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help quickstart quickstart-stop test benchmark check docs clean
+.PHONY: help quickstart quickstart-stop test chaos benchmark check docs clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -17,6 +17,9 @@ quickstart-stop: $(VENV)/.server ## Stop what KEEP=1 has left up
 
 test: $(VENV)/.dev ## Run all tests (ARGS= is passed to pytest)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --reruns 2 $(ARGS)
+
+chaos: $(VENV)/.dev ## Kill everything at every stage of a run and write the table into the docs (ARGS="text")
+	$(BIN)/python -m tests.resilience $(ARGS)
 
 benchmark: $(VENV)/.dev ## Measure the driver against prefect flow-run execute, and the log bridge
 	$(BIN)/python -m tests.benchmarks.driver

@@ -179,7 +179,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         warn_of_local_api(connection, PREFECT_API_URL.value(), logger.warning)
         attempt = await self._maker.make(flow_run, configuration, connection)
         submitter = Submitter(attempt)
-        with self._followed.submitting(attempt.job_id):
+        with self._followed.submitting(attempt.job_id, attempt):
             await self._recovery.own(attempt)
             pid = await submitter.submit()
         return Follower(attempt, submitter), pid

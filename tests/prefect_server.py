@@ -34,15 +34,16 @@ class PrefectServer:
 
 @contextmanager
 def prefect_server(
-    home: Path, extra: Mapping[str, str] | None = None
+    home: Path, extra: Mapping[str, str] | None = None, *, port: int | None = None
 ) -> Generator[PrefectServer, None, None]:
     """Start a server, wait until it answers, and end it with its context.
 
     Args:
         home: Its PREFECT_HOME.
         extra: More environment variables for it.
+        port: Where it listens; by default on a free port.
     """
-    port = free_port()
+    port = port or free_port()
     env = {
         **{k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
         "PREFECT_HOME": str(home),

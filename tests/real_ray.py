@@ -68,7 +68,7 @@ def real_ray(
     # Short, because the paths of Ray's unix sockets below it may not exceed 107 bytes.
     temp_dir = Path(tempfile.mkdtemp(prefix="prwt-", dir="/tmp"))
     try:
-        with _head(temp_dir, {"num_cpus": num_cpus, **options}, env or {}) as ray:
+        with _head(temp_dir, num_cpus, options, env or {}) as ray:
             yield ray
     finally:
         shutil.rmtree(temp_dir, ignore_errors=True)
@@ -76,28 +76,46 @@ def real_ray(
 
 @contextmanager
 def _head(
-    temp_dir: Path, options: Mapping[str, object], env: Mapping[str, str]
+    temp_dir: Path, num_cpus: int, options: Mapping[str, object], env: Mapping[str, str]
 ) -> Iterator[RealRay]:
-    environment = _environment(temp_dir, env)
+    environment = environment_of(temp_dir, env)
     log = temp_dir / "ray-start.log"
     for attempt in range(1, _ATTEMPTS + 1):
-        ports = _free_ports(7)
+        ports = free_ports(7)
         address = f"http://127.0.0.1:{ports[0]}"
-        process = _spawn(_command(temp_dir, options, ports), environment, log)
+        command = head_command(temp_dir, num_cpus, ports, gcs_port=ports[6], more=options)
+        process = spawn(command, environment, log)
         try:
             # Somebody may take a port between our look and Ray's bind: hence more attempts.
-            if _is_ready(address, process, environment):
+            if is_ready(address, process, environment):
                 yield RealRay(address, process.pid, temp_dir, f"127.0.0.1:{ports[6]}")
                 return
         finally:
-            _end(process, marker=str(temp_dir))
+            end(process, marker=str(temp_dir))
         if attempt == _ATTEMPTS:
             raise RuntimeError(f"Ray did not start:\n{log.read_text()[-4000:]}")
 
 
-def _command(temp_dir: Path, more: Mapping[str, object], ports: list[int]) -> list[str]:
+def head_command(
+    temp_dir: Path,
+    num_cpus: int,
+    ports: list[int],
+    *,
+    gcs_port: int = 0,
+    more: Mapping[str, object] | None = None,
+) -> list[str]:
+    """Return the command that starts a head.
+
+    Args:
+        temp_dir: Its `--temp-dir`.
+        num_cpus: CPUs that Ray believes in.
+        ports: Six free ports; the first is the dashboard's.
+        gcs_port: Where other nodes find it; 0 if there are none.
+        more: More for `ray start`, with underscores.
+    """
     options: dict[str, object] = {
-        "port": ports[6],
+        "num-cpus": num_cpus,
+        "port": gcs_port,
         "node-ip-address": "127.0.0.1",
         "dashboard-host": "127.0.0.1",
         "dashboard-port": ports[0],
@@ -111,24 +129,26 @@ def _command(temp_dir: Path, more: Mapping[str, object], ports: list[int]) -> li
         "max-worker-port": 0,
         "object-store-memory": 200_000_000,
         "temp-dir": temp_dir,
-        **{name.replace("_", "-"): value for name, value in more.items()},
+        **{name.replace("_", "-"): value for name, value in (more or {}).items()},
     }
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     return [*start, *(f"--{key}={value}" for key, value in options.items())]
 
 
-def _environment(temp_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
+def environment_of(marker: object, env: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a node's processes, with a text by which `marked` finds them."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PREFECT_"))}
     return {
         **inherited,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         **TERMS,
-        _MARKER: str(temp_dir),
+        _MARKER: str(marker),
         **env,
     }
 
 
-def _spawn(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+def spawn(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start `ray start --block` in a session of its own."""
     with log.open("ab") as output:
         return subprocess.Popen(
             command,
@@ -142,7 +162,7 @@ def _spawn(command: list[str], environment: dict[str, str], log: Path) -> subpro
         )
 
 
-def _is_ready(
+def is_ready(
     address: str, process: subprocess.Popen[bytes], environment: Mapping[str, str]
 ) -> bool:
     """Wait for the dashboard; false when the head has ended or takes too long."""
@@ -160,13 +180,13 @@ def _is_ready(
     return False
 
 
-def _end(process: subprocess.Popen[bytes], *, marker: str) -> None:
+def end(process: subprocess.Popen[bytes], *, marker: str) -> None:
     """End the head and everything it started, and wait until all of it is gone."""
     # Collected before the first signal: orphans cannot be found through their parents.
-    doomed = _family(process.pid) | _marked(marker)
+    doomed = _family(process.pid) | marked(marker)
     _signal(doomed, "terminate")
     psutil.wait_procs(doomed, timeout=_GRACE_SECONDS)
-    leftovers = {p for p in doomed if p.is_running()} | _marked(marker)
+    leftovers = {p for p in doomed if p.is_running()} | marked(marker)
     _signal(leftovers, "kill")
     psutil.wait_procs(leftovers, timeout=_GRACE_SECONDS)
     process.wait(timeout=_GRACE_SECONDS)
@@ -180,7 +200,8 @@ def _family(pid: int) -> set[psutil.Process]:
         return set()
 
 
-def _marked(marker: str) -> set[psutil.Process]:
+def marked(marker: str) -> set[psutil.Process]:
+    """Return every process of one node, its drivers included."""
     marked: set[psutil.Process] = set()
     for process in psutil.process_iter():
         try:
@@ -199,7 +220,7 @@ def _signal(processes: set[psutil.Process], how: str) -> None:
             continue
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return different free ports: all are held until the last is known."""
     with ExitStack() as held:
         ports: list[int] = []

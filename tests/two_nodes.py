@@ -61,7 +61,7 @@ def two_nodes() -> Iterator[TwoNodes]:
     ports = [str(port) for port in (dashboard, free_port(), free_port())]
     process = subprocess.Popen(
         [sys.executable, "-c", _SCRIPT, *ports, str(temp_dir)],
-        env=real_ray._environment(temp_dir, {}),
+        env=real_ray.environment_of(temp_dir, {}),
         cwd=temp_dir,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -72,7 +72,7 @@ def two_nodes() -> Iterator[TwoNodes]:
         _expect("ready", process.stdout)
         yield TwoNodes(f"http://127.0.0.1:{dashboard}", process)
     finally:
-        real_ray._end(process, marker=str(temp_dir))
+        real_ray.end(process, marker=str(temp_dir))
         for stream in (process.stdin, process.stdout):
             if stream is not None:
                 stream.close()

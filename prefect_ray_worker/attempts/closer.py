@@ -192,6 +192,12 @@ class Closer:
         limit = self._limits.unreachable
         if alive is not None and (datetime.now(UTC) - alive).total_seconds() < limit:
             return None
+        if await self.state() == StateType.CANCELLING:
+            return await self.cancelled(
+                f"Cancelled; the Ray cluster at {self._attempt.address} has not answered for "
+                f"{limit:g} s and the run has given no sign of life since, so that nobody could "
+                f"see its job end. Last error: {watched.trouble}"
+            )
         silence = outcome.of_silence(self._attempt.address, limit, watched.trouble)
         return await self.settle(silence)
 

@@ -8,6 +8,7 @@ from uuid import UUID
 import anyio
 import anyio.abc
 
+from prefect_ray_worker.attempts.attempt import Attempt
 from prefect_ray_worker.attempts.follower import Follower
 from prefect_ray_worker.outcome import UNTOUCHED, Outcome
 
@@ -25,7 +26,7 @@ class FollowedRuns:
         self._discount = discount
         self._followers: dict[str, tuple[Follower, anyio.CancelScope]] = {}
         self._submitting: dict[str, int] = {}
-        self._interrupted: list[Follower] = []
+        self._interrupted: list[Attempt] = []
         self._tasks: anyio.abc.TaskGroup | None = None
 
     def __contains__(self, job_id: object) -> bool:
@@ -40,8 +41,8 @@ class FollowedRuns:
         return tuple(follower for follower, _ in self._followers.values())
 
     @property
-    def interrupted(self) -> tuple[Follower, ...]:
-        """What was followed until this process was told to stop."""
+    def interrupted(self) -> tuple[Attempt, ...]:
+        """What was submitted or followed until this process was told to stop."""
         return tuple(self._interrupted)
 
     def open(self, tasks: anyio.abc.TaskGroup | None) -> None:
@@ -49,11 +50,22 @@ class FollowedRuns:
         self._tasks = tasks
 
     @contextmanager
-    def submitting(self, job_id: str) -> Generator[None, None, None]:
-        """Count an attempt as looked after for as long as the context is open."""
+    def submitting(
+        self, job_id: str, attempt: Attempt | None = None
+    ) -> Generator[None, None, None]:
+        """Count an attempt as looked after for as long as the context is open.
+
+        Args:
+            job_id: The submission id of its job.
+            attempt: The attempt, if others are to know when this process stops in between.
+        """
         self._submitting[job_id] = self._submitting.get(job_id, 0) + 1
         try:
             yield
+        except anyio.get_cancelled_exc_class():
+            if attempt is not None:
+                self._interrupted.append(attempt)
+            raise
         finally:
             self._submitting[job_id] -= 1
             if not self._submitting[job_id]:
@@ -75,7 +87,7 @@ class FollowedRuns:
                 settled = await follower.follow()
             except anyio.get_cancelled_exc_class():
                 if not scope.cancel_called:
-                    self._interrupted.append(follower)  # this process is being stopped
+                    self._interrupted.append(follower.attempt)  # this process is being stopped
                 raise
             finally:
                 del self._followers[job_id]

@@ -111,6 +111,8 @@ class Adoption:
         attempt = await self._maker.make(found.flow_run, configuration, connection)
         if attempt.job_id != found.job_id:
             return None  # the run has gone on meanwhile; the next look finds it as it is
+        # Nobody may have looked for long: the head may have been away meanwhile.
+        attempt.cluster.poller.doubt()
         attempt.log.info("Following Ray Job %s from here on: its worker has gone.", found.job_id)
         return Follower(attempt, Submitter(attempt, pid))
 

@@ -91,12 +91,12 @@ class Recovery:
         """
         left = self._followed.interrupted
         if exc_type is not None:
-            left += self._followed.followers
+            left += tuple(follower.attempt for follower in self._followed.followers)
         with anyio.move_on_after(_GIVE_UP_SECONDS, shield=True):
             limiter = anyio.CapacityLimiter(_AT_ONCE)
             async with anyio.create_task_group() as tasks:
-                for follower in left:
-                    tasks.start_soon(self._give_up, follower.attempt, limiter)
+                for attempt in left:
+                    tasks.start_soon(self._give_up, attempt, limiter)
 
     async def _home(self) -> Connection | None:
         pool = self._pool()

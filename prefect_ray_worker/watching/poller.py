@@ -11,6 +11,7 @@ from prefect_ray_worker.jobs_api.backoff import Backoff, jittered
 from prefect_ray_worker.jobs_api.client import JobsClient
 from prefect_ray_worker.metrics import Polls
 from prefect_ray_worker.watching.observation import Missing, Observation, Seen, Unreachable
+from prefect_ray_worker.watching.poking import Poker
 
 # Ray's list costs one look-up for each job that the cluster remembers, a single job a scan of
 # all drivers: below this many, single look-ups are cheaper for the head, above it the list is.
@@ -64,6 +65,11 @@ class ClusterPoller:
         self._watches: dict[str, JobWatch] = {}
         self._wake = anyio.Event()
         self._polls = Polls(client.connection.address)
+        self._poker = Poker(client)
+
+    def doubt(self) -> None:
+        """Take note that the head may have been away, unseen by this poller."""
+        self._poker.doubt()
 
     @contextmanager
     def watch(self, submission_id: str) -> Generator[JobWatch, None, None]:
@@ -90,6 +96,7 @@ class ClusterPoller:
             took = anyio.current_time() - began
             if reached:
                 backoff.reset()
+                await self._poker.poke_if_in_doubt()
                 await self._rest(self._pace(), min(took * _REST_FACTOR, _LONGEST_REST_SECONDS))
             else:
                 await anyio.sleep(backoff.next())
@@ -111,12 +118,12 @@ class ClusterPoller:
         if len(watches) > _FEW_ENOUGH_TO_ASK_ONE_BY_ONE:
             listed = await self._list(frozenset(watches))
             if isinstance(listed, Unreachable):
-                for watch in watches.values():
-                    watch.deliver(listed)
+                for submission_id, watch in watches.items():
+                    self._tell(watch, submission_id, listed)
                 return False
             answered = True
             for submission_id in watches.keys() & listed.keys():
-                watches.pop(submission_id).deliver(listed[submission_id])
+                self._tell(watches.pop(submission_id), submission_id, listed[submission_id])
         # A list can be older than a submission: "not listed" is worth a second look.
         limiter = anyio.CapacityLimiter(_LOOK_UPS_AT_ONCE)
 
@@ -125,12 +132,16 @@ class ClusterPoller:
             async with limiter:
                 observation = await self._look_at(submission_id)
             answered |= not isinstance(observation, Unreachable)
-            watch.deliver(observation)
+            self._tell(watch, submission_id, observation)
 
         async with anyio.create_task_group() as tasks:
             for submission_id, watch in watches.items():
                 tasks.start_soon(look_and_tell, submission_id, watch)
         return answered
+
+    def _tell(self, watch: JobWatch, submission_id: str, observation: Observation) -> None:
+        self._poker.take_note(submission_id, observation)
+        watch.deliver(observation)
 
     async def _list(self, ids: frozenset[str]) -> dict[str, Seen] | Unreachable:
         try:

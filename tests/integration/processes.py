@@ -21,6 +21,14 @@ def of_run(run_id: UUID) -> list[psutil.Process]:
     return found
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """Say whether a process has not ended; one that nobody has waited for yet has."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def engine_of(folder: Path, trace: str = "pids") -> psutil.Process:
     """Return the engine: the process whose pid a flow has noted first."""
     return psutil.Process(int((folder / trace).read_text().split()[0]))

@@ -161,6 +161,19 @@ async def test_silent_cluster_and_silent_run_is_crashed(
         await stage.ends(run_id, S.CRASHED, "no sign of life")
 
 
+async def test_cancelling_on_a_cluster_that_stays_away_ends_cancelled(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who cancels a run of a cluster that is gone wants it Cancelled, not Crashed."""
+    monkeypatch.setenv(LIMIT, "2")
+    async with stage.pool.working():
+        run_id, _ = await stage.running()
+        await stage.ray.stop_listening()
+        await stage.pool.wait_for_log(run_id, SILENT)
+        await stage.pool.cancel(run_id)
+        await stage.ends(run_id, S.CANCELLED, "has not answered for 2 s")
+
+
 async def test_silent_cluster_and_a_run_that_logs_is_left_alone(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

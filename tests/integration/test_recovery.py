@@ -14,6 +14,7 @@ from prefect.states import Pending
 from prefect_ray_worker.identity import InfrastructurePid, present_claim, submission_id
 from prefect_ray_worker.recovery import reconciler
 from prefect_ray_worker.recovery.ownership import OWNER_LABEL
+from tests.fake_ray import Fault, Kind
 from tests.fake_ray.script import PENDING_FOREVER, FakeJob
 from tests.integration.harness import new_pool
 from tests.integration.stage import MISSED_SECONDS, Stage
@@ -80,6 +81,24 @@ async def test_stopped_worker_hands_its_runs_over_at_once(stage: Stage) -> None:
         await taken_over(stage, run_id, "second")
         job.set("FAILED", driver_exit_code=7)
         await stage.ends(run_id, StateType.CRASHED, "exit code 7")
+
+
+async def test_stopped_worker_hands_over_at_once_what_it_was_submitting(stage: Stage) -> None:
+    stage.ray.faults.add(Fault("POST", "/api/jobs/$", Kind.HANG, times=1))
+    async with stage.pool.working(name="first", heartbeat_interval_seconds=60):
+        run_id = await stage.start()
+        await wait_until(
+            lambda: stage.ray.requests.number_of("POST"), timeout=20, description="a submission"
+        )
+    assert " - " in await owner_of(stage, run_id), "given up"
+    async with stage.heir(name="second"):
+        await taken_over(stage, run_id, "second")
+        job = await stage.job_of(run_id)
+        stage.ray.faults.release()  # the first request arrives after all
+        await stage.play(run_id, StateType.RUNNING)
+        job.set("FAILED", driver_exit_code=7)
+        await stage.ends(run_id, StateType.CRASHED, "exit code 7")
+    assert len(stage.jobs_of(run_id)) == 1
 
 
 async def test_job_that_ended_while_no_worker_was_there_is_settled(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.real_ray import TERMS, RealRay, _end, _environment, _free_ports
+from tests.real_ray import TERMS, RealRay, end, environment_of, free_ports
 
 _START = Path(__file__).with_name("start_node.py")
 _READY_SECONDS = 60
@@ -25,7 +25,7 @@ def node_without(folder: Path, ray: RealRay, resource: str) -> Iterator[None]:
         ray: The cluster that it joins.
         resource: A resource that only this node has.
     """
-    ports = _free_ports(4)
+    ports = free_ports(4)
     options = {
         "address": ray.gcs_address,
         "node-ip-address": "127.0.0.1",
@@ -45,7 +45,7 @@ def node_without(folder: Path, ray: RealRay, resource: str) -> Iterator[None]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["unshare", "-m", "sh", "-c", script],
-            env=_environment(ray.temp_dir, {}),
+            env=environment_of(ray.temp_dir, {}),
             cwd="/",
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -56,7 +56,7 @@ def node_without(folder: Path, ray: RealRay, resource: str) -> Iterator[None]:
         yield
     finally:
         # Its processes bear the head's mark; only its own family ends here.
-        _end(process, marker="nobody's")
+        end(process, marker="nobody's")
 
 
 def _wait_until_joined(ray: RealRay, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -1,0 +1,58 @@
+"""The heart of the chaos suite: the faults that every installation meets. All: `make chaos`."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+
+from tests.integration.harness import settings_of
+from tests.resilience import faults as f
+from tests.resilience.cluster import cluster
+from tests.resilience.killable_server import KillableServer
+from tests.resilience.pairs import PAIRS, Pair
+from tests.resilience.play import play
+from tests.resilience.scene import World, new_world
+from tests.resilience.stages import CANCELLING, RUNNING, SUBMITTING
+
+pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module")]
+
+_HEART = (
+    (f.WORKER_KILLED, SUBMITTING),
+    (f.WORKER_KILLED, CANCELLING),
+    (f.ENGINE, RUNNING),
+    (f.JOB_SUPERVISOR, RUNNING),
+    (f.JOB_HEAD, RUNNING),
+    (f.NETWORK_SWALLOWS, SUBMITTING),
+)
+HEART = [pair for pair in PAIRS if (pair.fault, pair.stage) in _HEART]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KillableServer]:
+    folder = tmp_path_factory.mktemp("chaos-server")
+    running = KillableServer(folder / "server", in_memory=True)
+    home = folder / "home"
+    with running, settings_of(running.api_url, home, PREFECT_WORKER_QUERY_SECONDS="1"):
+        yield running
+        # Prefect sends what is left when the process ends, and waits long for a server that
+        # has ended before.
+        APILogWorker.drain_all(timeout=10)
+        EventsWorker.drain_all(timeout=10)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(
+    server: KillableServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[World]:
+    with cluster() as running:
+        async with new_world(server, running, tmp_path_factory.mktemp("chaos-world")) as made:
+            yield made
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("pair", HEART, ids=lambda pair: pair.name)
+async def test_nothing_is_lost_and_nothing_doubled(world: World, pair: Pair) -> None:
+    result = await play(world, pair)
+    assert not result.wrong, result
