@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help quickstart quickstart-stop test chaos benchmark check docs clean
+.PHONY: help quickstart quickstart-stop test test-tasks chaos benchmark check docs clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -15,8 +15,11 @@ quickstart: $(VENV)/.server ## Run a Prefect deployment as a Ray Job, on this ma
 quickstart-stop: $(VENV)/.server ## Stop what KEEP=1 has left up
 	@$(BIN)/python docs/examples/quickstart/run.py --stop
 
-test: $(VENV)/.dev ## Run all tests (ARGS= is passed to pytest)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --reruns 2 $(ARGS)
+test: $(VENV)/.dev ## Run all tests but the task runner's own (ARGS= is passed to pytest)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --reruns 2 --ignore=tests/task_runner $(ARGS)
+
+test-tasks: $(VENV)/.dev ## Run the task runner's own tests
+	$(BIN)/python -m pytest --reruns 2 tests/task_runner $(ARGS)
 
 chaos: $(VENV)/.dev ## Kill everything at every stage of a run and write the table into the docs (ARGS="text")
 	$(BIN)/python -m tests.resilience $(ARGS)

@@ -127,6 +127,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         followers = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(followers.cancel_scope.cancel)
         self._followed.open(followers)
+        # A worker that is being closed finishes its submissions, and follows no more runs.
+        stack.callback(self._followed.open, None)
         if settings.send_secrets:
             worker_logger(self).warning(
                 "PREFECT_INTEGRATIONS_RAY_WORKER_SEND_SECRETS is on: the Prefect API key goes in "

@@ -213,7 +213,7 @@ async def test_head_that_hangs_is_silence(stage: Stage) -> None:
         stage.ray.faults.add(Fault("*", "", kind=Kind.HANG, times=None))
         await wait_until(lambda: stage.ray.requests.in_flight, description="a look hangs")
         await asyncio.sleep(1)
-        assert stage.ray.requests.in_flight == 1
+        assert stage.ray.requests.in_flight <= 2, "one look at the jobs, one at a log"
         stage.ray.faults.clear()
         job.set("FAILED", driver_exit_code=4)
         stage.ray.faults.release()
