@@ -54,7 +54,7 @@ class RequestLog(list[tuple[str, str]]):
     def by_kind(self) -> Counter[str]:
         """Requests per kind, submission ids left out, such as `GET /api/jobs/{id}`."""
         return Counter(
-            f"{method} {re.sub(r'^/api/jobs/[^/]+', '/api/jobs/{id}', path)}"
+            f"{method} {re.sub(r'(?<=^/api/jobs/)[^/]+|(?<=^/logs/)[^/]+', '{id}', path)}"
             for method, path in self
         )
 
