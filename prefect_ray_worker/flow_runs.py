@@ -83,13 +83,9 @@ class FlowRuns:
         states = await self._patiently(lambda: self._client.read_flow_run_states(flow_run_id))
         return sorted(states, key=lambda state: state.timestamp)
 
-    async def claim_id(self, flow_run: FlowRun) -> UUID:
-        """Return the id of the Pending state that began the present attempt."""
-        return present_claim(await self.states(flow_run.id)) or flow_run.id
-
-    async def claim_id_of(self, flow_run_id: UUID) -> UUID | None:
+    async def claim_id(self, flow_run_id: UUID) -> UUID:
         """Return the id of the Pending state that began the present attempt at a run."""
-        return present_claim(await self.states(flow_run_id))
+        return present_claim(await self.states(flow_run_id)) or flow_run_id
 
     async def label(self, flow_run_id: UUID, labels: dict[str, str]) -> None:
         """Add labels to a run; they are for machines, and no page of the UI shows them."""
@@ -293,11 +289,11 @@ class FlowRuns:
             if len(page) < _PAGE or len(found) == known:
                 return found
 
-    async def last_sign_of_life(self, flow_run_id: UUID) -> datetime | None:
-        """Return when the run last logged a line or changed its state."""
+    async def shows_life(self, flow_run_id: UUID, *, within: float) -> bool:
+        """Say whether the run has logged a line or changed its state in the last seconds."""
         run = await self.read(flow_run_id)
         if run is None or run.state is None:
-            return None
+            return False
         logs = await self._patiently(
             lambda: self._client.read_logs(
                 log_filter=LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])),
@@ -305,7 +301,8 @@ class FlowRuns:
                 limit=1,
             )
         )
-        return max([run.state.timestamp, *(log.timestamp for log in logs)])
+        last = max([run.state.timestamp, *(log.timestamp for log in logs)])
+        return datetime.now(UTC) - last < timedelta(seconds=within)
 
     async def _propose(self, flow_run_id: UUID, state: State[Any], *, force: bool) -> bool:
         try:

@@ -16,6 +16,9 @@ DELETE_AFTER_KEY = "prefect-ray-worker/delete-job-after-seconds"
 INFRASTRUCTURE_RETRY = "AwaitingInfrastructureRetry"
 """Name of the Scheduled state in which a run waits for another attempt."""
 
+STARTING = "Starting"
+"""Name of the Pending state that a driver puts its run into: the server grants it only once."""
+
 _PATH = "/api/jobs/"
 _RUN_KEY = "prefect.io/flow-run-id"
 _POOL_KEY = "prefect.io/work-pool-id"

@@ -73,4 +73,4 @@ class Settlement:
 
     async def is_superseded(self) -> bool:
         """Say whether another attempt at the run has begun: what it does is not ours to settle."""
-        return await self._flow_runs.claim_id(self._flow_run) != self._claim_id
+        return await self._flow_runs.claim_id(self._flow_run.id) != self._claim_id

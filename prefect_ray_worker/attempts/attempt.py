@@ -14,7 +14,7 @@ from prefect_ray_worker.configuration import RayJobConfiguration
 from prefect_ray_worker.diagnosis.resources import Asked
 from prefect_ray_worker.flow_run_logs import LogSink
 from prefect_ray_worker.flow_runs import FlowRuns
-from prefect_ray_worker.identity import present_claim, submission_id
+from prefect_ray_worker.identity import STARTING, present_claim, submission_id
 from prefect_ray_worker.jobs_api.resources import asked_for
 from prefect_ray_worker.secrets_policy import Delivery
 from prefect_ray_worker.watching.cancelling import CancellingRuns
@@ -24,9 +24,6 @@ from prefect_ray_worker.watching.waiting import WaitingRuns
 
 Related = Callable[[RayJobConfiguration], Sequence[RelatedResource]]
 InBackground = Callable[[Callable[[], Awaitable[object]], str], None]
-
-# The driver's own state: see `driver/claim.py`.
-_STARTING = "Starting"
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ class Attempt:
         spoke = [
             s.timestamp
             for s in self.history
-            if (s.type == StateType.RUNNING or s.name == _STARTING)
+            if (s.type == StateType.RUNNING or s.name == STARTING)
             and (began is None or s.timestamp > began)
         ]
         return min(spoke, default=None)

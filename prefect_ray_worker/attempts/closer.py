@@ -1,7 +1,6 @@
 """`Closer`: turns a verdict on an attempt's job into the end of its run, or into patience."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import anyio
 from prefect.client.schemas.objects import StateType
@@ -188,9 +187,8 @@ class Closer:
         return UNTOUCHED if ended else None
 
     async def _silent_too_long(self, watched: Watched) -> Outcome | None:
-        alive = await self._attempt.around.flow_runs.last_sign_of_life(self._attempt.run_id)
-        limit = self._limits.unreachable
-        if alive is not None and (datetime.now(UTC) - alive).total_seconds() < limit:
+        limit, run_id = self._limits.unreachable, self._attempt.run_id
+        if await self._attempt.around.flow_runs.shows_life(run_id, within=limit):
             return None
         if await self.state() == StateType.CANCELLING:
             return await self.cancelled(

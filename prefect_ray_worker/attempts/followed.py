@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
-from uuid import UUID
 
 import anyio
 import anyio.abc
@@ -115,7 +114,3 @@ class FollowedRuns:
 
         if self._tasks is not None:
             self._tasks.start_soon(guarded, name=name)
-
-    def holds(self, flow_run_id: UUID) -> tuple[Follower, ...]:
-        """Return what is followed of a run: two attempts at it may overlap."""
-        return tuple(f for f in self.followers if f.attempt.run_id == flow_run_id)

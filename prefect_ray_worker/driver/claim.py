@@ -13,10 +13,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import Abort
 from prefect.utilities.engine import propose_state_sync
 
-from prefect_ray_worker.identity import attempt_name, present_claim
-
-STARTING = "Starting"
-"""Name of the Pending state that a driver puts its run into: the server grants it only once."""
+from prefect_ray_worker.identity import STARTING, attempt_name, present_claim
 
 
 class Standing(Enum):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -199,11 +199,10 @@ class Reconciler:
         return found if decision is Decision.TAKE and not follows else None
 
     async def _found(self, api: FlowRuns, run: FlowRun) -> Found:
-        pid = _pid_of(run)
         # What is recorded may be an earlier attempt's.
         claim = present_claim(await api.states(run.id)) or run.id
         job_id = submission_id(run.id, claim)
-        return Found(run, job_id, pid if pid and pid.submission_id == job_id else None)
+        return Found(run, job_id, _pid_if(run, job_id))
 
     async def _claimed(self, api: FlowRuns, to_take: list[Found]) -> list[Found]:
         """Say on the runs that they are ours, and return those of which that is still true."""
@@ -232,8 +231,7 @@ class Reconciler:
         limit = self._here.unreachable_limit
         if _age(run.state) < limit or heir(run.id, online) != self._here.me.name:
             return
-        alive = await api.last_sign_of_life(run.id)
-        if alive is None or datetime.now(UTC) - alive < timedelta(seconds=limit):
+        if await api.shows_life(run.id, within=limit):
             return
         await api.crash(
             run.id,
@@ -252,16 +250,12 @@ def _going_on_without(run: FlowRun) -> Generator[None, None, None]:
         _log.warning("Cannot look after the run %s now: %s", run.id, exc)
 
 
-def _pid_of(run: FlowRun) -> InfrastructurePid | None:
+def _pid_if(run: FlowRun, job_id: str) -> InfrastructurePid | None:
     try:
-        return InfrastructurePid.parse(run.infrastructure_pid or "")
+        pid = InfrastructurePid.parse(run.infrastructure_pid or "")
     except ValueError:
         return None
-
-
-def _pid_if(run: FlowRun, job_id: str) -> InfrastructurePid | None:
-    pid = _pid_of(run)
-    return pid if pid is not None and pid.submission_id == job_id else None
+    return pid if pid.submission_id == job_id else None
 
 
 def _age(state: State[Any] | None) -> float:

@@ -55,7 +55,6 @@ class Mailbox:
         self._is_posting = False
         self._is_wanted = False
         self._oldest = 0.0
-        self._lost = 0
 
     def put(self, events: Sequence[bytes] = (), logs: Sequence[dict[str, Any]] = ()) -> None:
         """Take mail; wait for a while where the API is far behind."""

@@ -114,7 +114,9 @@ class WaitingRuns:
             for wait, told in self._waits.values()
             if now - wait.since >= _PATIENCE_SECONDS and now - told.looked_at >= _REFRESH_SECONDS
         ]
-        clusters = {wait.client: await _resources_of(wait.client) for wait, _ in due}
+        clusters = {
+            client: await _resources_of(client) for client in {wait.client for wait, _ in due}
+        }
         limiter = anyio.CapacityLimiter(_AT_ONCE)
 
         async def look(wait: Wait, told: _Told) -> None:
@@ -148,7 +150,7 @@ class WaitingRuns:
         Prefect cannot be asked to change a state only if it is still the same. The driver reports
         after its job has started, so a job that has just been PENDING has not reported.
         """
-        if await self._flow_runs.claim_id_of(wait.run_id) != wait.claim_id:
+        if await self._flow_runs.claim_id(wait.run_id) != wait.claim_id:
             return False
         job = await wait.client.get(wait.job_id)
         if job.status != JobStatus.PENDING:

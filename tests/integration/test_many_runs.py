@@ -13,7 +13,7 @@ from tests.integration.stage import STAGE_INTERVAL, Stage
 from tests.waiting import wait_until
 
 RUNS = 100
-WATCHED_SECONDS = 3.0
+LOOKS = 3
 # A Prefect server on SQLite turns writers away for seconds when more of them come at once.
 ENDS_AT_ONCE = 10
 
@@ -41,7 +41,10 @@ async def test_100_runs_on_one_worker(stage: Stage) -> None:
         lists = asked.number_of("GET", "/api/jobs/$")
         await anyio.sleep(STAGE_INTERVAL * 2)
         asked.reset()
-        await anyio.sleep(WATCHED_SECONDS)
+        watched_from = time.monotonic()
+        # However slow this machine is: the poller gives a slow head a longer rest.
+        await wait_until(lambda: sum(asked.by_kind.values()) >= LOOKS, description="looks")
+        watched = time.monotonic() - watched_from
         looks = dict(asked.by_kind)
         for i, job in enumerate(list(jobs.values())):
             job.set("FAILED", driver_exit_code=9)
@@ -51,7 +54,7 @@ async def test_100_runs_on_one_worker(stage: Stage) -> None:
     took = time.monotonic() - began
     print(
         f"\n{RUNS} runs: submitted after {submitted:.1f} s ({lists} lists, {at_once} requests at "
-        f"once), settled after {took:.1f} s; in {WATCHED_SECONDS:g} s of watching {looks}, then "
+        f"once), settled after {took:.1f} s; in {watched:.1f} s of watching {looks}, then "
         f"{asked.max_in_flight} at once"
     )
     assert codes == [9] * RUNS
@@ -59,7 +62,7 @@ async def test_100_runs_on_one_worker(stage: Stage) -> None:
         assert await stage.pool.state(flow_run.id) == StateType.CRASHED
     assert at_once <= 16, "the client's pool of connections is the bound"
     assert looks.keys() == {"GET /api/jobs/"}, "one look for all, and nothing per run"
-    assert 1 <= looks["GET /api/jobs/"] <= WATCHED_SECONDS / (STAGE_INTERVAL * 0.8) + 1
+    assert looks["GET /api/jobs/"] <= watched / (STAGE_INTERVAL * 0.8) + 1
     assert asked.max_in_flight <= 4
     assert asked.number_of("POST") == 0, "nothing is submitted or stopped again"
     assert len(jobs) == RUNS

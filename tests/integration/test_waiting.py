@@ -2,6 +2,7 @@
 
 from uuid import UUID, uuid4
 
+import anyio
 import pytest
 from prefect.client.schemas.objects import State, StateType
 
@@ -18,12 +19,14 @@ from tests.integration.stage import Stage
 from tests.real_ray import RealRay
 from tests.waiting import wait_until
 
+TICK_SECONDS = 0.5
+
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "_PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr(waiting, "_REFRESH_SECONDS", 1.0)
-    monkeypatch.setattr(waiting, "_TICK_SECONDS", 0.5)
+    monkeypatch.setattr(waiting, "_TICK_SECONDS", TICK_SECONDS)
 
 
 async def states_of(pool: Pool, run_id: UUID) -> list[str]:
@@ -99,6 +102,20 @@ async def test_second_worker_does_not_say_it_again(stage: Stage) -> None:
         job.set("FAILED", error_type="RUNTIME_ENV_SETUP_FAILURE", message="no")
         await stage.ends(run_id, StateType.CRASHED, "RuntimeEnvFailed: ")
     assert (await states_of(stage.pool, run_id)).count(INFRASTRUCTURE_PENDING) == 1
+
+
+async def test_cluster_is_asked_once_for_all_its_waiting_runs(stage: Stage) -> None:
+    stage.ray.on_submit = PENDING_FOREVER
+    stage.ray.nodes = [FakeNode({"CPU": 4}, used={"CPU": 3})]
+    async with stage.pool.working():
+        runs = [await stage.start(entrypoint_num_cpus=8) for _ in range(6)]
+        for run_id in runs:
+            await said_to_wait(stage.pool, run_id)
+        stage.ray.requests.reset()
+        seconds = 4
+        await anyio.sleep(seconds)
+        looks = stage.ray.requests.number_of("GET", "/api/v0/nodes")
+    assert 1 <= looks <= seconds / TICK_SECONDS + 1, "a look at a tick, for all the runs"
 
 
 async def test_cluster_that_does_not_say_what_it_has(stage: Stage) -> None:
