@@ -161,7 +161,9 @@ class FlowRuns:
             return False
         return granted.name == INFRASTRUCTURE_PENDING
 
-    async def link(self, flow_run_id: UUID, url: str, *, text: str, description: str) -> None:
+    async def link(
+        self, flow_run_id: UUID, url: str, *, text: str, description: str, may_be_there: bool
+    ) -> None:
         """Put a link onto a run, as an artifact, unless the run has it already.
 
         All runs share the key: Prefect shows the artifacts of a key as versions of one thing, and a
@@ -172,8 +174,23 @@ class FlowRuns:
             url: Where it leads.
             text: What is to be read there.
             description: What it is, in Markdown.
+            may_be_there: Whether to look for it first.
         """
         data = f"[{text}]({url})"
+        if may_be_there and data in await self._links_of(flow_run_id):
+            return
+        await self._client.create_artifact(
+            ArtifactCreate(
+                key=LINK_KEY,
+                # What Prefect's own link artifacts are (`LinkArtifact`, 3.8.8).
+                type="markdown",
+                description=description,
+                data=data,
+                flow_run_id=flow_run_id,
+            )
+        )
+
+    async def _links_of(self, flow_run_id: UUID) -> list[object]:
         present = await self._client.read_artifacts(
             artifact_filter=ArtifactFilter(
                 key=ArtifactFilterKey(any_=[LINK_KEY]),
@@ -181,17 +198,7 @@ class FlowRuns:
             ),
             limit=_PAGE,
         )
-        if not any(artifact.data == data for artifact in present):
-            await self._client.create_artifact(
-                ArtifactCreate(
-                    key=LINK_KEY,
-                    # What Prefect's own link artifacts are (`LinkArtifact`, 3.8.8).
-                    type="markdown",
-                    description=description,
-                    data=data,
-                    flow_run_id=flow_run_id,
-                )
-            )
+        return [artifact.data for artifact in present]
 
     async def crash(self, flow_run_id: UUID, message: str, *, rename: bool = False) -> bool:
         """Mark a run Crashed, unless it has ended, or been rescheduled, in the meantime.

@@ -4,6 +4,7 @@ Ray inserts a submission id atomically, so asking again with the same id makes n
 """
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import Enum
 from uuid import UUID
 
@@ -45,6 +46,7 @@ async def submit_once(
     request: JobSubmitRequest,
     *,
     flow_run_id: UUID,
+    turns: anyio.CapacityLimiter,
     patience: float = DEFAULT_PATIENCE_SECONDS,
     report: Report,
     prepare: Prepare | None = None,
@@ -59,6 +61,8 @@ async def submit_once(
         client: The cluster.
         request: The job; its id makes repeating it safe.
         flow_run_id: The run, to recognise a job as ours.
+        turns: Lets so many submissions to the cluster through at once. The wait for a turn is
+            not the cluster's fault, and takes nothing from its patience.
         patience: Seconds to go on trying a cluster that does not answer.
         report: Called with a line for the user when the first attempt fails.
         prepare: Done before each POST; its failure counts as the POST's.
@@ -67,41 +71,69 @@ async def submit_once(
         SubmissionConflict: A foreign job has the id.
         JobsApiError: It is settled that Ray did not take the job; the message says why.
     """
+    submission = _Submission(client, request, flow_run_id, prepare)
     backoff = Backoff()
-    # Once a request may have arrived, no later answer but Ray's own about the job takes that back.
-    may_have_arrived = False
     reported = False
-    with anyio.move_on_after(patience) as scope:
-        while True:
+    while patience > 0:
+        async with turns:
             began = anyio.current_time()
-            trouble = await _trouble_of(_post(client, request, prepare))
+            settled, trouble = Disposition.UNSETTLED, None
+            with anyio.move_on_after(patience):
+                settled, trouble = await submission.attempt()
             if trouble is None:
-                return Disposition.SUBMITTED
-            may_have_arrived |= isinstance(trouble, AmbiguousError | JobAlreadyExists)
-            if may_have_arrived:
-                unread = await _trouble_of(_expect_ours(client, request, flow_run_id))
-                if unread is None:
-                    return Disposition.ADOPTED
-                trouble = unread if isinstance(trouble, JobAlreadyExists) else trouble
-            elif not isinstance(trouble, RetryableError):
-                raise trouble
-            if not reported:
-                report(f"Ray has not confirmed the job yet, trying again: {trouble}")
-                reported = True
-            delay = backoff.next()
-            # Another attempt will take as long as this one. Cut short, it would leave in doubt
-            # what is clear now: that Ray does not have the job.
+                return settled
             took = anyio.current_time() - began
-            if not may_have_arrived and anyio.current_time() + delay + took > scope.deadline:
-                raise trouble
-            await anyio.sleep(delay)
+        if not submission.may_have_arrived and not isinstance(trouble, RetryableError):
+            raise trouble
+        if not reported:
+            report(f"Ray has not confirmed the job yet, trying again: {trouble}")
+            reported = True
+        delay = backoff.next()
+        patience -= took + delay
+        # Another attempt will take as long as this one. Cut short, it would leave in doubt
+        # what is clear now: that Ray does not have the job.
+        if not submission.may_have_arrived and patience < took:
+            raise trouble
+        await anyio.sleep(delay)
     return Disposition.UNSETTLED
 
 
-async def _post(client: JobsClient, request: JobSubmitRequest, prepare: Prepare | None) -> None:
-    if prepare is not None:
-        await prepare(client)
-    await client.submit(request)
+@dataclass
+class _Submission:
+    client: JobsClient
+    request: JobSubmitRequest
+    flow_run_id: UUID
+    prepare: Prepare | None
+    # Once a request may have arrived, no later answer but Ray's own about the job takes that back.
+    may_have_arrived: bool = False
+
+    async def attempt(self) -> tuple[Disposition, JobsApiError | None]:
+        """Post the job once; return what that settles, or what is in the way."""
+        trouble = await _trouble_of(self._post())
+        if trouble is None:
+            return Disposition.SUBMITTED, None
+        self.may_have_arrived |= isinstance(trouble, AmbiguousError | JobAlreadyExists)
+        if self.may_have_arrived:
+            unread = await _trouble_of(self._expect_ours())
+            if unread is None:
+                return Disposition.ADOPTED, None
+            if isinstance(trouble, JobAlreadyExists):
+                trouble = unread
+        return Disposition.UNSETTLED, trouble
+
+    async def _post(self) -> None:
+        if self.prepare is not None:
+            await self.prepare(self.client)
+        await self.client.submit(self.request)
+
+    async def _expect_ours(self) -> None:
+        details = await self.client.get(self.request.submission_id)
+        if not is_job_of(self.flow_run_id, details.metadata):
+            raise SubmissionConflict(
+                f"{self.client.connection.address} has a job {self.request.submission_id} that "
+                "belongs to something else. Find out who submits jobs under our names (its "
+                "metadata is in the dashboard), remove it and run the flow again."
+            )
 
 
 async def _trouble_of(action: Awaitable[None]) -> JobsApiError | None:
@@ -111,13 +143,3 @@ async def _trouble_of(action: Awaitable[None]) -> JobsApiError | None:
     except JobsApiError as exc:
         return exc
     return None
-
-
-async def _expect_ours(client: JobsClient, request: JobSubmitRequest, flow_run_id: UUID) -> None:
-    details = await client.get(request.submission_id)
-    if not is_job_of(flow_run_id, details.metadata):
-        raise SubmissionConflict(
-            f"{client.connection.address} has a job {request.submission_id} that belongs to "
-            "something else. Find out who submits jobs under our names (its metadata is in the "
-            "dashboard), remove it and run the flow again."
-        )

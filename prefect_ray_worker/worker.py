@@ -16,7 +16,6 @@ from prefect_ray_worker.addressing import Addressing, warn_of_local_api
 from prefect_ray_worker.attempts.attempt import Surroundings
 from prefect_ray_worker.attempts.followed import FollowedRuns
 from prefect_ray_worker.attempts.follower import Follower
-from prefect_ray_worker.attempts.linker import link
 from prefect_ray_worker.attempts.making import AttemptMaker
 from prefect_ray_worker.attempts.submitter import Submitter
 from prefect_ray_worker.blocks import LOGO_URL, RayCluster
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
 
 # Prefect's client has 16 sockets; the runs' states need some.
 _LOG_REQUESTS_AT_ONCE = 4
+_LINKS_AT_ONCE = 2
 
 
 class RayWorkerResult(BaseWorkerResult):
@@ -108,6 +108,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
                 logs_of=partial(self._logs_of, anyio.CapacityLimiter(_LOG_REQUESTS_AT_ONCE)),
                 owns=self._owns,
                 related=partial(related_resources, self),
+                links=anyio.CapacityLimiter(_LINKS_AT_ONCE),
                 waiting=waiting,
                 in_background=self._followed.in_background,
             ),
@@ -168,7 +169,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         """
         follower, pid = await self._submit(flow_run, configuration)
         await self._maker.around.flow_runs.record_pid(flow_run.id, str(pid))
-        await link(follower.attempt)  # this worker may be closed before it has time for more
+        await follower.link()  # this worker may be closed before it has time for more
         self._followed.in_background(
             partial(self._followed.follow, follower), f"ray-follow {flow_run.id}"
         )

@@ -7,6 +7,7 @@ from logging import Logger, LoggerAdapter
 from typing import Any
 from uuid import UUID
 
+import anyio
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events import RelatedResource
 
@@ -39,6 +40,7 @@ class Surroundings:
         logs_of: Returns the logs of a flow run.
         owns: Says of a run and a job whether this process still looks after them.
         related: Returns what the events of a run are related to.
+        links: Lets so many artifacts through at once, behind what matters more.
         waiting: Tells what the runs wait for whose jobs are PENDING.
         in_background: Starts a task under a name; its trouble ends nothing else.
     """
@@ -51,6 +53,7 @@ class Surroundings:
     logs_of: Callable[[UUID], LogSink]
     owns: Callable[[UUID, str], Awaitable[bool]]
     related: Related
+    links: anyio.CapacityLimiter
     waiting: WaitingRuns
     in_background: InBackground
 

@@ -3,7 +3,6 @@
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 
 import anyio
 from prefect.client.schemas.objects import StateType
@@ -38,6 +37,7 @@ class Follower:
         self._reporter = Reporter(attempt, self._announcer)
         self._logs = LogForwarding(attempt)
         self._run_is_gone = False
+        self._is_linked = False
 
     @property
     def may_still_start(self) -> bool:
@@ -47,6 +47,12 @@ class Follower:
     def run_was_deleted(self) -> None:
         """Take note that nobody wants the job any more: its run is not in Prefect."""
         self._run_is_gone = True
+
+    async def link(self) -> None:
+        """Give the run the link to its job; does so once, however often it is called."""
+        if not self._is_linked:
+            self._is_linked = True
+            await link(self.attempt, was_there=self._submitter.was_there)
 
     async def follow(self) -> Outcome:
         """Watch the job until the run is settled and its log forwarded; return what was decided."""
@@ -61,7 +67,7 @@ class Follower:
 
     async def _watch(self) -> Outcome:
         attempt = self.attempt
-        attempt.around.in_background(partial(link, attempt), f"ray-link {attempt.job_id}")
+        attempt.around.in_background(self.link, f"ray-link {attempt.job_id}")
         if self._submitter.was_there:
             await self._announcer.recall()
         with (

@@ -6,6 +6,7 @@ from prefect_ray_worker import metrics
 from prefect_ray_worker.attempts.attempt import Attempt
 from prefect_ray_worker.errors import JobsApiError, RayWorkerError
 from prefect_ray_worker.identity import InfrastructurePid
+from prefect_ray_worker.jobs_api.client import JobsClient
 from prefect_ray_worker.jobs_api.models import JobSubmitRequest
 from prefect_ray_worker.runtime_env import can_ship
 from prefect_ray_worker.shipping import archive_uri, ensure_shipped
@@ -58,14 +59,14 @@ class Submitter:
                 delivery=attempt.around.delivery,
             )
         self.session = self.session or await self._session_name()
-        self.submitted_at = self.submitted_at or anyio.current_time()
         try:
             self._disposition = await submit_once(
                 attempt.cluster.client,
                 self._request,
                 flow_run_id=attempt.run_id,
+                turns=attempt.cluster.submissions,
                 report=attempt.log.warning,
-                prepare=ensure_shipped if self._ships else None,
+                prepare=self._prepare,
             )
         except RayWorkerError:
             metrics.SUBMISSIONS.labels("refused").inc()
@@ -82,6 +83,11 @@ class Submitter:
             "Ray Job %s %s. Dashboard: %s", attempt.job_id, said, attempt.dashboard_page
         )
         return InfrastructurePid(attempt.address, attempt.job_id, self.session)
+
+    async def _prepare(self, client: JobsClient) -> None:
+        self.submitted_at = self.submitted_at or anyio.current_time()
+        if self._ships:
+            await ensure_shipped(client)
 
     async def _session_name(self) -> str | None:
         try:

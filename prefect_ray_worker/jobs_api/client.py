@@ -121,7 +121,7 @@ class JobsClient:
         """
         response = await self._request("GET", "/api/jobs/")
         try:
-            return await anyio.to_thread.run_sync(read_records, response.text, wanted)
+            return await anyio.to_thread.run_sync(read_records, response.content, wanted)
         except ValueError as exc:
             raise _counted(
                 error_from_unusable_body(response, address=self.connection.address, effect="safe")

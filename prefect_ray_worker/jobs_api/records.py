@@ -12,21 +12,21 @@ from prefect_ray_worker.jobs_api.models import JobDetails
 Wanted = Callable[[dict[str, Any]], bool]
 
 
-def read_records(body: str, wanted: Wanted | None) -> list[JobDetails]:
+def read_records(body: bytes, wanted: Wanted | None) -> list[JobDetails]:
     """Return the wanted records of a list.
 
     Meant for a worker thread: it decodes one record at a time, so that the event loop gets its
     turn in between, which a single call over the whole of a long list would not let it.
 
     Args:
-        body: The JSON of `GET /api/jobs/`.
+        body: The answer to `GET /api/jobs/`.
         wanted: Says of a raw record whether it is of interest; None for all.
 
     Raises:
-        ValueError: The text is not a JSON list of objects.
+        ValueError: The body is not a JSON list of objects.
     """
     found: list[JobDetails] = []
-    for record in _objects(body):
+    for record in _objects(body.decode()):
         if wanted is None or wanted(record):
             try:
                 found.append(JobDetails.model_validate(record))

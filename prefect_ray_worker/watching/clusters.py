@@ -14,6 +14,10 @@ from prefect_ray_worker.jobs_api.logs import LogsClient
 from prefect_ray_worker.watching.logs.reader import ClusterLogs
 from prefect_ray_worker.watching.poller import ClusterPoller
 
+# Ray makes an actor for each job: the head gains nothing from more at once. Half of the client's
+# sockets, so that the looks at what runs already do not stand in the queue of a burst.
+_SUBMISSIONS_AT_ONCE = 8
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -23,11 +27,13 @@ class Cluster:
         client: Its Jobs API.
         poller: The one loop that looks at it.
         logs: Reads the logs of its jobs.
+        submissions: Lets so many submissions through at once.
     """
 
     client: JobsClient
     poller: ClusterPoller
     logs: ClusterLogs
+    submissions: anyio.CapacityLimiter
 
 
 class Clusters:
@@ -75,5 +81,10 @@ class Clusters:
                 logs = await self._stack.enter_async_context(LogsClient(connection))
                 poller = ClusterPoller(client, interval=self._interval)
                 self._tasks.start_soon(poller.run, name=f"ray-poller {connection.address}")
-                self._open[connection] = Cluster(client, poller, ClusterLogs(logs))
+                self._open[connection] = Cluster(
+                    client,
+                    poller,
+                    ClusterLogs(logs),
+                    anyio.CapacityLimiter(_SUBMISSIONS_AT_ONCE),
+                )
             return self._open[connection]

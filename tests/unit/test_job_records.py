@@ -17,14 +17,19 @@ RECORDS = [
 @pytest.mark.parametrize("around", ["", " \n"])
 def test_all_that_can_be_read(indent: int | None, around: str) -> None:
     body = around + json.dumps(RECORDS, indent=indent) + around
-    assert [job.submission_id for job in read_records(body, None)] == ["a", "b"]
-    wanted = read_records(body, lambda record: record["submission_id"] == "b")
+    assert [job.submission_id for job in read_records(body.encode(), None)] == ["a", "b"]
+    wanted = read_records(body.encode(), lambda record: record["submission_id"] == "b")
     assert [job.submission_id for job in wanted] == ["b"]
 
 
 @pytest.mark.parametrize("body", ["[]", " [ ] "])
 def test_empty_list(body: str) -> None:
-    assert read_records(body, None) == []
+    assert read_records(body.encode(), None) == []
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    with pytest.raises(ValueError, match="utf-8"):
+        read_records(b'[{"submission_id": "\xff"}]', None)
 
 
 @pytest.mark.parametrize(
@@ -32,8 +37,9 @@ def test_empty_list(body: str) -> None:
 )
 def test_anything_else_is_refused(body: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        read_records(body, None)
+        read_records(body.encode(), None)
 
 
 def test_what_is_no_object_is_left_out() -> None:
-    assert [j.submission_id for j in read_records(json.dumps([1, *RECORDS]), None)] == ["a", "b"]
+    body = json.dumps([1, *RECORDS]).encode()
+    assert [j.submission_id for j in read_records(body, None)] == ["a", "b"]

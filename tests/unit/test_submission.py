@@ -66,12 +66,18 @@ async def submit(
     client: JobsClient,
     request: JobSubmitRequest | None = None,
     *,
+    turns: anyio.CapacityLimiter | None = None,
     patience: float = 5,
     told: list[str] | None = None,
 ) -> Disposition:
     said = told if told is not None else []
     return await submit_once(
-        client, request or request_of(), flow_run_id=RUN, patience=patience, report=said.append
+        client,
+        request or request_of(),
+        flow_run_id=RUN,
+        turns=turns or anyio.CapacityLimiter(1),
+        patience=patience,
+        report=said.append,
     )
 
 
@@ -129,6 +135,25 @@ async def test_not_taken_is_submitted_again(ray: FakeRay, client: JobsClient, fa
     assert await submit(client, told=told) is Disposition.SUBMITTED
     assert list(ray.jobs) == ["a"]
     assert len(told) == 1, "one line, not one for each attempt"
+
+
+async def test_a_burst_waits_for_its_turn_without_losing_patience(
+    ray: FakeRay, client: JobsClient
+) -> None:
+    """A head that is busy with the others is not one that does not answer."""
+    ray.faults.add(Fault(*SUBMIT, kind=Kind.SLOW, delay=0.4, times=None))
+    turns = anyio.CapacityLimiter(2)
+    settled: list[Disposition] = []
+
+    async def one(number: int) -> None:
+        request = request_of(submission_id=f"burst-{number}")
+        settled.append(await submit(client, request, turns=turns, patience=1.5))
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(12):
+            tasks.start_soon(one, number)
+    assert settled == [Disposition.SUBMITTED] * 12, "the last ones waited for 2 s"
+    assert ray.requests.max_in_flight == 2
 
 
 async def test_a_submission_that_hangs_and_arrives_late_is_one_job(
