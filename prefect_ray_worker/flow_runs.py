@@ -41,6 +41,9 @@ T = TypeVar("T")
 _PATIENCE_SECONDS = 3600.0
 # Reading more at once would hold up the event loop.
 _PAGE = 100
+# Of the 16 sockets of Prefect's client. What waits for a socket in its pool costs time that grows
+# with the square of the queue (httpcore 1.0): a thousand runs that start at once stood still.
+_REQUESTS_AT_ONCE = 12
 # The server refuses more, and the client's own default as well (3.8.8).
 _PAGE_OF_EVENTS = 50
 # Asked too often or too slowly; every other 4xx is about the request.
@@ -70,6 +73,7 @@ class FlowRuns:
 
     def __init__(self, client: PrefectClient) -> None:
         self._client = client
+        self._requests = anyio.CapacityLimiter(_REQUESTS_AT_ONCE)
 
     async def read(self, flow_run_id: UUID) -> FlowRun | None:
         """Return the run as it is now, or None if it has been deleted."""
@@ -326,7 +330,8 @@ class FlowRuns:
         deadline = anyio.current_time() + _PATIENCE_SECONDS
         while True:
             try:
-                return await ask()
+                async with self._requests:
+                    return await ask()
             except (httpx.TransportError, PrefectHTTPStatusError) as exc:
                 delay = backoff.next()
                 if not _is_passing(exc) or anyio.current_time() + delay > deadline:

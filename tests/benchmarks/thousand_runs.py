@@ -57,12 +57,16 @@ class Measured:
         await self.process.wait()
 
 
-async def start(module: str, *arguments: str) -> Measured:
+async def start(module: str, *arguments: str, ids: list[str]) -> Measured:
+    """Start a process; the ids come in a file, as a command line may be too short for them."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ids", delete=False) as file:
+        file.write("\n".join(ids))
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         f"tests.benchmarks.measured.{module}",
         *arguments,
+        file.name,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=None if os.environ.get("VERBOSE") else asyncio.subprocess.DEVNULL,
@@ -91,7 +95,7 @@ async def ours(ray: FakeRay, pool: Pool, runs: int) -> None:
         for _ in range(runs)
     ]
     before = len(ray.jobs)
-    worker = await start("worker", pool.name, ray.address, *map(str, ids))
+    worker = await start("worker", pool.name, ray.address, ids=[str(id_) for id_ in ids])
     try:
         began = time.monotonic()
         await wait_until(
@@ -127,7 +131,7 @@ async def naive(ray: FakeRay, runs: int) -> None:
     ids = [f"naive-{i}" for i in range(runs)]
     for submission_id in ids:
         ray.add_job(submission_id)
-    threads = await start("naive", ray.address, *ids)
+    threads = await start("naive", ray.address, ids=ids)
     try:
         await threads.ask("report")  # all threads have been started
         await anyio.sleep(10)

@@ -1,6 +1,6 @@
 """What one would write first: a thread for each job, which asks Ray's own client every 5 s.
 
-python -m tests.benchmarks.measured.naive <address> <submission id> ...
+python -m tests.benchmarks.measured.naive <address> <file with submission ids>
 """
 
 import os
@@ -8,6 +8,7 @@ import random
 import sys
 import threading
 import time
+from pathlib import Path
 
 from tests.benchmarks.measured.meter import Meter
 
@@ -40,4 +41,4 @@ def main(address: str, ids: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1], Path(sys.argv[2]).read_text().split())

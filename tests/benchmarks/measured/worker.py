@@ -1,11 +1,12 @@
 """Submits and follows runs with one `RayWorker`, without Prefect's own loop.
 
-    python -m tests.benchmarks.measured.worker <pool> <address> <flow run id> ...
+    python -m tests.benchmarks.measured.worker <pool> <address> <file with ids of flow runs>
 
 On SQLite, that loop takes minutes for a hundred runs.
 """
 
 import sys
+from pathlib import Path
 from uuid import UUID
 
 import anyio
@@ -22,12 +23,14 @@ async def main(pool: str, address: str, ids: list[str]) -> None:
     meter = Meter(lambda: len(codes))
     meter.time_callbacks()
     meter.serve()
+    preparing = anyio.CapacityLimiter(4)
     worker = RayWorker(work_pool_name=pool, heartbeat_interval_seconds=_HEARTBEAT_SECONDS)
 
     async def run(flow_run_id: str) -> None:
-        flow_run = await worker.client.read_flow_run(UUID(flow_run_id))
-        configuration = RayJobConfiguration(address=address)
-        configuration.prepare_for_flow_run(flow_run)
+        async with preparing:
+            flow_run = await worker.client.read_flow_run(UUID(flow_run_id))
+            configuration = RayJobConfiguration(address=address)
+            configuration.prepare_for_flow_run(flow_run)
         codes.append((await worker.run(flow_run, configuration)).status_code)
 
     async def heartbeats() -> None:
@@ -42,4 +45,4 @@ async def main(pool: str, address: str, ids: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2], sys.argv[3:])
+    anyio.run(main, sys.argv[1], sys.argv[2], Path(sys.argv[3]).read_text().split())
