@@ -10,7 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
-from prefect.settings import get_current_settings
+from prefect.settings import Settings
+
+from prefect_ray_worker.per_settings import per_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,13 +30,13 @@ if TYPE_CHECKING:
 _ALSO_SECRET = frozenset({"PREFECT_CLIENT_CUSTOM_HEADERS"})
 
 
-def secret_setting_names() -> frozenset[str]:
+@per_settings
+def secret_setting_names(settings: Settings) -> frozenset[str]:
     """Return the environment variables of Prefect's settings that hold secrets.
 
     `Settings.to_environment_variables(include_secrets=)` is not documented (read from 3.8.8):
     whatever it masks is a secret, so that a secret setting that Prefect adds is covered.
     """
-    settings = get_current_settings()
     clear = settings.to_environment_variables(exclude_unset=True, include_secrets=True)
     masked = settings.to_environment_variables(exclude_unset=True, include_secrets=False)
     return _ALSO_SECRET | {name for name, value in clear.items() if masked.get(name) != value}

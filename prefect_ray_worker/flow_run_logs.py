@@ -12,14 +12,16 @@ import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterTimestamp
 from prefect.client.schemas.sorting import LogSort
+from prefect.context import SettingsContext, get_settings_context
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import (
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_LOGGING_TO_API_MAX_LOG_SIZE,
-    temporary_settings,
+    Settings,
 )
 
 from prefect_ray_worker.errors import LogsRefused, LogsUnclear
+from prefect_ray_worker.per_settings import per_settings
 
 LOGGER_NAME = "prefect.ray.job"
 """The logger under which everything that a job prints appears on its flow run."""
@@ -94,6 +96,11 @@ class LogSink(Protocol):
         ...
 
 
+@per_settings
+def _without_retries(settings: Settings) -> Settings:
+    return settings.copy_with_update(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
+
+
 class PrefectLogs:
     """The logs of one flow run, through Prefect's client.
 
@@ -115,7 +122,8 @@ class PrefectLogs:
 
         They would send a batch again after a lost answer, and double it (3.8.8, `client/base.py`).
         """
-        return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
+        profile = get_settings_context().profile
+        return SettingsContext(profile=profile, settings=_without_retries())
 
     async def post(self, logs: Sequence[SentLog]) -> None:
         """Add logs."""

@@ -178,13 +178,14 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         self, flow_run: "FlowRun", configuration: RayJobConfiguration
     ) -> tuple[Follower, InfrastructurePid]:
         logger = self.get_flow_run_logger(flow_run)
-        connection = await self._addressing.resolve(configuration, logger.info)
-        warn_of_local_api(connection, PREFECT_API_URL.value(), logger.warning)
-        attempt = await self._maker.make(flow_run, configuration, connection)
-        submitter = Submitter(attempt)
-        with self._followed.submitting(attempt.job_id, attempt):
-            await self._recovery.own(attempt)
-            pid = await submitter.submit()
+        with self._followed.in_hand(flow_run.id):
+            connection = await self._addressing.resolve(configuration, logger.info)
+            warn_of_local_api(connection, PREFECT_API_URL.value(), logger.warning)
+            attempt = await self._maker.make(flow_run, configuration, connection)
+            submitter = Submitter(attempt)
+            with self._followed.submitting(attempt.job_id, attempt):
+                await self._recovery.own(attempt)
+                pid = await submitter.submit()
         return Follower(attempt, submitter), pid
 
     async def kill_infrastructure(

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
+from uuid import UUID
 
 import anyio
 import anyio.abc
@@ -25,14 +26,12 @@ class FollowedRuns:
         self._discount = discount
         self._followers: dict[str, tuple[Follower, anyio.CancelScope]] = {}
         self._submitting: dict[str, int] = {}
+        self._in_hand: set[UUID] = set()
         self._interrupted: list[Attempt] = []
         self._tasks: anyio.abc.TaskGroup | None = None
 
     def __contains__(self, job_id: object) -> bool:
         return job_id in self._followers or job_id in self._submitting
-
-    def __len__(self) -> int:
-        return len(self._followers)
 
     @property
     def followers(self) -> tuple[Follower, ...]:
@@ -47,6 +46,19 @@ class FollowedRuns:
     def open(self, tasks: anyio.abc.TaskGroup | None) -> None:
         """Take the task group for work in the background; None to start no more of it."""
         self._tasks = tasks
+
+    def has_in_hand(self, run_id: UUID) -> bool:
+        """Say whether Prefect has given this process a run that it has not submitted yet."""
+        return run_id in self._in_hand
+
+    @contextmanager
+    def in_hand(self, run_id: UUID) -> Generator[None, None, None]:
+        """Count a run as one that is to be submitted for as long as the context is open."""
+        self._in_hand.add(run_id)
+        try:
+            yield
+        finally:
+            self._in_hand.discard(run_id)
 
     @contextmanager
     def submitting(

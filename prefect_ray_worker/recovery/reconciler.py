@@ -164,6 +164,8 @@ class Reconciler:
         """Return the run if this process is to take it over; drop it if another has."""
         me = self._here.me
         labelled = labelled_owner(run.labels)
+        if self._followed.has_in_hand(run.id) or (labelled is None and self._is_new(run, online)):
+            return None
         if labelled is not None and labelled[1].instance and labelled[1].name in online:
             attempt, owner = labelled
             job_id = job_of_attempt(run.id, attempt)
@@ -197,6 +199,17 @@ class Reconciler:
         if decision is Decision.DROP:
             self._followed.drop(found.job_id)
         return found if decision is Decision.TAKE and not follows else None
+
+    def _is_new(self, run: FlowRun, online: frozenset[str]) -> bool:
+        """Say whether a run was claimed a moment ago, by a worker that is at it.
+
+        In a burst there are hundreds, and to find out their attempts takes a request for each.
+        """
+        state, submitter = run.state, owner_in(run.labels, "").name
+        if state is None or not state.is_pending() or submitter not in online:
+            return False
+        predecessors = self._starting and submitter == self._here.me.name
+        return not predecessors and _age(state) <= _SETTLED_SECONDS
 
     async def _found(self, api: FlowRuns, run: FlowRun) -> Found:
         # What is recorded may be an earlier attempt's.

@@ -12,67 +12,21 @@ their own CPU time, so that a noisy machine changes little:
 * notice: from the end of 50 jobs until their runs are settled, in looks at the cluster.
 """
 
-import asyncio
-import json
-import os
 import sys
-import tempfile
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import anyio
-from prefect.settings import PREFECT_API_URL
-from prefect.states import Pending
 
 from prefect_ray_worker.settings import worker_settings
+from tests.benchmarks.measured.process import Measured, claimed_runs, prefect, start
 from tests.fake_ray import FakeRay
 from tests.fake_ray.script import RUNS_FOREVER
-from tests.integration.harness import Pool, new_pool, settings_of
-from tests.prefect_server import prefect_server
+from tests.integration.harness import Pool, new_pool
 from tests.waiting import wait_until
 
 WATCHED_SECONDS = 60.0
 ENDED_AT_ONCE = 50
 _SUBMITTED_WITHIN = 900.0
-
-
-@dataclass
-class Measured:
-    """A measured process, which answers a line with a line of JSON."""
-
-    process: asyncio.subprocess.Process
-
-    async def ask(self, line: str) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(f"{line}\n".encode())
-        await self.process.stdin.drain()
-        with anyio.fail_after(120):
-            return json.loads(await self.process.stdout.readline())
-
-    async def end(self) -> None:
-        self.process.kill()
-        await self.process.wait()
-
-
-async def start(module: str, *arguments: str, ids: list[str]) -> Measured:
-    """Start a process; the ids come in a file, as a command line may be too short for them."""
-    with tempfile.NamedTemporaryFile("w", suffix=".ids", delete=False) as file:
-        file.write("\n".join(ids))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        f"tests.benchmarks.measured.{module}",
-        *arguments,
-        file.name,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=None if os.environ.get("VERBOSE") else asyncio.subprocess.DEVNULL,
-        env={**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value() or ""},
-    )
-    return Measured(process)
 
 
 async def watch(ray: FakeRay, measured: Measured) -> None:
@@ -84,18 +38,14 @@ async def watch(ray: FakeRay, measured: Measured) -> None:
     print(
         f"  watch:  {report['cpu'] / report['seconds']:.1%} of one core, {report['rss']:.0f} MB, "
         f"{per_second:.2f} requests/s {dict(ray.requests.by_kind)}, "
-        f"longest callback {report['callback'] * 1000:.0f} ms"
+        f"longest callback {report['callback'] * 1000:.0f} ms ({report['culprit']})"
     )
 
 
 async def ours(ray: FakeRay, pool: Pool, runs: int) -> None:
-    deployment = await pool.deploy("adds")
-    ids = [
-        (await pool.client.create_flow_run_from_deployment(deployment, state=Pending())).id
-        for _ in range(runs)
-    ]
+    ids = await claimed_runs(pool, runs)
     before = len(ray.jobs)
-    worker = await start("worker", pool.name, ray.address, ids=[str(id_) for id_ in ids])
+    worker = await start("worker", pool.name, ray.address, ids=ids)
     try:
         began = time.monotonic()
         await wait_until(
@@ -155,10 +105,5 @@ async def main(runs: int, records: int) -> None:
 
 if __name__ == "__main__":
     numbers = [int(argument) for argument in sys.argv[1:]] + [1000, 20_000][len(sys.argv) - 1 :]
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        with (
-            prefect_server(home / "server") as server,
-            settings_of(server.api_url, home / "worker"),
-        ):
-            anyio.run(main, *numbers)
+    with prefect():
+        anyio.run(main, *numbers)

@@ -33,7 +33,7 @@ _JOINED_LINES = 50
 _BATCH_CHARACTERS = 512 * 1024
 # So much is worked on before others have their turn: some milliseconds.
 _SLICE = 16 * 1024
-_LONGEST_PAUSE_SECONDS = 15.0
+_LONGEST_PAUSE_SECONDS = 300.0
 
 _log = logging.getLogger("prefect.workers.ray.logs")
 
@@ -158,7 +158,8 @@ class LogBridge:
             ended_at = self._ended_at
             began = datetime.now(UTC)
             try:
-                piece = await self._reads.read(self._place() or place, self._progress)
+                place = self._place() or place
+                piece = await self._reads.read(place, self._progress)
             except JobsApiError as exc:
                 if self._has_given_up(exc):
                     await self._tell_of_loss(exc)
@@ -178,12 +179,13 @@ class LogBridge:
             if ended_at is not None and now - ended_at >= _SETTLE_SECONDS:
                 await self._finish(milliseconds(began))
                 return
-            await self._pause(idle)
+            await self._pause(place, idle)
 
-    async def _pause(self, idle: int) -> None:
+    async def _pause(self, place: LogPlace, idle: int) -> None:
         """Wait for the next look; a log that is quiet is looked at a little less often."""
         quiet = 1 + min(idle, 20) / 20
-        seconds = max(min(self._reads.pause() * quiet, _LONGEST_PAUSE_SECONDS), self._progress.rest)
+        pause = self._reads.pause(place) * quiet
+        seconds = max(min(pause, _LONGEST_PAUSE_SECONDS), self._progress.rest)
         if self._ended_at is not None:
             await anyio.sleep(min(seconds, _SETTLE_SECONDS))
             return

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ class Meter:
     def __init__(self, settled: Callable[[], int] = lambda: 0) -> None:
         self._settled = settled
         self._process = psutil.Process()
-        self._longest = 0.0
+        self._longest, self._culprit = 0.0, ""
         self._reset()
 
     def serve(self) -> None:
@@ -34,7 +35,9 @@ class Meter:
         def timed(handle: asyncio.Handle) -> None:
             began = time.thread_time()
             run(handle)
-            self._longest = max(self._longest, time.thread_time() - began)
+            took = time.thread_time() - began
+            if took > self._longest:
+                self._longest, self._culprit = took, _name_of(handle)
 
         asyncio.Handle._run = timed
 
@@ -50,8 +53,17 @@ class Meter:
                 "seconds": time.monotonic() - self._began,
                 "rss": self._process.memory_info().rss / 1e6,
                 "callback": self._longest,
+                "culprit": self._culprit,
                 "settled": self._settled(),
             }
             if line.strip() == "measure":
                 self._reset()
             print(json.dumps(answer), flush=True)
+
+
+def _name_of(handle: asyncio.Handle) -> str:
+    """Return the name of the task that a callback moves on, or the callback's own."""
+    task = getattr(handle._callback, "__self__", None)
+    if isinstance(task, asyncio.Task):
+        return re.sub(r"[0-9a-f-]{12,}", "…", task.get_name())
+    return getattr(handle._callback, "__qualname__", repr(handle._callback))

@@ -1,10 +1,11 @@
 """Submits and follows runs with one `RayWorker`, without Prefect's own loop.
 
-    python -m tests.benchmarks.measured.worker <pool> <address> <file with ids of flow runs>
+    python -m tests.benchmarks.measured.worker <pool> <address> [at once] <file with ids of runs>
 
 On SQLite, that loop takes minutes for a hundred runs.
 """
 
+import math
 import sys
 from pathlib import Path
 from uuid import UUID
@@ -18,20 +19,21 @@ from tests.benchmarks.measured.meter import Meter
 _HEARTBEAT_SECONDS = 10
 
 
-async def main(pool: str, address: str, ids: list[str]) -> None:
+async def main(pool: str, address: str, at_once: float, ids: list[str]) -> None:
     codes: list[int] = []
     meter = Meter(lambda: len(codes))
     meter.time_callbacks()
     meter.serve()
-    preparing = anyio.CapacityLimiter(4)
+    preparing, running = anyio.CapacityLimiter(4), anyio.CapacityLimiter(at_once)
     worker = RayWorker(work_pool_name=pool, heartbeat_interval_seconds=_HEARTBEAT_SECONDS)
 
     async def run(flow_run_id: str) -> None:
-        async with preparing:
-            flow_run = await worker.client.read_flow_run(UUID(flow_run_id))
-            configuration = RayJobConfiguration(address=address)
-            configuration.prepare_for_flow_run(flow_run)
-        codes.append((await worker.run(flow_run, configuration)).status_code)
+        async with running:
+            async with preparing:
+                flow_run = await worker.client.read_flow_run(UUID(flow_run_id))
+                configuration = RayJobConfiguration(address=address)
+                configuration.prepare_for_flow_run(flow_run)
+            codes.append((await worker.run(flow_run, configuration)).status_code)
 
     async def heartbeats() -> None:
         while True:
@@ -45,4 +47,6 @@ async def main(pool: str, address: str, ids: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2], Path(sys.argv[3]).read_text().split())
+    pool, address, *at_once, file = sys.argv[1:]
+    ids = Path(file).read_text().split()
+    anyio.run(main, pool, address, float(at_once[0]) if at_once else math.inf, ids)

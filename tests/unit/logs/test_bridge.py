@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import statistics
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -145,26 +143,23 @@ async def test_cluster_that_does_not_answer_for_a_while_is_no_loss(ray: FakeRay)
     assert texts(sink) == ["one", "two"]
 
 
-async def test_many_chatty_runs_leave_the_jobs_api_quick(ray: FakeRay) -> None:
+async def test_many_chatty_runs_leave_the_jobs_api_alone(ray: FakeRay) -> None:
+    """How quick it stays is measured by `python -m tests.benchmarks.logs`."""
     names = [f"j{number}" for number in range(MANY)]
     jobs = [ray.add_job(name) for name in names]
-    took: list[float] = []
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(JobsClient(Connection(ray.address)))
         _, sinks, _ = await stack.enter_async_context(bridging(ray, *names))
         for turn in range(40):
             for job in jobs:
                 job.print(f"turn {turn} of a chatty job\n" * 10)
-            began = time.perf_counter()
             await client.list()
-            took.append(time.perf_counter() - began)
             await asyncio.sleep(0.2)
         await wait_until(
             lambda: all(len(texts(sink)) == 400 for sink in sinks),
             timeout=30,
             description="all lines of all runs",
         )
-    assert statistics.median(took) < 0.1, took
     assert ray.requests.max_in_flight <= 13
     assert ray.requests.number_of("GET", "tail") == 0
 

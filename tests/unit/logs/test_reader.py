@@ -1,6 +1,7 @@
 """Which way a log is read, and that the place in it is never guessed."""
 
 import itertools
+from dataclasses import replace
 
 import anyio
 import pytest
@@ -122,15 +123,16 @@ def test_nobody_answers() -> None:
 
 
 def test_pace_is_common() -> None:
-    async def work() -> tuple[float, float]:
+    async def work() -> tuple[float, float, float]:
         reads = ClusterLogs(MemoryLogs())  # type: ignore[arg-type]
         with reads.following():
-            few = reads.pause()
+            few = reads.pause(PLACE)
         stack = [reads.following() for _ in range(200)]
         for context in stack:
             context.__enter__()
-        return few, reads.pause()
+        return few, reads.pause(PLACE), reads.pause(replace(PLACE, agent=None))
 
-    few, many = run(work())
+    few, many, at_head = run(work())
     assert few <= 1.2
-    assert 8 <= many <= 12
+    assert 16 <= many <= 24
+    assert 32 <= at_head <= 48, "the head has other work"

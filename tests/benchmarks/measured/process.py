@@ -1,0 +1,75 @@
+"""A measured process, and the real Prefect server that it talks to."""
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Pending
+
+from tests.integration.harness import Pool, settings_of
+from tests.prefect_server import prefect_server
+
+
+@dataclass
+class Measured:
+    """A measured process, which answers a line with a line of JSON."""
+
+    process: asyncio.subprocess.Process
+
+    async def ask(self, line: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{line}\n".encode())
+        await self.process.stdin.drain()
+        with anyio.fail_after(120):
+            return json.loads(await self.process.stdout.readline())
+
+    async def end(self) -> None:
+        self.process.kill()
+        await self.process.wait()
+
+
+async def start(module: str, *arguments: str, ids: list[str]) -> Measured:
+    """Start a process; the ids come in a file, as a command line may be too short for them."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ids", delete=False) as file:
+        file.write("\n".join(ids))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        f"tests.benchmarks.measured.{module}",
+        *arguments,
+        file.name,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=None if os.environ.get("VERBOSE") else asyncio.subprocess.DEVNULL,
+        env={**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value() or ""},
+    )
+    return Measured(process)
+
+
+async def claimed_runs(pool: Pool, number: int) -> list[str]:
+    """Make runs that are claimed already, as Prefect's worker would find them."""
+    deployment = await pool.deploy("adds")
+    create = pool.client.create_flow_run_from_deployment
+    return [str((await create(deployment, state=Pending())).id) for _ in range(number)]
+
+
+@contextmanager
+def prefect() -> Generator[None, None, None]:
+    """Have a Prefect server, and the settings that lead to it, while the context is open."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        with (
+            prefect_server(home / "server") as server,
+            settings_of(server.api_url, home / "worker"),
+        ):
+            yield
