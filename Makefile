@@ -24,9 +24,12 @@ test-tasks: $(VENV)/.dev ## Run the task runner's own tests
 chaos: $(VENV)/.dev ## Kill everything at every stage of a run and write the table into the docs (ARGS="text")
 	$(BIN)/python -m tests.resilience $(ARGS)
 
-benchmark: $(VENV)/.dev ## Measure the driver against prefect flow-run execute, and the log bridge
+benchmark: $(VENV)/.dev ## Measure the driver, the logs, a thousand runs and the memory: an hour or more
 	$(BIN)/python -m tests.benchmarks.driver
 	$(BIN)/python -m tests.benchmarks.logs
+	$(BIN)/python -m tests.benchmarks.chatty_runs
+	$(BIN)/python -m tests.benchmarks.thousand_runs
+	$(BIN)/python -m tests.benchmarks.memory
 
 check: $(VENV)/.dev ## Run ruff, pyright and the import contracts
 	$(BIN)/ruff check .

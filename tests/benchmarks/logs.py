@@ -25,13 +25,11 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.sorting import LogSort
 
-from prefect_ray_worker.flow_run_logs import LOGGER_NAME, PrefectLogs, longest_message
+from prefect_ray_worker.flow_run_logs import LOGGER_NAME
 from prefect_ray_worker.jobs_api.client import JobsClient
 from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.logs import LogsClient
 from prefect_ray_worker.jobs_api.models import JobSubmitRequest
-from prefect_ray_worker.watching.logs.bridge import LogBridge
-from prefect_ray_worker.watching.logs.reader import ClusterLogs
+from tests.bridged import bridged
 from tests.integration.harness import settings_of
 from tests.prefect_server import prefect_server
 from tests.real_ray import real_ray
@@ -47,31 +45,16 @@ TICK_COUNT = 30
 async def forward(address: str, run_id: UUID, submission_id: str) -> dict[str, float]:
     """Forward one job's log, and measure what that took."""
     before = _peak()
-    connection = Connection(address)
     async with (
-        get_client() as prefect,
-        JobsClient(connection) as jobs,
-        LogsClient(connection) as logs,
-        anyio.create_task_group() as tasks,
+        JobsClient(Connection(address)) as jobs,
+        bridged(address, {submission_id: run_id}, look_every=1) as [running],
     ):
-        sink = PrefectLogs(prefect, run_id, anyio.CapacityLimiter(4))
-        bridge = LogBridge(
-            submission_id, reads=ClusterLogs(logs), sink=sink, longest=longest_message()
-        )
-
-        async def look() -> None:
-            while True:
-                bridge.observe(await jobs.get(submission_id))
-                await anyio.sleep(1)
-
-        tasks.start_soon(look, name="look")
-        await bridge.run()
+        await running.done.wait()
         ended = time.time()
         details = await jobs.get(submission_id)
-        tasks.cancel_scope.cancel()
     return {
-        "lines": bridge.lines_forwarded,
-        "bytes": bridge.bytes_read,
+        "lines": running.bridge.lines_forwarded,
+        "bytes": running.bridge.bytes_read,
         "after_end": ended - (details.end_time or 0) / 1000,
         "seconds": ended - (details.start_time or 0) / 1000,
         "growth": _peak() - before,

@@ -2,25 +2,17 @@
 
 import logging
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import anyio
 import pytest
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import Log, StateType
 
-from prefect_ray_worker.flow_run_logs import LOGGER_NAME, PrefectLogs, longest_message
+from prefect_ray_worker.flow_run_logs import LOGGER_NAME
 from prefect_ray_worker.identity import InfrastructurePid
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.logs import LogsClient
-from prefect_ray_worker.watching.logs.bridge import LogBridge
-from prefect_ray_worker.watching.logs.reader import ClusterLogs
+from tests.bridged import bridged
 from tests.integration.harness import Pool
 from tests.real_ray import RealRay
 from tests.waiting import wait_until
@@ -139,32 +131,6 @@ async def test_forwarding_can_be_turned_off(pool: Pool) -> None:
     assert messages_of(logs) == []
 
 
-@asynccontextmanager
-async def bridged(ray: RealRay, run_id: UUID, submission_id: str) -> AsyncIterator[LogBridge]:
-    """Run a bridge of its own for a job, fed with looks at it; it is killed with the context."""
-    connection = Connection(ray.address)
-    async with (
-        get_client() as prefect,
-        JobsClient(connection) as jobs,
-        LogsClient(connection) as logs,
-        anyio.create_task_group() as tasks,
-    ):
-        sink = PrefectLogs(prefect, run_id, anyio.CapacityLimiter(4))
-        bridge = LogBridge(
-            submission_id, reads=ClusterLogs(logs), sink=sink, longest=longest_message()
-        )
-
-        async def look() -> None:
-            while True:
-                bridge.observe(await jobs.get(submission_id))
-                await anyio.sleep(0.5)
-
-        tasks.start_soon(look)
-        tasks.start_soon(bridge.run)
-        yield bridge
-        tasks.cancel_scope.cancel()
-
-
 async def test_restart_of_the_bridge_loses_and_doubles_nothing(
     pool: Pool, ray_cluster: RealRay, tmp_path: Path
 ) -> None:
@@ -179,11 +145,11 @@ async def test_restart_of_the_bridge_loses_and_doubles_nothing(
         )
         run = await pool.wait_for(run_id, StateType.RUNNING)
         job = InfrastructurePid.parse(run.infrastructure_pid or "").submission_id
-        async with bridged(ray_cluster, run_id, job):
+        async with bridged(ray_cluster.address, {job: run_id}):
             await logs_with(pool, run_id, "chat 0000500")
         marker.touch()
         await pool.wait_for(run_id, StateType.COMPLETED)
-        async with bridged(ray_cluster, run_id, job):
+        async with bridged(ray_cluster.address, {job: run_id}):
             await logs_with(pool, run_id, "chat 0001999")
     chats = [m[:12] for m in messages_of(await all_logs(pool, run_id)) if m.startswith("chat")]
     assert chats == [f"chat {number:07}" for number in range(2000)]
