@@ -119,13 +119,13 @@ def heir(run_id: UUID, online: Collection[str]) -> str | None:
 def decide(
     owner: Owner,
     me: Worker,
-    online: Collection[str],
-    heirs: Collection[str],
+    online: frozenset[str],
     *,
     run_id: UUID,
     follows: bool,
     starting: bool,
     settled: bool,
+    given_up: bool = False,
 ) -> Decision:
     """Say what a worker does about a run.
 
@@ -133,14 +133,17 @@ def decide(
         owner: The owner of the run's present attempt.
         me: The worker that decides.
         online: Names of the workers of the pool that are online.
-        heirs: Which of them could look after the run.
         run_id: The run.
         follows: Whether the worker's own process follows or submits this very attempt.
         starting: Whether this is the worker's first look since it was started: what has its
             name and was there before is its predecessor's.
-        settled: Whether the attempt is old enough for its label to have been written, or its
-            worker has given it up.
+        settled: Whether the attempt is old enough for its label to have been written.
+        given_up: Whether its worker has given it up.
     """
+    heirs = online if owner.host is None else frozenset({me.name})
+    if given_up and len(heirs) > 1:
+        # Prefect counts a worker that has just been stopped as online for a while.
+        heirs -= {owner.name}
     if owner.instance == me.instance:
         return Decision.KEEP if follows else Decision.TAKE
     if owner.instance is None:
@@ -150,7 +153,7 @@ def decide(
             return Decision.TAKE
         # Its worker died between its claim and its label, or has given it up. One that is still
         # at it loses nothing: whoever submits, it is the same job.
-        orphaned = settled or (owner.name is not None and owner.name not in online)
+        orphaned = settled or given_up or (owner.name is not None and owner.name not in online)
         return Decision.TAKE if orphaned and heir(run_id, heirs) == me.name else Decision.LEAVE
     if owner.name == me.name and starting:
         return Decision.TAKE

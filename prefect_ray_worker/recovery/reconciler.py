@@ -183,18 +183,15 @@ class Reconciler:
             if not follows and owner.name not in online:
                 await self._bury(api, run, online, owner.host)
             return None
-        given_up = is_given_up(run.labels, attempt)
-        heirs = online if owner.host is None else {me.name}
         decision = decide(
             owner,
             me,
             online,
-            # Prefect counts a worker that has just been stopped as online for a while.
-            heirs - {owner.name} if given_up and len(heirs) > 1 else heirs,
             run_id=run.id,
             follows=follows,
             starting=self._starting,
-            settled=given_up or _age(run.state) > _SETTLED_SECONDS,
+            settled=_age(run.state) > _SETTLED_SECONDS,
+            given_up=is_given_up(run.labels, attempt),
         )
         if decision is Decision.DROP:
             self._followed.drop(found.job_id)

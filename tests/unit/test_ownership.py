@@ -23,7 +23,7 @@ RUN = UUID(int=7)
 
 def decided(owner: Owner, online: set[str], **facts: bool) -> Decision:
     facts = {"follows": False, "starting": False, "settled": True, **facts}
-    return decide(owner, ME, online, online, run_id=RUN, **facts)
+    return decide(owner, ME, frozenset(online), run_id=RUN, **facts)
 
 
 def test_label_reads_back_for_its_own_attempt_only() -> None:
@@ -82,6 +82,12 @@ def test_a_worker_that_leaves_moves_its_own_runs_only() -> None:
         (Owner(ME.name), {ME.name}, {"settled": False, "follows": True}, Decision.KEEP),
         (Owner(ME.name), {ME.name}, {"settled": False, "starting": True}, Decision.TAKE),
         (Owner(ME.name), {ME.name}, {"settled": False}, Decision.LEAVE),
+        # Given up by a worker that still counts as online, and is no heir of its own runs then.
+        (Owner("other"), {ME.name, "other"}, {"settled": False, "given_up": True}, Decision.TAKE),
+        (Owner(ME.name), {ME.name, "x"}, {"settled": False, "given_up": True}, Decision.LEAVE),
+        (Owner(ME.name), {ME.name}, {"settled": False, "given_up": True}, Decision.TAKE),
+        # On the own Ray of this machine, where no other worker can ask.
+        (Owner("dead", "ddd", "here"), {ME.name, "a", "b", "c"}, {}, Decision.TAKE),
     ],
 )
 def test_table(owner: Owner, online: set[str], facts: dict[str, bool], decision: Decision) -> None:
@@ -96,8 +102,7 @@ def test_only_the_heir_takes_an_orphan() -> None:
         decision = decide(
             Owner("dead", "ddd"),
             ME,
-            online,
-            online,
+            frozenset(online),
             run_id=run,
             follows=False,
             starting=False,
