@@ -1,5 +1,6 @@
 """`RayWorker`: what Prefect calls. It wires the rooms together and translates their errors."""
 
+import gc
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from prefect_ray_worker.watching.clusters import Clusters
 from prefect_ray_worker.watching.waiting import WaitingRuns
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AsyncExitStack
     from uuid import UUID
 
@@ -68,6 +70,18 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     _display_name = "Ray"
     _documentation_url = "https://docs.prefect.io/integrations/prefect-ray"
     _logo_url = LOGO_URL
+
+    async def start(
+        self,
+        run_once: bool = False,
+        with_healthcheck: bool = False,
+        printer: "Callable[..., None]" = print,
+    ) -> None:
+        """Work until told to stop, as Prefect's own worker does; its loop is this process's job."""
+        # What is imported by now stays. Without this, Python looks through all of it again and
+        # again for garbage, and for 0.1 s each time nothing else happens.
+        gc.freeze()
+        await super().start(run_once, with_healthcheck, printer)
 
     async def setup(self) -> None:
         """Open what the runs share, then everything of Prefect's own worker."""

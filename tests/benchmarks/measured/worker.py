@@ -5,6 +5,7 @@
 On SQLite, that loop takes minutes for a hundred runs.
 """
 
+import gc
 import math
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ async def main(pool: str, address: str, at_once: float, ids: list[str]) -> None:
             await anyio.sleep(_HEARTBEAT_SECONDS)
             await worker.sync_with_backend()
 
+    gc.freeze()  # as `RayWorker.start` does, which would claim runs itself
     async with worker, anyio.create_task_group() as tasks:
         tasks.start_soon(heartbeats, name="heartbeats")
         for flow_run_id in ids:
