@@ -43,12 +43,14 @@ class RealRay:
         pid: Of `ray start --block`; the parent of all its processes.
         temp_dir: Its `--temp-dir`; sessions and logs are below.
         gcs_address: Where drivers and further nodes join, `127.0.0.1:<port>`.
+        client_address: Where Ray Client connects, `127.0.0.1:<port>`.
     """
 
     address: str
     pid: int
     temp_dir: Path
     gcs_address: str
+    client_address: str
 
 
 @contextmanager
@@ -88,7 +90,8 @@ def _head(
         try:
             # Somebody may take a port between our look and Ray's bind: hence more attempts.
             if is_ready(address, process, environment):
-                yield RealRay(address, process.pid, temp_dir, f"127.0.0.1:{ports[6]}")
+                gcs, client = f"127.0.0.1:{ports[6]}", f"127.0.0.1:{ports[3]}"
+                yield RealRay(address, process.pid, temp_dir, gcs, client)
                 return
         finally:
             end(process, marker=str(temp_dir))

@@ -19,7 +19,6 @@ from prefect_ray_worker.task_runner.surroundings import Surroundings
 from prefect_ray_worker.task_runner.unpicklable import culprit
 
 _RETURNS = 3
-_ID_DIGITS = 8
 
 
 @dataclass(eq=False)
@@ -31,7 +30,7 @@ class Flight:
         future: What the user holds.
         inputs: Its parameters and upstream runs.
         remote: The function of Ray's with the run's options.
-        name: What Ray calls it.
+        name: What Ray calls it, in its dashboard and timeline.
         surroundings: Of its flow run.
         blob: The pickled task.
         parameters: Parcel of the parameters.
@@ -68,7 +67,11 @@ class Flight:
         return any(not source.is_in_ray for source in self.given)
 
     def launch(self) -> None:
-        """Give the task to Ray; every upstream run has to be there, or done."""
+        """Give the task to Ray; every upstream run has to be there, or done.
+
+        Raises:
+            ValueError: For options that Ray does not take.
+        """
         from prefect_ray_worker.task_runner.execution import Call
 
         arguments: list[Any] = []
@@ -84,9 +87,12 @@ class Flight:
             inherited=self.inherited,
         )
         remote = self.remote.options(name=self.name)
-        outcome, result, self.mail_ref = remote.remote(
-            self.surroundings, self.blob, call, *arguments
-        )
+        try:
+            outcome, result, self.mail_ref = remote.remote(
+                self.surroundings, self.blob, call, *arguments
+            )
+        except (TypeError, ValueError) as exc:  # some options are looked at only now
+            raise ValueError(f"remote_options of {self.name!r}: {exc}") from exc
         self.future.outcome_ref, self.future.result_ref = outcome, result
 
     def _slot(self, index: int, source: Any, arguments: list[Any]) -> Any:
@@ -136,13 +142,13 @@ class Caller:
             future=future,
             inputs=inputs,
             remote=self.remote(options_for(task)),
-            name=f"{task.name}-{str(future.task_run_id)[-_ID_DIGITS:]}",
+            name=f"{task.name} {future.task_run_id}",
             surroundings=self._surroundings.here(),
             blob=self._pickled(task),
             parameters=_packed(task, inputs.parameters),
             wait_for=pack(inputs.wait_for) if inputs.wait_for is not None else None,
             circumstances=self._surroundings.circumstances(
-                task, future.task_run_id, inputs.dependencies
+                task, future.task_run_id, inputs.upstream
             ),
             inherited=to_inherit(),
             tags={*task.tags, *(TagsContext.get().current_tags)},
@@ -178,7 +184,7 @@ class Caller:
                 blob = Blob.of(dumps(task))
             except Exception as exc:
                 raise Unpicklable(
-                    f"Task {task.name!r} cannot be sent to the cluster: {culprit(task.fn, exc)}"
+                    f"Task {task.name!r} cannot be sent to the cluster: {culprit(task, exc)}"
                 ) from exc
             self._tasks[task] = blob
         return blob

@@ -71,21 +71,23 @@ def for_cluster(
         in_job: Whether we are in a Ray Job; then its processes have this package as we have it.
     """
     added: dict[str, Any] = {}
-    found = paths()
-    folder = _folder()
-    given = own_env or {}
-    if "working_dir" in given or "working_dir" in job_env:
-        _explain_given(given, job_env, folder)
-    else:
+    found, given, folder = paths(), own_env or {}, _folder()
+    unpacked = _unpacked(folder)
+    if unpacked is not None:
+        found = [*_below(unpacked), *found]
+    elif "working_dir" not in given:
         refusal = why_not(folder)
         if refusal is None:
             added["working_dir"] = str(folder)
             found = [*_below(folder), *found]
             _log.info("The flow's folder %s is shipped to the Ray cluster", folder)
+            if "working_dir" in job_env:
+                # The flow's folder is where the driver is; imports find the job's as well there.
+                added["py_modules"] = [job_env["working_dir"]]
         else:
             _log.warning("The flow's folder is not shipped to the Ray cluster: %s", refusal)
     if not in_job and not _is_listed(given):
-        added["py_modules"] = [str(_PACKAGE)]
+        added["py_modules"] = [*added.get("py_modules", []), str(_PACKAGE)]
     if not added and not given:
         return Shipped({}, found)
     return Shipped(merged(job_env, given, added), found)
@@ -168,9 +170,19 @@ def _folder() -> Path:
 
 
 def _below(folder: Path) -> list[str]:
+    """Return what of the folder imports find things in here, relative to it."""
     file = entry_file()
-    below = [str(file.parent.relative_to(folder))] if file and folder in file.parents else []
-    return list(dict.fromkeys([".", *below]))
+    places = [folder, *([file.parent] if file else []), *(Path(p).absolute() for p in sys.path)]
+    below = [p for p in places if (p == folder or folder in p.parents) and not _is_installed(p)]
+    return list(dict.fromkeys(str(place.relative_to(folder)) for place in below))
+
+
+def _unpacked(folder: Path) -> Path | None:
+    """Return the root of the `working_dir` that Ray has unpacked and that the folder is in."""
+    for place in (folder, *folder.parents):
+        if place.parent.name == _RAY_UNPACKED:
+            return place
+    return None
 
 
 def _is_installed(folder: Path) -> bool:
@@ -179,14 +191,3 @@ def _is_installed(folder: Path) -> bool:
 
 def _is_listed(env: Mapping[str, Any]) -> bool:
     return any("prefect_ray_worker" in str(module) for module in env.get("py_modules") or [])
-
-
-def _explain_given(given: Mapping[str, Any], job: Mapping[str, Any], folder: Path) -> None:
-    if "working_dir" in given or _RAY_UNPACKED in folder.parts:
-        return
-    _log.warning(
-        "The Ray Job has a working_dir of its own (%s), so the flow's folder %s is not shipped: "
-        "tasks have the former, and what the flow's file itself defines.",
-        job["working_dir"],
-        folder,
-    )

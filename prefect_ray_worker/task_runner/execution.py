@@ -160,7 +160,7 @@ def _not_loaded(exc: Exception) -> State[Any]:
     hint = ""
     if isinstance(exc, ImportError):
         hint = (
-            " The module is not on that node: see whether the flow's folder is shipped "
+            ". The module is not on that node: see whether the flow's folder is shipped "
             "(docs/how-to/fan-out.md), or install it there."
         )
     message = f"The task could not be loaded on {socket.gethostname()}: {type(exc).__name__}: {exc}"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from prefect.exceptions import MissingContextError
@@ -13,41 +14,75 @@ from prefect_ray_worker.task_runner.options import DEFAULTS, options_for
 _FRESH_SECONDS = 10.0
 
 
+@dataclass(frozen=True)
+class Node:
+    """What a node has.
+
+    Attributes:
+        resources: All of its resources, in use or not.
+        labels: Its labels.
+    """
+
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+
+    def can_hold(self, request: Mapping[str, float], selector: Mapping[str, str]) -> bool:
+        """Say whether a task that asks for this could run here, were the node idle."""
+        enough = all(self.resources.get(name, 0) >= amount for name, amount in request.items())
+        return enough and all(self._matches(*condition) for condition in selector.items())
+
+    def _matches(self, key: str, wanted: str) -> bool:
+        # `value`, `in(a, b)`, and both with a `!` before them (Ray 2.60).
+        plain = wanted.removeprefix("!")
+        values = plain.removeprefix("in(").removesuffix(")").split(",")
+        return (self.labels.get(key) in [v.strip() for v in values]) == (plain == wanted)
+
+
 class Feasibility:
     """Compares what tasks ask for with what the nodes have; warns once for each request."""
 
     def __init__(self) -> None:
-        self._nodes: list[Mapping[str, float]] = []
+        self._nodes: list[Node] = []
         self._looked = float("-inf")
         self._warned: set[str] = set()
 
     def check(self, task: Task[Any, Any]) -> None:
         """Warn on the run if no node that is there now could ever run a task."""
         options = options_for(task)
-        if options == DEFAULTS:
+        if options == DEFAULTS or options.get("fallback_strategy"):
             return
-        request = _request(options)
-        key = repr(sorted(request.items()))
-        if key in self._warned or any(_holds(node, request) for node in self._present()):
+        request, selector = _request(options), dict(options.get("label_selector") or {})
+        key = repr((sorted(request.items()), sorted(selector.items())))
+        if key in self._warned or any(n.can_hold(request, selector) for n in self._present()):
             return
         self._warned.add(key)
-        lacking = ", ".join(
-            f"{name} {amount:g} (most on one node: {max(n.get(name, 0) for n in self._nodes):g})"
-            for name, amount in request.items()
-            if amount > max((n.get(name, 0) for n in self._nodes), default=0)
-        )
         _logger().warning(
             "No node of the Ray cluster can run task %r: it asks for %s. It waits until such a "
             "node joins, an autoscaler may start one; otherwise ask for less in remote_options.",
             task.name,
-            lacking or ", ".join(f"{k} {v:g}" for k, v in request.items()) + " on one node",
+            self._lacking(request, selector),
         )
 
-    def _present(self) -> list[Mapping[str, float]]:
+    def _lacking(self, request: Mapping[str, float], selector: Mapping[str, str]) -> str:
+        most = {name: max(n.resources.get(name, 0) for n in self._nodes) for name in request}
+        lacking = [
+            f"{name} {amount:g} (most on one node: {most[name]:g})"
+            for name, amount in request.items()
+            if amount > most[name]
+        ]
+        if not any(n.can_hold({}, selector) for n in self._nodes):
+            lacking += [f"a node labelled {key}={value}" for key, value in selector.items()]
+        return ", ".join(lacking) or "a combination of resources and labels that no node has"
+
+    def _present(self) -> list[Node]:
         if time.monotonic() - self._looked > _FRESH_SECONDS:
             import ray
 
-            self._nodes = [n["Resources"] for n in ray.nodes() if n.get("Alive", n.get("alive"))]
+            self._nodes = [
+                Node(node["Resources"], node.get("Labels") or {})
+                for node in ray.nodes()
+                if node.get("Alive", node.get("alive"))
+            ]
             self._looked = time.monotonic()
         return self._nodes
 
@@ -60,10 +95,6 @@ def _request(options: Mapping[str, Any]) -> dict[str, float]:
     if kind:
         request[f"accelerator_type:{kind}"] = 0.001
     return {name: amount for name, amount in request.items() if amount > 0}
-
-
-def _holds(node: Mapping[str, float], request: Mapping[str, float]) -> bool:
-    return all(node.get(name, 0) >= amount for name, amount in request.items())
 
 
 def _logger() -> Any:

@@ -7,12 +7,14 @@ from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from prefect.client.schemas.objects import State
+from prefect.exceptions import CrashedRun
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectTaskRunFuture
 from prefect.states import Crashed
 from prefect.utilities.engine import link_state_to_task_run_result
 
 from prefect_ray_worker.task_runner.outcomes import Outcome, RemoteRecord
 from prefect_ray_worker.task_runner.parcels import unpack
+from prefect_ray_worker.task_runner.reasons import describe
 
 R = TypeVar("R")
 
@@ -57,10 +59,22 @@ class RayTaskFuture(PrefectConcurrentFuture[R], Generic[R]):
         return super().state
 
     def load(self) -> Any:
-        """Fetch the result from the cluster."""
-        import ray
+        """Fetch the result from the cluster.
 
-        result = unpack(ray.get(self.result_ref))
+        Raises:
+            CrashedRun: It was lost, with its node for example.
+        """
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            parcel: Any = ray.get(self.result_ref)
+        except RayError as exc:
+            raise CrashedRun(
+                f"Task run {self._task_run_id} has completed, but its result cannot be had: "
+                f"{describe(exc)}"
+            ) from exc
+        result = unpack(parcel)
         # Where the result is passed on, Prefect draws this run as the upstream one.
         link_state_to_task_run_result(self._ending.result(), result)
         return result

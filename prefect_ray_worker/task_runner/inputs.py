@@ -69,6 +69,7 @@ class Inputs:
         parameters: With placeholders.
         wait_for: With placeholders.
         dependencies: What Prefect draws as the run's upstream runs, for each parameter.
+        upstream: The same with those of `wait_for`.
         sources: What comes through the slots.
         with_result: The slots whose result is wanted, and not only that they are done.
     """
@@ -92,6 +93,7 @@ class Inputs:
         self.wait_for = (
             self._exchange("wait_for", list(wait_for), result=False) if wait_for else None
         )
+        self.upstream = dict(self.dependencies)
         # The engine collects these by itself, and knows no other way to add to them.
         self.dependencies.pop("wait_for", None)
 

@@ -17,17 +17,18 @@ from typing import Any
 from prefect.exceptions import MissingContextError
 from prefect.futures import PrefectFuture
 from prefect.logging import get_logger, get_run_logger
-from prefect.states import Cancelled
 
 from prefect_ray_worker.task_runner import losses
 from prefect_ray_worker.task_runner.calls import Flight
 from prefect_ray_worker.task_runner.execution import NOT_LOADED
 from prefect_ray_worker.task_runner.mail import Mailbox
 from prefect_ray_worker.task_runner.outcomes import UNSENDABLE
+from prefect_ray_worker.task_runner.reasons import describe, is_infrastructure
 
-# Together under 2 s: Ray kills a stopped job's processes after 3 s.
+# Together under 3 s, after which Ray kills a stopped job's processes.
 _GENTLE_SECONDS = 0.9
-_FORCED_SECONDS = 0.8
+_FORCED_SECONDS = 0.6
+_TELL_SECONDS = 1.0
 _SETTLERS = 8
 
 _log = get_logger("task_runner.ray")
@@ -48,9 +49,13 @@ class Landing:
         self._in_flight: set[Flight] = set()
         self._waiting: deque[Flight] = deque()
         self._held: set[Flight] = set()
+        # Cancelled, and their process has not said how they ended.
+        self._silent: list[Flight] = []
+        self._killed: list[Flight] = []
         self._is_cancelled = False
         self._arrived: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._context = copy_context()
         self._settlers: ThreadPoolExecutor | None = None
         self._emits = False
 
@@ -62,9 +67,9 @@ class Landing:
     def launch(self, flight: Flight) -> None:
         """Give a task to Ray, as soon as it is its turn and Ray can wait for its upstream runs."""
         if self._thread is None:
-            context = copy_context()
+            self._context = copy_context()
             self._thread = threading.Thread(
-                target=context.run, args=(self._run,), name="ray-landing", daemon=True
+                target=self._context.copy().run, args=(self._run,), name="ray-landing", daemon=True
             )
             self._thread.start()
         foreign = flight.inputs.foreign()
@@ -82,10 +87,12 @@ class Landing:
             self._changed.wait_for(lambda: not (self._in_flight or self._waiting or self._held))
 
     def cancel(self) -> None:
-        """Cancel every task: gently, and after a second by force. Takes at most 2 s."""
+        """Cancel every task: gently, after a second by force. Takes at most 3 s."""
         import ray
 
         with self._changed:
+            if self._is_cancelled:
+                return
             self._is_cancelled = True
             waiting, self._waiting = [*self._waiting, *self._held], deque()
             self._held.clear()
@@ -97,11 +104,20 @@ class Landing:
                 with contextlib.suppress(Exception):  # it may have ended, or Ray may have
                     ray.cancel(flight.future.outcome_ref, force=force, recursive=True)
             with self._changed:
-                if self._changed.wait_for(lambda: not self._in_flight, seconds):
-                    return
+                self._changed.wait_for(lambda: not self._in_flight, seconds)
                 flying = list(self._in_flight)
         for flight in flying:
-            self._land_cancelled(flight)
+            self._lose_cancelled(flight, killed=True)
+        if self._silent:
+            # Prefect leaves the flow run's context before the runner: without it, events would
+            # take the runs away from their flow run (`task_run_recorder.py`, 3.8.8).
+            self._context.run(self._tell_cancelled)
+
+    def _tell_cancelled(self) -> None:
+        try:
+            self._emits |= losses.report_cancelled(self._silent, self._killed, _TELL_SECONDS)
+        except Exception:
+            _log.exception("The API could not be told that tasks are cancelled")
 
     def stop(self) -> None:
         """End the threads; nothing is launched afterwards."""
@@ -189,21 +205,28 @@ class Landing:
             self._changed.notify_all()
 
     def _land_cancelled(self, flight: Flight) -> None:
-        state: Any = Cancelled(message="The task was cancelled with its flow.")
-        state.state_details.task_run_id = flight.future.task_run_id
-        self._landed(flight, state)
+        self._landed(flight, losses.cancelled(flight))
         flight.future.lose()
+
+    def _lose_cancelled(self, flight: Flight, *, killed: bool) -> None:
+        self._silent.append(flight)
+        if killed:
+            self._killed.append(flight)
+        self._land_cancelled(flight)
 
     def _look_into(self, flight: Flight, exc: BaseException, done: "Future[Any]") -> None:
         """Find out whether a task, an upstream one or its process has failed Ray."""
         open_upstream = [source for source in flight.given if not source.is_done]
-        if open_upstream and not self._is_cancelled:
+        if self._is_cancelled:
+            # Otherwise Ray had not begun it.
+            self._lose_cancelled(flight, killed=is_infrastructure(exc))
+        elif open_upstream:
             again = lambda: self._arrived.put(lambda: self._land(flight, done))  # noqa: E731
             _when_done(open_upstream, again)
-        elif flight.has_lost_upstream and not self._is_cancelled:
+        elif flight.has_lost_upstream:
             # Ray has not run it; the engine has to say that it is not ready.
             self._take_off_here(flight)
-        elif flight.infra_retries > 0 and losses.is_infrastructure(exc) and not self._is_cancelled:
+        elif flight.infra_retries > 0 and is_infrastructure(exc):
             flight.infra_retries -= 1
             self._in_background(self._retry, flight, exc)
         else:
@@ -214,25 +237,23 @@ class Landing:
             "Task run '%s' is run again, %s more times if need be: %s",
             flight.name,
             flight.infra_retries,
-            losses.describe(exc),
+            describe(exc),
         )
         losses.report_retry(flight, exc)
         self._emits = True
         self._take_off_here(flight)
 
     def _settle(self, flight: Flight, exc: BaseException) -> None:
-        cancelling = self._is_cancelled
-        state = losses.lost_state(flight, exc, cancelling=cancelling)
-        if not cancelling:
-            _run_log().error("Task run '%s' has crashed: %s", flight.name, state.message)
-        self._report(flight, state, must_exist=cancelling)
+        state = losses.lost(flight, exc)
+        _run_log().error(
+            "Task run '%s' has %s: %s", flight.name, state.type.value.lower(), state.message
+        )
+        self._report(flight, state)
         flight.future.lose()
 
-    def _report(
-        self, flight: Flight, state: Any, overrules: bool = False, *, must_exist: bool = False
-    ) -> None:
+    def _report(self, flight: Flight, state: Any, overrules: bool = False) -> None:
         try:
-            losses.report(flight, state, must_exist=must_exist, overrules=overrules)
+            losses.report(flight, state, overrules=overrules)
             self._emits = True
         except Exception:
             _log.exception("The state of task run %s could not be reported", flight.name)

@@ -1,88 +1,62 @@
 """What became of a task whose process could not tell: in words, and in the Prefect API."""
 
 import time
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State, TaskRun, TaskRunPolicy
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    TaskRunFilter,
+    TaskRunFilterId,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import State, StateType, TaskRun, TaskRunPolicy
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_logger
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Pending
 from prefect.utilities.engine import emit_task_run_state_change_event
 
 from prefect_ray_worker.task_runner.calls import Flight
+from prefect_ray_worker.task_runner.reasons import describe
 
 _log = get_logger("task_runner.ray")
 
 # The events of a task are on their way for a moment.
 _KNOWN_SECONDS = 1.5
 _ASK_SECONDS = 0.2
+# What an API with its default settings gives in one answer.
+_PAGE = 200
+_PARENTS = "__parents__"
+"""Where Prefect (3.8.8) notes, among a run's inputs, the run whose task has submitted it."""
+_CANCELLED = "The task was cancelled with its flow, before it could end by itself."
+_UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.SCHEDULED]
 
 
-def describe(exc: BaseException) -> str:
-    """Say in words why Ray has no outcome of a task."""
-    from ray import exceptions as ray
-
-    cause = getattr(exc, "cause", None)
-    if isinstance(exc, ray.RayTaskError) and isinstance(cause, BaseException):
-        exc = cause
-    said = str(exc).strip()
-    match exc:
-        case ray.OutOfMemoryError():
-            why = (
-                "Ray killed the task's process because its node ran out of memory. Ask for "
-                "`memory` in remote_options, or for more CPUs, so that fewer tasks share a node"
-            )
-        case ray.NodeDiedError():
-            why = "The node that the task ran on has died"
-        case ray.WorkerCrashedError():
-            why = (
-                "The process of the task has died: it was killed, has crashed (a segmentation "
-                "fault, for example) or has exited"
-            )
-        case ray.RuntimeEnvSetupError():
-            why = "Ray could not set up the runtime environment of the task"
-        case ray.ObjectLostError():
-            why = "A result that the task needs is lost with its node or its owner"
-        case ray.TaskUnschedulableError():
-            why = "Ray can place the task nowhere"
-        case ray.TaskPlacementGroupRemoved():
-            why = "The placement group of the task was removed"
-        case _:
-            why = "Ray could not run the task"
-    return f"{why} ({type(exc).__name__}: {said})"
-
-
-def is_infrastructure(exc: BaseException) -> bool:
-    """Say whether running the task again could help: its process or its node has gone."""
-    from ray import exceptions as ray
-
-    return isinstance(exc, (ray.WorkerCrashedError, ray.NodeDiedError, ray.OutOfMemoryError))
-
-
-def is_cancelled(exc: BaseException) -> bool:
-    """Say whether Ray has cancelled the task."""
-    from ray import exceptions as ray
-
-    return isinstance(exc, ray.TaskCancelledError)
-
-
-def lost_state(flight: Flight, exc: BaseException, *, cancelling: bool) -> State[Any]:
+def lost(flight: Flight, exc: BaseException) -> State[Any]:
     """Return the final state of a run whose process did not say one.
 
     Args:
         flight: The run.
         exc: What Ray says.
-        cancelling: Whether we have cancelled it.
     """
-    if cancelling or is_cancelled(exc):
-        state: State[Any] = Cancelled(
-            message="The task was cancelled with its flow, before it could end by itself."
-        )
-    else:
-        state = Crashed(message=describe(exc))  # whoever asks for the result gets a CrashedRun
+    from ray.exceptions import TaskCancelledError
+
+    if isinstance(exc, TaskCancelledError):
+        return _of(flight, Cancelled(message="The task was cancelled in Ray, not by its flow."))
+    return _of(flight, Crashed(message=describe(exc)))  # its result is a CrashedRun
+
+
+def cancelled(flight: Flight) -> State[Any]:
+    """Return the final state of a run that was cancelled and has not said how it ended."""
+    return _of(flight, Cancelled(message=_CANCELLED))
+
+
+def _of(flight: Flight, state: State[Any]) -> State[Any]:
     state.state_details.task_run_id = flight.future.task_run_id
     state.state_details.flow_run_id = flight.flow_run_id
     return state
@@ -111,9 +85,96 @@ def report(
     # The API keeps the state with the latest time, and clocks of nodes differ.
     latest = max(state.timestamp, before.timestamp + timedelta(microseconds=1))
     state.timestamp = latest
-    known.state = state
-    known.end_time = cast("Any", latest)
-    emit_task_run_state_change_event(task_run=known, initial_state=before, validated_state=state)
+    _emit(known, before, state)
+
+
+def report_cancelled(
+    flights: Collection[Flight], killed: Collection[Flight], seconds: float
+) -> bool:
+    """Tell the Prefect API that runs, and what they have submitted themselves, are cancelled.
+
+    Only of those that it takes for unfinished: the others have ended, or never begun. What a run
+    has said just before its process was killed may still be on its way, so we look repeatedly.
+
+    Args:
+        flights: Runs that have not said how they ended.
+        killed: Those of them whose process was killed, and may not have said that it began.
+        seconds: How long to look for them.
+
+    Returns:
+        Whether there was anything to tell.
+    """
+    ids = {flight.future.task_run_id for flight in flights}
+    told: set[UUID] = set()
+    deadline = time.monotonic() + seconds
+    with get_client(sync_client=True) as client:
+        while True:
+            for run in _unfinished_of(client, flights, ids):
+                if run.id not in told:
+                    told.add(run.id)
+                    _tell_cancelled(run)
+            if ids <= told or time.monotonic() >= deadline:
+                break
+            time.sleep(_ASK_SECONDS)
+    for flight in killed:
+        if flight.future.task_run_id not in told:
+            told.add(flight.future.task_run_id)
+            _tell_cancelled(_never_seen(flight))
+    return bool(told)
+
+
+def _unfinished_of(
+    client: SyncPrefectClient, flights: Collection[Flight], ids: set[UUID]
+) -> list[TaskRun]:
+    """Return the unfinished runs among some, with their nested ones."""
+    flow_runs = list({f.flow_run_id for f in flights if f.flow_run_id is not None})
+    found: list[TaskRun] = []
+    if flow_runs:
+        of_these = FlowRunFilter(id=FlowRunFilterId(any_=flow_runs))
+        found += _unfinished(client, flow_run_filter=of_these)
+    apart = [f.future.task_run_id for f in flights if f.flow_run_id is None]
+    for start in range(0, len(apart), _PAGE):
+        some = TaskRunFilterId(any_=apart[start : start + _PAGE])
+        found += _unfinished(client, task_run_id=some)
+    ours = set(ids)
+    # A nested run is younger than its parent, and an id says how old it is.
+    for run in sorted(found, key=lambda run: run.id):
+        if any(getattr(parent, "id", None) in ours for parent in run.task_inputs.get(_PARENTS, [])):
+            ours.add(run.id)
+    return [run for run in found if run.id in ours]
+
+
+def _unfinished(
+    client: SyncPrefectClient,
+    *,
+    flow_run_filter: FlowRunFilter | None = None,
+    task_run_id: TaskRunFilterId | None = None,
+) -> Iterator[TaskRun]:
+    state = TaskRunFilterState(type=TaskRunFilterStateType(any_=_UNFINISHED))
+    where = TaskRunFilter(id=task_run_id, state=state)
+    offset, page = 0, [None]
+    while page:
+        page = client.read_task_runs(
+            flow_run_filter=flow_run_filter, task_run_filter=where, limit=_PAGE, offset=offset
+        )
+        yield from page
+        offset += len(page)
+
+
+def _tell_cancelled(run: TaskRun) -> None:
+    before = run.state or Pending()
+    state: State[Any] = Cancelled(
+        message=_CANCELLED,
+        timestamp=max(datetime.now(UTC), before.timestamp + timedelta(microseconds=1)),
+    )
+    state.state_details.task_run_id, state.state_details.flow_run_id = run.id, run.flow_run_id
+    _emit(run, before, state)
+
+
+def _emit(run: TaskRun, before: State[Any], state: State[Any]) -> None:
+    run.state = state
+    run.end_time = cast("Any", state.timestamp)
+    emit_task_run_state_change_event(task_run=run, initial_state=before, validated_state=state)
 
 
 def _read(task_run_id: UUID, seconds: float, *, final: bool) -> TaskRun | None:

@@ -25,7 +25,7 @@ Mail = tuple[list[bytes], list[dict[str, Any]]]
 """Events, as JSON, and log records, as `LogCreate` dumps."""
 
 # A driver posts what has come together in this time; a task that ends sooner posts nothing itself.
-_MOMENT_SECONDS = 0.1
+_MOMENT_SECONDS = 0.25
 _TASK_MOMENT_SECONDS = 0.4
 _BATCH = 500
 _LOG_BATCH_BYTES = 2_000_000

@@ -234,6 +234,9 @@ class Interrupts:
         read, write = os.pipe()
         os.set_blocking(write, False)
         signal.signal(signal.SIGINT, cls._on_signal)
+        # Ray starts its processes with it blocked (`_private/services.py`, 2.60), so that a Ctrl+C
+        # in a terminal does not reach them; ours ignores it unless a task runs.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         threading.Thread(target=cls._wake, args=(read,), name="ray-interrupts", daemon=True).start()
 

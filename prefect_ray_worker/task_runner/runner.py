@@ -19,6 +19,7 @@ from prefect_ray_worker.task_runner.inputs import Inputs
 from prefect_ray_worker.task_runner.landing import Landing
 from prefect_ray_worker.task_runner.mail import mailbox
 from prefect_ray_worker.task_runner.surroundings import Surroundings
+from prefect_ray_worker.task_runner.warming import warm_up
 
 T = TypeVar("T", bound="RayTaskRunner")
 
@@ -161,6 +162,8 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
             except BaseException:
                 self._started = False
                 raise
+            if self._connection.is_ours:
+                warm_up()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -194,7 +197,9 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
     def _has_failed(self) -> bool:
         # The engine has dealt with the flow's exception before we get here.
         state = self._flow_run.state if self._flow_run else None
-        return state is not None and not (state.is_completed() or state.is_running())
+        # A flow that was suspended gets what its tasks have done when it goes on.
+        goes_on = state is None or state.is_running() or state.is_paused() or state.is_completed()
+        return not goes_on
 
     def _end(self, *, cancel: bool) -> None:
         landing = self._landing

@@ -1,26 +1,40 @@
 """Names what keeps a function from being pickled, where pickle only says of what type it is."""
 
 import types
-from typing import Any
+from typing import Any, cast
+
+from prefect.tasks import Task
 
 from prefect_ray_worker.task_runner.parcels import dumps
 
 
-def culprit(function: Any, exc: Exception) -> str:
-    """Describe what of a function cannot be pickled.
+def culprit(task: Task[Any, Any], exc: Exception) -> str:
+    """Describe what of a task cannot be pickled: its function's globals, a hook, a policy.
 
     Args:
-        function: The function that could not be.
+        task: The task that could not be.
         exc: What pickling it has raised.
     """
     said = f"{type(exc).__name__}: {exc}"
-    found = _search(function, set())
+    found = _search(task.fn, set()) or _attribute(task)
     if found is None:
         return said
     return (
         f"{found} ({said}). Create it inside the task, or pass what is needed to create it as a "
         "parameter."
     )
+
+
+def _attribute(task: Task[Any, Any]) -> str | None:
+    for name, value in vars(task).items():
+        if name == "fn" or _is_picklable(value):
+            continue
+        parts: list[Any] = [value]
+        if isinstance(value, list | tuple):  # of hooks
+            parts = list(cast("list[Any]", value))
+        inside = next((found for part in parts if (found := _search(part, set()))), None)
+        return f"its {name}: {inside}" if inside else f"its {name}, a {type(value).__qualname__}"
+    return None
 
 
 def _search(function: Any, seen: set[int]) -> str | None:

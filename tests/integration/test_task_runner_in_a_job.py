@@ -38,3 +38,16 @@ async def test_cancelling_the_flow_ends_its_tasks(pool: Pool, tmp_path: Path) ->
             timeout=15,
             description="no process of a task left",
         )
+
+
+async def test_a_flow_may_go_on_importing_prefect_ray(pool: Pool, tmp_path: Path) -> None:
+    pytest.importorskip("prefect_ray", reason="it would register itself with Prefect everywhere")
+    async with pool.working():
+        run_id = await start(
+            pool,
+            "fans_out_with_theirs",
+            tmp_path,
+            entrypoint="with_prefect_ray.py:fans_out_with_theirs",
+        )
+        await ends(pool, run_id, StateType.COMPLETED, seconds=150)
+    assert traces(tmp_path, "total") == ["14"]

@@ -13,10 +13,10 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State, TaskRun
 
-_SECONDS = 10
+_SECONDS = 20
 
 
-def task_runs(flow_run_id: UUID, count: int, *, final: bool = True) -> list[TaskRun]:
+def task_runs(flow_run_id: UUID, count: int, *, at_least: bool = False) -> list[TaskRun]:
     """Wait until the API knows this many runs of tasks, all ended, and return them by name."""
     deadline = time.monotonic() + _SECONDS
     with get_client(sync_client=True) as client:
@@ -24,11 +24,22 @@ def task_runs(flow_run_id: UUID, count: int, *, final: bool = True) -> list[Task
             found = client.read_task_runs(
                 flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])), limit=200
             )
-            ended = [r for r in found if r.state and (not final or is_ended(r.state))]
-            if len(ended) == len(found) == count:
+            ended = [r for r in found if r.state and is_ended(r.state)]
+            enough = len(ended) >= count if at_least else len(ended) == count
+            if len(ended) == len(found) and enough:
                 return sorted(found, key=lambda run: run.name)
             if time.monotonic() > deadline:
                 raise AssertionError(f"{count} runs wanted: {[(r.name, r.state) for r in found]}")
+            time.sleep(0.1)
+
+
+def await_known(flow_run_id: UUID, count: int) -> None:
+    """Wait until the API knows this many runs of tasks, in whatever state."""
+    where = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    deadline = time.monotonic() + _SECONDS
+    with get_client(sync_client=True) as client:
+        while len(client.read_task_runs(flow_run_filter=where)) < count:
+            assert time.monotonic() < deadline
             time.sleep(0.1)
 
 

@@ -36,8 +36,8 @@ def prefect_settings(
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[RealRay]:
-    """A Ray with four CPUs and two of a resource `seat`."""
-    with real_ray(num_cpus=4, resources='{"seat": 2}') as ray:
+    """A Ray with four CPUs, two GPUs that are none, two of a resource `seat`, and a label."""
+    with real_ray(num_cpus=4, num_gpus=2, resources='{"seat": 2}', labels="zone=a") as ray:
         yield ray
 
 

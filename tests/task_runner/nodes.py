@@ -1,14 +1,15 @@
-"""A second node on this machine, to which a folder of this machine looks empty."""
+"""A second node on this machine, with a view of its files that may be another."""
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import psutil
 
 from tests.real_ray import TERMS, RealRay, end, environment_of, free_ports
 
@@ -17,13 +18,20 @@ _READY_SECONDS = 60
 
 
 @contextmanager
-def node_without(folder: Path, ray: RealRay, resource: str) -> Iterator[None]:
-    """Run a raylet in a mount namespace of its own, where a folder is an empty `tmpfs`.
+def second_node(
+    ray: RealRay,
+    resource: str,
+    *,
+    without: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a further raylet; yields the parent of its processes.
 
     Args:
-        folder: What the node must not see.
         ray: The cluster that it joins.
         resource: A resource that only this node has.
+        without: A folder that the node does not see: it is an empty `tmpfs` there.
+        env: More environment variables for it.
     """
     ports = free_ports(4)
     options = {
@@ -40,34 +48,44 @@ def node_without(folder: Path, ray: RealRay, resource: str) -> Iterator[None]:
         "max-worker-port": 0,
     }
     start = " ".join(f"--{key}={value}" for key, value in options.items())
-    script = f"mount -t tmpfs none {folder} && exec {sys.executable} {_START} start --block {start}"
-    log = ray.temp_dir / "second-node.log"
+    hide = f"mount -t tmpfs none {without} && " if without else ""
+    script = f"{hide}exec {sys.executable} {_START} start --block {start}"
+    log = ray.temp_dir / f"node-{resource}.log"
+    before = _nodes(ray)
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["unshare", "-m", "sh", "-c", script],
-            env=environment_of(ray.temp_dir, {}),
+            env=environment_of(ray.temp_dir, env or {}),
             cwd="/",
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
-        _wait_until_joined(ray, process, log)
-        yield
+        deadline = time.monotonic() + _READY_SECONDS
+        while _nodes(ray) <= before:
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise RuntimeError(f"The second node did not join:\n{log.read_text()[-2000:]}")
+            time.sleep(0.3)
+        yield process
     finally:
         # Its processes bear the head's mark; only its own family ends here.
         end(process, marker="nobody's")
 
 
-def _wait_until_joined(ray: RealRay, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + _READY_SECONDS
-    with httpx.Client(trust_env=False, timeout=5) as client:
-        while time.monotonic() < deadline and process.poll() is None:
-            nodes = client.get(f"{ray.address}/nodes?view=summary").json()["data"]["summary"]
-            if sum(node["raylet"].get("state") == "ALIVE" for node in nodes) > 1:
-                return
-            time.sleep(0.3)
-    raise RuntimeError(f"The second node did not join:\n{log.read_text()[-2000:]}")
+def kill(node: "subprocess.Popen[bytes]") -> None:
+    """Kill all processes of a node at once, as a machine does that loses its power."""
+    parent = psutil.Process(node.pid)
+    for process in (*parent.children(recursive=True), parent):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _nodes(ray: RealRay) -> int:
+    """Return how many nodes have ever joined."""
+    with httpx.Client(trust_env=False, timeout=10) as client:
+        nodes = client.get(f"{ray.address}/nodes?view=summary").json()["data"]["summary"]
+    return len(nodes)
 
 
 def environment(api_url: str, home: Path, ray: RealRay) -> dict[str, str]:

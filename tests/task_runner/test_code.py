@@ -1,77 +1,11 @@
-"""The flow's own code, on a node that has none of its files."""
+"""What of the flow's code is shipped, and what never is."""
 
-import json
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from prefect_ray_worker.task_runner import code
-from tests.prefect_server import PrefectServer
-from tests.real_ray import RealRay
-from tests.task_runner.nodes import environment, node_without
-
-PROJECT = Path(__file__).parent / "project"
-
-EXPECTED = {
-    "trivial": "ok",
-    "uses_local": "7",
-    "uses_sibling": "sibling",
-    "uses_package": "package",
-    "imports_late": "sibling",
-    "reads_data": "data",
-    "submits": "7",
-    "uses_local_class": "(True, 2)",
-}
-
-# As Prefect's engine loads a deployment's flow, under a name that no import finds.
-LOADED = """
-import json, os, sys
-sys.path.insert(0, os.getcwd())
-if {taken}:
-    import types
-    sys.modules["entry"] = types.ModuleType("entry")
-os.environ["PREFECT__FLOW_ENTRYPOINT"] = "flows/entry.py:everything"
-from prefect.flows import load_flow_from_entrypoint
-flow = load_flow_from_entrypoint("flows/entry.py:everything", use_placeholder_flow=False)
-print("FOUND", json.dumps(flow("far")), flow.fn.__module__)
-"""
-AS_SCRIPT = """
-import sys
-sys.path[:0] = ["flows", "."]
-exec(compile(open("flows/entry.py").read(), "flows/entry.py", "exec"))
-import json
-print("FOUND", json.dumps(everything("far")), __name__)
-"""
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("way", ["as a script", "by its stem", "by the loader's name"])
-def test_the_code_reaches_a_node_without_the_files(
-    way: str, cluster: RealRay, prefect_api: PrefectServer, tmp_path: Path
-) -> None:
-    folder = tmp_path / "project"
-    shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    script = AS_SCRIPT if way == "as a script" else LOADED.format(taken=way != "by its stem")
-    with node_without(folder, cluster, "far"):
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            cwd=folder,
-            env=environment(prefect_api.api_url, tmp_path / "home", cluster),
-            capture_output=True,
-            text=True,
-            timeout=150,
-        )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
-    assert lines, done.stdout[-1500:] + done.stderr[-3000:]
-    found, module = json.JSONDecoder().raw_decode(lines[0].removeprefix("FOUND "))
-    assert {k: v for k, v in found.items() if k != "lock"} == EXPECTED, done.stderr[-3000:]
-    name = lines[0].removeprefix("FOUND ")[module:].strip()
-    expected = {"as a script": "__main__", "by its stem": "entry"}
-    assert name == expected.get(way, name)
-    assert way != "by the loader's name" or name.startswith("__prefect_loader_")
 
 
 @pytest.mark.parametrize("folder", [Path("/"), Path.home(), Path("/tmp")])
@@ -114,10 +48,37 @@ def test_environments_are_merged() -> None:
     }
 
 
-def test_a_job_with_a_working_dir_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_flow_from_the_jobs_working_dir_needs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "working_dir_files" / "_ray_pkg_1" / "flows"
+    folder.mkdir(parents=True)
+    (folder / "flow.py").touch()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PREFECT__FLOW_ENTRYPOINT", "flow.py:main")
     shipped = code.for_cluster({"working_dir": "gcs://job.zip"}, None, in_job=True)
     assert shipped.runtime_env == {}
+    assert "flows" in shipped.paths
+
+
+def test_a_working_dir_without_the_flow_becomes_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT__FLOW_ENTRYPOINT", "some.module:flow")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", None)
+    job = {"working_dir": "gcs://job.zip", "py_modules": ["gcs://driver.zip"]}
+    shipped = code.for_cluster(job, None, in_job=True)
+    assert shipped.runtime_env == {
+        "working_dir": str(tmp_path),
+        "py_modules": ["gcs://driver.zip", "gcs://job.zip"],
+    }
+
+
+def test_the_users_own_working_dir_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = {"working_dir": "s3://mine.zip"}
+    assert code.for_cluster({}, own, in_job=True).runtime_env == own
 
 
 def test_a_job_without_one_gets_the_flows_folder(

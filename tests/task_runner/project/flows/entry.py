@@ -1,5 +1,7 @@
 """A flow with everything that its tasks could need from its folder."""
 
+import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from prefect import flow, task
 from prefect_ray_worker import RayTaskRunner, remote_options
 
 LOCK = threading.Lock()
+RUNNER = RayTaskRunner("auto", ship_code="SHIP_NOTHING" not in os.environ)
 
 
 class Local:
@@ -33,7 +36,12 @@ def uses_local() -> int:
 
 
 @task
-def uses_local_class(value: Local) -> Local:
+def uses_local_class() -> tuple[bool, int]:
+    return type(echoes.fn(Local(2))) is Local, 2
+
+
+@task
+def echoes(value: Local) -> Local:
     return Local(value.value + 1)
 
 
@@ -55,8 +63,20 @@ def imports_late() -> str:
 
 
 @task
+def imports_from_the_path() -> str:
+    import on_the_path
+
+    return on_the_path.hello()
+
+
+@task
 def reads_data() -> str:
     return Path("flows/data/text.txt").read_text().strip()
+
+
+@task
+def uses_lock() -> bool:
+    return LOCK.locked()
 
 
 @task
@@ -64,15 +84,36 @@ def submits() -> int:
     return uses_local.submit().result()
 
 
-@flow(task_runner=RayTaskRunner("auto"))
-def everything(resource: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"lock": LOCK.locked()}  # no obstacle: the flow's body stays here
+@task
+def imports_from_the_job() -> str:
+    import of_the_job
+
+    return of_the_job.hello()
+
+
+def attempt(each: Any, *arguments: Any) -> str:
+    try:
+        return str(each.submit(*arguments).result())
+    except Exception as exc:
+        return f"{type(exc).__name__}: {exc}"
+
+
+@flow(task_runner=RUNNER)
+def everything(resource: str) -> dict[str, str]:
+    # Its body stays in the driver: what it refers to is no obstacle.
+    assert not LOCK.locked()
+    tasks = (
+        *(trivial, uses_local, uses_local_class, uses_sibling, uses_package, imports_late),
+        *(imports_from_the_path, reads_data, uses_lock, submits, imports_from_the_job),
+    )
     with remote_options(resources={resource: 0.01}):
-        for each in (trivial, uses_local, uses_sibling, uses_package, imports_late, reads_data):
-            state = each.submit(return_state=True)
-            found[each.name] = state.result(raise_on_failure=False)
-        nested = submits.submit(return_state=True)
-        found["submits"] = nested.result(raise_on_failure=False)
-        result = uses_local_class.submit(Local(1)).result()
-        found["uses_local_class"] = (type(result) is Local, result.value)
-    return {name: str(value) for name, value in found.items()}
+        found = {each.name: attempt(each) for each in tasks}
+        here_and_there = echoes.submit(Local(1))
+        found["a class of the script comes back as itself"] = str(
+            isinstance(here_and_there.result(), Local)
+        )
+    return found
+
+
+if __name__ == "__main__":
+    print("FOUND", json.dumps([__name__, everything("far")]))

@@ -1,0 +1,207 @@
+"""Runs flows with one task runner, and prints what they took.
+
+python -m tests.benchmarks.measured.task_runners <runner> <cpus> <tasks> <server's pid> <part> ...
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import psutil
+from prefect import flow, task
+from prefect.futures import wait
+
+Found = dict[str, float]
+MB = 1_000_000
+_SETTLE_SECONDS = 5
+
+
+@task
+def nothing(x: Any) -> Any:
+    return x
+
+
+@task
+async def nothing_async(x: int) -> int:
+    return x
+
+
+@task
+def short(x: int) -> int:
+    time.sleep(0.1)
+    return x
+
+
+@task
+def gather(xs: list[int]) -> int:
+    return len(xs)
+
+
+@task
+def large(x: int) -> bytes:
+    return bytes([x]) * (50 * MB)
+
+
+@task
+def length(x: bytes) -> int:
+    return len(x)
+
+
+def make(name: str, cpus: int) -> Any:
+    if name == "prefect_ray_worker":
+        from prefect_ray_worker import RayTaskRunner
+
+        return RayTaskRunner("local", {"num_cpus": cpus, "include_dashboard": False})
+    if name == "prefect_ray":
+        from prefect_ray import RayTaskRunner as Theirs
+
+        init = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+        return Theirs(init_kwargs=init)
+    if name == "prefect_dask":
+        from prefect_dask import DaskTaskRunner
+
+        return DaskTaskRunner(cluster_kwargs={"n_workers": cpus, "threads_per_worker": 1})
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    return ThreadPoolTaskRunner()
+
+
+def cpu_seconds() -> Found:
+    """Return the CPU time so far of the driver, the tasks' processes, Ray or Dask, and Prefect."""
+    found = dict.fromkeys(("driver", "task processes", "Ray", "Prefect server"), 0.0)
+    me = psutil.Process()
+    server = psutil.Process(int(sys.argv[4]))
+    for process in (me, server, *server.children(), *me.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            found[_role(process, me, server)] += times.user + times.system
+    return found
+
+
+def _role(process: psutil.Process, me: psutil.Process, server: psutil.Process) -> str:
+    if process == me:
+        return "driver"
+    if process == server or process.ppid() == server.pid:
+        return "Prefect server"
+    words = " ".join(process.cmdline())
+    is_ray = any(word in words for word in ("raylet/raylet", "gcs_server", "_private", "dashboard"))
+    return "Ray" if is_ray else "task processes"
+
+
+def rate(count: int, submit: Callable[[], list[Any]]) -> tuple[float, float]:
+    """Return tasks per second, and the driver's milliseconds of CPU for each submit."""
+    begun = time.perf_counter()
+    cpu = time.thread_time()
+    futures = submit()
+    submitted = (time.thread_time() - cpu) * 1000 / count
+    wait(futures)
+    for future in futures:
+        future.result()
+    return count / (time.perf_counter() - begun), submitted
+
+
+def chain(length: int) -> list[Any]:
+    future = nothing.submit(0)
+    for _ in range(length - 1):
+        future = nothing.submit(future)
+    return [future]
+
+
+def warm(cpus: int) -> None:
+    rate(8 * cpus, lambda: nothing.map(range(8 * cpus)))
+
+
+def no_op(found: Found, count: int, _: int) -> None:
+    before = cpu_seconds()
+    found["no-op, tasks/s"], found["driver's CPU for a submit, ms"] = rate(
+        count, lambda: [nothing.submit(i) for i in range(count)]
+    )
+    time.sleep(_SETTLE_SECONDS)  # the server works off what it has got
+    for name, seconds in cpu_seconds().items():
+        found[f"CPU for a task, ms: {name}"] = (seconds - before[name]) * 1000 / count
+
+
+def async_no_op(found: Found, count: int, _: int) -> None:
+    found["async no-op, tasks/s"], _ = rate(count, lambda: list(nothing_async.map(range(count))))
+
+
+def waits(found: Found, count: int, cpus: int) -> None:
+    few = max(10 * cpus, count // 10)
+    found["100 ms of sleep, tasks/s"], _ = rate(few, lambda: list(short.map(range(few))))
+
+
+def chains(found: Found, count: int, _: int) -> None:
+    few = max(count // 5, 10)
+    found["a chain, tasks/s"], _ = rate(few, lambda: chain(few))
+
+
+def fan_in(found: Found, count: int, _: int) -> None:
+    found["fan-in of all, tasks/s"], _ = rate(
+        count + 1, lambda: [gather.submit(nothing.map(range(count)))]
+    )
+
+
+def ten_thousand(found: Found, _: int, __: int) -> None:
+    before = psutil.Process().memory_info().rss
+    futures = nothing.map(range(10_000))
+    begun = time.perf_counter()
+    wait(futures)
+    found["map of 10,000: wait after submit, s"] = time.perf_counter() - begun
+    after = psutil.Process().memory_info().rss
+    found["map of 10,000: driver memory per task, kB"] = (after - before) / 10_000 / 1000
+
+
+def large_results(found: Found, _: int, __: int) -> None:
+    before = psutil.Process().memory_info().rss
+    begun = time.perf_counter()
+    futures = [large.submit(i) for i in range(100)]
+    lengths = length.map(futures)
+    wait(futures)
+    assert sum(lengths.result()) == 100 * 50 * MB
+    found["100 x 50 MB passed on, s"] = time.perf_counter() - begun
+    after = psutil.Process().memory_info().rss
+    found["100 x 50 MB passed on: driver grew, MB"] = (after - before) / MB
+
+
+PARTS = {
+    "no-op": no_op,
+    "async": async_no_op,
+    "waits": waits,
+    "chain": chains,
+    "fan-in": fan_in,
+    "map": ten_thousand,
+    "large": large_results,
+}
+
+
+def measure(name: str, cpus: int, count: int, parts: list[str]) -> Found:
+    found: Found = {}
+
+    @flow(task_runner=make(name, cpus))
+    def measured() -> None:
+        begun = time.perf_counter()
+        nothing.submit(0).result()
+        found["first task, s"] = time.perf_counter() - begun
+        warm(cpus)
+        for part in parts:
+            if part in PARTS:
+                PARTS[part](found, count, cpus)
+
+    @flow(task_runner=make(name, cpus))
+    def with_large_parameter(text: str) -> None:
+        warm(cpus)
+        few = max(count // 5, 10)
+        found["1 MB flow parameter, tasks/s"], _ = rate(few, lambda: list(nothing.map(range(few))))
+
+    measured()
+    if "parameter" in parts:
+        with_large_parameter("x" * MB)
+    return found
+
+
+if __name__ == "__main__":
+    runner, cpus, tasks, _, *asked = sys.argv[1:]
+    print(json.dumps(measure(runner, int(cpus), int(tasks), asked)))

@@ -1,0 +1,151 @@
+"""Events, assets and logs of tasks: what Prefect's API has of them, and what it relates them to."""
+
+import time
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import get_run_logger, tags, task
+from prefect.assets import materialize
+from prefect.client.orchestration import get_client
+from prefect.events import emit_event
+
+from prefect_ray_worker import RayTaskRunner
+from prefect_ray_worker.task_runner import with_run_context
+from tests.task_runner.api import logs, task_runs
+from tests.task_runner.tasks import in_flow
+from tests.task_runner.test_losses import run_id
+
+pytestmark = pytest.mark.ray
+
+SECONDS = 20
+
+
+def events(flow_run_id: UUID, count: int, prefix: str) -> list[dict[str, Any]]:
+    """Wait until the API has this many events of a kind that are related to a flow run."""
+    related = {"id": [f"prefect.flow-run.{flow_run_id}"]}
+    query = {"filter": {"event": {"prefix": [prefix]}, "related": related}, "limit": 50}
+    deadline = time.monotonic() + SECONDS
+    with get_client(sync_client=True) as client:
+        while True:
+            found = client.request("POST", "/events/filter", json=query).json()["events"]
+            if len(found) >= count:
+                return sorted(
+                    found, key=lambda e: (e["event"], e["resource"]["prefect.resource.id"])
+                )
+            assert time.monotonic() < deadline, [e["event"] for e in found]
+            time.sleep(0.3)
+
+
+@materialize("s3://bucket/raw")
+def makes_raw() -> int:
+    return 1
+
+
+@materialize("s3://bucket/table", asset_deps=["postgres://db/source"])
+def makes_table(raw: int) -> int:
+    return raw
+
+
+@materialize("s3://bucket/report")
+def makes_report() -> None: ...
+
+
+@task
+def passes_on(value: int) -> int:
+    return value
+
+
+def test_assets_are_materialized_and_know_their_upstream(runner: RayTaskRunner) -> None:
+    def body() -> Any:
+        table = makes_table.submit(passes_on.submit(makes_raw.submit()))
+        makes_report.submit(wait_for=[table]).wait()
+        return run_id()
+
+    found = events(in_flow(runner, body), 6, "prefect.asset.")
+    names = [
+        (e["event"].removeprefix("prefect.asset."), e["resource"]["prefect.resource.id"])
+        for e in found
+    ]
+    assert names == [
+        ("materialization.succeeded", "s3://bucket/raw"),
+        ("materialization.succeeded", "s3://bucket/report"),
+        ("materialization.succeeded", "s3://bucket/table"),
+        ("referenced", "postgres://db/source"),
+        ("referenced", "s3://bucket/raw"),
+        ("referenced", "s3://bucket/table"),
+    ]
+    upstream = {r["prefect.resource.id"] for r in found[2]["related"]}
+    assert {"s3://bucket/raw", "postgres://db/source"} <= upstream
+
+
+def test_events_are_related_as_prefect_relates_them(runner: RayTaskRunner) -> None:
+    @task(name="emits")
+    def emits() -> None:
+        emit_event("user.event", resource={"prefect.resource.id": "mine"})
+
+    def body() -> Any:
+        with tags("green"):
+            emits.submit().wait()
+        return run_id()
+
+    flow_run_id = in_flow(runner, body, flow_run_name="the-run")
+    (event,) = events(flow_run_id, 1, "user.event")
+    (run,) = task_runs(flow_run_id, 1)
+    related = {r["prefect.resource.role"]: r["prefect.resource.id"] for r in event["related"]}
+    assert related["flow-run"] == f"prefect.flow-run.{flow_run_id}"
+    assert related["task-run"] == f"prefect.task-run.{run.id}"
+    assert related["tag"] == "prefect.tag.green"
+    assert related["flow"].startswith("prefect.flow.")
+
+
+def test_states_of_a_run_come_in_order(runner: RayTaskRunner) -> None:
+    def body() -> Any:
+        passes_on.submit(1).wait()
+        return run_id()
+
+    found = events(in_flow(runner, body), 3, "prefect.task-run.")
+    by_time = sorted(found, key=lambda e: e["occurred"])
+    assert [e["event"].rpartition(".")[2] for e in by_time] == ["Pending", "Running", "Completed"]
+
+
+def test_task_processes_open_no_websocket(runner: RayTaskRunner) -> None:
+    @task
+    def senders() -> list[str]:
+        import threading
+
+        from prefect.events.worker import EventsWorker
+
+        get_run_logger().info("said")
+        emit_event("user.other", resource={"prefect.resource.id": "mine"})
+        # Prefect keeps its services of all kinds in one place.
+        kinds = [type(service).__name__ for service in EventsWorker._instances.values()]
+        threads = [t.name for t in threading.enumerate()]
+        return [name for name in (*kinds, *threads) if "EventsW" in name or "APILog" in name]
+
+    assert in_flow(runner, lambda: senders.submit().result()) == []
+
+
+def test_functions_of_rays_have_the_run_around_them(runner: RayTaskRunner) -> None:
+    def crunch(number: int) -> tuple[int, Any]:
+        get_run_logger().info("crunching %s", number)
+        return number**2, run_id()
+
+    @task
+    def crunches() -> list[tuple[int, Any]]:
+        import ray
+
+        remote = ray.remote(with_run_context(crunch))
+        return ray.get([remote.remote(i) for i in range(3)])
+
+    def body() -> Any:
+        import ray
+
+        from_flow = ray.get(ray.remote(with_run_context(crunch)).remote(7))
+        return run_id(), [*crunches.submit().result(), from_flow]
+
+    flow_run_id, results = in_flow(runner, body)
+    assert results == [(n, flow_run_id) for n in (0, 1, 4, 49)]
+    # No waiting: they are there when the function has returned.
+    said = logs(flow_run_id)
+    assert {f"crunching {i}" for i in (0, 1, 2, 7)} <= set(said)

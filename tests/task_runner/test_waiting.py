@@ -1,0 +1,136 @@
+"""`wait`, `as_completed` and lists of futures: as Prefect's other futures have them."""
+
+import threading
+import time
+from contextvars import copy_context
+from typing import Any
+
+import pytest
+from prefect import task
+from prefect.futures import PrefectFutureList, as_completed, wait
+
+from prefect_ray_worker import RayTaskRunner
+from tests.task_runner.tasks import add, fail, in_flow, sleep
+
+pytestmark = pytest.mark.ray
+
+
+def test_wait_tells_done_from_not_done(runner: RayTaskRunner) -> None:
+    def body() -> Any:
+        quick, slow = sleep.submit(0), sleep.submit(6)
+        quick.wait()
+        before = time.monotonic()
+        done, not_done = wait([quick, slow], timeout=0.2)
+        took = time.monotonic() - before
+        return done == {quick}, not_done == {slow}, took < 2
+
+    assert in_flow(runner, body) == (True, True, True)
+
+
+@pytest.mark.parametrize("timeout", [0, 0.2])
+def test_as_completed_has_a_time_limit(runner: RayTaskRunner, timeout: float) -> None:
+    def body() -> Any:
+        quick, slow = sleep.submit(0), sleep.submit(4)
+        quick.wait()
+        with pytest.raises(TimeoutError, match="futures unfinished"):
+            list(as_completed([quick, slow], timeout=timeout))
+        return True
+
+    assert in_flow(runner, body)
+
+
+def test_as_completed_works_in_another_thread(runner: RayTaskRunner) -> None:
+    def body() -> Any:
+        futures = add.map([1, 2, 3])
+        found: list[int] = []
+
+        def collect() -> None:
+            found.extend(f.result() for f in as_completed(list(futures)))
+
+        thread = threading.Thread(target=collect)
+        thread.start()
+        thread.join(30)
+        return sorted(found)
+
+    assert in_flow(runner, body) == [2, 3, 4]
+
+
+def test_lists_keep_their_order_and_raise_the_first_failure(runner: RayTaskRunner) -> None:
+    def body() -> Any:
+        slow, quick = sleep.submit(1), sleep.submit(0)
+        results = PrefectFutureList([slow, quick, slow]).result()
+        with pytest.raises(ValueError, match="no luck"):
+            PrefectFutureList([quick, fail.submit()]).result()
+        kept = PrefectFutureList([fail.submit(), quick]).result(raise_on_failure=False)
+        with pytest.raises(TimeoutError):
+            PrefectFutureList([sleep.submit(3)]).result(timeout=0.01)
+        return results, [type(r).__name__ for r in kept]
+
+    assert in_flow(runner, body) == ([1, 0, 1], ["ValueError", "int"])
+
+
+def test_a_timeout_of_the_task_itself_is_not_taken_for_one_of_waiting(
+    runner: RayTaskRunner,
+) -> None:
+    @task
+    def times_out() -> None:
+        raise TimeoutError("of the task")
+
+    def body() -> None:
+        with pytest.raises(TimeoutError, match="of the task"):
+            times_out.submit().result(timeout=60)
+
+    in_flow(runner, body)
+
+
+def test_callbacks_are_called_once_with_the_future(runner: RayTaskRunner) -> None:
+    def body() -> Any:
+        calls: list[Any] = []
+        future = add.submit(1)
+        future.add_done_callback(calls.append)
+        future._add_prefect_done_callback(lambda f: calls.append(f))
+        future.wait()
+        deadline = time.monotonic() + 10
+        while len(calls) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        future.add_done_callback(calls.append)
+        return len(calls), all(call is future for call in calls)
+
+    assert in_flow(runner, body) == (3, True)
+
+
+def test_a_future_may_resolve_to_a_list_that_is_mapped(runner: RayTaskRunner) -> None:
+    @task
+    def numbers() -> list[int]:
+        return [1, 2, 3]
+
+    assert in_flow(runner, lambda: add.map(numbers.submit()).result()) == [2, 3, 4]
+
+
+def test_cancel_all_of_the_original_reaches_what_a_duplicate_has_submitted(
+    runner: RayTaskRunner,
+) -> None:
+    def body() -> Any:
+        future = sleep.submit(100)
+        wait([future], timeout=1)
+        runner.cancel_all()
+        future.wait(timeout=10)
+        return future.state.name
+
+    assert in_flow(runner, body) in ("Crashed", "Cancelled")
+
+
+def test_two_flows_in_one_process_do_not_meet(runner: RayTaskRunner) -> None:
+    found: dict[str, Any] = {}
+
+    def run(name: str, number: int) -> None:
+        found[name] = in_flow(runner.duplicate(), lambda: add.map([number] * 20).result())
+
+    # In contexts like ours, which have the settings.
+    runs = [(copy_context(), str(i), i) for i in range(2)]
+    threads = [threading.Thread(target=c.run, args=(run, *args)) for c, *args in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == {"0": [1] * 20, "1": [2] * 20}
