@@ -19,7 +19,7 @@ README = ROOT / "README.md"
 REFERENCE = DOCS / "reference"
 GENERATED = {
     REFERENCE / f"{name}.md"
-    for name in ("diagnosis", "events", "job-variables", "metrics", "settings")
+    for name in ("cli", "diagnosis", "events", "job-variables", "metrics", "settings")
 }
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 
@@ -118,7 +118,7 @@ def test_entrypoint_is_in_the_reference(entrypoint: str) -> None:
 def test_every_room_is_in_the_architecture() -> None:
     page = (DOCS / "explanation" / "architecture.md").read_text()
     package = ROOT / "prefect_ray_worker"
-    rooms = {p.stem for p in package.glob("*.py")} - {"__init__", "_version"}
+    rooms = {p.stem for p in package.glob("*.py")} - {"__init__", "__main__", "_version"}
     wings = {f"{p.parent.name}/" for p in package.glob("*/__init__.py")}
     assert [name for name in sorted(rooms | wings) if f"**`{name}`**" not in page] == []
 
