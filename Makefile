@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help quickstart quickstart-stop test test-tasks chaos benchmark check docs clean
+.PHONY: help quickstart quickstart-stop test test-tasks chaos compat dist benchmark check docs clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -24,6 +24,14 @@ test-tasks: $(VENV)/.dev ## Run the task runner's own tests
 chaos: $(VENV)/.dev ## Kill everything at every stage of a run and write the table into the docs (ARGS="text")
 	$(BIN)/python -m tests.resilience $(ARGS)
 
+compat: $(VENV)/.dev ## Try the oldest and newest Ray, Prefect and Python, the built wheel in each (ARGS="name")
+	$(BIN)/python -m tests.compat $(ARGS)
+
+dist: $(VENV)/.dev ## Build the wheel and the source distribution into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+
 benchmark: $(VENV)/.dev ## Measure the driver against prefect flow-run execute, and the log bridge
 	$(BIN)/python -m tests.benchmarks.driver
 	$(BIN)/python -m tests.benchmarks.logs
@@ -34,6 +42,7 @@ check: $(VENV)/.dev ## Run ruff, pyright and the import contracts
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/python docs/reference/generate.py --check
+	$(BIN)/python deployment-templates/work-pool/generate.py --check
 
 docs: $(VENV)/.dev ## Write the generated reference pages anew
 	$(BIN)/python docs/reference/generate.py
