@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help quickstart quickstart-stop test test-tasks chaos compat dist benchmark check docs clean
+.PHONY: help quickstart quickstart-stop test test-tasks test-extra chaos compat dist benchmark check docs clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -20,6 +20,9 @@ test: $(VENV)/.dev ## Run all tests but the task runner's own (ARGS= is passed t
 
 test-tasks: $(VENV)/.dev ## Run the task runner's own tests
 	$(BIN)/python -m pytest --reruns 2 tests/task_runner $(ARGS)
+
+test-extra: $(VENV)/.dev ## Run what takes long or wants a browser: the UI, result storage, templates as processes
+	$(BIN)/python -m pytest --reruns 1 -m extra $(ARGS)
 
 chaos: $(VENV)/.dev ## Kill everything at every stage of a run and write the table into the docs (ARGS="text")
 	$(BIN)/python -m tests.resilience $(ARGS)
@@ -44,11 +47,13 @@ check: $(VENV)/.dev ## Run ruff, pyright and the import contracts
 	$(BIN)/python docs/reference/generate.py --check
 	$(BIN)/python deployment-templates/work-pool/generate.py --check
 
-docs: $(VENV)/.dev ## Write the generated reference pages anew
+docs: $(VENV)/.docs ## Write the generated pages anew, and build the site into site/; fails for a broken link
 	$(BIN)/python docs/reference/generate.py
+	$(BIN)/python deployment-templates/work-pool/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## Remove the virtual environment and everything generated
-	rm -rf $(VENV) .quickstart .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) site dist .quickstart .pytest_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -62,3 +67,7 @@ $(VENV)/.server: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.server
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,docs]'
+	@touch $@

@@ -19,7 +19,15 @@ README = ROOT / "README.md"
 REFERENCE = DOCS / "reference"
 GENERATED = {
     REFERENCE / f"{name}.md"
-    for name in ("cli", "diagnosis", "events", "job-variables", "metrics", "settings")
+    for name in (
+        "cli",
+        "compatibility",
+        "diagnosis",
+        "events",
+        "job-variables",
+        "metrics",
+        "settings",
+    )
 }
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 
@@ -165,3 +173,9 @@ def _commands(page: Path) -> list[str]:
 
 def test_readme_is_short_enough_to_be_read() -> None:
     assert README.read_text().count("\n") <= 130
+
+
+def test_example_of_results_in_the_guide_is_the_one_that_is_tested() -> None:
+    guide = (DOCS / "how-to" / "keep-results.md").read_text()
+    code = (DOCS / "examples" / "results" / "flow.py").read_text().partition("\n\n")[2]
+    assert code.strip() in guide

@@ -81,6 +81,7 @@ def test_unit_has_its_account_its_file_and_no_secret(unit: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.extra
 async def test_commands_of_the_units_make_a_cluster_that_runs_a_flow(
     prefect_settings: None, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from tests.real_ray import real_ray
 from tests.templates.folders import TEMPLATES
 from tests.templates.processes import node_options, running, until_nodes
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.extra]
 
 START = TEMPLATES / "zero-capacity-node" / "start.sh"
 FLOWS = TEMPLATES / "prefect-yaml"
