@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help quickstart quickstart-stop test test-tasks chaos benchmark check docs clean
+.PHONY: help quickstart quickstart-stop test test-tasks test-extra chaos compat dist benchmark check docs clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -21,8 +21,19 @@ test: $(VENV)/.dev ## Run all tests but the task runner's long ones (ARGS= is pa
 test-tasks: $(VENV)/.dev ## Run the task runner's own tests, the long ones as well
 	$(BIN)/python -m pytest --reruns 2 tests/task_runner $(ARGS)
 
+test-extra: $(VENV)/.dev ## Run what takes long or wants a browser: the UI, result storage, templates as processes
+	$(BIN)/python -m pytest --reruns 1 -m extra $(ARGS)
+
 chaos: $(VENV)/.dev ## Kill everything at every stage of a run and write the table into the docs (ARGS="text")
 	$(BIN)/python -m tests.resilience $(ARGS)
+
+compat: $(VENV)/.dev ## Try the oldest and newest Ray, Prefect and Python, the built wheel in each (ARGS="name")
+	$(BIN)/python -m tests.compat $(ARGS)
+
+dist: $(VENV)/.dev ## Build the wheel and the source distribution into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 benchmark: $(VENV)/.dev ## Measure the driver, the logs, a thousand runs and the memory: an hour or more
 	$(BIN)/python -m tests.benchmarks.driver
@@ -37,12 +48,15 @@ check: $(VENV)/.dev ## Run ruff, pyright and the import contracts
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/python docs/reference/generate.py --check
+	$(BIN)/python deployment-templates/work-pool/generate.py --check
 
-docs: $(VENV)/.dev ## Write the generated reference pages anew
+docs: $(VENV)/.docs ## Write the generated pages anew, and build the site into site/; fails for a broken link
 	$(BIN)/python docs/reference/generate.py
+	$(BIN)/python deployment-templates/work-pool/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## Remove the virtual environment and everything generated
-	rm -rf $(VENV) .quickstart .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) site dist .quickstart .pytest_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -56,3 +70,7 @@ $(VENV)/.server: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.server
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,docs]'
+	@touch $@

@@ -9,7 +9,7 @@ The floor plan, in the order in which a flow run walks through it:
     attempts walks that way, recovery finds the runs that nobody walks with, identity names things,
     diagnosis says on both sides why a run has no result, secrets_policy keeps secrets out of jobs,
     jobs_api talks to Ray, cancellation stops jobs, local_cluster runs a Ray on this machine, worker
-    is what Prefect calls.
+    is what Prefect calls, doctor examines a cluster, cli has the commands.
 
 The public names below are imported on first use, so that `import prefect_ray_worker` costs
 nothing in a job that needs only one of them.

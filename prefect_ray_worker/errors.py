@@ -21,6 +21,7 @@ The branches answer one question: may we try again, and do we know what happened
             * RequestRejected
             * NotAuthorized
             * NotRayDashboard
+                * TlsFailed
             * JobNotFound
             * PackageNotFound
             * LogNotFound
@@ -114,6 +115,10 @@ class NotAuthorized(TerminalError):
 
 class NotRayDashboard(TerminalError):
     """Something answers at the address, but not Ray's Jobs API (a login page, a wrong path)."""
+
+
+class TlsFailed(NotRayDashboard):
+    """The other side speaks no TLS, or shows a certificate that is not trusted here."""
 
 
 class JobNotFound(TerminalError):

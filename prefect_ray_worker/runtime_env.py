@@ -68,6 +68,7 @@ class RuntimeEnvConfig(BaseModel):
     )
     eager_install: bool | None = Field(
         default=None,
+        title="Eager install",
         description="Build it when the job starts (Ray's default) or at first use.",
     )
 

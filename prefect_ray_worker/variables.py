@@ -244,11 +244,17 @@ class RayWorkerVariables(RayFields, BaseVariables):
 
         The most used variables come first; pydantic would begin with those of Prefect's base
         class. And what may be left out is not offered as "null" as well: Prefect's UI would show
-        a switch for it, and its server takes null for any optional field anyway.
+        a switch for it, and its server takes null for any optional field anyway. Of a field that
+        has a type of its own, the UI shows the title and description of the type (3.8.8).
         """
         schema = super().model_json_schema(*args, **kwargs)
         properties = schema["properties"]
         schema["properties"] = {name: _without_null(properties[name]) for name in FORM_ORDER}
+        for name, field in schema["properties"].items():
+            if "$ref" in field:
+                definition = schema["definitions"][field["$ref"].rpartition("/")[2]]
+                info = cls.model_fields[name]
+                definition.update(title=info.title, description=info.description)
         for name, definition in schema["definitions"].items():
             fields = definition["properties"]
             if name == RayCluster.__name__:

@@ -21,6 +21,7 @@ from prefect_ray_worker.errors import (
     NotRayDashboard,
     PackageNotFound,
     RequestRejected,
+    TlsFailed,
 )
 
 Effect = Literal["safe", "submits"]
@@ -92,7 +93,7 @@ def error_from_transport(
         return error_from_illegal_header(address=address)
     reason = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
     if _caused_by_tls(exc):
-        return NotRayDashboard(
+        return TlsFailed(
             f"TLS with {address} failed ({reason}). For a private authority set `ca_file` of "
             "the `cluster` block; Ray itself serves plain http, so check the scheme as well."
         )

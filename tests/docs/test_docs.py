@@ -19,7 +19,15 @@ README = ROOT / "README.md"
 REFERENCE = DOCS / "reference"
 GENERATED = {
     REFERENCE / f"{name}.md"
-    for name in ("diagnosis", "events", "job-variables", "metrics", "settings")
+    for name in (
+        "cli",
+        "compatibility",
+        "diagnosis",
+        "events",
+        "job-variables",
+        "metrics",
+        "settings",
+    )
 }
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 
@@ -118,7 +126,7 @@ def test_entrypoint_is_in_the_reference(entrypoint: str) -> None:
 def test_every_room_is_in_the_architecture() -> None:
     page = (DOCS / "explanation" / "architecture.md").read_text()
     package = ROOT / "prefect_ray_worker"
-    rooms = {p.stem for p in package.glob("*.py")} - {"__init__", "_version"}
+    rooms = {p.stem for p in package.glob("*.py")} - {"__init__", "__main__", "_version"}
     wings = {f"{p.parent.name}/" for p in package.glob("*/__init__.py")}
     assert [name for name in sorted(rooms | wings) if f"**`{name}`**" not in page] == []
 
@@ -165,3 +173,9 @@ def _commands(page: Path) -> list[str]:
 
 def test_readme_is_short_enough_to_be_read() -> None:
     assert README.read_text().count("\n") <= 130
+
+
+def test_example_of_results_in_the_guide_is_the_one_that_is_tested() -> None:
+    guide = (DOCS / "how-to" / "keep-results.md").read_text()
+    code = (DOCS / "examples" / "results" / "flow.py").read_text().partition("\n\n")[2]
+    assert code.strip() in guide

@@ -25,7 +25,7 @@ async def start(
     **deploy: Any,
 ) -> UUID:
     """Schedule a run of one of the driver's flows for now; it leaves its traces in a folder."""
-    folder.mkdir(exist_ok=True)  # noqa: ASYNC240
+    folder.mkdir(exist_ok=True)
     deploy.setdefault("entrypoint", f"driver_flows.py:{flow_name}")
     return await pool.start(flow_name, {"folder": str(folder), **(parameters or {})}, **deploy)
 

@@ -150,15 +150,17 @@ async def _serve(worker: RayWorker) -> None:
 
 
 @asynccontextmanager
-async def new_pool(defaults: dict[str, Any]) -> AsyncIterator[Pool]:
-    """Create a pool of our type with its default template; delete it afterwards."""
+async def new_pool(
+    defaults: dict[str, Any], template: dict[str, Any] | None = None
+) -> AsyncIterator[Pool]:
+    """Create a pool of our type, with its default template or another; delete it afterwards."""
     async with get_client() as client:
         name = f"ray-{uuid4().hex[:8]}"
         await client.create_work_pool(
             WorkPoolCreate(
                 name=name,
                 type="ray",
-                base_job_template=RayWorker.get_default_base_job_template(),
+                base_job_template=template or RayWorker.get_default_base_job_template(),
             )
         )
         try:

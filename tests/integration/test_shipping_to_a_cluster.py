@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,9 @@ pytestmark = pytest.mark.ray
 
 
 @contextmanager
-def ray_with(folder: Path, *, prefect: bool) -> Iterator[RealRay]:
+def ray_with(
+    folder: Path, *, prefect: bool, env: Mapping[str, str] | None = None
+) -> Iterator[RealRay]:
     """A Ray whose jobs find a Python with or without Prefect, and without our package.
 
     A `.pth` file leads to the packages of this environment, but not on to those that are
@@ -27,7 +29,8 @@ def ray_with(folder: Path, *, prefect: bool) -> Iterator[RealRay]:
     if prefect:
         site = next((folder / "lib").glob("python3.*/site-packages"))
         (site / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"])
-    with real_ray(env={"PATH": f"{folder / 'bin'}:/usr/bin:/bin"}) as ray:
+    path = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin"}
+    with real_ray(env={**path, **(env or {})}) as ray:
         yield ray
 
 

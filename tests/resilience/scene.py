@@ -202,7 +202,7 @@ async def new_world(
     server: KillableServer, cluster: ChaosCluster, folder: Path, *, ends: bool = False
 ) -> AsyncIterator[World]:
     """Set up a pool behind a proxy, and its steady worker."""
-    folder.mkdir(exist_ok=True)  # noqa: ASYNC240
+    folder.mkdir(exist_ok=True)
     async with proxy(cluster.port) as between, new_pool({}) as pool:
         await _point(pool, between.address)
         world = World(server, cluster, between, pool, folder, ends)

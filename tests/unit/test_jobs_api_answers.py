@@ -15,6 +15,7 @@ from prefect_ray_worker.errors import (
     NotAuthorized,
     NotRayDashboard,
     RequestRejected,
+    TlsFailed,
 )
 from prefect_ray_worker.jobs_api.answers import (
     Effect,
@@ -169,11 +170,11 @@ def distrusted() -> ssl.SSLError:
         (httpx.UnsupportedProtocol("ftp"), NotRayDashboard, NotRayDashboard),
         (httpx.InvalidURL("no host"), NotRayDashboard, NotRayDashboard),
         (httpx.LocalProtocolError("Illegal header"), RequestRejected, RequestRejected),
-        (over_tls(httpx.ConnectError(""), distrusted()), NotRayDashboard, NotRayDashboard),
+        (over_tls(httpx.ConnectError(""), distrusted()), TlsFailed, TlsFailed),
         (
             over_tls(httpx.ConnectError(""), ssl.SSLError(1, "WRONG_VERSION_NUMBER")),
-            NotRayDashboard,
-            NotRayDashboard,
+            TlsFailed,
+            TlsFailed,
         ),
         (
             over_tls(httpx.ConnectError(""), ssl.SSLEOFError(8, "EOF")),

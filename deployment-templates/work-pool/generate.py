@@ -1,0 +1,93 @@
+"""Writes the base job templates of this folder from the worker's own: `make docs`.
+
+A base job template is the whole form of a pool, so it has to be written anew when the worker gets
+new variables. With `--check` it writes nothing and fails if one is stale; `make check` does that.
+"""
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from prefect_ray_worker.worker import RayWorker
+
+HERE = Path(__file__).parent
+_DAY = 24 * 60 * 60
+
+
+def with_defaults(**defaults: Any) -> dict[str, Any]:
+    """Return the worker's template with other defaults, which a deployment may override."""
+    template = copy.deepcopy(RayWorker.get_default_base_job_template())
+    for name, value in defaults.items():
+        template["variables"]["properties"][name]["default"] = value
+    return template
+
+
+def without(template: dict[str, Any], *names: str, **fixed: Any) -> dict[str, Any]:
+    """Take variables out of a template, so that no deployment can set them; fix some values."""
+    for name in (*names, *fixed):
+        del template["variables"]["properties"][name]
+        del template["job_configuration"][name]
+    template["job_configuration"].update(fixed)
+    # What only they needed is not offered either.
+    definitions = template["variables"]["definitions"]
+    for name in list(definitions):
+        if f'"#/definitions/{name}"' not in json.dumps(template["variables"]):
+            del definitions[name]
+    return template
+
+
+TEMPLATES = {
+    # Many short flows: a small driver each, on any node, and nothing that stays for ever.
+    "small.json": with_defaults(
+        entrypoint_num_cpus=0.5,
+        entrypoint_memory="1GiB",
+        start_timeout_seconds=600,
+        run_timeout_seconds=60 * 60,
+        delete_job_after_seconds=_DAY,
+    ),
+    # Drivers on nodes with the resource `driver` (see kuberay-gpu); nodes with GPUs take their
+    # time to come, and may be taken away.
+    "gpu.json": with_defaults(
+        entrypoint_resources={"driver": 1},
+        start_timeout_seconds=30 * 60,
+        infrastructure_retries=2,
+        delete_job_after_seconds=7 * _DAY,
+    ),
+    # A driver has a node to itself: those with one `isolated` each. A deployment can choose
+    # neither another cluster nor another command nor another node.
+    "isolated.json": without(
+        with_defaults(
+            start_timeout_seconds=30 * 60,
+            run_timeout_seconds=_DAY,
+            delete_job_after_seconds=_DAY,
+        ),
+        "address",
+        "cluster",
+        "command",
+        "entrypoint_label_selector",
+        entrypoint_resources={"isolated": 1},
+    ),
+}
+
+
+def main() -> int:
+    pages = {name: json.dumps(template, indent=2) + "\n" for name, template in TEMPLATES.items()}
+    stale = [name for name, text in pages.items() if _read(HERE / name) != text]
+    if "--check" in sys.argv:
+        if stale:
+            print(f"Stale: {', '.join(stale)} in deployment-templates/work-pool. Run `make docs`.")
+        return len(stale)
+    for name in stale:
+        (HERE / name).write_text(pages[name])
+        print(f"wrote deployment-templates/work-pool/{name}")
+    return 0
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+# Work pools by Terraform, with Prefect's provider. PREFECT_API_URL and PREFECT_API_KEY are read
+# from the environment; nothing of them gets into the state.
+terraform {
+  required_version = ">= 1.5"
+  required_providers {
+    prefect = {
+      source  = "prefecthq/prefect"
+      version = "~> 2.26"
+    }
+  }
+}
+
+provider "prefect" {}
+
+locals {
+  pools = {
+    small    = { limit = 50 }
+    gpu      = { limit = 8 }
+    isolated = { limit = 4 }
+  }
+}
+
+resource "prefect_work_pool" "ray" {
+  for_each = local.pools
+
+  name              = "ray-${each.key}"
+  type              = "ray"
+  concurrency_limit = each.value.limit
+  # Decoded and encoded again: Terraform would take other white space for a change.
+  base_job_template = jsonencode(jsondecode(file("${path.module}/${each.key}.json")))
+}
+
+output "work_pools" {
+  description = "Start a worker for each: prefect worker start --type ray --no-create-pool-if-not-found --pool <name>"
+  value       = [for pool in prefect_work_pool.ray : pool.name]
+}

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# A Ray node without resources, and a Prefect process worker that runs flows on it.
+# Environment: RAY_HEAD (host:port of the head's GCS), WORK_POOL (a pool of type `process`),
+# PREFECT_API_URL, and more options for `ray start` in RAY_START_OPTIONS.
+set -euo pipefail
+# Without job control, bash starts what runs in the background with SIGINT ignored, and Prefect
+# ends its workers by SIGINT.
+set -m
+: "${RAY_HEAD:?host:port of the head, for example ray-head:6379}"
+: "${WORK_POOL:?name of a work pool of type process}"
+
+# No tasks come here: the node is only there for its drivers to join the cluster from.
+# shellcheck disable=SC2086  # several options
+ray start --address="$RAY_HEAD" --num-cpus=0 --num-gpus=0 --block ${RAY_START_OPTIONS:-} &
+node=$!
+
+# Where flows find the cluster: through this node, as it is on their machine.
+RAY_ADDRESS="$RAY_HEAD" prefect worker start --pool "$WORK_POOL" --type process --with-healthcheck &
+worker=$!
+
+# Each is of no use without the other: whichever ends first, both do.
+stop() {
+    kill "$worker" 2>/dev/null || true
+    wait "$worker" 2>/dev/null || true
+    kill "$node" 2>/dev/null || true
+    wait "$node" 2>/dev/null || true
+}
+trap 'stop; exit 143' TERM INT
+ended=0
+wait -n "$node" "$worker" || ended=$?
+stop
+exit "$ended"

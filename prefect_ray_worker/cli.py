@@ -1,0 +1,133 @@
+"""`prefect-ray-worker`: the commands of this package beside Prefect's own."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+_DOCTOR = """\
+Examine a Ray cluster for the use by a work pool: reach it, bring the driver, run a small job in it
+and look from there at Python, Ray, Prefect, its API, other nodes and the clocks. One line for each
+check; nothing is left behind. Run it where the worker runs, with the worker's environment."""
+
+_INTERRUPTED = 130
+
+_EPILOG = """\
+exit code: 0 if nothing has failed (warnings do not count), 1 if something has, 2 for a bad call.
+example: prefect-ray-worker doctor http://ray-head:8265"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        arguments: Those of the command line; by default this process's own.
+    """
+    parsed = parser().parse_args(arguments)
+    return _doctor(parsed)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; the reference page is made from it."""
+    from prefect_ray_worker import __version__
+
+    top = argparse.ArgumentParser(
+        prog="prefect-ray-worker",
+        description="Commands of prefect-ray-worker. The worker itself is started by "
+        "`prefect worker start --pool <pool> --type ray`.",
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    doctor = commands.add_parser(
+        "doctor",
+        help="examine a Ray cluster for the use by a work pool",
+        description=_DOCTOR,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    doctor.add_argument(
+        "target",
+        nargs="?",
+        metavar="ADDRESS|POOL",
+        help="address of a Ray dashboard, such as http://ray-head:8265, or the name of a work "
+        "pool; by default the cluster of PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS, or the Ray that "
+        "a worker has started on this machine",
+    )
+    doctor.add_argument(
+        "-jv",
+        "--job-variable",
+        action="append",
+        default=[],
+        type=_job_variable,
+        metavar="NAME=VALUE",
+        help="a job variable on top of the pool's, as for `prefect deployment run`; the value is "
+        "JSON, or else text; may be repeated",
+    )
+    doctor.add_argument(
+        "--wait",
+        type=_seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long the probe job may take, its runtime environment included (default: "
+        "%(default)g)",
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON document at the end")
+    return top
+
+
+def _job_variable(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    # Late: `--help` and `--version` need not wait for Prefect.
+    import anyio
+
+    # What ends a run in CI or in a pod: it is to clean up as after Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return anyio.run(partial(_examine, parsed))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def _interrupt(*_: object) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+async def _examine(parsed: argparse.Namespace) -> int:
+    from prefect_ray_worker.doctor import report
+    from prefect_ray_worker.doctor.check import Check
+    from prefect_ray_worker.doctor.examination import examine
+
+    colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    checks: list[Check] = []
+    examination = examine(parsed.target, dict(parsed.job_variable), wait=parsed.wait)
+    async with aclosing(examination):
+        async for check in examination:
+            checks.append(check)
+            if not parsed.json:
+                print(report.line_of(check, colours=colours), flush=True)
+    print(report.json_of(checks) if parsed.json else report.summary_of(checks))
+    return 0 if report.is_well(checks) else 1

@@ -1,0 +1,133 @@
+"""`Target`: which cluster is examined, and with which job variables, from what the user named."""
+
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+
+from prefect_ray_worker.addressing import Addressing
+from prefect_ray_worker.configuration import RayJobConfiguration
+from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.jobs_api.connection import Connection
+from prefect_ray_worker.local_cluster.state import state_directory
+from prefect_ray_worker.settings import RayWorkerSettings
+from prefect_ray_worker.worker import RayWorker
+
+_NOWHERE = "http://127.0.0.1:9/api"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is examined.
+
+    Attributes:
+        configuration: The job configuration of a run there.
+        connection: How to reach the cluster.
+        pool: The work pool that was named, if one was.
+    """
+
+    configuration: RayJobConfiguration
+    connection: Connection
+    pool: str | None = None
+
+    def __str__(self) -> str:
+        pool = f", the cluster of work pool {self.pool!r}" if self.pool else ""
+        return f"{self.connection.address}{pool}"
+
+
+async def find_target(
+    named: str | None, job_variables: Mapping[str, Any], settings: RayWorkerSettings
+) -> Target:
+    """Return what to examine.
+
+    Args:
+        named: The address of a dashboard, the name of a work pool, or None for the cluster that
+            the worker's settings name.
+        job_variables: Set on top of the pool's, as a deployment would.
+        settings: Those that a worker would have here.
+
+    Raises:
+        InvalidConfiguration: There is no such cluster; the message says what to name instead.
+    """
+    if named is None or "://" in named:
+        values = {**job_variables} if named is None else {"address": named, **job_variables}
+        template = RayWorker.get_default_base_job_template()
+        if not _refers_to_prefect(job_variables):
+            # Not opened, and not asked. Without any client Prefect would make one, and start a
+            # server for it where PREFECT_API_URL is not set.
+            unused = PrefectClient(_NOWHERE)
+            return await _target(template, values, settings, client=unused, pool=None)
+        async with _prefect(named or "the job variables") as client:
+            return await _target(template, values, settings, client=client, pool=None)
+    async with _prefect(f"work pool {named!r}") as client:
+        template = await _template_of(named, client)
+        return await _target(template, dict(job_variables), settings, client=client, pool=named)
+
+
+def _refers_to_prefect(job_variables: Mapping[str, Any]) -> bool:
+    """Say whether a value stands for something that Prefect has: a block or a variable."""
+    written = json.dumps(job_variables)
+    return "$ref" in written or "{{" in written
+
+
+@asynccontextmanager
+async def _prefect(wanted: str) -> AsyncGenerator[PrefectClient, None]:
+    """Open a client, and say in a sentence why Prefect cannot be asked for what is wanted."""
+    api = PREFECT_API_URL.value()
+    if not api:
+        raise InvalidConfiguration(
+            f"PREFECT_API_URL is not set, so that nobody can be asked for {wanted}. Set it as for "
+            "a worker, or name only the address of the cluster, http://<head>:8265."
+        )
+    try:
+        async with get_client() as client:
+            yield client
+    # Prefect's client itself raises a RuntimeError when it is opened and nobody answers (3.8.8).
+    except (PrefectHTTPStatusError, httpx.HTTPError, httpx.InvalidURL, RuntimeError) as exc:
+        cause = exc.__cause__ or exc
+        reason = str(cause).partition("\n")[0] or type(cause).__name__
+        raise InvalidConfiguration(
+            f"The Prefect API at {api} cannot be asked for {wanted} ({reason}). Correct "
+            "PREFECT_API_URL or the credentials, or name only the address of the cluster."
+        ) from exc
+
+
+async def _target(
+    template: dict[str, Any],
+    values: dict[str, Any],
+    settings: RayWorkerSettings,
+    *,
+    client: PrefectClient,
+    pool: str | None,
+) -> Target:
+    configuration = await RayJobConfiguration.from_template_and_values(template, values, client)
+    addressing = Addressing(state_directory(PREFECT_HOME.value()), settings.address)
+    connection = await addressing.find(configuration)
+    if connection is None:
+        raise InvalidConfiguration(
+            "No cluster is named, and no worker has started one on this machine. Name "
+            "http://<head>:8265 or a work pool, or set PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS."
+        )
+    return Target(configuration, connection, pool)
+
+
+async def _template_of(name: str, client: PrefectClient) -> dict[str, Any]:
+    try:
+        pool = await client.read_work_pool(name)
+    except ObjectNotFound:
+        raise InvalidConfiguration(
+            f"The Prefect API at {PREFECT_API_URL.value()} has no work pool {name!r}. `prefect "
+            "work-pool ls` shows those that it has; an address begins with http:// or https://."
+        ) from None
+    if pool.type != RayWorker.type:
+        raise InvalidConfiguration(
+            f"Work pool {name!r} is of type {pool.type!r}; only pools of type "
+            f"{RayWorker.type!r} run on Ray."
+        )
+    return pool.base_job_template or RayWorker.get_default_base_job_template()

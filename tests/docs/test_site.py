@@ -1,0 +1,61 @@
+"""The documentation as a site: complete, and with no link that leads nowhere."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.docs.test_docs import DOCS, ROOT
+
+_CONFIG = ROOT / "mkdocs.yml"
+
+
+def _nav() -> list[str]:
+    section = _CONFIG.read_text().partition("\nnav:\n")[2]
+    return re.findall(r"(\S+\.md)$", section, re.MULTILINE)
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    pages = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
+    assert sorted(_nav()) == pages
+
+
+def test_broken_links_are_errors() -> None:
+    config = yaml.safe_load(_CONFIG.read_text())
+    assert config["strict"] is True
+    assert config["validation"]["links"] == {
+        "not_found": "warn", "anchors": "warn", "unrecognized_links": "warn",
+    }  # fmt: skip
+
+
+def test_pictures_of_the_guides_are_there_and_none_is_left_over() -> None:
+    shown = {
+        (page.parent / link).resolve()
+        for page in DOCS.rglob("*.md")
+        for link in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text())
+    }
+    assert shown == {path.resolve() for path in DOCS.rglob("*.png")}
+    assert len(shown) == 3
+
+
+@pytest.mark.extra
+def test_site_is_built_and_a_broken_link_is_not(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="pip install '.[docs]'")
+    for name in ("docs", "prefect_ray_worker"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(_CONFIG, tmp_path)
+    assert _build(tmp_path).returncode == 0
+    page = tmp_path / "docs" / "how-to" / "gpus.md"
+    page.write_text(page.read_text() + "\n[Nowhere](no-such-page.md)\n")
+    broken = _build(tmp_path)
+    assert broken.returncode != 0
+    assert "no-such-page.md" in broken.stderr
+
+
+def _build(folder: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)

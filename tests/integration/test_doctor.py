@@ -1,0 +1,123 @@
+"""`prefect-ray-worker doctor`, on real clusters and a real Prefect server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.settings import PREFECT_API_URL
+
+from prefect_ray_worker.doctor.check import Check, Grade, Subject
+from prefect_ray_worker.doctor.examination import examine
+from prefect_ray_worker.jobs_api.client import JobsClient
+from prefect_ray_worker.jobs_api.connection import Connection
+from tests.integration.harness import Pool, new_pool
+from tests.integration.test_shipping_to_a_cluster import ray_with
+from tests.real_ray import RealRay
+from tests.two_nodes import two_nodes
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.ray
+
+
+async def examined(target: str, *, wait: float = 60, **job_variables: Any) -> dict[Subject, Check]:
+    return {check.subject: check async for check in examine(target, job_variables, wait=wait)}
+
+
+async def jobs_of_the_doctor(ray: RealRay) -> list[str]:
+    async with JobsClient(Connection(ray.address)) as client:
+        return [
+            job.submission_id or ""
+            for job in await client.list()
+            if "doctor" in (job.submission_id or "")
+        ]
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "prefect_ray_worker", "doctor", *arguments],
+        env={**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+async def test_healthy_pool_is_well_and_nothing_is_left(ray_cluster: RealRay, pool: Pool) -> None:
+    template = (await pool.client.read_work_pool(pool.name)).base_job_template
+    template["variables"]["properties"]["address"]["default"] = ray_cluster.address
+    async with new_pool({}, template) as with_address:
+        process = start(with_address.name, "--json")
+        output, _ = process.communicate(timeout=90)
+    report = json.loads(output)
+    grades = {check["subject"]: check["grade"] for check in report["checks"]}
+    assert list(grades) == [subject.label for subject in Subject]
+    not_ok = {name: grade for name, grade in grades.items() if grade != "ok"}
+    assert not_ok == {"other-node": "skipped"}, report
+    assert report["ok"] is True
+    assert process.returncode == 0
+    assert await jobs_of_the_doctor(ray_cluster) == []
+
+
+async def test_task_runs_on_the_other_node_and_the_head_could_be_spared(
+    prefect_settings: None,
+) -> None:
+    with two_nodes() as cluster:
+        checks = await examined(cluster.address)
+    assert checks[Subject.OTHER_NODE].grade is Grade.OK, checks
+    assert "A task runs on" in checks[Subject.OTHER_NODE].says
+    assert checks[Subject.DRIVER_PLACEMENT].grade is Grade.WARNING
+    assert "entrypoint_" in checks[Subject.DRIVER_PLACEMENT].advice
+
+
+async def test_wrong_token_then_the_right_one_on_a_cluster_without_prefect(
+    prefect_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each in one line, and nothing is guessed at that lies behind it."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "s" * 40}
+    with ray_with(tmp_path / "bare", prefect=False, env=token) as ray:
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "w" * 40)
+        refused = await examined(ray.address)
+        monkeypatch.setenv("RAY_AUTH_TOKEN", token["RAY_AUTH_TOKEN"])
+        let_in = await examined(ray.address)
+    assert list(refused)[-1] is Subject.AUTHENTICATION
+    assert refused[Subject.DASHBOARD].grade is Grade.OK
+    assert "refused our credentials (HTTP 403" in str(refused[Subject.AUTHENTICATION])
+    assert [s for s, check in let_in.items() if check.grade is Grade.FAILED] == [
+        Subject.RAY_IN_JOB,
+        Subject.PREFECT_VERSION,
+    ]
+    assert let_in[Subject.AUTHENTICATION].says == "Our credentials are accepted."
+    assert str(let_in[Subject.PREFECT_VERSION]).startswith("The Python of the job has no Prefect.")
+    assert "runtime_env.pip" in let_in[Subject.PREFECT_VERSION].advice
+    assert let_in[Subject.CLEAN_UP].grade is Grade.OK
+
+
+async def test_prefect_api_that_the_job_does_not_reach(
+    ray_cluster: RealRay, prefect_settings: None
+) -> None:
+    env = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    checks = await examined(ray_cluster.address, env=env)
+    assert checks[Subject.PREFECT_API].grade is Grade.FAILED, checks
+    assert "env.PREFECT_API_URL" in checks[Subject.PREFECT_API].advice
+    assert checks[Subject.PREFECT_CREDENTIALS].grade is Grade.SKIPPED
+
+
+async def test_interrupted_examination_leaves_no_job(
+    ray_cluster: RealRay, prefect_settings: None
+) -> None:
+    process = start(ray_cluster.address)
+    try:
+        await wait_until(
+            lambda: jobs_of_the_doctor(ray_cluster), timeout=40, description="the probe's job"
+        )
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=40)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert await jobs_of_the_doctor(ray_cluster) == []

@@ -1,0 +1,172 @@
+"""The doctor where there is nothing to examine, or something else: one clear line, and soon."""
+
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from prefect_ray_worker import cli
+from prefect_ray_worker.doctor.check import Check, Grade, Subject
+from prefect_ray_worker.doctor.examination import examine
+from tests.fake_ray import FakeRay
+from tests.fake_ray.faults import Fault, Kind
+from tests.fake_ray.script import PENDING_FOREVER
+from tests.integration.harness import settings_of
+from tests.ports import free_port
+from tests.real_ray import RealRay
+
+_MOST_SECONDS = 30
+
+
+@pytest.fixture
+async def ray() -> AsyncIterator[FakeRay]:
+    async with FakeRay() as ray:
+        yield ray
+
+
+async def failure_of(target: str | None, *, wait: float = 5) -> Check:
+    """Return the one thing that has failed, and check that it was said soon and last."""
+    began = time.monotonic()
+    checks = [check async for check in examine(target, {}, wait=wait)]
+    assert time.monotonic() - began < _MOST_SECONDS
+    failures = [check for check in checks if check.grade is Grade.FAILED]
+    assert failures == checks[-1:], checks
+    assert "\n" not in str(failures[0])
+    return failures[0]
+
+
+class _NotRay(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<html>Welcome to the coffee machine.</html>")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def web_page() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _NotRay)
+    thread = threading.Thread(target=server.serve_forever, name="web-page")
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+async def test_nothing_listens() -> None:
+    failure = await failure_of(f"http://127.0.0.1:{free_port()}")
+    assert failure.subject is Subject.DASHBOARD
+    assert "No answer from the Ray cluster" in failure.says
+
+
+async def test_https_where_ray_speaks_http(ray: FakeRay) -> None:
+    failure = await failure_of(ray.address.replace("http://", "https://"))
+    assert failure.subject is Subject.TLS
+    assert "Ray itself serves plain http" in failure.says
+
+
+async def test_another_web_server() -> None:
+    with web_page() as address:
+        failure = await failure_of(address)
+    assert failure.subject is Subject.DASHBOARD
+    assert "does not answer as a Ray dashboard" in failure.says
+
+
+async def test_server_that_hangs(ray: FakeRay) -> None:
+    ray.faults.add(Fault("GET", "/api/version", Kind.HANG, times=None))
+    failure = await failure_of(ray.address)
+    assert failure.subject is Subject.DASHBOARD
+    assert "does not answer within 10 s" in failure.says
+    assert "8265" in failure.advice
+
+
+async def test_old_ray_and_many_records(ray: FakeRay) -> None:
+    ray.ray_version = "2.9.3"
+    ray.on_submit = PENDING_FOREVER
+    for number in range(1001):
+        ray.add_job(f"old-{number}", "SUCCEEDED")
+    checks = {check.subject: check async for check in examine(ray.address, {}, wait=1)}
+    assert checks[Subject.RAY_VERSION].grade is Grade.FAILED
+    assert "2.10" in checks[Subject.RAY_VERSION].advice
+    assert checks[Subject.FINISHED_JOBS].grade is Grade.WARNING
+    assert "1001 finished jobs" in checks[Subject.FINISHED_JOBS].says
+    assert "delete_job_after_seconds" in checks[Subject.FINISHED_JOBS].advice
+
+
+async def test_probe_that_cannot_start_says_why_and_what_is_left(ray: FakeRay) -> None:
+    """Ray ends no PENDING job: what stays behind has to be named."""
+    ray.on_submit = PENDING_FOREVER
+    variables = {"entrypoint_num_gpus": 4}
+    checks = {check.subject: check async for check in examine(ray.address, variables, wait=1)}
+    probe = checks[Subject.PROBE_JOB]
+    assert probe.says.startswith("ResourcesInfeasible: ")
+    assert "asks for 4 GPU" in probe.says
+    assert checks[Subject.LOGS].grade is Grade.SKIPPED
+    left = checks[Subject.CLEAN_UP]
+    assert left.grade is Grade.FAILED
+    assert next(iter(ray.jobs)) in left.says
+    assert "ray job stop" in left.advice
+
+
+async def test_record_that_comes_back_as_a_ghost_is_deleted_again(ray: FakeRay) -> None:
+    ray.ghost_seconds = 3.5
+    checks = {check.subject: check async for check in examine(ray.address, {}, wait=5)}
+    assert checks[Subject.CLEAN_UP].grade is Grade.OK, checks[Subject.CLEAN_UP]
+    assert ray.jobs == {}
+
+
+async def test_no_cluster_is_named(tmp_path: Path) -> None:
+    with settings_of("", tmp_path):
+        failure = await failure_of(None)
+    assert failure.subject is Subject.TARGET
+    assert "PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS" in failure.says
+
+
+@pytest.mark.parametrize(
+    ("api_url", "named", "says"),
+    [
+        ("", "research", "PREFECT_API_URL is not set"),
+        ("http://127.0.0.1:9/api", "research", "cannot be asked for work pool 'research'"),
+        ("", "ray://head:10001", "is a Ray Client address"),
+        ("", "http://user:pw@head:8265", "holds credentials"),
+    ],
+)
+async def test_target_that_cannot_be_found(
+    tmp_path: Path, api_url: str, named: str, says: str
+) -> None:
+    with settings_of(api_url, tmp_path):
+        failure = await failure_of(named)
+    assert failure.subject is Subject.TARGET
+    assert says in failure.says
+    assert "pw@" not in failure.says
+
+
+async def test_pool_that_prefect_does_not_have(prefect_settings: None) -> None:
+    failure = await failure_of("no-such-pool")
+    assert "has no work pool 'no-such-pool'" in failure.says
+
+
+@pytest.mark.ray
+async def test_port_of_another_part_of_ray(ray_cluster: RealRay) -> None:
+    failure = await failure_of(f"http://{ray_cluster.gcs_address}")
+    assert failure.subject is Subject.DASHBOARD
+
+
+@pytest.mark.parametrize("arguments", [["doctor", "-jv", "novalue"], ["doctor", "--wait", "0"], []])
+def test_bad_call_is_refused_with_the_argument(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        cli.main(arguments)
+    assert refused.value.code == 2
+    assert (arguments[-1] if arguments else "COMMAND") in capsys.readouterr().err

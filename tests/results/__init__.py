@@ -1,0 +1,1 @@
+"""Results and caching across nodes: the example of the docs, with S3 from a local server."""

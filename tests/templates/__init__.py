@@ -1,0 +1,1 @@
+"""The deployment templates: each file is checked, and what can run here runs."""

@@ -1,0 +1,44 @@
+"""The folders of templates, and what is in them."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TEMPLATES = ROOT / "deployment-templates"
+FOLDERS = sorted(path for path in TEMPLATES.iterdir() if path.is_dir())
+
+
+def load(path: Path) -> ModuleType:
+    """Import a script of a folder."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def manifests() -> list[tuple[Path, dict[str, Any]]]:
+    """Return every Kubernetes object with its file."""
+    return [
+        (path, document)
+        for path in sorted(TEMPLATES.rglob("*.yaml"))
+        for document in yaml.safe_load_all(path.read_text())
+        if document and "kind" in document
+    ]
+
+
+def containers(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the containers of all pods that an object makes."""
+    spec = manifest.get("spec", {})
+    groups = [spec, spec.get("headGroupSpec", {}), *spec.get("workerGroupSpecs", [])]
+    pods = [group["template"]["spec"] for group in groups if "template" in group]
+    return [
+        container
+        for pod in pods
+        for container in [*pod.get("initContainers", []), *pod["containers"]]
+    ]

@@ -1,0 +1,142 @@
+"""Kubernetes objects: valid to the field, pinned, bounded, without secrets and privileges."""
+
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.templates.folders import ROOT, TEMPLATES, containers, manifests
+
+# KubeRay's own definitions, beside the checkout where this project is developed.
+CRDS = ROOT.parent / "shared" / "data" / "kuberay-crds"
+PINNED = re.compile(r".+:[\w.-]*\d+\.\d+[\w.-]*$")
+
+OBJECTS = [
+    pytest.param(path, manifest, id=f"{path.parent.name}-{manifest['kind']}-{number}")
+    for number, (path, manifest) in enumerate(manifests())
+    if manifest["kind"] != "Kustomization"  # put together by kustomize itself, below
+]
+CONTAINERS = [
+    pytest.param(container, id=f"{path.parent.name}-{container['name']}-{number}")
+    for path, manifest in manifests()
+    for number, container in enumerate(containers(manifest))
+]
+
+
+@cache
+def definition_of(kind: str) -> dict[str, Any]:
+    """Return the schema of KubeRay for a kind, made strict: a misspelt field is an error."""
+    plural = f"ray.io_{kind.lower()}s.yaml"
+    document = yaml.load((CRDS / plural).read_text(), Loader=yaml.CSafeLoader)
+    (version,) = (v for v in document["spec"]["versions"] if v["name"] == "v1")
+    return strict(version["schema"]["openAPIV3Schema"])
+
+
+def strict(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: strict(value) for key, value in schema.items()}
+    if isinstance(result.get("properties"), dict) and "type" in result:
+        result.setdefault("additionalProperties", False)
+    return result
+
+
+@pytest.mark.parametrize(("path", "manifest"), OBJECTS)
+def test_object_is_valid(path: Path, manifest: dict[str, Any]) -> None:
+    group = manifest["apiVersion"].partition("/")[0]
+    if group != "ray.io":
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+        return
+    if not CRDS.is_dir():
+        pytest.skip(f"KubeRay's definitions are not in {CRDS}")
+    schema = definition_of(manifest["kind"])
+    # What Kubernetes itself knows of every object.
+    body = {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], **manifest}
+    body = {**body, "metadata": {}}
+    schema = {**schema, "properties": {**schema["properties"], "metadata": {"type": "object"}}}
+    jsonschema.validate(body, schema)
+
+
+@pytest.mark.skipif(not CRDS.is_dir(), reason=f"KubeRay's definitions are not in {CRDS}")
+def test_misspelt_field_of_a_raycluster_is_refused() -> None:
+    cluster = next(m for _, m in manifests() if m["kind"] == "RayCluster")
+    spoilt = {**cluster, "metadata": {}, "spec": {**cluster["spec"], "rayVersoin": "2.60.0"}}
+    schema = definition_of("RayCluster")
+    schema = {**schema, "properties": {**schema["properties"], "metadata": {"type": "object"}}}
+    with pytest.raises(jsonschema.ValidationError, match="rayVersoin"):
+        jsonschema.validate(spoilt, schema)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_container_is_pinned_bounded_and_without_privileges(container: dict[str, Any]) -> None:
+    assert PINNED.match(container["image"]), f"{container['image']} names no version"
+    assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+    assert (
+        container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
+        or container["name"] == "worker"
+    )
+    security = container["securityContext"]
+    assert security["allowPrivilegeEscalation"] is False
+    assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_secrets_are_references(container: dict[str, Any]) -> None:
+    for variable in container.get("env", []):
+        if re.search(r"KEY|TOKEN$|PASSWORD|SECRET", variable["name"]):
+            assert "secretKeyRef" in variable["valueFrom"], variable["name"]
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_worker_of_prefect_is_asked_for_its_health(container: dict[str, Any]) -> None:
+    command = " ".join([*container.get("command", []), *container.get("args", [])])
+    if "prefect worker start" not in command and "start.sh" not in command:
+        return  # Ray's own: KubeRay adds their probes
+    assert "--with-healthcheck" in command or "start.sh" in command
+    for probe in ("startupProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/health", "port": "health"}
+    assert {"containerPort": 8080, "name": "health"} in container["ports"]
+
+
+def test_gpu_folder_has_the_same_workers() -> None:
+    """So that each folder can be copied alone."""
+    for name in ("worker.yaml", "kustomization.yaml"):
+        one, other = (
+            TEMPLATES / folder / name for folder in ("kuberay-existing-cluster", "kuberay-gpu")
+        )
+        assert one.read_text() == other.read_text()
+
+
+def test_worker_runs_as_two() -> None:
+    (deployment,) = (
+        manifest
+        for path, manifest in manifests()
+        if path.parent.name == "kuberay-existing-cluster" and manifest["kind"] == "Deployment"
+    )
+    assert deployment["spec"]["replicas"] == 2
+
+
+@pytest.mark.parametrize(
+    "folder", [path.parent for path in sorted(TEMPLATES.rglob("kustomization.yaml"))], ids=str
+)
+def test_folder_is_put_together_by_kustomize(folder: Path) -> None:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed")
+    built = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    objects = [document for document in yaml.safe_load_all(built.stdout) if document]
+    made = {(o["kind"], o["metadata"]["name"]) for o in objects}
+    assert {o["metadata"].get("namespace") for o in objects} == {"ray"}
+    # What it refers to is in it, or is a Secret that the README has made before.
+    used = re.findall(r"configMap(?:KeyRef)?:\n\s+(?:key: \S+\n\s+)?name: (\S+)", built.stdout)
+    assert {("ConfigMap", name) for name in used} <= made
