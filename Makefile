@@ -21,7 +21,7 @@ test: $(VENV)/.dev ## Run all tests but the task runner's long ones (ARGS= is pa
 test-tasks: $(VENV)/.dev ## Run the task runner's own tests, the long ones as well
 	$(BIN)/python -m pytest --reruns 2 tests/task_runner $(ARGS)
 
-test-extra: $(VENV)/.dev ## Run what takes long or wants a browser: the UI, result storage, templates as processes
+test-extra: $(VENV)/.dev ## Run what takes long or wants a browser: the UI, result storage, dying nodes, …
 	$(BIN)/python -m pytest --reruns 1 -m extra $(ARGS)
 
 chaos: $(VENV)/.dev ## Kill everything at every stage of a run and write the table into the docs (ARGS="text")

@@ -162,6 +162,7 @@ async def test_memory(pool: Pool, folder: dict[str, Any], small_group: Path) -> 
     await crash(pool, {run_id: ("OutOfMemory", "almost certainly this one")})
 
 
+@pytest.mark.extra
 async def test_a_node_that_dies(prefect_settings: None) -> None:
     with two_nodes() as ray:
         async with new_pool({"address": ray.address}) as pool, pool.working():

@@ -35,6 +35,7 @@ async def test_embedded_ray_runs_a_deployment_and_ends_with_its_worker(
     assert await cluster.find() is None
 
 
+@pytest.mark.extra
 async def test_embedded_ray_outlives_its_worker_while_jobs_run(
     prefect_settings: None, tmp_path: Path
 ) -> None:

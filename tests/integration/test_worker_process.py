@@ -20,7 +20,9 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.ray
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "ending", [pytest.param(signal.SIGINT, marks=pytest.mark.extra), signal.SIGTERM]
+)
 async def test_shutting_down_leaves_the_jobs_running(
     pool: Pool, tmp_path: Path, ending: signal.Signals
 ) -> None:

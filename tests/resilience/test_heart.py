@@ -14,14 +14,12 @@ from tests.resilience.killable_server import KillableServer
 from tests.resilience.pairs import PAIRS, Pair
 from tests.resilience.play import play
 from tests.resilience.scene import World, new_world
-from tests.resilience.stages import CANCELLING, RUNNING, SUBMITTING
+from tests.resilience.stages import RUNNING, SUBMITTING
 
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module")]
 
 _HEART = (
     (f.WORKER_KILLED, SUBMITTING),
-    (f.WORKER_KILLED, CANCELLING),
-    (f.ENGINE, RUNNING),
     (f.JOB_SUPERVISOR, RUNNING),
     (f.JOB_HEAD, RUNNING),
     (f.NETWORK_SWALLOWS, SUBMITTING),
