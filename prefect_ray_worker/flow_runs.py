@@ -14,24 +14,24 @@ from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
     ArtifactFilterKey,
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateName,
-    FlowRunFilterStateType,
     LogFilter,
     LogFilterFlowRunId,
-    Operator,
-    WorkPoolFilter,
-    WorkPoolFilterId,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
-from prefect.client.schemas.sorting import FlowRunSort, LogSort
+from prefect.client.schemas.sorting import LogSort
 from prefect.events import Event
 from prefect.events.filters import EventFilter, EventOccurredFilter, EventResourceFilter
 from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled, Crashed, InfrastructurePending, Scheduled
 from prefect.utilities.engine import propose_state
 
+from prefect_ray_worker.active_runs import (
+    GOES_ON,
+    ActiveRun,
+    active_runs,
+    cancelling_runs,
+    type_in_effect,
+)
 from prefect_ray_worker.identity import INFRASTRUCTURE_RETRY, present_claim
 from prefect_ray_worker.jobs_api.backoff import Backoff
 
@@ -40,8 +40,6 @@ T = TypeVar("T")
 # Longer than any restart of a Prefect server that somebody is still working on.
 _PATIENCE_SECONDS = 3600.0
 _PAGE = 100
-# A flow run is large: 100 of them hold up the event loop for 100 ms and more.
-_PAGE_OF_RUNS = 25
 # Of the 16 sockets of Prefect's client. What waits for a socket in its pool costs time that grows
 # with the square of the queue (httpcore 1.0): a thousand runs that start at once stood still.
 _REQUESTS_AT_ONCE = 12
@@ -49,8 +47,6 @@ _REQUESTS_AT_ONCE = 12
 _PAGE_OF_EVENTS = 50
 # Asked too often or too slowly; every other 4xx is about the request.
 _PASSING = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS})
-
-_GOES_ON = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 LINK_KEY = "ray-job"
 """Key of the artifacts that link a run to its job: lower case, digits and dashes, says Prefect."""
@@ -267,39 +263,12 @@ class FlowRuns:
         return await self._propose(flow_run_id, state, force=False)
 
     async def cancelling(self, work_pool_id: UUID) -> set[UUID]:
-        """Return the runs of a work pool that are being cancelled: one request for all."""
-        being_cancelled = FlowRunFilterState(
-            type=FlowRunFilterStateType(any_=[StateType.CANCELLING])
-        )
-        return set(await self._of_pool(work_pool_id, being_cancelled))
+        """Return the runs of a work pool that are being cancelled."""
+        return await cancelling_runs(self._client, work_pool_id)
 
-    async def active(self, work_pool_id: UUID) -> dict[UUID, FlowRun]:
+    async def active(self, work_pool_id: UUID) -> dict[UUID, ActiveRun]:
         """Return the runs of a work pool that an attempt has begun on and not ended."""
-        # Validated, because type checkers do not see the operator, which comes from a mixin.
-        gone_on = FlowRunFilterState.model_validate(
-            {
-                "operator": Operator.or_,
-                "type": FlowRunFilterStateType(any_=list(_GOES_ON)),
-                "name": FlowRunFilterStateName(any_=["AwaitingRetry"]),
-            }
-        )
-        found = await self._of_pool(work_pool_id, gone_on)
-        return {id_: run for id_, run in found.items() if type_of_state(run) in _GOES_ON}
-
-    async def _of_pool(self, work_pool_id: UUID, state: FlowRunFilterState) -> dict[UUID, FlowRun]:
-        found: dict[UUID, FlowRun] = {}
-        while True:
-            page = await self._client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(state=state),
-                work_pool_filter=WorkPoolFilter(id=WorkPoolFilterId(any_=[work_pool_id])),
-                sort=FlowRunSort.ID_DESC,
-                limit=_PAGE_OF_RUNS,
-                offset=len(found),
-            )
-            known = len(found)
-            found |= {run.id: run for run in page}
-            if len(page) < _PAGE_OF_RUNS or len(found) == known:
-                return found
+        return await active_runs(self._client, work_pool_id)
 
     async def shows_life(self, flow_run_id: UUID, *, within: float) -> bool:
         """Say whether the run has logged a line or changed its state in the last seconds."""
@@ -342,16 +311,10 @@ class FlowRuns:
 
 
 def type_of_state(run: FlowRun) -> StateType | None:
-    """Return the type of a run's state; Running for one that waits in its process for a retry.
-
-    Prefect calls that one Scheduled, but gives it to no worker (3.8.8): should its process end, it
-    would wait for ever.
-    """
+    """Return the type of a run's state; see `type_in_effect`."""
     if run.state is None:
         return None
-    if run.state.is_scheduled() and run.empirical_policy.retry_type == "in_process":
-        return StateType.RUNNING
-    return run.state.type
+    return type_in_effect(run.state.type, run.empirical_policy.retry_type)
 
 
 def _infrastructure_retries(history: Sequence[State[Any]]) -> int:
@@ -365,7 +328,7 @@ def _may_crash(run: FlowRun, *, rename: bool) -> bool:
     state = run.state
     if rename and state is not None and (state.is_crashed() or state.name == "AwaitingRetry"):
         return True  # our own stop: the engine reports it as a crash, or has the run tried again
-    return type_of_state(run) in _GOES_ON
+    return type_of_state(run) in GOES_ON
 
 
 def _is_passing(exc: Exception) -> bool:

@@ -10,14 +10,13 @@ import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 from uuid import UUID
 
 import anyio
-from prefect.client.schemas.objects import FlowRun, State, WorkPool
+from prefect.client.schemas.objects import FlowRun, StateType, WorkPool
 
+from prefect_ray_worker.active_runs import ActiveRun
 from prefect_ray_worker.attempts.followed import FollowedRuns
 from prefect_ray_worker.flow_runs import FlowRuns
 from prefect_ray_worker.identity import (
@@ -143,11 +142,11 @@ class Reconciler:
         online = await api.online_workers(pool.name)
         if self._here.me.name not in online:
             return  # just started, or asleep for long: the next heartbeat puts that right
-        to_take: list[Found] = []
+        to_take: list[tuple[ActiveRun, str]] = []
         for run in runs.values():
-            with _going_on_without(run):
-                found = await self._examine(api, run, online)
-                to_take += [found] if found is not None else []
+            with _going_on_without(run.id):
+                job_id = await self._examine(api, run, online)
+                to_take += [(run, job_id)] if job_id is not None else []
         self._starting, self._looked_at = False, began
         for found in await self._claimed(api, to_take):
             self._followed.in_background(
@@ -160,8 +159,8 @@ class Reconciler:
                 follower.attempt.log.warning("The flow run was deleted; its Ray Job is stopped.")
                 follower.run_was_deleted()
 
-    async def _examine(self, api: FlowRuns, run: FlowRun, online: frozenset[str]) -> Found | None:
-        """Return the run if this process is to take it over; drop it if another has."""
+    async def _examine(self, api: FlowRuns, run: ActiveRun, online: frozenset[str]) -> str | None:
+        """Return the job of a run that this process is to take over; drop it if another has."""
         me = self._here.me
         labelled = labelled_owner(run.labels)
         if self._followed.has_in_hand(run.id) or (labelled is None and self._is_new(run, online)):
@@ -175,10 +174,12 @@ class Reconciler:
                 # Should the label be an earlier attempt's, its owner looks further than this.
                 self._followed.drop(job_id)
                 return None
-        found = await self._found(api, run)
-        attempt = attempt_in(found.job_id)
+        # What is recorded may be an earlier attempt's.
+        claim = present_claim(await api.states(run.id)) or run.id
+        job_id = submission_id(run.id, claim)
+        attempt = attempt_in(job_id)
         owner = owner_in(run.labels, attempt)
-        follows = found.job_id in self._followed
+        follows = job_id in self._followed
         if owner.host not in (None, self._here.host):
             if not follows and owner.name not in online:
                 await self._bury(api, run, online, owner.host)
@@ -190,56 +191,50 @@ class Reconciler:
             run_id=run.id,
             follows=follows,
             starting=self._starting,
-            settled=_age(run.state) > _SETTLED_SECONDS,
+            settled=run.age > _SETTLED_SECONDS,
             given_up=is_given_up(run.labels, attempt),
         )
         if decision is Decision.DROP:
-            self._followed.drop(found.job_id)
-        return found if decision is Decision.TAKE and not follows else None
+            self._followed.drop(job_id)
+        return job_id if decision is Decision.TAKE and not follows else None
 
-    def _is_new(self, run: FlowRun, online: frozenset[str]) -> bool:
+    def _is_new(self, run: ActiveRun, online: frozenset[str]) -> bool:
         """Say whether a run was claimed a moment ago, by a worker that is at it.
 
         In a burst there are hundreds, and to find out their attempts takes a request for each.
         """
-        state, submitter = run.state, owner_in(run.labels, "").name
-        if state is None or not state.is_pending() or submitter not in online:
+        submitter = owner_in(run.labels, "").name
+        if run.state != StateType.PENDING or submitter not in online:
             return False
         predecessors = self._starting and submitter == self._here.me.name
-        return not predecessors and _age(state) <= _SETTLED_SECONDS
+        return not predecessors and run.age <= _SETTLED_SECONDS
 
-    async def _found(self, api: FlowRuns, run: FlowRun) -> Found:
-        # What is recorded may be an earlier attempt's.
-        claim = present_claim(await api.states(run.id)) or run.id
-        job_id = submission_id(run.id, claim)
-        return Found(run, job_id, _pid_if(run, job_id))
-
-    async def _claimed(self, api: FlowRuns, to_take: list[Found]) -> list[Found]:
+    async def _claimed(self, api: FlowRuns, to_take: list[tuple[ActiveRun, str]]) -> list[Found]:
         """Say on the runs that they are ours, and return those of which that is still true."""
-        for found in to_take:
-            attempt = attempt_in(found.job_id)
-            host = owner_in(found.flow_run.labels, attempt).host
+        for run, job_id in to_take:
+            attempt = attempt_in(job_id)
+            host = owner_in(run.labels, attempt).host
             mine = label_of(self._here.me, attempt, host)
-            with _going_on_without(found.flow_run):
-                await api.label(found.flow_run.id, {OWNER_LABEL: mine})
+            with _going_on_without(run.id):
+                await api.label(run.id, {OWNER_LABEL: mine})
         if to_take:
             await anyio.sleep(_CLAIM_SECONDS)
         claimed: list[Found] = []
-        for found in to_take:
-            run = await api.read(found.flow_run.id)
+        for listed, job_id in to_take:
+            run = await api.read(listed.id)
             if run is None:
                 continue
-            owner = owner_in(run.labels, attempt_in(found.job_id))
+            owner = owner_in(run.labels, attempt_in(job_id))
             if owner.instance == self._here.me.instance:
-                claimed.append(Found(run, found.job_id, found.pid or _pid_if(run, found.job_id)))
+                claimed.append(Found(run, job_id, _pid_if(run, job_id)))
         return claimed
 
     async def _bury(
-        self, api: FlowRuns, run: FlowRun, online: frozenset[str], host: str | None
+        self, api: FlowRuns, run: ActiveRun, online: frozenset[str], host: str | None
     ) -> None:
         """Crash a run whose machine nobody can ask, once it has given no sign of life for long."""
         limit = self._here.unreachable_limit
-        if _age(run.state) < limit or heir(run.id, online) != self._here.me.name:
+        if run.age < limit or heir(run.id, online) != self._here.me.name:
             return
         if await api.shows_life(run.id, within=limit):
             return
@@ -252,12 +247,12 @@ class Reconciler:
 
 
 @contextmanager
-def _going_on_without(run: FlowRun) -> Generator[None, None, None]:
+def _going_on_without(run_id: UUID) -> Generator[None, None, None]:
     """Leave a run that makes trouble, a deleted one for example, for the next look."""
     try:
         yield
     except Exception as exc:  # noqa: BLE001 (one run must not hide all the others)
-        _log.warning("Cannot look after the run %s now: %s", run.id, exc)
+        _log.warning("Cannot look after the run %s now: %s", run_id, exc)
 
 
 def _pid_if(run: FlowRun, job_id: str) -> InfrastructurePid | None:
@@ -266,7 +261,3 @@ def _pid_if(run: FlowRun, job_id: str) -> InfrastructurePid | None:
     except ValueError:
         return None
     return pid if pid.submission_id == job_id else None
-
-
-def _age(state: State[Any] | None) -> float:
-    return (datetime.now(UTC) - state.timestamp).total_seconds() if state is not None else 0.0

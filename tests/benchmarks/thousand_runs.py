@@ -42,6 +42,15 @@ async def watch(ray: FakeRay, measured: Measured) -> None:
     )
 
 
+async def quiet(ray: FakeRay) -> None:
+    """Wait until nobody submits any more: what was adopted from the queue is submitted twice."""
+    posts = -1
+    with anyio.fail_after(_SUBMITTED_WITHIN):
+        while ray.requests.number_of("POST") != posts:
+            posts = ray.requests.number_of("POST")
+            await anyio.sleep(worker_settings().poll_interval_seconds * 3)
+
+
 async def ours(ray: FakeRay, pool: Pool, runs: int) -> None:
     ids = await claimed_runs(pool, runs)
     before = len(ray.jobs)
@@ -57,7 +66,7 @@ async def ours(ray: FakeRay, pool: Pool, runs: int) -> None:
             f"  submit: {runs} in {time.monotonic() - began:.1f} s with the start of the process, "
             f"at most {ray.requests.max_in_flight} requests at once"
         )
-        await anyio.sleep(worker_settings().poll_interval_seconds * 2)
+        await quiet(ray)
         await watch(ray, worker)
         for job in [job for job in ray.jobs.values() if not job.is_terminal][:ENDED_AT_ONCE]:
             job.set("FAILED", driver_exit_code=9)

@@ -17,7 +17,7 @@ from prefect_ray_worker.configuration import RayJobConfiguration
 from prefect_ray_worker.worker import RayWorker
 from tests.benchmarks.measured.meter import Meter
 
-_HEARTBEAT_SECONDS = 10
+_HEARTBEAT_SECONDS = 30  # the default
 
 
 async def main(pool: str, address: str, at_once: float, ids: list[str]) -> None:
