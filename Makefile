@@ -15,10 +15,10 @@ quickstart: $(VENV)/.server ## Run a Prefect deployment as a Ray Job, on this ma
 quickstart-stop: $(VENV)/.server ## Stop what KEEP=1 has left up
 	@$(BIN)/python docs/examples/quickstart/run.py --stop
 
-test: $(VENV)/.dev ## Run all tests but the task runner's long ones (ARGS= is passed to pytest)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --reruns 2 --ignore=tests/task_runner/long $(ARGS)
+test: $(VENV)/.dev ## Run all tests but the task runner's own (ARGS= is passed to pytest)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --reruns 2 --ignore=tests/task_runner $(ARGS)
 
-test-tasks: $(VENV)/.dev ## Run the task runner's own tests, the long ones as well
+test-tasks: $(VENV)/.dev ## Run the task runner's own tests
 	$(BIN)/python -m pytest --reruns 2 tests/task_runner $(ARGS)
 
 test-extra: $(VENV)/.dev ## Run what takes long or wants a browser: the UI, result storage, dying nodes, …

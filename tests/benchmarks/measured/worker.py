@@ -51,4 +51,4 @@ async def main(pool: str, address: str, at_once: float, ids: list[str]) -> None:
 if __name__ == "__main__":
     pool, address, *at_once, file = sys.argv[1:]
     ids = Path(file).read_text().split()
-    anyio.run(main, pool, address, float(at_once[0]) if at_once else math.inf, ids)
+    anyio.run(main, pool, address, int(at_once[0]) if at_once else math.inf, ids)
