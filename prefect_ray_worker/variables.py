@@ -245,7 +245,9 @@ class RayWorkerVariables(RayFields, BaseVariables):
         The most used variables come first; pydantic would begin with those of Prefect's base
         class. And what may be left out is not offered as "null" as well: Prefect's UI would show
         a switch for it, and its server takes null for any optional field anyway. Of a field that
-        has a type of its own, the UI shows the title and description of the type (3.8.8).
+        has a type of its own, the UI shows the title and description of the type (3.8.8). The
+        title of a block's type has to stay: the server finds the definition by it, and would
+        otherwise refuse a reference to a block (`schema_tools/validation.py`, 3.8.8).
         """
         schema = super().model_json_schema(*args, **kwargs)
         properties = schema["properties"]
@@ -254,7 +256,9 @@ class RayWorkerVariables(RayFields, BaseVariables):
             if "$ref" in field:
                 definition = schema["definitions"][field["$ref"].rpartition("/")[2]]
                 info = cls.model_fields[name]
-                definition.update(title=info.title, description=info.description)
+                definition["description"] = info.description
+                if "block_type_slug" not in definition:
+                    definition["title"] = info.title
         for name, definition in schema["definitions"].items():
             fields = definition["properties"]
             if name == RayCluster.__name__:
