@@ -104,7 +104,9 @@ def _doctor(parsed: argparse.Namespace) -> int:
     # Late: `--help` and `--version` need not wait for Prefect.
     import anyio
 
-    # What ends a run in CI or in a pod: it is to clean up as after Ctrl-C.
+    # What ends a run in CI or in a pod: it is to clean up as after Ctrl-C. A shell that starts us
+    # in the background has SIGINT ignored, and then neither would.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return anyio.run(partial(_examine, parsed))
