@@ -29,7 +29,6 @@ from prefect_ray_worker.active_runs import (
     GOES_ON,
     ActiveRun,
     active_runs,
-    cancelling_runs,
     type_in_effect,
 )
 from prefect_ray_worker.identity import INFRASTRUCTURE_RETRY, present_claim
@@ -261,10 +260,6 @@ class FlowRuns:
             message=f"Infrastructure retry {used + 1} of {allowed}. {message}",
         )
         return await self._propose(flow_run_id, state, force=False)
-
-    async def cancelling(self, work_pool_id: UUID) -> set[UUID]:
-        """Return the runs of a work pool that are being cancelled."""
-        return await cancelling_runs(self._client, work_pool_id)
 
     async def active(self, work_pool_id: UUID) -> dict[UUID, ActiveRun]:
         """Return the runs of a work pool that an attempt has begun on and not ended."""

@@ -13,6 +13,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from prefect_ray_worker._prefect_compat import exit_stack, related_resources, worker_logger
+from prefect_ray_worker.active_runs import cancelling_runs
 from prefect_ray_worker.addressing import Addressing, warn_of_local_api
 from prefect_ray_worker.attempts.attempt import Surroundings
 from prefect_ray_worker.attempts.followed import FollowedRuns
@@ -266,7 +267,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         return self.work_pool
 
     async def _ask_cancelling(self) -> "set[UUID]":
-        return await FlowRuns(self.client).cancelling(self.work_pool.id)
+        return await cancelling_runs(self.client, self.work_pool.id)
 
     async def _offer_block(self) -> None:
         """Make the `RayCluster` block known to the server, so that the UI can offer it."""

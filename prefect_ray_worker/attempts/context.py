@@ -3,7 +3,8 @@
 from prefect_ray_worker.attempts.attempt import Attempt
 from prefect_ray_worker.diagnosis.job import Context
 from prefect_ray_worker.diagnosis.resources import Asked
-from prefect_ray_worker.errors import InvalidConfiguration, JobsApiError
+from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.watching.waiting import resources_of
 
 
 async def context_of(attempt: Attempt) -> Context:
@@ -12,7 +13,4 @@ async def context_of(attempt: Attempt) -> Context:
         asked = attempt.asked
     except InvalidConfiguration:
         asked = Asked()  # an adopted run, whose configuration makes no job any more
-    try:
-        return Context(asked, await attempt.cluster.client.resources())
-    except JobsApiError:
-        return Context(asked)
+    return Context(asked, await resources_of(attempt.cluster.client))

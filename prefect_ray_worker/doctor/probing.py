@@ -14,7 +14,6 @@ from prefect.client.schemas.objects import FlowRun
 
 from prefect_ray_worker.cancellation import stop_and_confirm
 from prefect_ray_worker.diagnosis.job import Context, Ended, of_job, start_overdue
-from prefect_ray_worker.diagnosis.resources import ClusterResources
 from prefect_ray_worker.diagnosis.waiting import why_waiting
 from prefect_ray_worker.doctor import probe
 from prefect_ray_worker.doctor.check import Check, Subject, failed, ok
@@ -27,6 +26,7 @@ from prefect_ray_worker.runtime_env import can_ship
 from prefect_ray_worker.secrets_policy import Delivery
 from prefect_ray_worker.settings import RayWorkerSettings
 from prefect_ray_worker.shipping import archive_uri
+from prefect_ray_worker.watching.waiting import resources_of
 
 _NAME: Final = "prefect-ray-worker-doctor"
 _LOOK_SECONDS: Final = 0.25
@@ -140,7 +140,7 @@ class ProbeJob:
             return failed(Subject.PROBE_JOB, says, "Look at the log of the head's dashboard agent.")
         context = Context(asked_for(self._request), None)
         if started is None:
-            context = Context(context.asked, await _resources(self._client))
+            context = Context(context.asked, await resources_of(self._client))
             waiting = why_waiting(context.asked, context.cluster, job.message)
             late = start_overdue(wait, waiting, limited_by="--wait")
             return failed(Subject.PROBE_JOB, f"{late.category}: {late.cause}", late.advice)
@@ -173,10 +173,3 @@ class ProbeJob:
                 "one that is PENDING ends by itself as soon as it could start.",
             )
         return failed(Subject.CLEAN_UP, f"The record of {submission_id} comes back.")
-
-
-async def _resources(client: JobsClient) -> ClusterResources | None:
-    try:
-        return await client.resources()
-    except JobsApiError:
-        return None

@@ -115,7 +115,7 @@ class WaitingRuns:
             if now - wait.since >= _PATIENCE_SECONDS and now - told.looked_at >= _REFRESH_SECONDS
         ]
         clusters = {
-            client: await _resources_of(client) for client in {wait.client for wait, _ in due}
+            client: await resources_of(client) for client in {wait.client for wait, _ in due}
         }
         limiter = anyio.CapacityLimiter(_AT_ONCE)
 
@@ -160,7 +160,8 @@ class WaitingRuns:
         return await self._flow_runs.show_pending(wait.run_id, message, fresh_until=fresh_until)
 
 
-async def _resources_of(client: JobsClient) -> ClusterResources | None:
+async def resources_of(client: JobsClient) -> ClusterResources | None:
+    """Return what a cluster has; None where it does not say."""
     try:
         return await client.resources()
     except JobsApiError:
