@@ -19,6 +19,7 @@ from tests.ports import free_port
 
 _SCRIPT = """
 import sys
+from ray._private.utils import write_ray_address
 from ray.cluster_utils import Cluster
 
 dashboard, head_agent, agent, temp_dir = sys.argv[1:]
@@ -27,6 +28,9 @@ cluster = Cluster(initialize_head=True, head_node_args={
     **size, "include_dashboard": True, "dashboard_host": "127.0.0.1", "temp_dir": temp_dir,
     "dashboard_port": int(dashboard), "dashboard_agent_listen_port": int(head_agent),
 })
+# It writes that to /tmp/ray only. Ray looks for the address that it gives a job in the temporary
+# directory, and takes any Ray of this machine if there is none.
+write_ray_address(cluster.gcs_address, temp_dir)
 node = cluster.add_node(resources={"far": 1}, dashboard_agent_listen_port=int(agent), **size)
 print("ready", flush=True)
 sys.stdin.readline()
