@@ -51,6 +51,11 @@ class FollowedRuns:
         """Say whether Prefect has given this process a run that it has not submitted yet."""
         return run_id in self._in_hand
 
+    @property
+    def has_any_in_hand(self) -> bool:
+        """Whether Prefect has given this process runs that it has not submitted yet."""
+        return bool(self._in_hand)
+
     @contextmanager
     def in_hand(self, run_id: UUID) -> Generator[None, None, None]:
         """Count a run as one that is to be submitted for as long as the context is open."""

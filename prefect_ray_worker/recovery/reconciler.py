@@ -40,8 +40,10 @@ from prefect_ray_worker.recovery.ownership import (
     owner_in,
 )
 
-# A worker labels a run within moments of its claim, unless the Prefect API is slow.
+# A worker labels a run within moments of its claim, unless the Prefect API is slow, or hundreds of
+# runs wait for their turn before this one.
 _SETTLED_SECONDS = 60.0
+_SETTLED_IN_A_BURST_SECONDS = 300.0
 # Two workers that saw different lists of workers may both claim a run: the label that stands
 # after this time is the one that counts.
 _CLAIM_SECONDS = 1.0
@@ -191,7 +193,7 @@ class Reconciler:
             run_id=run.id,
             follows=follows,
             starting=self._starting,
-            settled=run.age > _SETTLED_SECONDS,
+            settled=self._is_settled(run, owner.name, online),
             given_up=is_given_up(run.labels, attempt),
         )
         if decision is Decision.DROP:
@@ -204,10 +206,17 @@ class Reconciler:
         In a burst there are hundreds, and to find out their attempts takes a request for each.
         """
         submitter = owner_in(run.labels, "").name
-        if run.state != StateType.PENDING or submitter not in online:
+        if run.state != StateType.PENDING or self._is_settled(run, submitter, online):
             return False
+        if submitter is None:
+            return self._followed.has_any_in_hand  # it may be next
         predecessors = self._starting and submitter == self._here.me.name
-        return not predecessors and run.age <= _SETTLED_SECONDS
+        return submitter in online and not predecessors
+
+    def _is_settled(self, run: ActiveRun, submitter: str | None, online: frozenset[str]) -> bool:
+        """Say whether a run is old enough for its worker's label to have been written."""
+        may_queue = submitter in online or self._followed.has_any_in_hand
+        return run.age > (_SETTLED_IN_A_BURST_SECONDS if may_queue else _SETTLED_SECONDS)
 
     async def _claimed(self, api: FlowRuns, to_take: list[tuple[ActiveRun, str]]) -> list[Found]:
         """Say on the runs that they are ours, and return those of which that is still true."""

@@ -143,6 +143,24 @@ async def test_unlabelled_claim_is_taken_over_once_it_is_old(
         await stage.job_of(run_id)
 
 
+async def test_unlabelled_claim_may_wait_for_its_turn_here(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a burst of hundreds: it would be adopted from the queue, and submitted twice."""
+    monkeypatch.setattr(reconciler, "_SETTLED_SECONDS", 1.0)
+    stage.ray.faults.add(Fault("POST", "/api/jobs/$", Kind.HANG, times=1))
+    async with stage.heir(name="busy"):
+        await stage.start()
+        await wait_until(
+            lambda: stage.ray.requests.number_of("POST"), timeout=20, description="a submission"
+        )
+        run_id = await claimed_run(stage)
+        await anyio.sleep(4)
+        assert not stage.jobs_of(run_id), "this worker is still at others"
+        stage.ray.faults.release()
+        await stage.job_of(run_id)
+
+
 async def test_job_whose_pid_was_never_recorded_is_found(stage: Stage) -> None:
     """The worker died after Ray had taken the job; the driver has begun, or not."""
     for state in (None, StateType.RUNNING):
