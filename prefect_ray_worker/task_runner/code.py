@@ -131,10 +131,11 @@ def why_not(folder: Path) -> str | None:
 
 
 def files_to_ship(folder: Path) -> dict[str, int]:
-    """Return the sizes of the files that Ray would upload, by their paths in the folder."""
-    from ray._private.ray_constants import get_runtime_env_default_excludes
-    from ray._private.runtime_env import packaging
+    """Return the sizes of the files that Ray would upload, by their paths in the folder.
 
+    Empty where Ray cannot be asked: an older one (2.10) selects them by other functions. Its own
+    refusal of what is too large names no files.
+    """
     sizes: dict[str, int] = {}
 
     def note(path: Path) -> None:
@@ -143,8 +144,11 @@ def files_to_ship(folder: Path) -> dict[str, int]:
         if sum(sizes.values()) > 20 * _MOST_BYTES or len(sizes) > 100_000:
             raise StopIteration
 
-    excludes = [packaging._get_excludes(folder, get_runtime_env_default_excludes())]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    with suppress(StopIteration):
+    with suppress(StopIteration, ImportError, AttributeError, TypeError):
+        from ray._private.ray_constants import get_runtime_env_default_excludes
+        from ray._private.runtime_env import packaging
+
+        excludes = [packaging._get_excludes(folder, get_runtime_env_default_excludes())]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         packaging._dir_travel(folder, excludes, note, include_gitignore=True)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     return sizes
 
