@@ -61,6 +61,7 @@ async def is_paused(stage: Stage, deployment: UUID) -> bool:
     return (await stage.pool.client.read_deployment(deployment)).paused
 
 
+@pytest.mark.extra
 async def test_categories_are_matched_by_prefix(server: PrefectServer, stage: Stage) -> None:
     create_automation(server)
     async with stage.pool.working():

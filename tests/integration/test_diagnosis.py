@@ -96,6 +96,7 @@ async def crash(pool: Pool, runs: dict[UUID, tuple[str, str]]) -> None:
     assert not wrong, "\n\n".join(wrong)
 
 
+@pytest.mark.extra
 async def test_environments(pool: Pool) -> None:
     cases: list[tuple[dict[str, Any], str, str]] = [
         ({"pip": _NO_INDEX}, "RuntimeEnvPackageNotFound", "'no-such-package-xyz'"),
@@ -138,6 +139,7 @@ async def test_commands_and_flows(pool: Pool, folder: dict[str, Any]) -> None:
     await crash(pool, runs)
 
 
+@pytest.mark.extra
 async def test_prefect_api_as_the_cluster_sees_it(pool: Pool, ray: RealRay) -> None:
     async with FakeRay(token="nobody-has-it") as refuses:
         cases = [

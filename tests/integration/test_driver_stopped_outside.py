@@ -83,6 +83,7 @@ async def test_a_stopped_job_is_tried_again_where_that_is_asked_for(
     assert not {"Crashed", "Cancelled", "Cancelling", "Failed"} & set(names), names
 
 
+@pytest.mark.extra
 async def test_a_run_in_a_wait_between_two_tries_is_not_left_there(
     pool: Pool, tmp_path: Path
 ) -> None:

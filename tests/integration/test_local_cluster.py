@@ -273,6 +273,7 @@ async def test_two_that_start_at_once_start_one_which_survives_their_deaths(dire
         assert await client.version()
 
 
+@pytest.mark.extra
 async def test_a_silent_or_dead_cluster_is_replaced(directory, monkeypatch):
     # As good as a `ray start` whose dashboard hangs: it lives, and nobody answers.
     state = StateDirectory(directory)

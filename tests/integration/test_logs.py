@@ -111,6 +111,7 @@ async def test_output_of_ray_workers_is_there(pool: Pool) -> None:
     assert [log.level for log in chatter] == [logging.DEBUG]
 
 
+@pytest.mark.extra
 async def test_prefects_own_executor_says_nothing_twice(pool: Pool) -> None:
     command = "echo from the shell; exec python -m prefect flow-run execute"
     async with pool.working():

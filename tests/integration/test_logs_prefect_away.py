@@ -7,6 +7,7 @@ from uuid import UUID
 
 import anyio
 import psutil
+import pytest
 from prefect import flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
@@ -54,6 +55,7 @@ def lines(first: int, last: int) -> list[str]:
     return [f"line {number:04}" for number in range(first, last)]
 
 
+@pytest.mark.extra
 async def test_server_that_hangs_gets_every_line_once(
     prefect_api: PrefectServer, prefect_settings: None
 ) -> None:

@@ -112,6 +112,7 @@ async def test_sending_in_clear_is_possible_and_warned_of(
     assert SECRET in await everything_ray_shows(knowing_ray)
 
 
+@pytest.mark.extra
 async def test_nodes_that_have_the_password_themselves_need_nothing(
     guarded_api: PrefectServer, tmp_path: Path
 ) -> None:
@@ -121,14 +122,3 @@ async def test_nodes_that_have_the_password_themselves_need_nothing(
         assert run.state is not None
         assert run.state.is_completed(), run.state
         assert SECRET not in await everything_ray_shows(ray)
-
-
-async def test_dollars_in_env_arrive_as_they_are_written(pool: Pool) -> None:
-    env = {"PASSWORD": "pa$$word$HOME", "REFERENCE": "in ${HOME}"}
-    async with pool.working():
-        run_id = await pool.start(
-            "shows_environment", {"names": list(env)}, job_variables={"env": env}
-        )
-        await pool.wait_for(run_id)
-        await pool.wait_for_log(run_id, "env PASSWORD=pa$$word$HOME")
-        await pool.wait_for_log(run_id, f"env REFERENCE=in {os.environ['HOME']}")

@@ -63,6 +63,7 @@ def deploy(folder: Path, pool: str) -> None:
     )
 
 
+@pytest.mark.extra
 @pytest.mark.ray
 async def test_all_are_deployed_and_the_one_from_git_runs(
     ray_cluster: RealRay, prefect_settings: None, project: Path
