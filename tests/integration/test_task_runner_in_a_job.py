@@ -6,7 +6,7 @@ import psutil
 import pytest
 from prefect.client.schemas.objects import StateType
 
-from tests.integration.driver_kit import begin, ends, start, traces
+from tests.integration.driver_kit import begin, ended_job, ends, start, traces
 from tests.integration.harness import Pool
 from tests.waiting import wait_until
 
@@ -38,6 +38,19 @@ async def test_cancelling_the_flow_ends_its_tasks(pool: Pool, tmp_path: Path) ->
             timeout=15,
             description="no process of a task left",
         )
+
+
+async def test_tasks_of_a_suspended_flow_run_once(pool: Pool, tmp_path: Path) -> None:
+    """They are not cancelled with its first process, and its second takes their results."""
+    async with pool.working():
+        entrypoint = "fanning.py:fans_out_and_suspends_itself"
+        run_id = await start(pool, "fans_out_and_suspends_itself", tmp_path, entrypoint=entrypoint)
+        await pool.wait_for(run_id, StateType.PAUSED, seconds=60)
+        await ended_job(pool, run_id)
+        await pool.client.resume_flow_run(run_id)
+        await ends(pool, run_id, StateType.COMPLETED)
+    assert traces(tmp_path, "total") == ["3"]
+    assert sorted(traces(tmp_path, "bodies")) == ["0", "1", "2"]
 
 
 async def test_a_flow_may_go_on_importing_prefect_ray(pool: Pool, tmp_path: Path) -> None:

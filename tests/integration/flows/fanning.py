@@ -4,7 +4,8 @@ import os
 import time
 from pathlib import Path
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger, task, unmapped
+from prefect.flow_runs import suspend_flow_run
 
 from prefect_ray_worker import RayTaskRunner
 
@@ -36,3 +37,21 @@ def fans_out(folder: str) -> int:
 @flow(task_runner=RayTaskRunner())
 def fans_out_for_long(folder: str) -> None:
     sleeps.map([folder, folder]).wait()
+
+
+@task(persist_result=True)
+def counts(folder: str, number: int) -> int:
+    time.sleep(2)
+    with (Path(folder) / "bodies").open("a") as file:
+        file.write(f"{number}\n")
+    return number
+
+
+@flow(task_runner=RayTaskRunner())
+def fans_out_and_suspends_itself(folder: str) -> None:
+    futures = counts.map(unmapped(folder), range(3))
+    began = Path(folder) / "began"
+    if not began.exists():
+        began.touch()
+        suspend_flow_run(timeout=120)
+    (Path(folder) / "total").write_text(str(sum(futures.result())))
