@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 
 from tests.ports import free_port
 
@@ -73,6 +75,15 @@ def prefect_server(
         yield PrefectServer(f"http://127.0.0.1:{port}/api", home, process)
     finally:
         _end(process)
+
+
+def send_what_is_left() -> None:
+    """Have this process's logs and events sent now, while their server is there.
+
+    Prefect sends them when the process ends, and then waits long for a server that has gone.
+    """
+    APILogWorker.drain_all(timeout=10)
+    EventsWorker.drain_all(timeout=10)
 
 
 def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:

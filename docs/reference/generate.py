@@ -194,8 +194,8 @@ def compatibility() -> str:
         "is installed with; the cluster's Ray may be another.",
         "`make compat` installs the built wheel in a fresh environment for each line, starts that "
         "Ray and a server of that Prefect, and runs the core of the end-to-end tests: deployments, "
-        "cancelling, shipping the driver, `RayTaskRunner`; for the newest Ray, also what its Jobs API "
-        "answers.",
+        "cancelling, shipping the driver, `RayTaskRunner`; for the newest Ray, also what its Jobs "
+        "API answers.",
         "\n".join(["| Python | Ray | Prefect | end-to-end tests |", "|---|---|---|---|", *rows]),
         "The whole suite runs with the versions in `constraints.txt`.",
     ]

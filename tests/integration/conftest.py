@@ -4,13 +4,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
 
 from prefect_ray_worker.attempts import closer
 from tests.integration.harness import Pool, new_pool, settings_of
 from tests.integration.stage import STAGE_INTERVAL, Stage, new_stage
-from tests.prefect_server import PrefectServer, prefect_server
+from tests.prefect_server import PrefectServer, prefect_server, send_what_is_left
 from tests.real_ray import RealRay
 
 
@@ -18,10 +16,7 @@ from tests.real_ray import RealRay
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     with prefect_server(tmp_path_factory.mktemp("prefect-server")) as server:
         yield server
-        # Prefect sends what is left when the process ends, and waits long for a server that has
-        # ended before.
-        APILogWorker.drain_all(timeout=10)
-        EventsWorker.drain_all(timeout=10)
+        send_what_is_left()
 
 
 @pytest.fixture

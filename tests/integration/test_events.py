@@ -14,7 +14,6 @@ from prefect.events import Event
 from prefect.events.clients import AssertingEventsClient
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
 
 from prefect_ray_worker.driver.exits import DriverExit
 from prefect_ray_worker.events import Happening, event_id, resource_id
@@ -22,7 +21,7 @@ from prefect_ray_worker.identity import InfrastructurePid
 from tests.fake_ray.script import PENDING_FOREVER
 from tests.integration.harness import Pool
 from tests.integration.stage import Stage
-from tests.prefect_server import PrefectServer, prefect_server
+from tests.prefect_server import PrefectServer, prefect_server, send_what_is_left
 from tests.waiting import wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/automations/pause-a-pool-without-prefect.yaml"
@@ -37,15 +36,10 @@ _SERVICES = {
 @pytest.fixture(scope="module")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     """A server that keeps events and runs automations; the other tests do without."""
-    _drain()  # Prefect's sender holds on to the server that it began with
+    send_what_is_left()  # Prefect's sender holds on to the server that it began with
     with prefect_server(tmp_path_factory.mktemp("events"), _SERVICES) as server:
         yield server
-        _drain()
-
-
-def _drain() -> None:
-    APILogWorker.drain_all(timeout=10)
-    EventsWorker.drain_all(timeout=10)
+        send_what_is_left()
 
 
 async def events_of(

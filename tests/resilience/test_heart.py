@@ -4,10 +4,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
 
 from tests.integration.harness import settings_of
+from tests.prefect_server import send_what_is_left
 from tests.resilience import faults as f
 from tests.resilience.cluster import cluster
 from tests.resilience.killable_server import KillableServer
@@ -34,10 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KillableServer]
     home = folder / "home"
     with running, settings_of(running.api_url, home, PREFECT_WORKER_QUERY_SECONDS="1"):
         yield running
-        # Prefect sends what is left when the process ends, and waits long for a server that
-        # has ended before.
-        APILogWorker.drain_all(timeout=10)
-        EventsWorker.drain_all(timeout=10)
+        send_what_is_left()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

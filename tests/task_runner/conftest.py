@@ -5,12 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
 
 from prefect_ray_worker import RayTaskRunner
 from tests.integration.harness import settings_of
-from tests.prefect_server import PrefectServer, prefect_server
+from tests.prefect_server import PrefectServer, prefect_server, send_what_is_left
 from tests.real_ray import TERMS, RealRay, real_ray
 
 
@@ -21,8 +19,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectSer
     extra = {"PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "true"}
     with prefect_server(home, extra) as server:
         yield server
-        APILogWorker.drain_all(timeout=10)
-        EventsWorker.drain_all(timeout=10)
+        send_what_is_left()
 
 
 @pytest.fixture(scope="session", autouse=True)

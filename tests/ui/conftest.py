@@ -4,12 +4,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
 
 from tests.integration.harness import settings_of
 from tests.ports import free_port
-from tests.prefect_server import PrefectServer, prefect_server
+from tests.prefect_server import PrefectServer, prefect_server, send_what_is_left
 from tests.ui.browser import Page, browser, page
 
 
@@ -22,8 +20,7 @@ def ui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServe
     extra = {"PREFECT_SERVER_UI_ENABLED": "true", "PREFECT_SERVER_UI_API_URL": url}
     with prefect_server(tmp_path_factory.mktemp("ui-server"), extra, port=port) as server:
         yield server
-        APILogWorker.drain_all(timeout=10)
-        EventsWorker.drain_all(timeout=10)
+        send_what_is_left()
 
 
 @pytest.fixture
