@@ -12,12 +12,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
+
+from tests.ports import free_ports
 
 # Every process of one Ray inherits this variable, so those that lost their parent are found too.
 _MARKER = "PRWT_TEST_RAY"
@@ -89,11 +91,13 @@ def _head(
         process = spawn(command, environment, log)
         try:
             # Somebody may take a port between our look and Ray's bind: hence more attempts.
-            if is_ready(address, process, environment):
+            if is_ready(address, process, environment, agent=ports[1]):
                 gcs, client = f"127.0.0.1:{ports[6]}", f"127.0.0.1:{ports[3]}"
                 yield RealRay(address, process.pid, temp_dir, gcs, client)
                 return
         finally:
+            if process.poll() is not None:
+                print(f"Ray ended by itself:\n{log.read_text()[-4000:]}", file=sys.stderr)
             end(process, marker=str(temp_dir))
         if attempt == _ATTEMPTS:
             raise RuntimeError(f"Ray did not start:\n{log.read_text()[-4000:]}")
@@ -166,9 +170,16 @@ def spawn(command: list[str], environment: dict[str, str], log: Path) -> subproc
 
 
 def is_ready(
-    address: str, process: subprocess.Popen[bytes], environment: Mapping[str, str]
+    address: str,
+    process: subprocess.Popen[bytes],
+    environment: Mapping[str, str],
+    *,
+    agent: int,
 ) -> bool:
-    """Wait for the dashboard; false when the head has ended or takes too long."""
+    """Wait for the dashboard and the agent; false when the head has ended or takes too long.
+
+    A node whose agent does not come up ends, and the head with it.
+    """
     token = environment.get("RAY_AUTH_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     deadline = time.monotonic() + _READY_SECONDS
@@ -176,8 +187,9 @@ def is_ready(
         while process.poll() is None and time.monotonic() < deadline:
             try:
                 if client.get(f"{address}/api/version").is_success:
+                    socket.create_connection(("127.0.0.1", agent), timeout=5).close()
                     return True
-            except httpx.TransportError:
+            except (httpx.TransportError, OSError):
                 pass
             time.sleep(0.1)
     return False
@@ -221,14 +233,3 @@ def _signal(processes: set[psutil.Process], how: str) -> None:
             getattr(process, how)()
         except psutil.NoSuchProcess:
             continue
-
-
-def free_ports(count: int) -> list[int]:
-    """Return different free ports: all are held until the last is known."""
-    with ExitStack() as held:
-        ports: list[int] = []
-        for _ in range(count):
-            holder = held.enter_context(socket.socket())
-            holder.bind(("127.0.0.1", 0))
-            ports.append(holder.getsockname()[1])
-        return ports

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from tests import real_ray
-from tests.ports import free_port
+from tests.ports import free_ports
 
 _SCRIPT = """
 import sys
@@ -61,8 +61,8 @@ class TwoNodes:
 def two_nodes() -> Iterator[TwoNodes]:
     """Run two nodes for the length of a `with` block."""
     temp_dir = Path(tempfile.mkdtemp(prefix="prwt-", dir="/tmp"))
-    dashboard = free_port()
-    ports = [str(port) for port in (dashboard, free_port(), free_port())]
+    dashboard, *agents = free_ports(3)
+    ports = [str(port) for port in (dashboard, *agents)]
     process = subprocess.Popen(
         [sys.executable, "-c", _SCRIPT, *ports, str(temp_dir)],
         env=real_ray.environment_of(temp_dir, {}),

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.real_ray import end, environment_of, free_ports, head_command, is_ready, marked, spawn
+from tests.ports import free_ports
+from tests.real_ray import end, environment_of, head_command, is_ready, marked, spawn
 
 SLOT = "slot"
 """A resource of which the head has one: whoever holds it keeps others PENDING."""
@@ -84,9 +85,8 @@ class ChaosCluster:
         ]
         environment = environment_of(self._head_marker, self._env)
         self._head = spawn(command, environment, self._folder / "ray-start.log")
-        if not is_ready(f"http://127.0.0.1:{self.port}", self._head, environment):
-            return False
-        has_started = _listens(self._head, self._ports[1])
+        address, agent = f"http://127.0.0.1:{self.port}", self._ports[1]
+        has_started = is_ready(address, self._head, environment, agent=agent)
         self._was_up |= has_started
         return has_started
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.real_ray import TERMS, RealRay, end, environment_of, free_ports
+from tests.ports import free_ports
+from tests.real_ray import TERMS, RealRay, end, environment_of
 
 _START = Path(__file__).with_name("start_node.py")
 _READY_SECONDS = 60

@@ -1,5 +1,6 @@
 """Flows that are cancelled, fail or run out of time take their tasks with them."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from prefect import flow, task
+from prefect.settings import PREFECT_API_URL
 
 from prefect_ray_worker import RayTaskRunner
 from prefect_ray_worker.task_runner.connection import signal_handlers_kept
@@ -24,8 +26,6 @@ FOREVER = 120
 
 
 def note_and(folder: Path, name: str, wait: Callable[[], Any]) -> None:
-    import os
-
     (folder / name).write_text(str(os.getpid()))
     wait()
 
@@ -204,7 +204,9 @@ if __name__ == "__main__":
 def test_sigterm_ends_flow_tasks_and_the_ray_of_its_own(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    process = subprocess.Popen([sys.executable, script, tmp_path], start_new_session=True)
+    # Without it, Prefect would start a server of its own, which outlives a process that is ended.
+    env = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value() or ""}
+    process = subprocess.Popen([sys.executable, script, tmp_path], env=env, start_new_session=True)
     try:
         (pid,) = begun(tmp_path, sleeps)
         process.send_signal(signal.SIGTERM)
