@@ -62,6 +62,7 @@ async def test_healthy_pool_is_well_and_nothing_is_left(ray_cluster: RealRay, po
     assert await jobs_of_the_doctor(ray_cluster) == []
 
 
+@pytest.mark.extra
 async def test_task_runs_on_the_other_node_and_the_head_could_be_spared(
     prefect_settings: None,
 ) -> None:

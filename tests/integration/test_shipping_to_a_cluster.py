@@ -63,6 +63,7 @@ async def test_cluster_with_prefect_alone_runs_a_deployment(
     assert "No module named 'prefect_ray_worker'" in message
 
 
+@pytest.mark.extra
 async def test_cluster_without_prefect_says_so_with_the_fix(
     prefect_settings: None, tmp_path: Path
 ) -> None:

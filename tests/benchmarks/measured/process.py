@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +41,17 @@ class Measured:
 async def start(module: str, *arguments: str, ids: list[str]) -> Measured:
     """Start a process; the ids come in a file, as a command line may be too short for them."""
     with tempfile.NamedTemporaryFile("w", suffix=".ids", delete=False) as file:
-        file.write("\n".join(ids))
+        file.write("".join(f"{i}\n" for i in [*ids, ""]))
+    return await start_with(module, *arguments, file.name)
+
+
+async def start_with(module: str, *arguments: str) -> Measured:
+    """Start a process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         f"tests.benchmarks.measured.{module}",
         *arguments,
-        file.name,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=None if os.environ.get("VERBOSE") else asyncio.subprocess.DEVNULL,
@@ -58,9 +62,15 @@ async def start(module: str, *arguments: str, ids: list[str]) -> Measured:
 
 async def claimed_runs(pool: Pool, number: int) -> list[str]:
     """Make runs that are claimed already, as Prefect's worker would find them."""
+    return [run_id async for run_id in claiming_runs(pool, number)]
+
+
+async def claiming_runs(pool: Pool, number: int) -> AsyncIterator[str]:
+    """Make such runs one by one."""
     deployment = await pool.deploy("adds")
-    create = pool.client.create_flow_run_from_deployment
-    return [str((await create(deployment, state=Pending())).id) for _ in range(number)]
+    for _ in range(number):
+        run = await pool.client.create_flow_run_from_deployment(deployment, state=Pending())
+        yield str(run.id)
 
 
 @contextmanager

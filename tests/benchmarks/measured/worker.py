@@ -2,12 +2,14 @@
 
     python -m tests.benchmarks.measured.worker <pool> <address> [at once] <file with ids of runs>
 
-On SQLite, that loop takes minutes for a hundred runs.
+On SQLite, that loop takes minutes for a hundred runs. The file may still grow: an empty line is its
+end.
 """
 
 import gc
 import math
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID
 
@@ -20,7 +22,18 @@ from tests.benchmarks.measured.meter import Meter
 _HEARTBEAT_SECONDS = 30  # the default
 
 
-async def main(pool: str, address: str, at_once: float, ids: list[str]) -> None:
+async def ids_in(file: Path) -> AsyncIterator[str]:
+    with file.open() as lines:
+        written = ""
+        while (written := written + lines.readline()) != "\n":
+            if written.endswith("\n"):
+                yield written.strip()
+                written = ""
+            else:
+                await anyio.sleep(0.1)
+
+
+async def main(pool: str, address: str, at_once: float, file: Path) -> None:
     codes: list[int] = []
     meter = Meter(lambda: len(codes))
     meter.time_callbacks()
@@ -44,11 +57,10 @@ async def main(pool: str, address: str, at_once: float, ids: list[str]) -> None:
     gc.freeze()  # as `RayWorker.start` does, which would claim runs itself
     async with worker, anyio.create_task_group() as tasks:
         tasks.start_soon(heartbeats, name="heartbeats")
-        for flow_run_id in ids:
+        async for flow_run_id in ids_in(file):
             tasks.start_soon(run, flow_run_id, name=f"run {flow_run_id}")
 
 
 if __name__ == "__main__":
     pool, address, *at_once, file = sys.argv[1:]
-    ids = Path(file).read_text().split()
-    anyio.run(main, pool, address, int(at_once[0]) if at_once else math.inf, ids)
+    anyio.run(main, pool, address, int(at_once[0]) if at_once else math.inf, Path(file))
