@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,11 +187,20 @@ def is_ready(
         while process.poll() is None and time.monotonic() < deadline:
             try:
                 if client.get(f"{address}/api/version").is_success:
-                    socket.create_connection(("127.0.0.1", agent), timeout=5).close()
-                    return True
-            except (httpx.TransportError, OSError):
+                    return listens(process, agent, within=_READY_SECONDS)
+            except httpx.TransportError:
                 pass
             time.sleep(0.1)
+    return False
+
+
+def listens(process: subprocess.Popen[bytes], port: int, *, within: float) -> bool:
+    """Wait until somebody listens on a port; false when the process has ended or takes too long."""
+    deadline = time.monotonic() + within
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return True
+        time.sleep(0.1)
     return False
 
 

@@ -2,11 +2,9 @@
 
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from tests.ports import free_ports
-from tests.real_ray import end, environment_of, head_command, is_ready, marked, spawn
+from tests.real_ray import end, environment_of, head_command, is_ready, listens, marked, spawn
 
 SLOT = "slot"
 """A resource of which the head has one: whoever holds it keeps others PENDING."""
@@ -113,7 +111,7 @@ class ChaosCluster:
         ]
         environment = environment_of(self._node_marker, self._env)
         self._node = spawn(command, environment, self._folder / "ray-node.log")
-        return _listens(self._node, ports[0])
+        return listens(self._node, ports[0], within=_READY_SECONDS)
 
     def kill_head(self) -> None:
         """Kill every process of the head's machine at once, drivers on it included."""
@@ -209,16 +207,6 @@ def _redis(port: int, folder: Path) -> "subprocess.Popen[bytes]":
     options = {"port": port, "bind": "127.0.0.1", "save": "", "dir": folder}
     command = ["redis-server", *(a for k, v in options.items() for a in (f"--{k}", str(v)))]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def _listens(process: "subprocess.Popen[bytes]", port: int) -> bool:
-    """Wait until somebody listens on a port; false when the process has ended or takes too long."""
-    until = time.monotonic() + _READY_SECONDS
-    while process.poll() is None and time.monotonic() < until:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return True
-        time.sleep(0.2)
-    return False
 
 
 def _kill(doomed: set[psutil.Process]) -> None:
