@@ -1,6 +1,7 @@
 """`JobsClient`: one method per endpoint of Ray's Jobs API, no policy beyond a request."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -21,7 +22,7 @@ from prefect_ray_worker.jobs_api.answers import (
 from prefect_ray_worker.jobs_api.connection import Connection
 from prefect_ray_worker.jobs_api.http import open_http
 from prefect_ray_worker.jobs_api.models import ClusterVersion, JobDetails, JobSubmitRequest
-from prefect_ray_worker.jobs_api.records import Wanted, read_records
+from prefect_ray_worker.jobs_api.records import RecordReader, Wanted
 from prefect_ray_worker.jobs_api.resources import NodesAnswer, StatusAnswer, combined
 
 # Ray answers a submission only after its head agent took it, which waits up to 10 s for an
@@ -30,8 +31,11 @@ _SUBMIT_TIMEOUT = httpx.Timeout(60, connect=5)
 _TIMEOUT = httpx.Timeout(30, connect=5)
 # Ray answers with 100 unless it is asked for more, and with 10,000 at most.
 _MOST_NODES = 10_000
+# Of a list: what a thread decodes in some milliseconds.
+_CHUNK = 256 * 1024
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8)
 
+Method = Literal["GET", "POST", "PUT", "DELETE"]
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
 
@@ -119,13 +123,21 @@ class JobsClient:
         Args:
             wanted: Says of a raw record whether it is of interest, in another thread.
         """
-        response = await self._request("GET", "/api/jobs/")
-        try:
-            return await anyio.to_thread.run_sync(read_records, response.content, wanted)
-        except ValueError as exc:
-            raise _counted(
-                error_from_unusable_body(response, address=self.connection.address, effect="safe")
-            ) from exc
+        reader = RecordReader(wanted)
+        beginning = b""
+        async with self._opened("GET", "/api/jobs/") as response:
+            try:
+                async for chunk in response.aiter_bytes(_CHUNK):
+                    beginning = beginning or chunk
+                    await anyio.to_thread.run_sync(reader.feed, chunk)
+                return await anyio.to_thread.run_sync(reader.close)
+            except ValueError as exc:
+                shown = httpx.Response(
+                    response.status_code,
+                    headers={"content-type": response.headers.get("content-type", "")},
+                    content=beginning,
+                )
+                raise self._unusable(shown) from exc
 
     async def stop(self, submission_id: str) -> bool:
         """Ask Ray to stop a job (`POST /api/jobs/{id}/stop`).
@@ -162,8 +174,7 @@ class JobsClient:
             return False
         # Ray 2.60 answers with nothing, a login proxy with a page.
         if response.content.lstrip().startswith(b"<"):
-            address = self.connection.address
-            raise _counted(error_from_unusable_body(response, address=address, effect="safe"))
+            raise self._unusable(response)
         return True
 
     async def put_package(self, name: str, content: bytes) -> None:
@@ -186,29 +197,48 @@ class JobsClient:
 
     async def _request(
         self,
-        method: Literal["GET", "POST", "PUT", "DELETE"],
+        method: Method,
         path: str,
         *,
         json: dict[str, Any] | None = None,
         content: bytes | None = None,
         effect: Effect = "safe",
-        timeout: httpx.Timeout = _TIMEOUT,  # noqa: ASYNC109 (httpx's own, phase by phase)
+        timeout: httpx.Timeout | None = None,  # noqa: ASYNC109 (httpx's own, phase by phase)
     ) -> httpx.Response:
+        async with self._opened(
+            method, path, json=json, content=content, effect=effect, timeout=timeout
+        ) as response:
+            await response.aread()
+        return response
+
+    @asynccontextmanager
+    async def _opened(
+        self,
+        method: Method,
+        path: str,
+        *,
+        json: dict[str, Any] | None = None,
+        content: bytes | None = None,
+        effect: Effect = "safe",
+        timeout: httpx.Timeout | None = None,  # noqa: ASYNC109 (httpx's own, phase by phase)
+    ) -> AsyncGenerator[httpx.Response, None]:
+        """Ask, and give out an answer whose body is still to be read, while the context is open."""
         if self._http is None:
             raise RuntimeError("Use JobsClient as an async context manager.")
         address = self.connection.address
         try:
-            response = await self._http.request(
-                method, path, json=json, content=content, timeout=timeout
-            )
+            async with self._http.stream(
+                method, path, json=json, content=content, timeout=timeout or _TIMEOUT
+            ) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise _counted(error_from_response(response, address=address, effect=effect))
+                yield response
         except (httpx.LocalProtocolError, UnicodeEncodeError):
             # `from None`: the cause quotes the header, and a traceback would show it.
             raise _counted(error_from_illegal_header(address=address)) from None
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
             raise _counted(error_from_transport(exc, address=address, effect=effect)) from exc
-        if not response.is_success:
-            raise _counted(error_from_response(response, address=address, effect=effect))
-        return response
 
     def _parse(
         self, response: httpx.Response, parser: Callable[[bytes], T], *, effect: Effect = "safe"
@@ -216,9 +246,11 @@ class JobsClient:
         try:
             return parser(response.content)
         except ValidationError as exc:
-            raise _counted(
-                error_from_unusable_body(response, address=self.connection.address, effect=effect)
-            ) from exc
+            raise self._unusable(response, effect) from exc
+
+    def _unusable(self, response: httpx.Response, effect: Effect = "safe") -> JobsApiError:
+        address = self.connection.address
+        return _counted(error_from_unusable_body(response, address=address, effect=effect))
 
 
 def _counted(error: E) -> E:

@@ -20,7 +20,7 @@ from prefect_ray_worker.identity import DELETE_AFTER_KEY, run_of_job
 from prefect_ray_worker.jobs_api.backoff import jittered
 from prefect_ray_worker.jobs_api.client import JobsClient
 from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.models import JobDetails
+from prefect_ray_worker.jobs_api.models import TERMINAL_STATUSES, JobDetails
 from prefect_ray_worker.recovery.ownership import heir
 from prefect_ray_worker.watching.clusters import Clusters
 
@@ -93,11 +93,16 @@ class Sweeper:
         online = await self._flow_runs.online_workers(pool.name)
         limiter = anyio.CapacityLimiter(_AT_ONCE)
 
-        def is_mine(record: dict[str, Any]) -> bool:
+        def is_for_me(record: dict[str, Any]) -> bool:
+            # Of the raw records: those of jobs that ended and stay can be very many.
             run_id = run_of_job(pool.id, record.get("metadata"))
-            return run_id is not None and heir(run_id, online) == self._name
+            return (
+                run_id is not None
+                and (record.get("status") not in TERMINAL_STATUSES or _is_due(record))
+                and heir(run_id, online) == self._name
+            )
 
-        jobs = await client.list(is_mine)
+        jobs = await client.list(is_for_me)
         # Read after the jobs, so that a run which is not in it had begun before.
         goes_on = any(not job.is_terminal for job in jobs)
         active = await self._flow_runs.active(pool.id) if goes_on else {}
@@ -115,7 +120,7 @@ class Sweeper:
                 tasks.start_soon(tidy, job)
 
     async def _delete(self, client: JobsClient, job: JobDetails) -> None:
-        if _is_due(job) and job.submission_id is not None:
+        if job.submission_id is not None:
             with _trying(job.submission_id):
                 await client.delete(job.submission_id)
 
@@ -138,12 +143,10 @@ def _trying(submission_id: str) -> Generator[None, None, None]:
         _log.debug("%s is left for the next look: %s", submission_id, exc)
 
 
-def _is_due(job: JobDetails) -> bool:
+def _is_due(record: dict[str, Any]) -> bool:
     try:
-        stay = float(str((job.metadata or {})[DELETE_AFTER_KEY]))
-    except (KeyError, ValueError):
+        stay = float(str(record["metadata"][DELETE_AFTER_KEY]))
+        ended = float(record["end_time"]) / _MILLISECONDS
+    except (KeyError, TypeError, ValueError):
         return False
-    if job.end_time is None:
-        return False
-    ended = datetime.now(UTC).timestamp() - job.end_time / _MILLISECONDS
-    return ended >= max(stay, _SHORTEST_STAY_SECONDS)
+    return datetime.now(UTC).timestamp() - ended >= max(stay, _SHORTEST_STAY_SECONDS)

@@ -8,7 +8,7 @@ import anyio
 import httpx
 import pytest
 
-from prefect_ray_worker.jobs_api.client import JobsClient
+from prefect_ray_worker.jobs_api import client
 from prefect_ray_worker.jobs_api.connection import Connection
 from prefect_ray_worker.jobs_api.tokens import TokenSource
 from prefect_ray_worker.watching.clusters import Cluster, Clusters
@@ -23,7 +23,6 @@ LONGEST_PAUSE = INTERVAL * 1.2
 MANY = 200
 LIST = r"/api/jobs/$"
 ONE = r"/api/jobs/.+"
-TIMEOUTS = JobsClient._request.__kwdefaults__ or {}
 
 
 @pytest.fixture
@@ -236,7 +235,7 @@ async def test_one_job_that_cannot_be_read_does_not_hide_the_others(
 async def test_a_head_that_hangs_is_unreachable_and_asked_once(
     ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(TIMEOUTS, "timeout", httpx.Timeout(0.5))
+    monkeypatch.setattr(client, "_TIMEOUT", httpx.Timeout(0.5))
     async with watching(ray) as cluster:
         with ExitStack() as stack:
             watch = many(stack, ray, cluster)[0]
@@ -253,7 +252,7 @@ async def test_a_head_that_hangs_is_unreachable_and_asked_once(
 async def test_one_look_up_that_hangs_does_not_hold_up_the_others(
     ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(TIMEOUTS, "timeout", httpx.Timeout(2))
+    monkeypatch.setattr(client, "_TIMEOUT", httpx.Timeout(2))
     async with watching(ray) as cluster:
         with ExitStack() as stack:
             ray.faults.add(Fault("GET", "/j0$", kind=Kind.HANG, times=None))
