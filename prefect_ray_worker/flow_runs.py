@@ -245,7 +245,8 @@ class FlowRuns:
         run = await self.read(flow_run_id)
         if run is None or run.deployment_id is None or not _may_crash(run, rename=False):
             return False
-        used = _infrastructure_retries(await self.states(flow_run_id))
+        history = await self.states(flow_run_id)
+        used = _infrastructure_retries(history)
         if used >= allowed:
             return False
         if run.empirical_policy.retry_type == "in_process":
@@ -259,7 +260,7 @@ class FlowRuns:
             scheduled_time=datetime.now(UTC) + timedelta(seconds=delay),
             message=f"Infrastructure retry {used + 1} of {allowed}. {message}",
         )
-        return await self._propose(flow_run_id, state, force=False)
+        return await self._propose(flow_run_id, state, force=False, unless_after=history[-1].id)
 
     async def active(self, work_pool_id: UUID) -> dict[UUID, ActiveRun]:
         """Return the runs of a work pool that an attempt has begun on and not ended."""
@@ -280,15 +281,40 @@ class FlowRuns:
         last = max([run.state.timestamp, *(log.timestamp for log in logs)])
         return datetime.now(UTC) - last < timedelta(seconds=within)
 
-    async def _propose(self, flow_run_id: UUID, state: State[Any], *, force: bool) -> bool:
+    async def _propose(
+        self,
+        flow_run_id: UUID,
+        state: State[Any],
+        *,
+        force: bool,
+        unless_after: UUID | None = None,
+    ) -> bool:
+        """Propose a state; say whether the run has been given it.
+
+        Args:
+            flow_run_id: The run.
+            state: The state.
+            force: Whether the server is to leave out its rules.
+            unless_after: The state that the run has now, where proposing twice would do harm:
+                should the answer get lost, what the server has done of it is read back.
+        """
+        asked = False
+
+        async def propose() -> bool:
+            nonlocal asked
+            if asked and unless_after is not None:
+                run = await self._client.read_flow_run(flow_run_id)
+                if run.state_id != unless_after:
+                    return run.state is not None and run.state.message == state.message
+            asked = True
+            granted = await propose_state(self._client, state, flow_run_id=flow_run_id, force=force)
+            return granted.type == state.type
+
         try:
-            result = await self._patiently(
-                lambda: propose_state(self._client, state, flow_run_id=flow_run_id, force=force)
-            )
+            return await self._patiently(propose)
         except (Abort, ObjectNotFound):
             # Somebody else has settled the run, or deleted it: both end our interest in it.
             return False
-        return result.type == state.type
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         backoff = Backoff()

@@ -1,11 +1,16 @@
 """`infrastructure_retries`: another attempt, once the former has ended, and never for the flow."""
 
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
-from prefect.client.schemas.objects import StateType
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import State, StateType
+from prefect.utilities.engine import propose_state
 
+from prefect_ray_worker import flow_runs
 from prefect_ray_worker.attempts import closer
 from prefect_ray_worker.identity import INFRASTRUCTURE_RETRY
 from tests.fake_ray import FakeJob
@@ -92,3 +97,36 @@ async def test_cancelling_while_it_waits_for_its_retry(
         await stage.pool.cancel(run_id)
         await stage.ends(run_id, StateType.CANCELLED)
     assert stage.jobs_of(run_id) == [job]
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_retry_is_counted_once_although_the_answer_to_it_was_lost(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
+    """Nor is the state of the next attempt undone, if that has begun meanwhile."""
+    async with stage.pool.working():
+        run_id = await stage.start(infrastructure_retries=2)
+        jobs: list[FakeJob] = []
+        first = await next_job(stage, run_id, jobs)
+
+        async def lose_the_answer(client: PrefectClient, state: State, **more: Any) -> State:
+            granted = await propose_state(client, state, **more)
+            if state.name == INFRASTRUCTURE_RETRY and not lost:
+                lost.append(granted)
+                if goes_on:
+                    await next_job(stage, run_id, jobs)
+                raise httpx.ReadError("the answer was lost")
+            return granted
+
+        lost: list[State] = []
+        monkeypatch.setattr(flow_runs, "propose_state", lose_the_answer)
+        kill_supervisor(first)
+        if not goes_on:
+            await next_job(stage, run_id, jobs)
+        await wait_until(lambda: len(jobs) == 2, timeout=30, description="the second attempt")
+        await stage.play(run_id, StateType.COMPLETED)
+        jobs[-1].set("SUCCEEDED")
+        await stage.ends(run_id, StateType.COMPLETED)
+    states = await stage.pool.client.read_flow_run_states(run_id)
+    assert sum(state.name == INFRASTRUCTURE_RETRY for state in states) == 1
+    assert len(jobs) == 2
