@@ -4,6 +4,7 @@ Prefect's own model of a flow run takes half a millisecond to build: for a thous
 seconds, that would be the most expensive thing that a worker does.
 """
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -68,9 +69,12 @@ async def active_runs(client: PrefectClient, work_pool_id: UUID) -> dict[UUID, A
             "name": FlowRunFilterStateName(any_=["AwaitingRetry"]),
         }
     )
-    records = await _of_pool(client, work_pool_id, goes_on)
-    runs = (_active(record) for record in records.values())
-    return {run.id: run for run in runs if run is not None}
+    found: dict[UUID, ActiveRun] = {}
+    async for page in _of_pool(client, work_pool_id, goes_on):
+        # Page by page: for a thousand runs at once, the event loop would stand still.
+        runs = [_active(record) for record in page]
+        found |= {run.id: run for run in runs if run is not None}
+    return found
 
 
 async def cancelling_runs(client: PrefectClient, work_pool_id: UUID) -> set[UUID]:
@@ -81,7 +85,8 @@ async def cancelling_runs(client: PrefectClient, work_pool_id: UUID) -> set[UUID
         work_pool_id: The pool.
     """
     cancelling = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING]))
-    return {UUID(id_) for id_ in await _of_pool(client, work_pool_id, cancelling)}
+    pages = _of_pool(client, work_pool_id, cancelling)
+    return {UUID(record["id"]) async for page in pages for record in page}
 
 
 def type_in_effect(state: StateType, retry_type: str | None) -> StateType:
@@ -117,7 +122,7 @@ def _active(record: dict[str, Any]) -> ActiveRun | None:
 
 async def _of_pool(
     client: PrefectClient, work_pool_id: UUID, state: FlowRunFilterState
-) -> dict[str, dict[str, Any]]:
+) -> AsyncIterator[list[dict[str, Any]]]:
     pool = WorkPoolFilter(id=WorkPoolFilterId(any_=[work_pool_id]))
     body = {
         "flow_runs": FlowRunFilter(state=state).model_dump(mode="json", exclude_unset=True),
@@ -125,11 +130,12 @@ async def _of_pool(
         "sort": FlowRunSort.ID_DESC.value,
         "limit": _PAGE,
     }
-    found: dict[str, dict[str, Any]] = {}
+    found: set[str] = set()
     while True:
         asked = {**body, "offset": len(found)}
         page = (await client.request("POST", "/flow_runs/filter", json=asked)).json()
+        yield page
         known = len(found)
-        found |= {record["id"]: record for record in page}
+        found |= {record["id"] for record in page}
         if len(page) < _PAGE or len(found) == known:
-            return found
+            return

@@ -1,6 +1,5 @@
 """`RayWorker`: what Prefect calls. It wires the rooms together and translates their errors."""
 
-import gc
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from prefect_ray_worker.cancellation import Stopping, stop_and_confirm
 from prefect_ray_worker.configuration import RayJobConfiguration
 from prefect_ray_worker.flow_run_logs import LogSink, PrefectLogs
 from prefect_ray_worker.flow_runs import FlowRuns
+from prefect_ray_worker.garbage import spare_what_is_imported
 from prefect_ray_worker.identity import InfrastructurePid
 from prefect_ray_worker.local_cluster.state import state_directory
 from prefect_ray_worker.recovery.ownership import Worker
@@ -79,9 +79,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         printer: "Callable[..., None]" = print,
     ) -> None:
         """Work until told to stop, as Prefect's own worker does; its loop is this process's job."""
-        # What is imported by now stays. Without this, Python looks through all of it again and
-        # again for garbage, and for 0.1 s each time nothing else happens.
-        gc.freeze()
+        spare_what_is_imported()
         await super().start(run_once, with_healthcheck, printer)
 
     async def setup(self) -> None:

@@ -10,6 +10,7 @@ import anyio.abc
 
 from prefect_ray_worker.attempts.attempt import Attempt
 from prefect_ray_worker.attempts.follower import Follower
+from prefect_ray_worker.garbage import SparedRuns
 from prefect_ray_worker.outcome import UNTOUCHED, Outcome
 
 _log = logging.getLogger("prefect.workers.ray.followed")
@@ -28,6 +29,7 @@ class FollowedRuns:
         self._submitting: dict[str, int] = {}
         self._in_hand: set[UUID] = set()
         self._interrupted: list[Attempt] = []
+        self._spared = SparedRuns()
         self._tasks: anyio.abc.TaskGroup | None = None
 
     def __contains__(self, job_id: object) -> bool:
@@ -99,6 +101,7 @@ class FollowedRuns:
         settled = UNTOUCHED
         with anyio.CancelScope() as scope:
             self._followers[job_id] = (follower, scope)
+            self._spared.one_more(len(self._followers))
             try:
                 settled = await follower.follow()
             except anyio.get_cancelled_exc_class():

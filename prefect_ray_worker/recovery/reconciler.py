@@ -14,6 +14,7 @@ from functools import partial
 from uuid import UUID
 
 import anyio
+from anyio.lowlevel import checkpoint
 from prefect.client.schemas.objects import FlowRun, StateType, WorkPool
 
 from prefect_ray_worker.active_runs import ActiveRun
@@ -146,6 +147,7 @@ class Reconciler:
             return  # just started, or asleep for long: the next heartbeat puts that right
         to_take: list[tuple[ActiveRun, str]] = []
         for run in runs.values():
+            await checkpoint()  # there may be thousands, and most take no request
             with _going_on_without(run.id):
                 job_id = await self._examine(api, run, online)
                 to_take += [(run, job_id)] if job_id is not None else []
