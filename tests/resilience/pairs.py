@@ -13,6 +13,7 @@ from tests.resilience.stages import CANCELLING, FINISHING, PENDING, RUNNING, SUB
 COMPLETED, CRASHED, CANCELLED = StateType.COMPLETED, StateType.CRASHED, StateType.CANCELLED
 _ON_NODE: dict[str, Any] = {"entrypoint_resources": {NODE: 1}}
 _ONE_RETRY: dict[str, Any] = {"infrastructure_retries": 1}
+_SOON: dict[str, Any] = {"start_timeout_seconds": 45}
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,12 @@ class Pair:
     @property
     def name(self) -> str:
         """How it is called on the command line."""
-        retried = ", infrastructure_retries: 1" if self.variables == _ONE_RETRY else ""
-        return f"{self.fault.name} / {self.stage.name}{retried}"
+        return ", ".join([f"{self.fault.name} / {self.stage.name}", *self.options])
+
+    @property
+    def options(self) -> list[str]:
+        """The job variables that are what the pair is about; where it runs is the fault's."""
+        return [f"{k}: {v}" for k, v in self.variables.items() if self.variables != _ON_NODE]
 
 
 PAIRS = (
@@ -82,7 +87,15 @@ PAIRS = (
     Pair(f.HEAD_RESTARTED, RUNNING, CRASHED, says="lost"),
     Pair(f.HEAD_RESTARTED, CANCELLING, CANCELLED),
     Pair(f.HEAD_RESTARTED_NODE, RUNNING, CRASHED, says="lost", variables=_ON_NODE),
-    Pair(f.HEAD_WITH_REDIS, PENDING, COMPLETED, within=180),
+    Pair(
+        f.HEAD_WITH_REDIS,
+        PENDING,
+        CRASHED,
+        0,
+        says="start_timeout_seconds",
+        variables=_SOON,
+        within=300,
+    ),
     Pair(f.HEAD_WITH_REDIS, RUNNING, CRASHED, within=180),
     Pair(f.HEAD_WITH_REDIS_NODE, RUNNING, COMPLETED, variables=_ON_NODE, within=180),
     Pair(f.HEAD_WITH_REDIS_NODE, CANCELLING, CANCELLED, variables=_ON_NODE, within=180),

@@ -129,10 +129,9 @@ What is not in the table, and why:
 
 def _row(pair: Pair, row: Row) -> str:
     settled = "-" if row.settled is None else f"{row.settled:.0f} s"
-    options = " (`infrastructure_retries: 1`)" if pair.executions > 1 else ""
     cells = (
         pair.fault.name,
-        pair.stage.name + options,
+        " ".join([pair.stage.name, *(f"(`{option}`)" for option in pair.options)]),
         row.state,
         str(row.executions),
         str(row.hooks),
