@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 import anyio.to_thread
 import httpx
@@ -38,6 +38,13 @@ _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8)
 Method = Literal["GET", "POST", "PUT", "DELETE"]
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
+
+
+class _Options(TypedDict, total=False):
+    json: dict[str, Any]
+    content: bytes
+    effect: Effect
+    timeout: httpx.Timeout
 
 
 class _Submitted(BaseModel):
@@ -196,18 +203,9 @@ class JobsClient:
         return combined(nodes, status)
 
     async def _request(
-        self,
-        method: Method,
-        path: str,
-        *,
-        json: dict[str, Any] | None = None,
-        content: bytes | None = None,
-        effect: Effect = "safe",
-        timeout: httpx.Timeout | None = None,  # noqa: ASYNC109 (httpx's own, phase by phase)
+        self, method: Method, path: str, **options: Unpack[_Options]
     ) -> httpx.Response:
-        async with self._opened(
-            method, path, json=json, content=content, effect=effect, timeout=timeout
-        ) as response:
+        async with self._opened(method, path, **options) as response:
             await response.aread()
         return response
 

@@ -63,12 +63,12 @@ async def report(worker: Measured, runs: int, progress: Progress) -> None:
     for part in range(1, _PARTS + 1):
         wanted = runs * part // _PARTS
 
-        with anyio.fail_after(_PART_WITHIN):
-            while True:
-                size = await progress.look(worker)
-                if progress.settled >= wanted:
-                    break
-                await anyio.sleep(0.5)
+        async def settled(wanted: int = wanted) -> float | None:
+            size = await progress.look(worker)
+            return size if progress.settled >= wanted else None
+
+        size = await wait_until(settled, timeout=_PART_WITHIN, description=f"{wanted} runs")
+        assert size is not None
         sizes.append(size)
         print(f"  {wanted:6} runs settled: {sizes[-1]:6.1f} MB", flush=True)
     print(f"Growth from {runs // _PARTS} runs to {runs}: {sizes[-1] - sizes[0]:+.1f} MB")
