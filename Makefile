@@ -53,7 +53,7 @@ check: $(VENV)/.dev ## Run ruff, pyright and the import contracts
 docs: $(VENV)/.docs ## Write the generated pages anew, and build the site into site/; fails for a broken link
 	$(BIN)/python docs/reference/generate.py
 	$(BIN)/python deployment-templates/work-pool/generate.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Remove the virtual environment and everything generated
 	rm -rf $(VENV) site dist .quickstart .pytest_cache .ruff_cache .import_linter_cache

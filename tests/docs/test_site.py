@@ -57,5 +57,5 @@ def test_site_is_built_and_a_broken_link_is_not(tmp_path: Path) -> None:
 
 
 def _build(folder: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
