@@ -169,6 +169,19 @@ def new_run_id() -> UUID:
     return uuid7()
 
 
+def raise_if_suspended() -> None:
+    """Stop the flow here if its run was asked to suspend itself.
+
+    Every future of Prefect's does so after it has waited (`prefect/_flow_run_suspension.py`,
+    3.8.8). A Prefect that does not know this way to suspend needs nothing.
+    """
+    try:
+        from prefect._flow_run_suspension import raise_if_flow_run_suspension_requested
+    except ImportError:
+        return
+    raise_if_flow_run_suspension_requested()
+
+
 def crashed_state(exc: BaseException) -> "State[Any]":
     """Return the state that the engine gives a run that ended by this exception (3.8.8)."""
     from prefect._internal.states import exception_to_crashed_state_sync

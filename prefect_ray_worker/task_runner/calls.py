@@ -1,8 +1,9 @@
 """`Caller`: turns submits into calls of Ray's."""
 
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -12,25 +13,30 @@ from prefect.tasks import Task
 
 from prefect_ray_worker.errors import Unpicklable
 from prefect_ray_worker.task_runner.futures import ArrivedFuture, RayTaskFuture
-from prefect_ray_worker.task_runner.inputs import Inputs
+from prefect_ray_worker.task_runner.inputs import Dependencies, Inputs, Source
 from prefect_ray_worker.task_runner.options import DEFAULTS, options_for, to_inherit
+from prefect_ray_worker.task_runner.outcomes import Outcome
 from prefect_ray_worker.task_runner.parcels import Blob, Parcel, dumps, pack
 from prefect_ray_worker.task_runner.surroundings import Surroundings
 from prefect_ray_worker.task_runner.unpicklable import culprit
 
 _RETURNS = 3
+_NOTHING: dict[str, Any] = {}
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Flight:
     """A task run between its submit and its landing.
+
+    Thousands may wait for their turn: what all tasks have alike is not kept for each.
 
     Attributes:
         task: The task.
         future: What the user holds.
-        inputs: Its parameters and upstream runs.
+        sources: What comes through the slots of its parameters.
+        with_result: The slots whose result is wanted, and not only that they are done.
+        dependencies: What Prefect draws as its upstream runs, for each parameter.
         remote: The function of Ray's with the run's options.
-        name: What Ray calls it, in its dashboard and timeline.
         surroundings: Of its flow run.
         blob: The pickled task.
         parameters: Parcel of the parameters.
@@ -46,20 +52,26 @@ class Flight:
 
     task: Task[Any, Any]
     future: RayTaskFuture[Any]
-    inputs: Inputs
+    sources: tuple[Source, ...]
+    with_result: frozenset[int]
+    dependencies: Dependencies
     remote: Any
-    name: str
     surroundings: Blob
     blob: Blob
     parameters: Parcel
     wait_for: Parcel | None
     circumstances: bytes
     inherited: dict[str, Any]
-    tags: set[str]
+    tags: AbstractSet[str]
     flow_run_id: UUID | None
     mail_ref: Any = None
     infra_retries: int = 0
-    given: list[RayTaskFuture[Any]] = field(default_factory=list[RayTaskFuture[Any]])
+    given: Sequence[RayTaskFuture[Any]] = ()
+
+    @property
+    def name(self) -> str:
+        """What Ray calls it, in its dashboard and timeline."""
+        return f"{self.task.name} {self.future.task_run_id}"
 
     @property
     def has_lost_upstream(self) -> bool:
@@ -75,14 +87,15 @@ class Flight:
         from prefect_ray_worker.task_runner.execution import Call
 
         arguments: list[Any] = []
-        self.given = []
-        slots = [self._slot(i, source, arguments) for i, source in enumerate(self.inputs.sources)]
+        given: list[RayTaskFuture[Any]] = []
+        slots = [self._slot(i, source, arguments, given) for i, source in enumerate(self.sources)]
+        self.given = given
         call = Call(
             task_run_id=self.future.task_run_id,
             parameters=self.parameters,
             wait_for=self.wait_for,
             slots=slots,
-            dependencies=self.inputs.dependencies,
+            dependencies=self.dependencies,
             context=self.circumstances,
             inherited=self.inherited,
         )
@@ -95,24 +108,33 @@ class Flight:
             raise ValueError(f"remote_options of {self.name!r}: {exc}") from exc
         self.future.outcome_ref, self.future.result_ref = outcome, result
 
-    def _slot(self, index: int, source: Any, arguments: list[Any]) -> Any:
+    def _slot(
+        self, index: int, source: Any, arguments: list[Any], given: list[RayTaskFuture[Any]]
+    ) -> Any:
         if not hasattr(source, "task_run_id") and not isinstance(source, State):
             arguments.append(source)
             return "reference", len(arguments) - 1
         if isinstance(source, RayTaskFuture) and source.is_in_ray:
-            self.given.append(source)
-            arguments.append(source.outcome_ref)
-            outcome, result = len(arguments) - 1, None
-            if index in self.inputs.with_result:
-                arguments.append(source.result_ref)
-                result = len(arguments) - 1
-            return "run", source.task_run_id, outcome, result
+            given.append(source)
+            return self._run_slot(index, source, arguments)
         if isinstance(source, State):
             return "parcel", pack(source)
         source.wait()  # it is done: without this, Prefect's own futures ask the API for their state
         if isinstance(source, PrefectFlowRunFuture):
             return "parcel", pack(source.state)
         return "parcel", pack(ArrivedFuture(source.task_run_id, source.state))
+
+    def _run_slot(self, index: int, source: RayTaskFuture[Any], arguments: list[Any]) -> Any:
+        # In this order: the reference goes when the outcome has come.
+        end = source.outcome_ref or source.outcome
+        if not isinstance(end, Outcome):
+            arguments.append(end)
+            end = len(arguments) - 1
+        result = None
+        if index in self.with_result:
+            arguments.append(source.result_ref)
+            result = len(arguments) - 1
+        return "run", source.task_run_id, end, result
 
 
 class Caller:
@@ -137,12 +159,14 @@ class Caller:
         from prefect.context import FlowRunContext, TagsContext
 
         flow_run = FlowRunContext.get()
+        tags = TagsContext.get().current_tags
         return Flight(
             task=task,
             future=future,
-            inputs=inputs,
+            sources=tuple(inputs.sources),
+            with_result=frozenset(inputs.with_result),
+            dependencies=inputs.dependencies or _NOTHING,
             remote=self.remote(options_for(task)),
-            name=f"{task.name} {future.task_run_id}",
             surroundings=self._surroundings.here(),
             blob=self._pickled(task),
             parameters=_packed(task, inputs.parameters),
@@ -150,8 +174,8 @@ class Caller:
             circumstances=self._surroundings.circumstances(
                 task, future.task_run_id, inputs.upstream
             ),
-            inherited=to_inherit(),
-            tags={*task.tags, *(TagsContext.get().current_tags)},
+            inherited=to_inherit() or _NOTHING,
+            tags=task.tags | tags if tags else task.tags,
             flow_run_id=flow_run.flow_run.id if flow_run and flow_run.flow_run else None,
         )
 

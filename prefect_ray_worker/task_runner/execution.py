@@ -3,6 +3,7 @@
 import socket
 from asyncio import CancelledError
 from contextvars import Context
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -16,12 +17,9 @@ from prefect_ray_worker.task_runner.futures import ArrivedFuture
 from prefect_ray_worker.task_runner.inputs import arrive
 from prefect_ray_worker.task_runner.mail import Mail, mailbox
 from prefect_ray_worker.task_runner.options import inherit
-from prefect_ray_worker.task_runner.outcomes import Outcome
+from prefect_ray_worker.task_runner.outcomes import NOT_LOADED, Outcome
 from prefect_ray_worker.task_runner.parcels import Blob, Parcel, unpack
 from prefect_ray_worker.task_runner.process import Interrupts, TaskProcess
-
-NOT_LOADED = "NotLoaded"
-"""Name of the state of a run that Prefect does not know of: its task could not be loaded."""
 
 
 class Call:
@@ -31,8 +29,8 @@ class Call:
         task_run_id: The run.
         parameters: Parcel of the parameters, with placeholders.
         wait_for: Parcel of what it waits for, with placeholders, or None.
-        slots: Where each slot's content is: positions in the arguments of outcome and result, or
-            a parcel.
+        slots: What each slot's content is: the outcome of a run, or its position in the arguments,
+            and the position of its result; or a parcel.
         dependencies: The upstream runs, for Prefect.
         context: What differs between submits: tags, parent task run, assets.
         inherited: Options of Ray for nested submits.
@@ -135,11 +133,10 @@ def _engine_arguments(
 
 def _arrival(slot: Any, arguments: tuple[Any, ...]) -> Any:
     match slot:
-        case ("run", UUID() as task_run_id, int() as outcome, int() as result):
-            parcel = arguments[result]
-            return ArrivedFuture(task_run_id, arguments[outcome].restore(lambda: unpack(parcel)))
-        case ("run", UUID() as task_run_id, int() as outcome, None):
-            return ArrivedFuture(task_run_id, arguments[outcome].restore(None))
+        case ("run", UUID() as task_run_id, end, result):
+            outcome: Outcome = end if isinstance(end, Outcome) else arguments[end]
+            load = None if result is None else partial(unpack, arguments[result])
+            return ArrivedFuture(task_run_id, outcome.restore(load))
         case ("reference", int() as position):
             return arguments[position]
         case _:

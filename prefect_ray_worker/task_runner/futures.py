@@ -8,55 +8,95 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import State
 from prefect.exceptions import CrashedRun
-from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectTaskRunFuture
+from prefect.futures import PrefectFuture, PrefectTaskRunFuture
+from prefect.logging import get_logger
 from prefect.states import Crashed
 from prefect.utilities.engine import link_state_to_task_run_result
 
+from prefect_ray_worker._prefect_compat import raise_if_suspended
 from prefect_ray_worker.task_runner.outcomes import Outcome, RemoteRecord
 from prefect_ray_worker.task_runner.parcels import unpack
 from prefect_ray_worker.task_runner.reasons import describe
 
 R = TypeVar("R")
 
+_log = get_logger("task_runner.ray")
 
-class RayTaskFuture(PrefectConcurrentFuture[R], Generic[R]):
+
+class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
     """The future of a task run on the cluster.
 
-    Waiting for it brings its state here; its result stays in the cluster until `result()`, or
-    the result of `state`, is asked for. Pickled, it becomes a future of the same run in the other
-    process.
+    Waiting for it brings word of its end here. Its state is put together when somebody looks at
+    it, and its result stays in the cluster until `result()`, or the result of `state`, is asked
+    for: a flow that maps over many items holds a future of each. Pickled, it becomes a future of
+    the same run in the other process.
 
     Args:
         task_run_id: The run.
-        wrapped_future: Resolves with the final state.
     """
 
-    def __init__(
-        self, task_run_id: UUID, wrapped_future: "concurrent.futures.Future[Any] | None" = None
-    ) -> None:
-        self._ending: concurrent.futures.Future[Any] = wrapped_future or concurrent.futures.Future()
-        super().__init__(task_run_id, self._ending)
-        # Of Ray: the outcome, the result and the mail. None before Ray has the task, and when it
-        # has lost it.
+    # One for all, and held for a moment only: a lock of its own would be a good part of a future.
+    # A signal handler may cancel tasks in a thread that has it.
+    _changing = threading.RLock()
+
+    def __init__(self, task_run_id: UUID) -> None:
+        super().__init__(task_run_id)
+        # Of Ray: the outcome until it is here, the result, None where Ray has lost it.
         self.outcome_ref: Any = None
         self.result_ref: Any = None
+        self._outcome: Outcome | None = None
+        self._is_done = False
+        self._is_used = False
+        self._waiters: list[Callable[[PrefectFuture[R]], None]] | None = None
 
     @property
     def is_in_ray(self) -> bool:
-        """Whether Ray can make other tasks wait for this one."""
-        return self.outcome_ref is not None
+        """Whether other tasks can have its result from Ray, when it has ended at the latest."""
+        return self.outcome_ref is not None or self._outcome is not None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What the task's process has said of its end, once it is here."""
+        return self._outcome
 
     @property
     def is_done(self) -> bool:
         """Whether the final state is known here."""
-        return self._ending.done()
+        return self._is_done
 
     @property
     def state(self) -> State[Any]:
         """The run's state: the final one if it is known here, else what the API says."""
-        if self._final_state is None and self._ending.done():
-            self._final_state = self._ending.result()
+        outcome = self._outcome
+        if self._final_state is None and outcome is not None:
+            self._final_state = outcome.restore(self.load)
         return super().state
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the end of the run; return also when `timeout`, in seconds, is over."""
+        self._has_ended_within(timeout)
+        raise_if_suspended()
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
+        """Wait for the end of the run and return its result.
+
+        Args:
+            timeout: How long to wait, in seconds.
+            raise_on_failure: Whether to raise its exception; otherwise it is returned.
+
+        Raises:
+            TimeoutError: The run has not ended in time.
+            CrashedRun: Its process or its result was lost.
+            Exception: Whatever the task has raised.
+        """
+        has_ended = self._has_ended_within(timeout)
+        raise_if_suspended()
+        if not has_ended:
+            raise TimeoutError(
+                f"Task run {self._task_run_id} did not complete within {timeout} seconds"
+            )
+        state: Any = self.state
+        return state.result(raise_on_failure=raise_on_failure, _sync=True)
 
     def load(self) -> Any:
         """Fetch the result from the cluster.
@@ -76,7 +116,7 @@ class RayTaskFuture(PrefectConcurrentFuture[R], Generic[R]):
             ) from exc
         result = unpack(parcel)
         # Where the result is passed on, Prefect draws this run as the upstream one.
-        link_state_to_task_run_result(self._ending.result(), result)
+        link_state_to_task_run_result(self.state, result)
         return result
 
     def add_done_callback(self, fn: Callable[[PrefectFuture[R]], None]) -> None:
@@ -85,28 +125,71 @@ class RayTaskFuture(PrefectConcurrentFuture[R], Generic[R]):
         In one of its own, because it may wait for other tasks, and the thread that learns of
         their ends must not wait.
         """
-        if self.is_done:
+        if self._is_done:
             fn(self)
             return
 
         def call(_: object) -> None:
             threading.Thread(target=fn, args=(self,), name="ray-task-callback", daemon=True).start()
 
-        self._ending.add_done_callback(call)
+        self._add_prefect_done_callback(call)
 
-    def land(self, state: State[Any]) -> None:
-        """Resolve with the final state."""
-        if not self._ending.done():
-            self._ending.set_result(state)
+    def _add_prefect_done_callback(self, fn: Callable[[PrefectFuture[R]], None]) -> None:
+        # By this name, Prefect's `as_completed` and `wait` (3.8.8) ask futures for callbacks that
+        # need no thread of their own.
+        with self._changing:
+            if not self._is_done:
+                if self._waiters is None:
+                    self._waiters = []
+                self._waiters.append(fn)
+                return
+        fn(self)
+
+    def land(self, end: "State[Any] | Outcome") -> None:
+        """Resolve with the final state, or with what the task's process has said of it."""
+        with self._changing:
+            if self._is_done:
+                return
+            if isinstance(end, Outcome):
+                # Before the reference goes: a future that is submitted with has one or the other.
+                self._outcome = end
+                self.outcome_ref = None
+            else:
+                self._final_state = end
+            self._is_done = True
+            waiters, self._waiters = self._waiters or (), None
+        for tell in waiters:
+            try:
+                tell(self)
+            except Exception:  # one of those who wait must not keep it from the others
+                _log.exception("A callback of task run %s has failed", self._task_run_id)
 
     def lose(self) -> None:
-        """Forget what Ray had of the run: it will not come any more."""
-        self.outcome_ref = self.result_ref = None
+        """Forget what Ray had of a run whose outcome has not come: it will not any more."""
+        if self._outcome is None:
+            self.outcome_ref = self.result_ref = None
 
     def fetch_if_used(self) -> None:
-        """Fetch the result if somebody has the state and could still ask for it."""
-        if self._final_state is not None and isinstance(self._final_state.data, RemoteRecord):
-            _ = self._final_state.data.result
+        """Fetch the result if somebody has waited for it, or has the state."""
+        if self._is_done and (self._is_used or self._final_state is not None):
+            data: Any = self.state.data
+            if isinstance(data, RemoteRecord):
+                _ = data.result
+
+    def _has_ended_within(self, seconds: float | None) -> bool:
+        self._is_used = True
+        if self._is_done:
+            return True
+        ended = threading.Event()
+
+        def tell(_: object) -> None:
+            ended.set()
+
+        self._add_prefect_done_callback(tell)
+        if not ended.wait(seconds):
+            with self._changing:
+                self._waiters = [waiter for waiter in self._waiters or () if waiter is not tell]
+        return self._is_done
 
     def __hash__(self) -> int:
         return hash(self._task_run_id)
@@ -115,9 +198,12 @@ class RayTaskFuture(PrefectConcurrentFuture[R], Generic[R]):
         return isinstance(other, RayTaskFuture) and other.task_run_id == self.task_run_id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.is_in_ray:
-            return _in_other_process, (self._task_run_id, self.outcome_ref, self.result_ref)
-        if self.is_done:
+        outcome_ref, outcome = self.outcome_ref, self._outcome
+        if outcome is not None:
+            return _landed_in_other_process, (self._task_run_id, outcome, self.result_ref)
+        if outcome_ref is not None:
+            return _in_other_process, (self._task_run_id, outcome_ref, self.result_ref)
+        if self._is_done:
             return ArrivedFuture, (self._task_run_id, self.state)
         raise TypeError(
             f"The future of task run {self._task_run_id} waits for its turn to be submitted to "
@@ -131,7 +217,7 @@ def _in_other_process(task_run_id: UUID, outcome_ref: Any, result_ref: Any) -> R
 
     def arrived(done: "concurrent.futures.Future[Outcome]") -> None:
         try:
-            future.land(done.result().restore(future.load))
+            future.land(done.result())
         except BaseException as exc:  # it has to reach whoever waits
             message = f"Its outcome did not arrive ({type(exc).__name__}: {exc})"
             state: State[Any] = Crashed(message=message, data=exc)
@@ -140,6 +226,15 @@ def _in_other_process(task_run_id: UUID, outcome_ref: Any, result_ref: Any) -> R
             future.lose()
 
     outcome_ref.future().add_done_callback(arrived)
+    return future
+
+
+def _landed_in_other_process(
+    task_run_id: UUID, outcome: Outcome, result_ref: Any
+) -> RayTaskFuture[Any]:
+    future: RayTaskFuture[Any] = RayTaskFuture(task_run_id)
+    future.result_ref = result_ref
+    future.land(outcome)
     return future
 
 

@@ -97,16 +97,6 @@ class Inputs:
         # The engine collects these by itself, and knows no other way to add to them.
         self.dependencies.pop("wait_for", None)
 
-    def foreign(self) -> list[PrefectFuture[Any]]:
-        """Return the futures that Ray knows nothing of: somebody else has to wait for them."""
-        return [
-            source
-            for source in self.sources
-            if isinstance(source, PrefectFuture)
-            and not (isinstance(source, RayTaskFuture) and source.is_in_ray)
-            and not isinstance(source, ArrivedFuture)
-        ]
-
     def _exchange(self, name: str, value: Any, *, result: bool = True) -> Any:
         from ray import ObjectRef
 
@@ -146,3 +136,14 @@ class Inputs:
         if result:
             self.with_result.add(slot)
         return Placeholder(slot)
+
+
+def foreign_among(sources: Iterable[Source]) -> list[PrefectFuture[Any]]:
+    """Return the futures that Ray knows nothing of: somebody else has to wait for them."""
+    return [
+        source
+        for source in sources
+        if isinstance(source, PrefectFuture)
+        and not (isinstance(source, RayTaskFuture) and source.is_in_ray)
+        and not isinstance(source, ArrivedFuture)
+    ]

@@ -14,15 +14,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
 
+from prefect.client.schemas.objects import State
 from prefect.exceptions import MissingContextError
 from prefect.futures import PrefectFuture
 from prefect.logging import get_logger, get_run_logger
 
 from prefect_ray_worker.task_runner import losses
 from prefect_ray_worker.task_runner.calls import Flight
-from prefect_ray_worker.task_runner.execution import NOT_LOADED
+from prefect_ray_worker.task_runner.heap import Heap
+from prefect_ray_worker.task_runner.inputs import foreign_among
 from prefect_ray_worker.task_runner.mail import Mailbox
-from prefect_ray_worker.task_runner.outcomes import UNSENDABLE
+from prefect_ray_worker.task_runner.outcomes import UNSENDABLE, Outcome
 from prefect_ray_worker.task_runner.reasons import describe, is_infrastructure
 
 # Together under 3 s, after which Ray kills a stopped job's processes.
@@ -58,6 +60,7 @@ class Landing:
         self._context = copy_context()
         self._settlers: ThreadPoolExecutor | None = None
         self._emits = False
+        self._heap = Heap()
 
     @property
     def has_reported(self) -> bool:
@@ -72,7 +75,7 @@ class Landing:
                 target=self._context.copy().run, args=(self._run,), name="ray-landing", daemon=True
             )
             self._thread.start()
-        foreign = flight.inputs.foreign()
+        foreign = foreign_among(flight.sources)
         if not foreign:
             if self._has_turn(flight):
                 self._take_off(flight)
@@ -190,19 +193,19 @@ class Landing:
             self._look_into(flight, exc, done)
             return
         self._mailbox.put(*mail)
-        state = outcome.restore(flight.future.load)
-        if state.name in (NOT_LOADED, UNSENDABLE):
-            overrules = state.name == UNSENDABLE
+        if outcome.trouble:
+            state = outcome.restore(flight.future.load)
             state.name = state.type.value.title()
-            self._in_background(self._report, flight, state, overrules)
+            self._in_background(self._report, flight, state, outcome.trouble == UNSENDABLE)
         else:
-            self._landed(flight, state)
+            self._landed(flight, outcome)
 
-    def _landed(self, flight: Flight, state: Any) -> None:
-        flight.future.land(state)
+    def _landed(self, flight: Flight, end: State[Any] | Outcome) -> None:
+        flight.future.land(end)
         with self._changed:
             self._in_flight.discard(flight)
             self._changed.notify_all()
+        self._heap.one_more()
 
     def _land_cancelled(self, flight: Flight) -> None:
         self._landed(flight, losses.cancelled(flight))

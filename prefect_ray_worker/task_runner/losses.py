@@ -212,7 +212,7 @@ def _never_seen(flight: Flight) -> TaskRun:
             retry_jitter_factor=task.retry_jitter_factor,
         ),
         tags=sorted(flight.tags),
-        task_inputs=cast("Any", {k: list(v) for k, v in flight.inputs.dependencies.items()}),
+        task_inputs=cast("Any", {k: list(v) for k, v in flight.dependencies.items()}),
         expected_start_time=cast("Any", state.timestamp),
         state=state,
         state_id=state.id,

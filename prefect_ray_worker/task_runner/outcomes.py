@@ -123,21 +123,25 @@ class Outcome:
     """What a task's process says of the end of a run, without the result.
 
     Attributes:
-        state: The pickled state, without its data.
+        state: The state without its data, and the metadata of the data if that is a record; both
+            pickled, because an outcome is kept for as long as its future.
         kind: What the data is: a record whose result travels apart, an error, or a value.
-        content: Metadata of the record, the packed error, or the value's parcel.
+        content: The packed error, or the value's parcel.
+        trouble: Why the API does not know of this end yet: `NOT_LOADED`, `UNSENDABLE` or nothing.
     """
 
     state: bytes
     kind: Literal["record", "error", "value"]
-    content: Any
+    content: Any = None
+    trouble: str = ""
 
     @classmethod
     def of(cls, state: State[Any]) -> tuple["Outcome", Parcel]:
         """Take a state apart into an outcome and the parcel of its result.
 
-        A result that cannot be pickled makes the outcome Failed; see `is_unsendable`.
+        A result that cannot be pickled makes the outcome Failed, with `UNSENDABLE` as its trouble.
         """
+        trouble = state.name if state.name in (NOT_LOADED, UNSENDABLE) else ""
         data = state.data
         record: ResultRecord[Any] | None = data if isinstance(data, ResultRecord) else None
         if record is not None and state.is_completed():
@@ -145,12 +149,12 @@ class Outcome:
                 parcel = pack(record.result)
             except Exception as exc:  # anything may happen in a user's __reduce__
                 return cls.of(_unsendable(state, record.result, exc))
-            return cls(_bare(state), "record", record.metadata), parcel
+            return cls(_bare(state, record.metadata), "record"), parcel
         value = record.result if record is not None else data
         if isinstance(value, BaseException):
-            return cls(_bare(state), "error", PackedError.of(value)), (b"", [])
+            return cls(_bare(state), "error", PackedError.of(value), trouble), (b"", [])
         try:
-            return cls(_bare(state), "value", pack(value)), (b"", [])
+            return cls(_bare(state), "value", pack(value), trouble), (b"", [])
         except Exception as exc:
             return cls.of(_unsendable(state, value, exc))
 
@@ -160,13 +164,14 @@ class Outcome:
         Args:
             load: Returns the result; None if nobody will ask for it.
         """
-        state: State[Any] = pickle.loads(self.state)  # noqa: S301 (written by our own processes)
+        state: State[Any]
+        state, metadata = pickle.loads(self.state)  # noqa: S301 (written by our own processes)
         match self.kind:
             case "record":
                 state.data = (
-                    RemoteRecord.loading(self.content, load)
+                    RemoteRecord.loading(metadata, load)
                     if load is not None
-                    else _record(self.content, None)
+                    else _record(metadata, None)
                 )
             case "error":
                 state.data = self.content.unpack()
@@ -175,7 +180,10 @@ class Outcome:
         return state
 
 
+NOT_LOADED = "NotLoaded"
+"""Name of the state of a run that Prefect does not know of: its task could not be loaded."""
 UNSENDABLE = "Unsendable"
+"""Name of the state of a run that Prefect takes for completed, and whose result cannot be had."""
 
 
 def _unsendable(state: State[Any], value: object, why: Exception) -> State[Any]:
@@ -192,8 +200,8 @@ def _unsendable(state: State[Any], value: object, why: Exception) -> State[Any]:
     )
 
 
-def _bare(state: State[Any]) -> bytes:
+def _bare(state: State[Any], metadata: ResultRecordMetadata | None = None) -> bytes:
     # Not `model_copy`, which gives a state another id and, in 3.8.8, no timestamp.
     bare = copy.copy(state)
     bare.data = None
-    return pickle.dumps(bare)
+    return pickle.dumps((bare, metadata))

@@ -80,6 +80,7 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         self._landing: Landing | None = None
         self._feasibility: Feasibility | None = None
         self._flow_run: FlowRun | None = None
+        # Only of a Ray that ends with the flow.
         self._futures: weakref.WeakSet[RayTaskFuture[Any]] = weakref.WeakSet()
         # Prefect starts a duplicate and cancels the original: they share what there is to cancel.
         self._landings: set[Landing] = set()
@@ -143,7 +144,8 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         if self._feasibility is not None:
             self._feasibility.check(task)
         landing.launch(flight)
-        self._futures.add(future)
+        if self._connection is not None and self._connection.is_ours:
+            self._futures.add(future)
         return future
 
     def cancel_all(self) -> None:

@@ -42,7 +42,7 @@ def test_a_large_map_costs_the_driver_little_for_each_task(joined: RealRay) -> N
     last, cost = in_flow(runner, body)
     assert last == MANY
     assert max(most) <= 200
-    assert cost < 40 * KB
+    assert cost < 25 * KB
 
 
 def test_large_results_do_not_pass_through_the_driver(runner: RayTaskRunner) -> None:

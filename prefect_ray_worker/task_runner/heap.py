@@ -1,0 +1,34 @@
+"""What glibc keeps of memory that nobody uses any more.
+
+Ray's threads in the driver allocate and free some ten kilobytes for each task, between small
+things that stay. glibc keeps what is free between those, in a heap for each thread, and only gives
+it back when told to: without that, 4,000 tasks of which nothing is left cost the driver 80 MB.
+"""
+
+import ctypes
+import functools
+from collections.abc import Callable
+
+# Telling it takes some milliseconds, in which nobody can allocate.
+_TASKS = 1_000
+
+
+class Heap:
+    """Has memory that is free given back to the operating system, now and then."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def one_more(self) -> None:
+        """Count a task that has ended; every thousandth time, give back what is free."""
+        self._count += 1
+        if self._count % _TASKS == 0:
+            _trim()(0)
+
+
+@functools.cache
+def _trim() -> Callable[[int], object]:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError):  # not glibc: its own affair
+        return lambda _: None
