@@ -108,6 +108,15 @@ class Page:
         ), f"no {selector}"
         await self.send("Input.insertText", text=value)
 
+    async def scroll_to(self, text: str) -> None:
+        """Bring the last, innermost element whose text is exactly this to the top."""
+        assert await self.evaluate(
+            "(() => { const all = [...document.querySelectorAll('body *')]"
+            f".filter(e => e.innerText && e.innerText.trim() === {json.dumps(text)}); "
+            "const e = all[all.length - 1]; if (e) e.scrollIntoView({block: 'start'}); "
+            "return !!e; })()"
+        ), f"nothing says {text!r}"
+
     async def screenshot(self, path: Path) -> None:
         """Save what is seen."""
         shot = await self.send("Page.captureScreenshot", format="png")

@@ -3,6 +3,7 @@
 With `SCREENSHOTS=1` the pictures of the docs are taken anew.
 """
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.extra
 
 PICTURES = Path(__file__).parents[2] / "docs" / "how-to" / "pictures"
+# Pages fade in, and a run's graph finds its size.
+_SETTLE_SECONDS = 3
 FORM: dict[str, dict[str, Any]] = RayWorker.get_default_base_job_template()["variables"]
 
 
 async def picture(tab: Page, name: str) -> None:
     if os.environ.get("SCREENSHOTS"):
+        await asyncio.sleep(_SETTLE_SECONDS)
         await tab.screenshot(PICTURES / f"{name}.png")
 
 
@@ -47,6 +51,7 @@ async def test_every_variable_can_be_read_in_the_form_in_our_order(
     async with new_pool({}) as pool:
         await tab.open(f"{base}/work-pools/work-pool/{pool.name}/edit", until="Command (Optional)")
         text = await tab.text()
+        await tab.scroll_to("Base Job Template")
         await picture(tab, "pool-form")
     position = 0
     for name, field in FORM["properties"].items():
