@@ -9,7 +9,7 @@ import ctypes
 import functools
 from collections.abc import Callable
 
-# Telling it takes some milliseconds, in which nobody can allocate.
+# Not for each task: threads that want to allocate wait for it.
 _TASKS = 1_000
 
 

@@ -45,6 +45,18 @@ def test_a_large_map_costs_the_driver_little_for_each_task(joined: RealRay) -> N
     assert cost < 25 * KB
 
 
+def test_the_driver_keeps_nothing_of_tasks_whose_futures_are_let_go(joined: RealRay) -> None:
+    def body() -> Any:
+        sizes: list[int] = []
+        for _ in range(9):
+            wait(add.map(range(MANY // 2)))
+            sizes.append(rss())
+        # What Ray and Prefect make once, they make in the first rounds.
+        return min(sizes[-2:]) - min(sizes[2:4])
+
+    assert in_flow(RayTaskRunner(max_in_flight=200), body) < 20_000 * KB
+
+
 def test_large_results_do_not_pass_through_the_driver(runner: RayTaskRunner) -> None:
     @task
     def large(number: int) -> bytes:
