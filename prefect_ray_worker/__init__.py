@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect_ray_worker._version import __version__ as __version__
-    from prefect_ray_worker.blocks import RayCluster as RayCluster
+    from prefect_ray_worker.config.block import RayCluster as RayCluster
     from prefect_ray_worker.task_runner.options import remote_options as remote_options
     from prefect_ray_worker.task_runner.runner import RayTaskRunner as RayTaskRunner
     from prefect_ray_worker.worker import RayWorker as RayWorker
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["RayCluster", "RayTaskRunner", "RayWorker", "__version__", "remote_options"]
 
 _HOMES = {
-    "RayCluster": "prefect_ray_worker.blocks",
+    "RayCluster": "prefect_ray_worker.config.block",
     "RayTaskRunner": "prefect_ray_worker.task_runner.runner",
     "RayWorker": "prefect_ray_worker.worker",
     "__version__": "prefect_ray_worker._version",

@@ -11,30 +11,30 @@ from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFoun
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
-from prefect_ray_worker._prefect_compat import exit_stack, related_resources, worker_logger
-from prefect_ray_worker.active_runs import cancelling_runs
-from prefect_ray_worker.addressing import Addressing, warn_of_local_api
-from prefect_ray_worker.attempts.attempt import Surroundings
-from prefect_ray_worker.attempts.followed import FollowedRuns
-from prefect_ray_worker.attempts.follower import Follower
-from prefect_ray_worker.attempts.making import AttemptMaker
-from prefect_ray_worker.attempts.submitter import Submitter
-from prefect_ray_worker.blocks import LOGO_URL, RayCluster
-from prefect_ray_worker.cancellation import Stopping, stop_and_confirm
-from prefect_ray_worker.configuration import RayJobConfiguration
-from prefect_ray_worker.flow_run_logs import LogSink, PrefectLogs
-from prefect_ray_worker.flow_runs import FlowRuns
-from prefect_ray_worker.garbage import spare_what_is_imported
-from prefect_ray_worker.identity import InfrastructurePid
-from prefect_ray_worker.local_cluster.state import state_directory
-from prefect_ray_worker.recovery.ownership import Worker
-from prefect_ray_worker.recovery.recovery import Recovery
-from prefect_ray_worker.secrets_policy import Delivery
+from prefect_ray_worker.clusters.addressing import Addressing, warn_of_local_api
+from prefect_ray_worker.clusters.local.state import state_directory
+from prefect_ray_worker.clusters.open import Clusters
+from prefect_ray_worker.config.block import LOGO_URL, RayCluster
+from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.config.secrets import Delivery
+from prefect_ray_worker.config.variables import RayWorkerVariables
+from prefect_ray_worker.prefect_api.active_runs import cancelling_runs
+from prefect_ray_worker.prefect_api.compat import exit_stack, related_resources, worker_logger
+from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
+from prefect_ray_worker.prefect_api.logs import LogSink, PrefectLogs
+from prefect_ray_worker.runs.cancelling import CancellingRuns
+from prefect_ray_worker.runs.explain import WaitingRuns
+from prefect_ray_worker.runs.follow import Follower
+from prefect_ray_worker.runs.garbage import spare_what_is_imported
+from prefect_ray_worker.runs.making import AttemptMaker
+from prefect_ray_worker.runs.recovery.ownership import Worker
+from prefect_ray_worker.runs.recovery.recovery import Recovery
+from prefect_ray_worker.runs.registry import FollowedRuns
+from prefect_ray_worker.runs.run import Surroundings
+from prefect_ray_worker.runs.stop import Stopping, stop_and_confirm
+from prefect_ray_worker.runs.submitter import Submitter
 from prefect_ray_worker.settings import worker_settings
-from prefect_ray_worker.variables import RayWorkerVariables
-from prefect_ray_worker.watching.cancelling import CancellingRuns
-from prefect_ray_worker.watching.clusters import Clusters
-from prefect_ray_worker.watching.waiting import WaitingRuns
+from prefect_ray_worker.shared.ids import InfrastructurePid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -274,6 +274,6 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         except Exception as exc:  # noqa: BLE001 (a worker works without the UI's form)
             worker_logger(self).warning(
                 "The RayCluster block type could not be registered (%s); `prefect block "
-                "register -m prefect_ray_worker.blocks` does it later.",
+                "register -m prefect_ray_worker.config.block` does it later.",
                 exc,
             )

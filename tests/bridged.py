@@ -8,12 +8,12 @@ from uuid import UUID
 import anyio
 from prefect.client.orchestration import get_client
 
-from prefect_ray_worker.flow_run_logs import PrefectLogs, longest_message
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.logs import LogsClient
-from prefect_ray_worker.watching.logs.bridge import LogBridge
-from prefect_ray_worker.watching.logs.reader import ClusterLogs
+from prefect_ray_worker.logs.bridge import LogBridge
+from prefect_ray_worker.logs.reader import ClusterLogs
+from prefect_ray_worker.prefect_api.logs import PrefectLogs, longest_message
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.logs import LogsClient
 
 
 @dataclass

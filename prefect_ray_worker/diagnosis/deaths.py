@@ -4,8 +4,8 @@ import signal
 
 from prefect_ray_worker.diagnosis.category import Category
 from prefect_ray_worker.diagnosis.diagnosis import Diagnosis, diagnosed
-from prefect_ray_worker.driver.exits import describe_exit
-from prefect_ray_worker.driver.memory import MemoryKills
+from prefect_ray_worker.shared.exits import describe_exit
+from prefect_ray_worker.shared.memory_kills import MemoryKills
 
 _GIB = 1024**3
 _CRASHES = frozenset(f"signal SIG{name}" for name in ("SEGV", "BUS", "ILL", "ABRT", "FPE"))

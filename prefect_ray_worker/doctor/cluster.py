@@ -9,10 +9,10 @@ import anyio
 
 from prefect_ray_worker.doctor.check import Check, Subject, failed, ok, warning
 from prefect_ray_worker.errors import JobsApiError, NotAuthorized, TlsFailed
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.models import ClusterVersion
-from prefect_ray_worker.jobs_api.tokens import TokenSource
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.models import ClusterVersion
+from prefect_ray_worker.ray_api.tokens import TokenSource
 
 # A dashboard answers this in milliseconds; one that hangs is not to cost its user minutes.
 _ANSWER_SECONDS: Final = 10.0

@@ -15,9 +15,9 @@ from prefect_ray_worker.doctor.probing import ProbeJob, probe_request, ships
 from prefect_ray_worker.doctor.records import look_at_records
 from prefect_ray_worker.doctor.target import Target, find_target
 from prefect_ray_worker.errors import JobsApiError, RayWorkerError
-from prefect_ray_worker.jobs_api.client import JobsClient
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.runs.shipping import ensure_shipped
 from prefect_ray_worker.settings import RayWorkerSettings, worker_settings
-from prefect_ray_worker.shipping import ensure_shipped
 
 
 async def examine(

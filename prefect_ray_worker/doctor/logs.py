@@ -7,9 +7,9 @@ import anyio
 
 from prefect_ray_worker.doctor.check import Check, Subject, failed, ok, skipped, warning
 from prefect_ray_worker.errors import AgentUnreachable, JobsApiError, LogNotFound
-from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.logs import LogsClient, log_file_name
-from prefect_ray_worker.jobs_api.models import JobDetails
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.logs import LogsClient, log_file_name
+from prefect_ray_worker.ray_api.models import JobDetails
 
 _WAYS_SECONDS: Final = 10.0
 _ROOM: Final = 1_000_000

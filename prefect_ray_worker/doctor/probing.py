@@ -12,21 +12,21 @@ from uuid import uuid4
 import anyio
 from prefect.client.schemas.objects import FlowRun
 
-from prefect_ray_worker.cancellation import stop_and_confirm
+from prefect_ray_worker.config.runtime_env import can_ship
+from prefect_ray_worker.config.secrets import Delivery
 from prefect_ray_worker.diagnosis.job import Context, Ended, of_job, start_overdue
 from prefect_ray_worker.diagnosis.waiting import why_waiting
 from prefect_ray_worker.doctor import probe
 from prefect_ray_worker.doctor.check import Check, Subject, failed, ok
 from prefect_ray_worker.doctor.target import Target
 from prefect_ray_worker.errors import JobNotFound, JobsApiError
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.models import JobDetails, JobSubmitRequest
-from prefect_ray_worker.jobs_api.resources import asked_for
-from prefect_ray_worker.runtime_env import can_ship
-from prefect_ray_worker.secrets_policy import Delivery
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.models import JobDetails, JobSubmitRequest
+from prefect_ray_worker.ray_api.resources import asked_for
+from prefect_ray_worker.runs.explain import resources_of
+from prefect_ray_worker.runs.shipping import archive_uri
+from prefect_ray_worker.runs.stop import stop_and_confirm
 from prefect_ray_worker.settings import RayWorkerSettings
-from prefect_ray_worker.shipping import archive_uri
-from prefect_ray_worker.watching.waiting import resources_of
 
 _NAME: Final = "prefect-ray-worker-doctor"
 _LOOK_SECONDS: Final = 0.25

@@ -6,8 +6,8 @@ import anyio
 
 from prefect_ray_worker.doctor.check import Check, Subject, ok, skipped, warning
 from prefect_ray_worker.errors import JobsApiError
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.models import TERMINAL_STATUSES
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.models import TERMINAL_STATUSES
 
 _LIST_SECONDS: Final = 20.0
 # A list of so many takes the head some 0.1 s each time that a worker looks (Ray 2.60).

@@ -11,11 +11,11 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
-from prefect_ray_worker.addressing import Addressing
-from prefect_ray_worker.configuration import RayJobConfiguration
+from prefect_ray_worker.clusters.addressing import Addressing
+from prefect_ray_worker.clusters.local.state import state_directory
+from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration
-from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.local_cluster.state import state_directory
+from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.settings import RayWorkerSettings
 from prefect_ray_worker.worker import RayWorker
 

@@ -3,7 +3,7 @@
 import sys
 
 from prefect_ray_worker.diagnosis.category import Category
-from prefect_ray_worker.driver.exits import DriverExit, explained
+from prefect_ray_worker.shared.exits import DriverExit, explained
 
 
 def _refuse_old_python() -> None:
@@ -17,6 +17,6 @@ def _refuse_old_python() -> None:
 
 if __name__ == "__main__":
     _refuse_old_python()
-    from prefect_ray_worker.driver.supervisor import main
+    from prefect_ray_worker.driver.supervise.supervisor import main
 
     sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect_ray_worker.diagnosis.category import Category
 from prefect_ray_worker.diagnosis.diagnosis import diagnosed
 from prefect_ray_worker.diagnosis.text import clean
-from prefect_ray_worker.driver.exits import DriverExit, explained
+from prefect_ray_worker.shared.exits import DriverExit, explained
 
 _LONGEST_REASON = 400
 

@@ -28,21 +28,21 @@ from prefect.flow_engine import run_flow
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 
-from prefect_ray_worker._prefect_compat import (
+from prefect_ray_worker.driver.api_trouble import with_wrong_api, without_api
+from prefect_ray_worker.driver.cancelling import CancellingWatch
+from prefect_ray_worker.driver.claim import Standing, claim
+from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE, Endings
+from prefect_ray_worker.driver.hooks import OnceHooks
+from prefect_ray_worker.driver.loading import of_load_failure
+from prefect_ray_worker.driver.signals import Termination
+from prefect_ray_worker.prefect_api.compat import (
     do_not_join_heartbeats,
     drive_flow_result,
     load_flow,
     prepare_workspace,
     run_metrics,
 )
-from prefect_ray_worker.driver.api_trouble import with_wrong_api, without_api
-from prefect_ray_worker.driver.cancelling import CancellingWatch
-from prefect_ray_worker.driver.claim import Standing, claim
-from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE, Endings
-from prefect_ray_worker.driver.exits import DriverExit
-from prefect_ray_worker.driver.hooks import OnceHooks
-from prefect_ray_worker.driver.loading import of_load_failure
-from prefect_ray_worker.driver.termination import Termination
+from prefect_ray_worker.shared.exits import DriverExit
 
 _DEFAULT_GRACE_SECONDS = 30.0
 _API_PATIENCE_SECONDS = 60.0

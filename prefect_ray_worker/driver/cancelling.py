@@ -22,9 +22,9 @@ from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.exceptions import TerminationSignal
 
-from prefect_ray_worker._prefect_compat import Intent, end_task_threads, set_termination_intent
-from prefect_ray_worker.driver.termination import Termination, raise_in_thread
-from prefect_ray_worker.identity import INFRASTRUCTURE_RETRY, attempt_name, present_claim
+from prefect_ray_worker.driver.signals import Termination, raise_in_thread
+from prefect_ray_worker.prefect_api.compat import Intent, end_task_threads, set_termination_intent
+from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, attempt_name, present_claim
 
 # As Prefect's own executor does when its event subscription is down (3.8.8).
 _POLL_SECONDS = 10.0

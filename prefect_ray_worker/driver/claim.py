@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import Abort
 from prefect.utilities.engine import propose_state_sync
 
-from prefect_ray_worker.identity import STARTING, attempt_name, present_claim
+from prefect_ray_worker.shared.ids import STARTING, attempt_name, present_claim
 
 
 class Standing(Enum):

@@ -8,9 +8,9 @@ from typing import NoReturn
 
 from prefect_ray_worker.diagnosis.category import Category
 from prefect_ray_worker.diagnosis.diagnosis import diagnosed
-from prefect_ray_worker.driver import lifeline
-from prefect_ray_worker.driver.exits import DriverExit, explained
-from prefect_ray_worker.driver.termination import Termination
+from prefect_ray_worker.driver.signals import Termination
+from prefect_ray_worker.driver.supervise import lifeline
+from prefect_ray_worker.shared.exits import DriverExit, explained
 
 # Ray makes a reference to a variable that the node does not have an empty text; to Prefect that
 # would be a key, and a wrong one.

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect.logging.handlers import APILogHandler
 
-from prefect_ray_worker.log_marks import mark
+from prefect_ray_worker.shared.log_marks import mark
 
 _SENT = "_prefect_ray_sent"
 _CONSOLE = (1, 2)

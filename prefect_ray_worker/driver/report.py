@@ -14,12 +14,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
 
-from prefect_ray_worker._prefect_compat import load_flow, prepare_workspace
 from prefect_ray_worker.diagnosis.deaths import of_exit
-from prefect_ray_worker.driver import lifeline
 from prefect_ray_worker.driver.endings import Endings
 from prefect_ray_worker.driver.hooks import run_hooks
-from prefect_ray_worker.driver.memory import MemoryKills
+from prefect_ray_worker.driver.supervise import lifeline
+from prefect_ray_worker.prefect_api.compat import load_flow, prepare_workspace
+from prefect_ray_worker.shared.memory_kills import MemoryKills
 
 
 def main(arguments: list[str]) -> int:

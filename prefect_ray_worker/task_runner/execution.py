@@ -12,7 +12,7 @@ from prefect.states import Crashed
 from prefect.task_engine import run_task_async, run_task_sync
 from prefect.tasks import Task
 
-from prefect_ray_worker._prefect_compat import crashed_state
+from prefect_ray_worker.prefect_api.compat import crashed_state
 from prefect_ray_worker.task_runner.futures import ArrivedFuture
 from prefect_ray_worker.task_runner.inputs import arrive
 from prefect_ray_worker.task_runner.mail import Mail, mailbox

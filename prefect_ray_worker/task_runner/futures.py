@@ -13,7 +13,7 @@ from prefect.logging import get_logger
 from prefect.states import Crashed
 from prefect.utilities.engine import link_state_to_task_run_result
 
-from prefect_ray_worker._prefect_compat import raise_if_suspended
+from prefect_ray_worker.prefect_api.compat import raise_if_suspended
 from prefect_ray_worker.task_runner.outcomes import Outcome, RemoteRecord
 from prefect_ray_worker.task_runner.parcels import unpack
 from prefect_ray_worker.task_runner.reasons import describe

@@ -19,7 +19,7 @@ from prefect.context import SettingsContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_logger
 
-from prefect_ray_worker._prefect_compat import send_event_by_websocket
+from prefect_ray_worker.prefect_api.compat import send_event_by_websocket
 
 Mail = tuple[list[bytes], list[dict[str, Any]]]
 """Events, as JSON, and log records, as `LogCreate` dumps."""

@@ -23,7 +23,7 @@ from prefect.logging.handlers import set_api_log_sink
 from prefect.results import ResultStore
 from prefect.tasks import Task
 
-from prefect_ray_worker._prefect_compat import tap_events
+from prefect_ray_worker.prefect_api.compat import tap_events
 from prefect_ray_worker.task_runner.mail import Mailbox, mailbox
 from prefect_ray_worker.task_runner.parcels import Blob
 

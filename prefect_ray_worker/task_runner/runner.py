@@ -10,7 +10,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
 
-from prefect_ray_worker._prefect_compat import await_events_sent, new_run_id
+from prefect_ray_worker.prefect_api.compat import await_events_sent, new_run_id
 from prefect_ray_worker.task_runner import code, connection
 from prefect_ray_worker.task_runner.calls import Caller
 from prefect_ray_worker.task_runner.feasibility import Feasibility

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import anyio
 
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
 from tests.benchmarks.logs import new_run, submit
 from tests.bridged import bridged
 from tests.integration.harness import settings_of

@@ -21,9 +21,9 @@ import anyio
 import psutil
 from prefect.client.schemas.objects import StateType
 
-from prefect_ray_worker.identity import InfrastructurePid
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.shared.ids import InfrastructurePid
 from tests.integration.harness import Pool, new_pool, settings_of
 from tests.prefect_server import prefect_server
 from tests.real_ray import real_ray

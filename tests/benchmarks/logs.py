@@ -25,10 +25,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.sorting import LogSort
 
-from prefect_ray_worker.flow_run_logs import LOGGER_NAME
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.models import JobSubmitRequest
+from prefect_ray_worker.prefect_api.logs import LOGGER_NAME
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.models import JobSubmitRequest
 from tests.bridged import bridged
 from tests.integration.harness import settings_of
 from tests.prefect_server import prefect_server

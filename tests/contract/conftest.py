@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.models import JobDetails, JobSubmitRequest
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.models import JobDetails, JobSubmitRequest
 from tests.fake_ray import FakeRay, like_a_shell
 from tests.waiting import wait_until
 

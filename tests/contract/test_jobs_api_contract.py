@@ -10,9 +10,9 @@ from prefect_ray_worker.errors import (
     NotRayDashboard,
     RequestRejected,
 )
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.models import JobDetails, JobStatus
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
 from tests.contract.conftest import Cluster, new_id
 from tests.waiting import wait_until
 

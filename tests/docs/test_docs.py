@@ -8,9 +8,10 @@ from types import ModuleType
 
 import pytest
 
-from prefect_ray_worker import configuration, errors
-from prefect_ray_worker.driver.exits import DriverExit
+from prefect_ray_worker import errors
+from prefect_ray_worker.config import configuration
 from prefect_ray_worker.settings import RayWorkerSettings
+from prefect_ray_worker.shared.exits import DriverExit
 from prefect_ray_worker.worker import RayWorker
 
 ROOT = Path(__file__).parents[2]

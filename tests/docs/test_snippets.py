@@ -14,7 +14,7 @@ from prefect.cli._app import _app
 
 import prefect_ray_worker
 from prefect_ray_worker import cli
-from prefect_ray_worker.configuration import RayJobConfiguration
+from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.doctor.check import Grade, Subject
 from tests.docs.test_docs import PAGES, README, ROOT
 

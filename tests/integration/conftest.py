@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_ray_worker.attempts import closer
+from prefect_ray_worker.runs import settle as closer
 from tests.integration.harness import Pool, new_pool, settings_of
 from tests.integration.stage import STAGE_INTERVAL, Stage, new_stage
 from tests.prefect_server import PrefectServer, prefect_server, send_what_is_left

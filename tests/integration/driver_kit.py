@@ -6,10 +6,10 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, StateType
 
-from prefect_ray_worker.identity import InfrastructurePid
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.models import JobDetails
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.models import JobDetails
+from prefect_ray_worker.shared.ids import InfrastructurePid
 from tests.integration.harness import Pool
 from tests.waiting import wait_until
 

@@ -6,10 +6,10 @@ import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
 
-from prefect_ray_worker.identity import InfrastructurePid
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.models import JobDetails, JobStatus
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
+from prefect_ray_worker.shared.ids import InfrastructurePid
 from prefect_ray_worker.worker import RayJobConfiguration
 from tests.integration.harness import Pool
 from tests.real_ray import RealRay

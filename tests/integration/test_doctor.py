@@ -13,8 +13,8 @@ from prefect.settings import PREFECT_API_URL
 
 from prefect_ray_worker.doctor.check import Check, Grade, Subject
 from prefect_ray_worker.doctor.examination import examine
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
 from tests.integration.harness import Pool, new_pool
 from tests.integration.test_shipping_to_a_cluster import ray_with
 from tests.real_ray import RealRay

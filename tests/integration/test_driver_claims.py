@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.settings import PREFECT_API_URL
 from prefect.states import InfrastructurePending, Pending, Scheduled
 
-from prefect_ray_worker.identity import INFRASTRUCTURE_RETRY, attempt_name, present_claim
+from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, attempt_name, present_claim
 from tests.integration.driver_kit import traces
 from tests.integration.harness import Pool, new_pool
 from tests.waiting import wait_until

@@ -7,10 +7,10 @@ import anyio
 import pytest
 from prefect.client.schemas.objects import StateType
 
-from prefect_ray_worker.identity import InfrastructurePid
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.models import JobStatus
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.models import JobStatus
+from prefect_ray_worker.shared.ids import InfrastructurePid
 from tests.integration.driver_kit import START_SECONDS, begin, ended_job, ends, traces
 from tests.integration.harness import Pool
 from tests.integration.processes import all_gone, engine_of, job_supervisor_of

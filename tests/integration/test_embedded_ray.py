@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_HOME
 
-from prefect_ray_worker.identity import InfrastructurePid
-from prefect_ray_worker.local_cluster.cluster import LocalCluster
-from prefect_ray_worker.local_cluster.state import state_directory
+from prefect_ray_worker.clusters.local.cluster import LocalCluster
+from prefect_ray_worker.clusters.local.state import state_directory
+from prefect_ray_worker.shared.ids import InfrastructurePid
 from tests.integration.harness import new_pool
 from tests.integration.worker_process import worker_process
 from tests.waiting import wait_until

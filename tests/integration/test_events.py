@@ -15,9 +15,9 @@ from prefect.events.clients import AssertingEventsClient
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.events.worker import EventsWorker
 
-from prefect_ray_worker.driver.exits import DriverExit
-from prefect_ray_worker.events import Happening, event_id, resource_id
-from prefect_ray_worker.identity import InfrastructurePid
+from prefect_ray_worker.prefect_api.events import Happening, event_id, resource_id
+from prefect_ray_worker.shared.exits import DriverExit
+from prefect_ray_worker.shared.ids import InfrastructurePid
 from tests.fake_ray.script import PENDING_FOREVER
 from tests.integration.harness import Pool
 from tests.integration.stage import Stage

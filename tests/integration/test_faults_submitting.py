@@ -8,9 +8,9 @@ from uuid import UUID, uuid4
 import pytest
 from prefect.client.schemas.objects import StateType
 
-from prefect_ray_worker import submission
-from prefect_ray_worker.blocks import RayCluster
-from prefect_ray_worker.identity import InfrastructurePid
+from prefect_ray_worker.config.block import RayCluster
+from prefect_ray_worker.runs import submit as submission
+from prefect_ray_worker.shared.ids import InfrastructurePid
 from tests.fake_ray import FakeJob, FakeRay, Fault, Kind, Timeline
 from tests.fake_ray.script import RUNS_FOREVER
 from tests.integration.stage import Stage

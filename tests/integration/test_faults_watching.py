@@ -9,7 +9,7 @@ from prefect.client.schemas.actions import LogCreate
 from prefect.client.schemas.objects import StateType
 from prefect.states import AwaitingRetry
 
-from prefect_ray_worker import cancellation
+from prefect_ray_worker.runs import stop as cancellation
 from tests.fake_ray import Fault, Kind
 from tests.fake_ray.script import PENDING_FOREVER
 from tests.integration.stage import Stage

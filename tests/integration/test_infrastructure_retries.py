@@ -10,9 +10,9 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State, StateType
 from prefect.utilities.engine import propose_state
 
-from prefect_ray_worker import flow_runs
-from prefect_ray_worker.attempts import closer
-from prefect_ray_worker.identity import INFRASTRUCTURE_RETRY
+from prefect_ray_worker.prefect_api import flow_runs
+from prefect_ray_worker.runs import settle as closer
+from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY
 from tests.fake_ray import FakeJob
 from tests.integration.stage import Stage
 from tests.waiting import wait_until

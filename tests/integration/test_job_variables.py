@@ -7,9 +7,9 @@ import pytest
 from prefect.client.schemas.objects import StateType
 from pydantic import SecretStr
 
-from prefect_ray_worker.blocks import RayCluster
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
+from prefect_ray_worker.config.block import RayCluster
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
 from tests.integration.harness import Pool, new_pool
 from tests.real_ray import RealRay
 

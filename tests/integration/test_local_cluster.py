@@ -16,17 +16,17 @@ import httpx
 import psutil
 import pytest
 
+from prefect_ray_worker.clusters.local import cluster as cluster_module
+from prefect_ray_worker.clusters.local import processes
+from prefect_ray_worker.clusters.local.cluster import LocalCluster, LocalClusterInfo
+from prefect_ray_worker.clusters.local.launch import Launch, Ports, TempDirectory
+from prefect_ray_worker.clusters.local.processes import MARKER
+from prefect_ray_worker.clusters.local.state import ClusterRecord, StateDirectory
 from prefect_ray_worker.errors import LocalClusterError, NotAuthorized
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.models import JobDetails, JobSubmitRequest
-from prefect_ray_worker.jobs_api.tokens import TokenSource
-from prefect_ray_worker.local_cluster import cluster as cluster_module
-from prefect_ray_worker.local_cluster import processes
-from prefect_ray_worker.local_cluster.cluster import LocalCluster, LocalClusterInfo
-from prefect_ray_worker.local_cluster.launch import Launch, Ports, TempDirectory
-from prefect_ray_worker.local_cluster.processes import MARKER
-from prefect_ray_worker.local_cluster.state import ClusterRecord, StateDirectory
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.models import JobDetails, JobSubmitRequest
+from prefect_ray_worker.ray_api.tokens import TokenSource
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.ray
 WORKER = """
 import asyncio, json, sys
 from pathlib import Path
-from prefect_ray_worker.local_cluster.cluster import LocalCluster
+from prefect_ray_worker.clusters.local.cluster import LocalCluster
 
 async def main():
     cluster = LocalCluster(Path(sys.argv[1]))

@@ -10,8 +10,8 @@ import pytest
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import Log, StateType
 
-from prefect_ray_worker.flow_run_logs import LOGGER_NAME
-from prefect_ray_worker.identity import InfrastructurePid
+from prefect_ray_worker.prefect_api.logs import LOGGER_NAME
+from prefect_ray_worker.shared.ids import InfrastructurePid
 from tests.bridged import bridged
 from tests.integration.harness import Pool
 from tests.real_ray import RealRay

@@ -12,12 +12,12 @@ from prefect import flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 
-from prefect_ray_worker.flow_run_logs import PrefectLogs, longest_message
-from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.logs import LogsClient
-from prefect_ray_worker.jobs_api.models import JobDetails
-from prefect_ray_worker.watching.logs.bridge import LogBridge
-from prefect_ray_worker.watching.logs.reader import ClusterLogs
+from prefect_ray_worker.logs.bridge import LogBridge
+from prefect_ray_worker.logs.reader import ClusterLogs
+from prefect_ray_worker.prefect_api.logs import PrefectLogs, longest_message
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.logs import LogsClient
+from prefect_ray_worker.ray_api.models import JobDetails
 from tests.fake_ray import FakeRay
 from tests.prefect_server import PrefectServer
 from tests.waiting import wait_until

@@ -10,7 +10,7 @@ import anyio
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Pending
 
-from prefect_ray_worker.configuration import RayJobConfiguration
+from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.worker import RayWorker
 from tests.integration.stage import STAGE_INTERVAL, Stage
 from tests.waiting import wait_until

@@ -11,9 +11,9 @@ import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.states import Pending
 
-from prefect_ray_worker.identity import InfrastructurePid, present_claim, submission_id
-from prefect_ray_worker.recovery import reconciler
-from prefect_ray_worker.recovery.ownership import OWNER_LABEL
+from prefect_ray_worker.runs.recovery import reconciler
+from prefect_ray_worker.runs.recovery.ownership import OWNER_LABEL
+from prefect_ray_worker.shared.ids import InfrastructurePid, present_claim, submission_id
 from tests.fake_ray import Fault, Kind
 from tests.fake_ray.script import PENDING_FOREVER, FakeJob
 from tests.integration.harness import new_pool

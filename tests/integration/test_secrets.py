@@ -9,8 +9,8 @@ import pytest
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
 from tests.integration.harness import Pool, new_pool, settings_of
 from tests.prefect_server import PrefectServer, prefect_server
 from tests.real_ray import RealRay, real_ray

@@ -10,9 +10,9 @@ from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import StateType, WorkPoolStorageConfiguration
 from prefect.flows import Flow, bind_flow_to_infrastructure
 
-from prefect_ray_worker.identity import InfrastructurePid
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.shared.ids import InfrastructurePid
 from prefect_ray_worker.worker import RayWorker
 from tests.integration.harness import Pool
 from tests.waiting import wait_until

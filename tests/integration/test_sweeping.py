@@ -6,8 +6,8 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.objects import StateType
 
-from prefect_ray_worker.identity import DELETE_AFTER_KEY
-from prefect_ray_worker.recovery import sweeper
+from prefect_ray_worker.runs.recovery import sweeper
+from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY
 from tests.fake_ray import FakeJob
 from tests.integration.stage import Stage
 from tests.waiting import wait_until

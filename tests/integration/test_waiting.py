@@ -6,11 +6,11 @@ import anyio
 import pytest
 from prefect.client.schemas.objects import State, StateType
 
-from prefect_ray_worker.flow_runs import INFRASTRUCTURE_PENDING
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.models import JobSubmitRequest
-from prefect_ray_worker.watching import waiting
+from prefect_ray_worker.prefect_api.flow_runs import INFRASTRUCTURE_PENDING
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.models import JobSubmitRequest
+from prefect_ray_worker.runs import explain as waiting
 from tests.fake_ray.faults import Fault, Kind
 from tests.fake_ray.nodes import FakeNode
 from tests.fake_ray.script import PENDING_FOREVER

@@ -14,10 +14,10 @@ from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Scheduled
 
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.models import JobSubmitRequest
-from prefect_ray_worker.recovery.ownership import OWNER_LABEL
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.models import JobSubmitRequest
+from prefect_ray_worker.runs.recovery.ownership import OWNER_LABEL
 from tests.integration.harness import Pool, new_pool
 from tests.integration.processes import of_run
 from tests.integration.worker_process import worker_process

@@ -11,7 +11,7 @@ import yaml
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
-from prefect_ray_worker.configuration import RayJobConfiguration
+from prefect_ray_worker.config.configuration import RayJobConfiguration
 from tests.integration.harness import Pool, new_pool
 from tests.real_ray import RealRay
 from tests.templates.folders import ROOT, TEMPLATES

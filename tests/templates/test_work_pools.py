@@ -10,7 +10,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 
-from prefect_ray_worker.configuration import RayJobConfiguration
+from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.worker import RayWorker
 from tests.integration.harness import new_pool
 from tests.real_ray import RealRay

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import prefect_ray_worker
-from prefect_ray_worker import _prefect_compat
+from prefect_ray_worker.prefect_api import compat
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = sorted((ROOT / "prefect_ray_worker").rglob("*.py"))
@@ -54,14 +54,14 @@ def test_worker_does_not_import_ray() -> None:
     assert out.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", _prefect_compat.OVERRIDDEN)
+@pytest.mark.parametrize("name", compat.OVERRIDDEN)
 def test_private_member_of_prefect_that_we_define_is_still_read(name: str) -> None:
     from prefect.workers.base import BaseWorker
 
     assert hasattr(BaseWorker, name)
 
 
-@pytest.mark.parametrize("name", _prefect_compat.READ)
+@pytest.mark.parametrize("name", compat.READ)
 def test_private_name_of_prefect_that_the_driver_reads_is_still_there(name: str) -> None:
     module, _, attribute = name.partition(":")
     assert attrgetter(attribute)(importlib.import_module(module)) is not None
@@ -71,25 +71,25 @@ def test_private_names_of_prefect_that_we_read_are_still_there() -> None:
     from prefect_ray_worker.worker import RayWorker
 
     worker = RayWorker("any-pool")
-    assert _prefect_compat.exit_stack(worker) is not None
-    assert _prefect_compat.worker_logger(worker) is not None
-    related = _prefect_compat.related_resources(worker, worker.job_configuration())
+    assert compat.exit_stack(worker) is not None
+    assert compat.worker_logger(worker) is not None
+    related = compat.related_resources(worker, worker.job_configuration())
     assert [resource.role for resource in related] == ["worker"]
-    assert "PREFECT_CLIENT_CUSTOM_HEADERS" in _prefect_compat.secret_setting_names()
+    assert "PREFECT_CLIENT_CUSTOM_HEADERS" in compat.secret_setting_names()
 
 
 def test_secret_settings_are_found_by_what_prefect_masks() -> None:
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, temporary_settings
 
     with temporary_settings({PREFECT_API_KEY: "pnu_1", PREFECT_API_AUTH_STRING: "a:b"}):
-        secret = _prefect_compat.secret_setting_names()
+        secret = compat.secret_setting_names()
     assert {"PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"} <= secret
     assert "PREFECT_API_URL" not in secret
 
 
 def test_private_names_of_prefect_stay_in_one_place() -> None:
     for path in PACKAGE:
-        if path.name == "_prefect_compat.py":
+        if path.name == "compat.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prefect."):

@@ -8,11 +8,11 @@ import pytest
 from prometheus_client import REGISTRY
 
 from prefect_ray_worker import metrics
-from prefect_ray_worker.cancellation import stop_and_confirm
 from prefect_ray_worker.errors import JobNotFound
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
 from prefect_ray_worker.metrics import ActiveJob, Polls
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.runs.stop import stop_and_confirm
 from tests.fake_ray import FakeRay
 
 

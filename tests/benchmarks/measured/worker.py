@@ -14,8 +14,8 @@ from uuid import UUID
 
 import anyio
 
-from prefect_ray_worker.configuration import RayJobConfiguration
-from prefect_ray_worker.garbage import spare_what_is_imported
+from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.runs.garbage import spare_what_is_imported
 from prefect_ray_worker.worker import RayWorker
 from tests.benchmarks.measured.meter import Meter
 

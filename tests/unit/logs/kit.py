@@ -13,13 +13,13 @@ from prefect_ray_worker.errors import (
     LogsRefused,
     LogsUnclear,
 )
-from prefect_ray_worker.flow_run_logs import PAGE, FoundLogs, SentLog
-from prefect_ray_worker.jobs_api.logs import LogPiece
-from prefect_ray_worker.jobs_api.models import JobDetails
-from prefect_ray_worker.watching.logs.bridge import LogBridge
-from prefect_ray_worker.watching.logs.lines import LineSplitter
-from prefect_ray_worker.watching.logs.reader import ClusterLogs
-from prefect_ray_worker.watching.logs.shaping import Shaped, Shaper
+from prefect_ray_worker.logs.bridge import LogBridge
+from prefect_ray_worker.logs.lines import LineSplitter
+from prefect_ray_worker.logs.reader import ClusterLogs
+from prefect_ray_worker.logs.shaping import Shaped, Shaper
+from prefect_ray_worker.prefect_api.logs import PAGE, FoundLogs, SentLog
+from prefect_ray_worker.ray_api.logs import LogPiece
+from prefect_ray_worker.ray_api.models import JobDetails
 
 JOB = "prefect-job-1"
 LONGEST = 25_000

@@ -9,13 +9,13 @@ from typing import Any
 import psutil
 import pytest
 
-from prefect_ray_worker.jobs_api.client import JobsClient
-from prefect_ray_worker.jobs_api.connection import Connection
-from prefect_ray_worker.jobs_api.logs import LogsClient
-from prefect_ray_worker.jobs_api.models import JobDetails
-from prefect_ray_worker.watching.logs import bridge as bridge_module
-from prefect_ray_worker.watching.logs.bridge import LogBridge
-from prefect_ray_worker.watching.logs.reader import ClusterLogs
+from prefect_ray_worker.logs import bridge as bridge_module
+from prefect_ray_worker.logs.bridge import LogBridge
+from prefect_ray_worker.logs.reader import ClusterLogs
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.logs import LogsClient
+from prefect_ray_worker.ray_api.models import JobDetails
 from tests.fake_ray import FakeRay, Fault, Kind
 from tests.ports import free_port
 from tests.unit.logs.kit import LONGEST, MemoryPrefect

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefect_ray_worker.watching.logs import bridge as bridge_module
-from prefect_ray_worker.watching.logs import reader
-from prefect_ray_worker.watching.logs.reader import ClusterLogs
+from prefect_ray_worker.logs import bridge as bridge_module
+from prefect_ray_worker.logs import reader
+from prefect_ray_worker.logs.reader import ClusterLogs
 from tests.unit.logs.kit import (
     MemoryLogs,
     MemoryPrefect,

@@ -1,6 +1,6 @@
 """Lines of a log that is too fast are joined, and only what belongs together."""
 
-from prefect_ray_worker.watching.logs.joining import Line, joined
+from prefect_ray_worker.logs.joining import Line, joined
 
 
 def lines(*messages: str, level: int = 20, at: int = 0) -> list[Line]:

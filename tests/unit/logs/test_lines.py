@@ -2,8 +2,8 @@
 
 import pytest
 
-from prefect_ray_worker.watching.logs import lines
-from prefect_ray_worker.watching.logs.lines import LineSplitter
+from prefect_ray_worker.logs import lines
+from prefect_ray_worker.logs.lines import LineSplitter
 
 
 def split(*pieces: bytes) -> list[str]:

@@ -4,10 +4,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from prefect_ray_worker.flow_run_logs import SentLog
-from prefect_ray_worker.watching.logs.numbering import Numbering
-from prefect_ray_worker.watching.logs.position import find_position
-from prefect_ray_worker.watching.logs.sender import Sender
+from prefect_ray_worker.logs.numbering import Numbering
+from prefect_ray_worker.logs.position import find_position
+from prefect_ray_worker.logs.sender import Sender
+from prefect_ray_worker.prefect_api.logs import SentLog
 from tests.unit.logs.kit import JOB, MemoryPrefect, run
 
 NOW = 1_767_225_600_000

@@ -7,8 +7,8 @@ import anyio
 import pytest
 
 from prefect_ray_worker.errors import ClusterUnreachable
-from prefect_ray_worker.watching.logs import reader
-from prefect_ray_worker.watching.logs.reader import ClusterLogs, LogPlace, Progress
+from prefect_ray_worker.logs import reader
+from prefect_ray_worker.logs.reader import ClusterLogs, LogPlace, Progress
 from tests.unit.logs.kit import JOB, MemoryLogs, run
 
 PLACE = LogPlace(JOB, "ab" * 28, "http://10.0.0.9:52365")

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from prefect_ray_worker.errors import LogsGivenUp
-from prefect_ray_worker.flow_run_logs import SentLog
-from prefect_ray_worker.watching.logs.sender import Sender
+from prefect_ray_worker.logs.sender import Sender
+from prefect_ray_worker.prefect_api.logs import SentLog
 from tests.unit.logs.kit import MemoryPrefect, run
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

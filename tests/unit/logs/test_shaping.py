@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from prefect_ray_worker.log_marks import mark
-from prefect_ray_worker.watching.logs.shaping import Shaped, Shaper
+from prefect_ray_worker.logs.shaping import Shaped, Shaper
+from prefect_ray_worker.shared.log_marks import mark
 
 DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 NOW_MS = 1_767_225_600_000

@@ -1,0 +1,286 @@
+"""`LocalCluster`: find the Ray of this machine or start it, and stop it behind the last user."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+
+from prefect_ray_worker.clusters.local import launch, processes
+from prefect_ray_worker.clusters.local.launch import Launch, Ports, TempDirectory
+from prefect_ray_worker.clusters.local.state import ClusterRecord, StateDirectory
+from prefect_ray_worker.errors import JobsApiError, LocalClusterError
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.tokens import TokenSource
+
+_START_SECONDS = 60.0
+# A Ray that is busy, or that a killed worker was just starting, is worth waiting for: to
+# replace it ends its jobs. One that is really broken has ended `ray start` by itself.
+_ANSWER_SECONDS = 30.0
+_ATTEMPTS = 3
+_REQUEST_SECONDS = 5.0
+_POLL_SECONDS = 0.2
+_CLEANUP_SECONDS = 25.0
+# Longer than anything that is done under the lock, so that it ends only when somebody hangs.
+_LOCK_SECONDS = 180.0
+_RELEASE_LOCK_SECONDS = 30.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LocalClusterInfo:
+    """Where the embedded Ray is.
+
+    Attributes:
+        address: `http://127.0.0.1:<port>` of its dashboard.
+        token_path: The file with its bearer token, readable by this user only.
+        started: Whether this call started it, rather than found it.
+        pid: Process id of `ray start`.
+        log_path: Output of `ray start`.
+        session_path: Ray's own session directory, with `logs/`; gone once the cluster stops.
+    """
+
+    address: str
+    token_path: str | None
+    started: bool
+    pid: int
+    log_path: Path
+    session_path: Path
+
+
+class LocalCluster:
+    """Ray on this machine that the workers of one Prefect home share, own and stop.
+
+    The cluster outlives Ctrl-C and the death of a worker, and the next worker finds it again.
+    It listens on loopback only and wants a bearer token, as whoever reaches the Jobs API of
+    a Ray may run any code as its user. Ports are free ones, so any other Ray on the machine is
+    left alone.
+
+    Example:
+        ```python
+        cluster = LocalCluster(state_directory(prefect_home))
+        info = await cluster.ensure()
+        connection = Connection(info.address, TokenSource(path=info.token_path))
+        async with JobsClient(connection) as client:
+            print(await client.version())
+        await cluster.release(jobs_running=False)
+        ```
+
+    Args:
+        directory: The state directory; see `state.state_directory`. Clusters of different
+            directories are independent of each other.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._state = StateDirectory(directory)
+        self._lock = anyio.Lock()
+        self._user: Path | None = None
+
+    async def ensure(self) -> LocalClusterInfo:
+        """Return the running cluster, started now if there is none, and hold on to it.
+
+        May be called any number of times, by several tasks and processes at once: one starts
+        it and the others wait. A cluster that has died in the meantime is replaced.
+        About 6 s for a start, 10 ms for a cluster that runs; at most 60 s for each of 3
+        attempts, of which only a port taken in between needs more than one. If cancelled, the
+        half-started Ray is stopped before the cancellation goes on.
+
+        Raises:
+            LocalClusterError: Ray is not installed, lacks its dashboard, or does not start;
+                the message has the last lines of its log and the way out.
+        """
+        async with self._lock:
+            await _in_thread(self._state.prepare)
+            async with self._state.locked(_LOCK_SECONDS):
+                held = self._user is not None
+                try:
+                    await _in_thread(self._register)
+                    return await self._reuse() or await self._start()
+                except BaseException:
+                    if not held:
+                        await _shielded(self._unregister)
+                    raise
+
+    async def find(self) -> LocalClusterInfo | None:
+        """Return the cluster whose `ray start` runs, without starting, holding or asking it.
+
+        It may still be starting, or too busy to answer. Immediate; no lock is taken.
+        """
+        return await _in_thread(self._running)
+
+    async def release(self, *, jobs_running: bool) -> bool:
+        """Let go of the cluster, and stop it if nobody else uses it and nothing runs on it.
+
+        Does nothing without a successful `ensure` before it. About 3 s if it stops, at most
+        55 s (30 s for the lock, 25 s for processes that hang).
+
+        Args:
+            jobs_running: Whether the cluster has jobs that are to go on. It then stays, for the
+                next worker to find.
+
+        Returns:
+            Whether the cluster was stopped.
+
+        Raises:
+            LocalClusterError: A process of it cannot be ended, or another worker has been
+                starting or stopping it all that time. We have let go of it in either case.
+        """
+        async with self._lock:
+            if self._user is None:
+                return False
+            try:
+                await _in_thread(self._state.prepare)
+                async with self._state.locked(_RELEASE_LOCK_SECONDS):
+                    await _shielded(self._unregister)
+                    if jobs_running or await _in_thread(self._state.has_users):
+                        return False
+                    record = await _in_thread(self._state.read_record)
+                    await _shielded(lambda: self._discard(record))
+                    return record is not None
+            finally:
+                # Whoever kept the lock from us is a user, and stops the cluster in our place.
+                await _shielded(self._unregister)
+
+    async def _reuse(self) -> LocalClusterInfo | None:
+        """Return the cluster that runs, after removing what is left of one that does not."""
+        record = await _in_thread(self._state.read_record)
+        if record is not None and await self._takes_jobs(record, _ANSWER_SECONDS):
+            return await _in_thread(lambda: self._info(record, started=False))
+        await _shielded(lambda: self._discard(record))
+        return None
+
+    async def _start(self) -> LocalClusterInfo:
+        launch.require_ray()
+        for attempt in range(1, _ATTEMPTS + 1):
+            ports = await _in_thread(Ports.find)
+            info = await self._try_start(ports)
+            if info is not None:
+                return info
+            # Somebody else may have been faster at a port, which is no fault of the machine's.
+            if attempt == _ATTEMPTS or await _in_thread(ports.are_free):
+                break
+        raise LocalClusterError(await _in_thread(self._why_not_started))
+
+    async def _try_start(self, ports: Ports) -> LocalClusterInfo | None:
+        temp = TempDirectory.for_state(self._state.path)
+        starting = Launch(
+            launch.command(ports, temp),
+            launch.environment(os.environ, self._state.token_path, temp),
+            cwd=temp.work,
+            log_path=self._state.log_path,
+        )
+        try:
+            record = await _in_thread(lambda: self._launch(starting, ports, temp))
+            if await self._takes_jobs(record, _START_SECONDS):
+                return await _in_thread(lambda: self._info(record, started=True))
+            await _shielded(lambda: self._discard(record))
+        except BaseException:
+            # The error on its way says more than one about a process that cannot be ended.
+            with suppress(LocalClusterError):
+                await _shielded(lambda: self._abandon(starting))
+            raise
+        return None
+
+    async def _takes_jobs(self, record: ClusterRecord, within: float) -> bool:
+        """Wait until the cluster takes jobs; False if it ends or the seconds run out."""
+        connection = Connection(
+            # Without TLS there is nothing to verify, and there are no certificates to load.
+            record.address,
+            token=TokenSource(path=record.token_path),
+            verify=False,
+        )
+        with anyio.move_on_after(within):
+            async with JobsClient(connection) as client:
+                while await _in_thread(record.leader.is_alive):
+                    # The dashboard answers before the agent that starts the jobs is there.
+                    with suppress(JobsApiError, OSError, TimeoutError):
+                        with anyio.fail_after(_REQUEST_SECONDS):
+                            await client.version()
+                            agent = await anyio.connect_tcp(launch.LOOPBACK, record.agent_port)
+                            await agent.aclose()
+                            return True
+                    await anyio.sleep(_POLL_SECONDS)
+        return False
+
+    def _launch(self, starting: Launch, ports: Ports, temp: TempDirectory) -> ClusterRecord:
+        temp.create()
+        self._state.write_token()
+        leader = starting.start()
+        record = ClusterRecord(
+            pid=leader.pid,
+            birth=leader.birth,
+            address=f"http://{launch.LOOPBACK}:{ports.dashboard}",
+            agent_port=ports.agent,
+            token_path=str(self._state.token_path),
+            temp_dir=str(temp.path),
+        )
+        self._state.write_record(record)
+        return record
+
+    def _abandon(self, starting: Launch) -> None:
+        starting.call_off()
+        self._discard(self._state.read_record())
+
+    def _discard(self, record: ClusterRecord | None) -> None:
+        """End every process of a cluster and remove its files; without a record, by its marker."""
+        ours = TempDirectory.for_state(self._state.path)
+        # A record names another directory if the state directory was moved.
+        temp = ours if record is None else TempDirectory(Path(record.temp_dir))
+        processes.stop_all(None if record is None else record.leader, str(temp.path))
+        temp.remove()
+        self._state.forget()
+
+    def _why_not_started(self) -> str:
+        tail = self._state.log_tail()
+        if "missing packages" in tail:
+            return (
+                "Ray is installed without its dashboard, which is what takes jobs. Run "
+                f'`pip install "ray[default]"`, or {launch.SET_AN_ADDRESS}. '
+                f"Ray's own words are in {self._state.log_path}."
+            )
+        return (
+            f"The local Ray did not start (the limit is {_START_SECONDS:.0f} s). The end of "
+            f"{self._state.log_path}:\n{tail or '(empty)'}\n"
+            f"Remove the cause and start the worker again, or {launch.SET_AN_ADDRESS}."
+        )
+
+    def _register(self) -> None:
+        if self._user is None:
+            self._user = self._state.add_user()
+
+    def _unregister(self) -> None:
+        if self._user is not None:
+            self._state.remove_user(self._user)
+            self._user = None
+
+    def _running(self) -> LocalClusterInfo | None:
+        record = self._state.read_record()
+        if record is None or not record.leader.is_alive():
+            return None
+        return self._info(record, started=False)
+
+    def _info(self, record: ClusterRecord, *, started: bool) -> LocalClusterInfo:
+        return LocalClusterInfo(
+            address=record.address,
+            token_path=record.token_path,
+            started=started,
+            pid=record.pid,
+            log_path=self._state.log_path,
+            session_path=(TempDirectory(Path(record.temp_dir)).ray / "session_latest").resolve(),
+        )
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    return await anyio.to_thread.run_sync(call)
+
+
+async def _shielded(call: Callable[[], None]) -> None:
+    """Run a clean-up to its end, cancelled or not, within a bounded time."""
+    with anyio.CancelScope(shield=True), anyio.move_on_after(_CLEANUP_SECONDS):
+        await anyio.to_thread.run_sync(call, abandon_on_cancel=True)

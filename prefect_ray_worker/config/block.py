@@ -1,0 +1,133 @@
+"""The `RayCluster` block: where a Ray cluster is and how to be let in."""
+
+from functools import partial
+from typing import Annotated, Any, Self
+
+from prefect.blocks.core import Block
+from prefect.types import SecretDict
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+
+from prefect_ray_worker.ray_api.connection import Connection, frozen_items, normalize_address
+from prefect_ray_worker.ray_api.tokens import TokenSource
+
+LOGO_URL = "https://github.com/ray-project.png"
+
+DashboardAddress = Annotated[str, AfterValidator(normalize_address)]
+DashboardUrl = Annotated[str, AfterValidator(partial(normalize_address, variable="dashboard_url"))]
+
+
+class RayCluster(Block):
+    """Address of a Ray cluster's dashboard, and the credentials that it wants.
+
+    Use it as the `cluster` job variable of a `ray` work pool. Token, headers and cookies are
+    stored as secrets and never shown.
+
+    Attributes:
+        address: Address of the dashboard.
+        token: Bearer token of the cluster (Ray token authentication).
+        token_path: File on the worker's machine that holds the token.
+        headers: Extra HTTP headers.
+        cookies: HTTP cookies.
+        verify: Whether to verify the TLS certificate.
+        ca_file: File on the worker's machine with the authorities to trust.
+        dashboard_url: Where people find the dashboard, if not at the address.
+
+    Example:
+        ```python
+        from prefect_ray_worker import RayCluster
+
+        RayCluster(address="http://ray-head:8265", token="…").save("research")
+        ```
+    """
+
+    _block_type_name = "Ray Cluster"
+    _block_type_slug = "ray-cluster"
+    _logo_url = LOGO_URL  # pyright: ignore[reportAssignmentType]
+    _documentation_url = "https://docs.prefect.io/integrations/prefect-ray"  # pyright: ignore[reportAssignmentType]
+    _description = (
+        "Where a Ray cluster's dashboard is and how to be let in: the `cluster` job variable "
+        "of a `ray` work pool."
+    )
+
+    address: DashboardAddress = Field(
+        description=(
+            "Address of the Ray dashboard, with the path prefix of an ingress if there is one. "
+            "Example: http://ray-head:8265"
+        ),
+        examples=["http://ray-head:8265"],
+    )
+    token: SecretStr | None = Field(
+        default=None,
+        description=(
+            "Bearer token of a cluster with token authentication (Ray 2.52 and later), or a "
+            "Kubernetes token where KubeRay checks those. Unset: RAY_AUTH_TOKEN, "
+            "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token of the worker, if RAY_AUTH_MODE=token."
+        ),
+    )
+    token_path: str | None = Field(
+        default=None,
+        title="Token file",
+        description=(
+            "File on the worker's machine that holds the token; read again when the cluster "
+            "answers 401. Example: /var/run/secrets/ray.io/serviceaccount/token"
+        ),
+    )
+    headers: SecretDict | None = Field(
+        default=None,
+        description=(
+            "Extra HTTP headers, for example of a proxy in front of the dashboard. "
+            'Example: {"X-Api-Key": "…"}'
+        ),
+    )
+    cookies: SecretDict | None = Field(
+        default=None,
+        description='HTTP cookies, for example of a login proxy. Example: {"session": "…"}',
+    )
+    verify: bool = Field(
+        default=True,
+        title="Verify TLS",
+        description="Whether to verify the certificate of an https address.",
+    )
+    ca_file: str | None = Field(
+        default=None,
+        title="CA file",
+        description=(
+            "File on the worker's machine with the certificate authorities to trust, in PEM "
+            "format. Example: /etc/ssl/company.pem"
+        ),
+    )
+    dashboard_url: DashboardUrl | None = Field(
+        default=None,
+        title="Dashboard URL",
+        description=(
+            "Where people open the dashboard in a browser, if that is another address than the "
+            "worker's: links on flow runs and in events use it, the worker never does. "
+            "Example: https://ray.example.com/research"
+        ),
+        examples=["https://ray.example.com/research"],
+    )
+
+    @model_validator(mode="after")
+    def _one_token(self) -> Self:
+        if self.token is not None and self.token_path is not None:
+            raise ValueError("token and token_path are both set; keep one of them")
+        return self
+
+    def connection(self) -> Connection:
+        """Return how the worker reaches this cluster."""
+        return Connection(
+            address=self.address,
+            token=TokenSource(
+                literal=self.token.get_secret_value() if self.token else None,
+                path=self.token_path,
+            ),
+            headers=frozen_items(_revealed(self.headers)),
+            cookies=frozen_items(_revealed(self.cookies)),
+            verify=self.verify,
+            ca_file=self.ca_file,
+        )
+
+
+def _revealed(secret: SecretDict | None) -> dict[str, str]:
+    values: dict[str, Any] = secret.get_secret_value() if secret else {}
+    return {name: str(value) for name, value in values.items()}

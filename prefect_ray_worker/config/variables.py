@@ -1,0 +1,313 @@
+"""The job variables: the form that Prefect's UI shows, and the checks on each field."""
+
+from typing import Annotated, Any
+
+from prefect.workers.base import BaseVariables
+from pydantic import BaseModel, BeforeValidator, ByteSize, Field, TypeAdapter, ValidationError
+
+from prefect_ray_worker.config.block import DashboardAddress, RayCluster
+from prefect_ray_worker.config.runtime_env import RuntimeEnv
+
+RESERVED_METADATA = frozenset({"job_submission_id", "job_name"})
+RESERVED_PREFIXES = ("prefect.io/", "prefect-ray-worker/")
+"""Ray writes these itself and links drivers to jobs by them (`job_supervisor.py`, Ray 2.60)."""
+
+_BYTE_SIZE = TypeAdapter(ByteSize)
+
+
+def _parse_memory(value: object) -> object:
+    try:
+        size = int(_BYTE_SIZE.validate_python(value)) if isinstance(value, str | int) else 0
+    except ValidationError:
+        size = 0
+    if size <= 0:
+        raise ValueError('is not an amount of memory. Write "2GiB", "500MB" or a number of bytes')
+    return value
+
+
+def _no_slash(value: object) -> object:
+    if isinstance(value, str) and "/" in value:
+        raise ValueError("may not contain a slash: Ray uses job names in paths. Use '-' instead")
+    return value
+
+
+def _no_reserved_keys(value: object) -> object:
+    if isinstance(value, dict):
+        taken = sorted(
+            str(key)
+            for key in value
+            if key in RESERVED_METADATA or str(key).startswith(RESERVED_PREFIXES)
+        )
+        if taken:
+            raise ValueError(
+                f"uses {', '.join(taken)}, which this worker and Ray set themselves. Choose "
+                "another key (for the job's name there is the variable name)"
+            )
+    return value
+
+
+Memory = Annotated[str | int, BeforeValidator(_parse_memory)]
+JobName = Annotated[str, BeforeValidator(_no_slash)]
+UserMetadata = Annotated[dict[str, str], BeforeValidator(_no_reserved_keys)]
+
+
+class RayFields(BaseModel):
+    """What a run on Ray can be told, for the form and for the job configuration alike."""
+
+    address: DashboardAddress | None = Field(
+        default=None,
+        title="Ray address",
+        description=(
+            "Address of the Ray dashboard. Leave it out to use the cluster block, or else what "
+            "the worker is set to, or else a Ray that the worker starts on its own machine. "
+            "Example: http://ray-head:8265"
+        ),
+        examples=["http://ray-head:8265"],
+    )
+    cluster: RayCluster | None = Field(
+        default=None,
+        title="Ray cluster",
+        description=(
+            "A RayCluster block: address, token, headers and TLS of the cluster. If the variable "
+            "address names another one, the block is not used, and its secrets go nowhere. "
+            "Choose it here, on the pool: `prefect deploy` would store its secrets in clear."
+        ),
+    )
+    runtime_env: RuntimeEnv = Field(
+        default_factory=RuntimeEnv,
+        title="Runtime environment",
+        description=(
+            "Ray's runtime_env for the flow's driver and its tasks: packages, code, image. "
+            'Example: {"pip": ["pandas"]}'
+        ),
+        examples=[{"pip": ["pandas"]}],
+    )
+    entrypoint_num_cpus: float | None = Field(
+        default=None,
+        ge=0,
+        title="Driver CPUs",
+        description=(
+            "CPUs that the flow's driver holds while it runs. If no entrypoint_ variable is "
+            "set, Ray starts the driver on the head node and reserves nothing. Example: 1"
+        ),
+        examples=[1],
+    )
+    entrypoint_num_gpus: float | None = Field(
+        default=None,
+        ge=0,
+        title="Driver GPUs",
+        description="GPUs that the flow's driver holds while it runs. Example: 0.5",
+        examples=[0.5],
+    )
+    entrypoint_memory: Memory | None = Field(
+        default=None,
+        title="Driver memory",
+        description=(
+            "Memory that Ray reserves for the flow's driver: with a unit, or in bytes. "
+            'Example: "2GiB"'
+        ),
+        examples=["2GiB"],
+    )
+    entrypoint_resources: dict[str, Annotated[float, Field(ge=0)]] | None = Field(
+        default=None,
+        title="Driver custom resources",
+        description='Custom resources that the driver holds. Example: {"ssd": 1}',
+        examples=[{"ssd": 1}],
+    )
+    entrypoint_label_selector: dict[str, str] | None = Field(
+        default=None,
+        title="Driver node labels",
+        description=(
+            "Labels of the nodes on which the driver may run: a value, !value, in(a,b) or "
+            '!in(a,b). Needs a Ray that knows labels. Example: {"ray.io/node-group": "cpu"}'
+        ),
+        examples=[{"ray.io/node-group": "cpu"}],
+    )
+    metadata: UserMetadata = Field(
+        default_factory=dict,
+        title="Job metadata",
+        description=(
+            "Shown beside the job in Ray's dashboard and to everyone who can list jobs: no "
+            'secrets. Example: {"team": "research"}'
+        ),
+        examples=[{"team": "research"}],
+    )
+    start_timeout_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        title="Start timeout (seconds)",
+        description=(
+            "How long the job may wait for resources and its runtime environment before it is "
+            "stopped and the run marked Crashed. Unset: Ray's own limit, 900 s unless its "
+            "head sets another. Example: 600"
+        ),
+        examples=[600],
+    )
+    run_timeout_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        title="Run timeout (seconds)",
+        description=(
+            "How long the job may run before it is stopped and the run marked Crashed. "
+            "Unset: no limit. Example: 3600"
+        ),
+        examples=[3600],
+    )
+    stop_grace_seconds: int = Field(
+        default=30,
+        ge=1,
+        title="Stop grace (seconds)",
+        description=(
+            "On cancellation, how long the driver may take to stop by itself before the worker "
+            "stops its job; and how long Ray then waits between SIGTERM and SIGKILL. Example: 30"
+        ),
+        examples=[30],
+    )
+    forward_logs: bool = Field(
+        default=True,
+        title="Forward logs",
+        description=(
+            "Whether everything that the job prints appears in the logs of the flow run. What "
+            "the flow's own loggers send is there in any case. Example: false"
+        ),
+        examples=[False],
+    )
+    infrastructure_retries: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        title="Infrastructure retries",
+        description=(
+            "How often a run is tried again after its infrastructure has failed: the node or "
+            "the job's supervisor died, or the cluster lost the job. Never after an error of "
+            "the flow, for which a flow has its own retries. Example: 3"
+        ),
+        examples=[3],
+    )
+    delete_job_after_seconds: int | None = Field(
+        default=None,
+        ge=5,
+        title="Delete job after (seconds)",
+        description=(
+            "How long after its end the job's record stays in Ray, which never removes one "
+            "by itself. Logs in Prefect stay. Unset: for ever. Example: 86400"
+        ),
+        examples=[86400],
+    )
+
+
+class RayWorkerVariables(RayFields, BaseVariables):
+    """The variables of a `ray` work pool, in the order in which the form shows them."""
+
+    name: JobName | None = Field(
+        default=None,
+        title="Job name",
+        description=(
+            "Name of the Ray Job in the dashboard, without slashes; {{ ctx.flow.name }} and "
+            "{{ ctx.flow_run.name }} are filled in. Unset: the flow run's name. "
+            "Example: nightly-{{ ctx.flow.name }}"
+        ),
+        examples=["nightly-{{ ctx.flow.name }}"],
+    )
+    env: dict[str, str | None] = Field(
+        default_factory=dict,
+        title="Environment variables",
+        description=(
+            "Environment variables of the driver and its tasks. Everyone who can list the "
+            "cluster's jobs can read them: set secrets on the Ray nodes instead. "
+            'Example: {"OMP_NUM_THREADS": "4"}'
+        ),
+        examples=[{"OMP_NUM_THREADS": "4"}],
+    )
+    labels: UserMetadata = Field(
+        default_factory=dict,
+        title="Labels",
+        description=(
+            "Labels of the job, kept in its metadata beside Prefect's own. "
+            'Example: {"cost-center": "42"}'
+        ),
+        examples=[{"cost-center": "42"}],
+    )
+    command: str | None = Field(
+        default=None,
+        title="Command",
+        description=(
+            "Shell command to run instead of this package's driver; PREFECT__FLOW_RUN_ID is set "
+            "for it. Rarely needed. Example: exec python -m prefect flow-run execute"
+        ),
+        examples=["exec python -m prefect flow-run execute"],
+    )
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the JSON schema as it reads well as a form.
+
+        The most used variables come first; pydantic would begin with those of Prefect's base
+        class. And what may be left out is not offered as "null" as well: Prefect's UI would show
+        a switch for it, and its server takes null for any optional field anyway. Of a field that
+        has a type of its own, the UI shows the title and description of the type (3.8.8). The
+        title of a block's type has to stay: the server finds the definition by it, and would
+        otherwise refuse a reference to a block (`schema_tools/validation.py`, 3.8.8).
+        """
+        schema = super().model_json_schema(*args, **kwargs)
+        properties = schema["properties"]
+        schema["properties"] = {name: _without_null(properties[name]) for name in FORM_ORDER}
+        for name, field in schema["properties"].items():
+            if "$ref" in field:
+                definition = schema["definitions"][field["$ref"].rpartition("/")[2]]
+                info = cls.model_fields[name]
+                definition["description"] = info.description
+                if "block_type_slug" not in definition:
+                    definition["title"] = info.title
+        for name, definition in schema["definitions"].items():
+            fields = definition["properties"]
+            if name == RayCluster.__name__:
+                _allow_masked(fields, definition.get("secret_fields", []))
+            else:
+                definition["properties"] = {n: _without_null(f) for n, f in fields.items()}
+        return schema
+
+
+FORM_ORDER = (
+    "address",
+    "cluster",
+    "env",
+    "runtime_env",
+    "entrypoint_num_cpus",
+    "entrypoint_num_gpus",
+    "entrypoint_memory",
+    "entrypoint_resources",
+    "entrypoint_label_selector",
+    "start_timeout_seconds",
+    "run_timeout_seconds",
+    "stop_grace_seconds",
+    "forward_logs",
+    "infrastructure_retries",
+    "delete_job_after_seconds",
+    "name",
+    "labels",
+    "metadata",
+    "command",
+)
+
+
+def _allow_masked(fields: dict[str, Any], secret: list[str]) -> None:
+    # The server checks a pool's default block against this schema after it has masked its
+    # secrets, and a masked mapping is the text "********" (Prefect 3.8.8).
+    for name in secret:
+        options = fields.get(name.removesuffix(".*"), {}).get("anyOf", [])
+        if {"type": "object"} in [{"type": option.get("type")} for option in options]:
+            options.append({"type": "string"})
+
+
+def _without_null(field: dict[str, Any]) -> dict[str, Any]:
+    options = [option for option in field.get("anyOf", []) if option != {"type": "null"}]
+    if len(options) == len(field.get("anyOf", [])):
+        return field
+    rest = {k: v for k, v in field.items() if k != "anyOf" and (k, v) != ("default", None)}
+    return {**(options[0] if len(options) == 1 else {"anyOf": options}), **rest}
+
+
+def memory_in_bytes(value: str | int | None) -> int | None:
+    """Return an `entrypoint_memory` in bytes; it has been checked before."""
+    return None if value is None else int(_BYTE_SIZE.validate_python(value))

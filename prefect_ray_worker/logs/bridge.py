@@ -1,0 +1,264 @@
+"""`LogBridge`: everything that one job prints becomes logs of its flow run."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from prefect_ray_worker.errors import JobsApiError, LogNotFound, LogsGivenUp
+from prefect_ray_worker.logs.joining import Line, joined
+from prefect_ray_worker.logs.lines import LineSplitter
+from prefect_ray_worker.logs.numbering import Numbering, milliseconds
+from prefect_ray_worker.logs.position import find_position
+from prefect_ray_worker.logs.reader import ClusterLogs, LogPlace, Progress
+from prefect_ray_worker.logs.sender import Sender
+from prefect_ray_worker.logs.shaping import Shaper
+from prefect_ray_worker.prefect_api.logs import LogSink, SentLog
+from prefect_ray_worker.ray_api.backoff import Backoff
+from prefect_ray_worker.ray_api.models import JobDetails
+
+# Ray's supervisor has written the last line when the status is terminal; a stray child may not.
+_SETTLE_SECONDS = 1.0
+# How long a log may be away after the end of its job: the node answers that it has not got it, or
+# nobody answers.
+_MISSING_SECONDS = 10.0
+_SILENT_SECONDS = 120.0
+# What a Prefect server takes fastest, by log (3.8.8).
+_BATCH_LOGS = 200
+# A log that has not been seen to its end for so long comes faster than Prefect takes logs.
+_BEHIND_SECONDS = 5.0
+_JOINED_LINES = 50
+_BATCH_CHARACTERS = 512 * 1024
+# So much is worked on before others have their turn: some milliseconds.
+_SLICE = 16 * 1024
+_LONGEST_PAUSE_SECONDS = 300.0
+
+_log = logging.getLogger("prefect.workers.ray.logs")
+
+
+class LogBridge:
+    """Forwards the log of one job to its flow run, each line exactly once and in order.
+
+    A bridge that is made anew for the same job, in another process too, goes on where the one
+    before it has stopped: it asks Prefect for the number of logs that it has, reads the job's log
+    again from the start and leaves out as many. Only one may run at a time.
+
+    Args:
+        submission_id: The job.
+        reads: The log side of its cluster.
+        sink: The logs of its run.
+        longest: The most characters of a log, as JSON.
+
+    Attributes:
+        bytes_read: How much of the job's log has been read.
+        lines_forwarded: How many lines this bridge has brought to Prefect.
+        lag_seconds: How long ago the log was last seen to its end, or 0 before the first look.
+    """
+
+    def __init__(
+        self, submission_id: str, *, reads: ClusterLogs, sink: LogSink, longest: int
+    ) -> None:
+        self._job = submission_id
+        self._reads = reads
+        self._sink = sink
+        self._longest = longest
+        self._sender = Sender(sink)
+        self._details: JobDetails | None = None
+        self._news = anyio.Event()
+        self._ended_at: float | None = None
+        self._progress = Progress()
+        self._splitter = LineSplitter()
+        self._batch: list[SentLog] = []
+        self._room = _BATCH_CHARACTERS
+        self._last_message = ""
+        self._to_skip = self._lines_before = 0
+        self._behind_since: float | None = None
+        self._not_before = 0
+        self._numbering = Numbering(submission_id)
+        self._shaper = Shaper(submission_id, longest=longest)
+        self._seen_to_end_at: datetime | None = None
+        self.lines_forwarded = 0
+
+    @property
+    def bytes_read(self) -> int:
+        """How much of the job's log has been read, in bytes."""
+        return self._progress.offset
+
+    @property
+    def lag_seconds(self) -> float:
+        """Seconds since the log was last seen to its end and forwarded."""
+        seen = self._seen_to_end_at
+        return 0.0 if seen is None else (datetime.now(UTC) - seen).total_seconds()
+
+    def observe(self, details: JobDetails) -> None:
+        """Take note of a look at the job: where its log is, and whether it has ended."""
+        self._details = details
+        if details.is_terminal:
+            self.end()
+        self._news.set()
+
+    def end(self) -> None:
+        """Take note that nothing more will come: the job has ended, or its cluster is lost."""
+        if self._ended_at is None:
+            self._ended_at = anyio.current_time()
+        self._news.set()
+
+    async def run(self) -> None:
+        """Forward until the job has ended and all of its log is in Prefect, or the log is gone.
+
+        It never raises for trouble with Ray or with Prefect: it waits, and at last gives up and
+        says so, in the run's log if it can.
+        """
+        try:
+            with self._reads.following(), self._sink.undisturbed():
+                await self._run()
+        except LogsGivenUp as exc:
+            _log.error(
+                "Prefect has not taken the log of the Ray Job %s (%s); after %d bytes given up.",
+                self._job,
+                exc,
+                self.bytes_read,
+            )
+
+    async def _run(self) -> None:
+        place = await self._find_place()
+        if place is None or self._details is None:
+            return
+        since = datetime.fromtimestamp((self._details.start_time or 0) / 1000, UTC)
+        last = await find_position(self._sink, self._sender, self._numbering, since=since)
+        self._to_skip = self._lines_before = self._numbering.lines
+        self._shaper = Shaper(self._job, entrypoint=self._details.entrypoint, longest=self._longest)
+        if last is None:
+            self._not_before = milliseconds(max(since, datetime.now(UTC)))
+        else:
+            self._not_before, self._last_message = milliseconds(last.timestamp), last.message
+        await self._follow(place)
+
+    async def _find_place(self) -> LogPlace | None:
+        """Wait until the job has begun; None if it has ended without ever doing so."""
+        while (place := self._place()) is None:
+            if self._ended_at is not None:
+                return None
+            await self._news.wait()
+            self._news = anyio.Event()
+        return place
+
+    def _place(self) -> LogPlace | None:
+        details = self._details
+        if details is None or not details.driver_node_id:
+            return None
+        return LogPlace(self._job, details.driver_node_id, details.driver_agent_http_address)
+
+    async def _follow(self, place: LogPlace) -> None:
+        backoff = Backoff()
+        idle = 0
+        while True:
+            ended_at = self._ended_at
+            began = datetime.now(UTC)
+            try:
+                place = self._place() or place
+                piece = await self._reads.read(place, self._progress)
+            except JobsApiError as exc:
+                if self._has_given_up(exc):
+                    await self._tell_of_loss(exc)
+                    return
+                await anyio.sleep(backoff.next())
+                continue
+            backoff.reset()
+            if self._behind_since is None:
+                self._behind_since = anyio.current_time()
+            await self._forward(piece.data, milliseconds(began))
+            idle = 0 if piece.data else idle + 1
+            if not piece.is_last:
+                continue
+            self._seen_to_end_at, self._behind_since = began, None
+            self._not_before = max(self._not_before, milliseconds(began))
+            now = anyio.current_time()
+            if ended_at is not None and now - ended_at >= _SETTLE_SECONDS:
+                await self._finish(milliseconds(began))
+                return
+            await self._pause(place, idle)
+
+    async def _pause(self, place: LogPlace, idle: int) -> None:
+        """Wait for the next look; a log that is quiet is looked at a little less often."""
+        quiet = 1 + min(idle, 20) / 20
+        pause = self._reads.pause(place) * quiet
+        seconds = max(min(pause, _LONGEST_PAUSE_SECONDS), self._progress.rest)
+        if self._ended_at is not None:
+            await anyio.sleep(min(seconds, _SETTLE_SECONDS))
+            return
+        with anyio.move_on_after(seconds):
+            while self._ended_at is None:
+                await self._news.wait()
+                self._news = anyio.Event()
+
+    async def _forward(self, data: bytes, read_ms: int) -> None:
+        for start in range(0, len(data), _SLICE):
+            part = data[start : start + _SLICE]
+            await self._collect(self._shaped(self._splitter.feed(part), read_ms))
+            self._progress.advance(part)
+        await self._flush()
+
+    def _shaped(self, lines: Iterable[str], read_ms: int) -> Iterator[Line]:
+        """Yield what the lines become, without what Prefect has already."""
+        for line in lines:
+            self._shaper.marked_ms = None
+            for shaped in self._shaper.shape(line, now_ms=read_ms):
+                if self._to_skip:
+                    self._to_skip -= 1
+                else:
+                    yield Line(shaped.level, shaped.message, self._not_before)
+            if self._shaper.marked_ms is not None:
+                # So what is printed between two log records of the flow stands between them.
+                self._not_before = max(self._not_before, self._shaper.marked_ms + 1)
+
+    async def _collect(self, lines: Iterator[Line]) -> None:
+        # Also when nothing is to be sent: a second reading of a long log must let others work.
+        await checkpoint()
+        most = _JOINED_LINES if self._is_behind() else 1
+        for group in joined(lines, most=most, longest=self._longest):
+            self._batch.append(
+                SentLog(
+                    self._numbering.stamp(group.not_before_ms, lines=group.lines),
+                    group.level,
+                    group.message,
+                )
+            )
+            self._room -= len(group.message)
+            if len(self._batch) >= _BATCH_LOGS or self._room <= 0:
+                await self._flush()
+
+    async def _flush(self) -> None:
+        batch, self._batch, self._room = self._batch, [], _BATCH_CHARACTERS
+        if batch:
+            await self._sender.send(batch)
+            self.lines_forwarded = self._numbering.lines - self._lines_before
+
+    def _is_behind(self) -> bool:
+        since = self._behind_since
+        return since is not None and anyio.current_time() - since > _BEHIND_SECONDS
+
+    async def _finish(self, read_ms: int) -> None:
+        await self._collect(self._shaped(self._splitter.finish(), read_ms))
+        await self._flush()
+
+    def _has_given_up(self, exc: JobsApiError) -> bool:
+        if self._ended_at is None:
+            return False
+        patience = _MISSING_SECONDS if isinstance(exc, LogNotFound) else _SILENT_SECONDS
+        return anyio.current_time() - self._ended_at > patience
+
+    async def _tell_of_loss(self, exc: JobsApiError) -> None:
+        lost = f"The log of the Ray Job {self._job} cannot be read any more"
+        if self._last_message.startswith(lost):
+            return  # an earlier bridge has said so
+        await self._finish(self._not_before)
+        self._to_skip = 0
+        message = (
+            f"{lost}: {self._progress.offset} bytes of it had been read, which gave "
+            f"{self._numbering.lines} lines; anything after is lost. {exc}"
+        )
+        await self._collect(iter([Line(logging.WARNING, message, self._not_before)]))
+        await self._flush()

@@ -1,0 +1,125 @@
+"""`Sender`: brings logs to Prefect in batches, each exactly once, however long that takes."""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import TypeVar
+
+import anyio
+
+from prefect_ray_worker.errors import LogsGivenUp, LogsRefused, LogsUnclear
+from prefect_ray_worker.prefect_api.logs import PAGE, LogSink, SentLog
+from prefect_ray_worker.ray_api.backoff import Backoff
+
+T = TypeVar("T")
+
+# Longer than any restart of a Prefect server that somebody is still working on.
+_PATIENCE_SECONDS = 3600.0
+_DOUBT_SECONDS = 3.0
+
+_log = logging.getLogger("prefect.workers.ray.logs")
+
+
+class Sender:
+    """Sends the logs of one run.
+
+    A batch whose request failed may have arrived. So before it is sent again, Prefect is asked
+    which of its logs it has; their timestamps tell them apart.
+
+    Args:
+        sink: Where the logs go.
+        patience: Seconds for which an API that is away is waited for.
+    """
+
+    def __init__(self, sink: LogSink, *, patience: float = _PATIENCE_SECONDS) -> None:
+        self._sink = sink
+        self._patience = patience
+
+    async def send(self, logs: Sequence[SentLog]) -> None:
+        """Return when Prefect has all the logs.
+
+        Args:
+            logs: In the order of their timestamps, no two alike.
+
+        Raises:
+            LogsGivenUp: It did not take them within our patience.
+        """
+        missing = list(logs)
+        backoff = Backoff()
+        deadline = anyio.current_time() + self._patience
+        while missing:
+            try:
+                await self._sink.post(missing)
+            except LogsRefused:
+                await self._send_in_parts(missing)
+                return
+            except LogsUnclear as exc:
+                await self._wait(backoff, deadline, exc)
+                missing = await self._missing_of(missing, backoff, deadline)
+                if missing:
+                    # A server that hung may be about to store what it was sent: ask once more.
+                    await anyio.sleep(_DOUBT_SECONDS)
+                    missing = await self._missing_of(missing, backoff, deadline)
+            else:
+                return
+
+    async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
+        """Return Prefect's answer to a question, which may be asked as often as need be.
+
+        Raises:
+            LogsGivenUp: It did not answer within our patience.
+        """
+        return await self._ask(question, Backoff(), anyio.current_time() + self._patience)
+
+    async def _ask(
+        self, question: Callable[[], Awaitable[T]], backoff: Backoff, deadline: float
+    ) -> T:
+        while True:
+            try:
+                return await question()
+            except LogsUnclear as exc:
+                await self._wait(backoff, deadline, exc)
+
+    async def _missing_of(
+        self, logs: list[SentLog], backoff: Backoff, deadline: float
+    ) -> list[SentLog]:
+        there: set[datetime] = set()
+        offset = 0
+        while True:
+            page = await self._ask(
+                lambda offset=offset: self._sink.find(
+                    after=logs[0].timestamp,
+                    before=logs[-1].timestamp,
+                    newest_first=False,
+                    offset=offset,
+                ),
+                backoff,
+                deadline,
+            )
+            there.update(log.timestamp for log in page.logs)
+            if page.is_last:
+                return [log for log in logs if log.timestamp not in there]
+            offset += PAGE
+
+    async def _send_in_parts(self, logs: list[SentLog]) -> None:
+        """Find the log that Prefect does not take, and tell of it in its place."""
+        if len(logs) > 1:
+            half = len(logs) // 2
+            await self.send(logs[:half])
+            await self.send(logs[half:])
+            return
+        told = replace(
+            logs[0], message=f"[A line of {len(logs[0].message)} characters was refused.]"
+        )
+        if told.message == logs[0].message:
+            _log.warning("Prefect refuses any log of this run.")
+            return
+        await self.send([told])
+
+    async def _wait(self, backoff: Backoff, deadline: float, reason: Exception) -> None:
+        delay = backoff.next()
+        if anyio.current_time() + delay > deadline:
+            raise LogsGivenUp(str(reason)) from reason
+        _log.debug("The Prefect API does not take logs (%s); trying again.", reason)
+        await anyio.sleep(delay)

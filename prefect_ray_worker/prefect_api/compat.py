@@ -1,0 +1,261 @@
+"""Every name of Prefect that is not promised to us, in one place.
+
+After an upgrade of Prefect, this is the file to check; `tests/unit/prefect_api/test_compat.py`
+fails by name when one has gone.
+"""
+
+import sys
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
+
+from prefect.settings import Settings
+
+from prefect_ray_worker.prefect_api.per_settings import per_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager, AsyncExitStack
+    from logging import Logger, LoggerAdapter
+    from pathlib import Path
+
+    from prefect.client.schemas.objects import FlowRun, State
+    from prefect.events import RelatedResource
+    from prefect.events.schemas.events import Event
+    from prefect.flows import Flow
+    from prefect.workers.base import BaseJobConfiguration, BaseWorker
+
+# Not a SecretStr in `prefect/settings/models/client.py` (3.8.8), but it carries credentials.
+_ALSO_SECRET = frozenset({"PREFECT_CLIENT_CUSTOM_HEADERS"})
+
+
+@per_settings
+def secret_setting_names(settings: Settings) -> frozenset[str]:
+    """Return the environment variables of Prefect's settings that hold secrets.
+
+    `Settings.to_environment_variables(include_secrets=)` is not documented (read from 3.8.8):
+    whatever it masks is a secret, so that a secret setting that Prefect adds is covered.
+    """
+    clear = settings.to_environment_variables(exclude_unset=True, include_secrets=True)
+    masked = settings.to_environment_variables(exclude_unset=True, include_secrets=False)
+    return _ALSO_SECRET | {name for name, value in clear.items() if masked.get(name) != value}
+
+
+def exit_stack(worker: "BaseWorker[Any, Any, Any]") -> "AsyncExitStack":
+    """Return the stack that `BaseWorker.setup` fills and `teardown` leaves (3.8.8).
+
+    What is entered before `super().setup()` outlives the worker's runs; there is no hook for it.
+    """
+    return worker._exit_stack  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def worker_logger(worker: "BaseWorker[Any, Any, Any]") -> "Logger | LoggerAdapter[Logger]":
+    """Return the worker's own logger, which goes to its page in the UI as well (3.8.8)."""
+    return worker._logger  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def related_resources(
+    worker: "BaseWorker[Any, Any, Any]", configuration: "BaseJobConfiguration"
+) -> "list[RelatedResource]":
+    """Return what an event of a run is related to, as Prefect's own worker gives it (3.8.8).
+
+    Flow run, flow, deployment, tags, work pool and worker.
+    """
+    return worker._event_related_resources(configuration, include_self=True)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+Intent = Literal["cancel", "reschedule", "relinquish"]
+"""Why a flow is told to end (`prefect._internal.attempt_control.Intent`, 3.8.8)."""
+
+
+def set_termination_intent(intent: Intent) -> None:
+    """Tell the flow engine of this process what the coming `TerminationSignal` means.
+
+    The engine asks `prefect._internal.control_listener` (3.8.8), which is fed by a socket from
+    Prefect's own supervisor process; ours knows it in the process itself.
+    """
+    from prefect._internal import control_listener
+
+    control_listener._set_intent(intent)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+async def prepare_workspace(flow_run_id: UUID, folder: "Path") -> str:
+    """Run a deployment's pull steps and go where they lead; return the flow's entrypoint.
+
+    What `prefect flow-run execute` does in a process of its own (3.8.8), in this one.
+    """
+    from prefect.runner._workspace_resolver import prepare_workspace_for_flow_run
+
+    workspace = await prepare_workspace_for_flow_run(flow_run_id, folder)
+    return workspace.runtime_entrypoint
+
+
+def load_flow(flow_run: "FlowRun") -> "Flow[..., Any]":
+    """Load the flow of `PREFECT__FLOW_ENTRYPOINT`, as `prefect.engine` does (3.8.8)."""
+    from prefect.flow_engine import load_flow as load
+
+    return load(flow_run)
+
+
+def do_not_join_heartbeats() -> None:
+    """Spare the end of a run the wait for its heartbeat thread, which sleeps 1 s at a time.
+
+    `flow_engine._send_heartbeats` (3.8.8) joins the thread for sync flows; it is a daemon that
+    looks whether the run has ended before each beat, and for async flows nobody waits for it.
+    """
+    from prefect import flow_engine
+
+    beat = getattr(flow_engine, "_send_heartbeats", None)
+    if beat is not None:
+        flow_engine._send_heartbeats = partial(beat, join_on_exit=False)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def end_task_threads(end: "Callable[[int], None]", *, within: float) -> None:
+    """From now on, have a thread pool of tasks ended where Prefect waits for its tasks.
+
+    `ThreadPoolTaskRunner.cancel_all` (3.8.8) waits until every task that has begun is done: a
+    cancelled run would go on for as long as its longest task.
+
+    Args:
+        end: Interrupts the thread with an id.
+        within: Seconds to wait for the threads afterwards.
+    """
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    def cancel_all(self: ThreadPoolTaskRunner[Any]) -> None:
+        executor, self._executor = self._executor, None  # pyright: ignore[reportPrivateUsage]
+        if executor is None:
+            return
+        executor.shutdown(wait=False, cancel_futures=True)
+        threads = list(executor._threads)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        for thread in threads:
+            if thread.ident is not None and _runs_a_task(thread.ident):
+                end(thread.ident)
+        deadline = time.monotonic() + within
+        for thread in threads:
+            thread.join(max(0, deadline - time.monotonic()))
+
+    ThreadPoolTaskRunner.cancel_all = cancel_all
+
+
+def _runs_a_task(ident: int) -> bool:
+    frame = sys._current_frames().get(ident)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    while frame is not None and frame.f_globals.get("__name__") != "prefect.task_engine":
+        frame = frame.f_back
+    return frame is not None
+
+
+def run_metrics(flow_run: "FlowRun", flow: "Flow[..., Any]") -> "AbstractContextManager[Any]":
+    """Return the metrics that `prefect.engine` keeps around a run (3.8.8)."""
+    from prefect._internal.metrics import RunMetrics
+
+    return RunMetrics(flow_run, flow)
+
+
+def drive_flow_result(flow: "Flow[..., Any]", result: object) -> None:
+    """Run what `run_flow` returned for async and generator flows (`prefect.engine`, 3.8.8)."""
+    from prefect.engine import (
+        _drive_run_flow_result,  # pyright: ignore[reportPrivateUsage]
+    )
+
+    _drive_run_flow_result(flow, result)
+
+
+def new_run_id() -> UUID:
+    """Return an id for a task run as Prefect makes them, sortable by time (3.8.8)."""
+    from prefect._internal.uuid7 import uuid7
+
+    return uuid7()
+
+
+def raise_if_suspended() -> None:
+    """Stop the flow here if its run was asked to suspend itself.
+
+    Every future of Prefect's does so after it has waited (`prefect/_flow_run_suspension.py`,
+    3.8.8). A Prefect that does not know this way to suspend needs nothing.
+    """
+    try:
+        from prefect._flow_run_suspension import raise_if_flow_run_suspension_requested
+    except ImportError:
+        return
+    raise_if_flow_run_suspension_requested()
+
+
+def crashed_state(exc: BaseException) -> "State[Any]":
+    """Return the state that the engine gives a run that ended by this exception (3.8.8)."""
+    from prefect._internal.states import exception_to_crashed_state_sync
+
+    return exception_to_crashed_state_sync(exc)
+
+
+def tap_events(take: "Callable[[Event], None]") -> None:
+    """Have all events of this process given to us, and not sent by a worker of its own.
+
+    `emit_event` (3.8.8) sends through `EventsWorker.instance()` if that has one of a few types of
+    clients; the one for Prefect's own process pool says the same as we: somebody else sends them.
+    """
+    from prefect.events.worker import EventsWorker, ProcessPoolForwardingEventsClient
+
+    class Tap:
+        client_type = ProcessPoolForwardingEventsClient
+
+        @staticmethod
+        def send(event: "Event") -> None:
+            take(event)
+
+    global _untapped  # noqa: PLW0603 (there is one EventsWorker)
+    _untapped = _untapped or EventsWorker.instance
+
+    def instance(*_: object, **__: object) -> type[Tap]:
+        return Tap
+
+    setattr(EventsWorker, "instance", instance)  # noqa: B010 (it is of another type)
+
+
+_untapped: "Callable[..., Any] | None" = None
+
+
+def send_event_by_websocket(event: bytes) -> None:
+    """Give an event to Prefect's own sender, also where `tap_events` has come before it."""
+    from prefect.events.schemas.events import Event
+    from prefect.events.worker import EventsWorker
+
+    (_untapped or EventsWorker.instance)().send(Event.model_validate_json(event))
+
+
+def await_events_sent(seconds: float) -> None:
+    """Wait until Prefect's own sender of events has none left (`_QueueServiceBase`, 3.8.8).
+
+    `wait_until_empty` knows no time limit.
+    """
+    from prefect.events.worker import EventsWorker
+
+    # All kinds of services are in there.
+    services: list[Any] = list(EventsWorker._instances.values())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    for worker in services:
+        if isinstance(worker, EventsWorker):
+            left = worker._queue  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            with left.all_tasks_done:
+                left.all_tasks_done.wait_for(lambda: not left.unfinished_tasks, seconds)  # noqa: B023
+
+
+OVERRIDDEN = ("_initiate_run", "_documentation_url", "_logo_url", "_description")
+"""Members of `BaseWorker` (3.8.8) that `RayWorker` defines and Prefect reads, although private:
+there is no public way to say these things."""
+
+READ = (
+    "prefect._internal.states:exception_to_crashed_state_sync",
+    "prefect._internal.uuid7:uuid7",
+    "prefect._internal.control_listener:_set_intent",
+    "prefect._internal.metrics:RunMetrics",
+    "prefect.engine:_drive_run_flow_result",
+    "prefect.events.worker:EventsWorker._instances",
+    "prefect.events.worker:EventsWorker.instance",
+    "prefect.events.worker:ProcessPoolForwardingEventsClient",
+    "prefect.flow_engine:_send_heartbeats",
+    "prefect.flow_engine:load_flow",
+    "prefect.task_runners:ThreadPoolTaskRunner.cancel_all",
+    "prefect.runner._workspace_resolver:prepare_workspace_for_flow_run",
+)
+"""Where the functions above reach into Prefect (3.8.8), for the test that says what has gone."""

@@ -1,0 +1,359 @@
+"""What we ask and tell Prefect about flow runs, patiently: an API that is down loses nothing."""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+import anyio
+import httpx
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
+from prefect.client.schemas.sorting import LogSort
+from prefect.events import Event
+from prefect.events.filters import EventFilter, EventOccurredFilter, EventResourceFilter
+from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
+from prefect.states import Cancelled, Crashed, InfrastructurePending, Scheduled
+from prefect.utilities.engine import propose_state
+
+from prefect_ray_worker.prefect_api.active_runs import (
+    GOES_ON,
+    ActiveRun,
+    active_runs,
+    type_in_effect,
+)
+from prefect_ray_worker.ray_api.backoff import Backoff
+from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, present_claim
+
+T = TypeVar("T")
+
+# Longer than any restart of a Prefect server that somebody is still working on.
+_PATIENCE_SECONDS = 3600.0
+_PAGE = 100
+# Of the 16 sockets of Prefect's client. What waits for a socket in its pool costs time that grows
+# with the square of the queue (httpcore 1.0): a thousand runs that start at once stood still.
+_REQUESTS_AT_ONCE = 12
+# The server refuses more, and the client's own default as well (3.8.8).
+_PAGE_OF_EVENTS = 50
+# Asked too often or too slowly; every other 4xx is about the request.
+_PASSING = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS})
+
+LINK_KEY = "ray-job"
+"""Key of the artifacts that link a run to its job: lower case, digits and dashes, says Prefect."""
+INFRASTRUCTURE_PENDING = "InfrastructurePending"
+"""Name of the Pending state of a run whose job has not started: Prefect's own."""
+# Given by the server with the claim, and by Prefect's worker when it begins to submit (3.8.8).
+_NOT_BEGUN = frozenset({"Pending", "Submitting"})
+
+_log = logging.getLogger("prefect.workers.ray.flow_runs")
+
+
+class FlowRuns:
+    """The flow runs of a worker, as the Prefect API has them.
+
+    Methods wait out an API that does not answer, answers 5xx or is asked too often, for up to
+    an hour; a run that has been deleted is answered with None or ignored.
+
+    Args:
+        client: An open Prefect client.
+    """
+
+    def __init__(self, client: PrefectClient) -> None:
+        self._client = client
+        self._requests = anyio.CapacityLimiter(_REQUESTS_AT_ONCE)
+
+    async def read(self, flow_run_id: UUID) -> FlowRun | None:
+        """Return the run as it is now, or None if it has been deleted."""
+        try:
+            return await self._patiently(lambda: self._client.read_flow_run(flow_run_id))
+        except ObjectNotFound:
+            return None
+
+    async def states(self, flow_run_id: UUID) -> list[State[Any]]:
+        """Return every state that the run has been in, oldest first."""
+        states = await self._patiently(lambda: self._client.read_flow_run_states(flow_run_id))
+        return sorted(states, key=lambda state: state.timestamp)
+
+    async def claim_id(self, flow_run_id: UUID) -> UUID:
+        """Return the id of the Pending state that began the present attempt at a run."""
+        return present_claim(await self.states(flow_run_id)) or flow_run_id
+
+    async def label(self, flow_run_id: UUID, labels: dict[str, str]) -> None:
+        """Add labels to a run; they are for machines, and no page of the UI shows them."""
+        await self._patiently(
+            lambda: self._client.update_flow_run_labels(flow_run_id, dict(labels))
+        )
+
+    async def online_workers(self, work_pool_name: str) -> frozenset[str]:
+        """Return the names of the workers of a pool that Prefect has heard of lately.
+
+        The server counts a worker as offline after three missed heartbeats (3.8.8, a setting).
+        """
+        found: list[str] = []
+        offset = 0
+        while True:
+            page = await self._client.read_workers_for_work_pool(
+                work_pool_name, offset=offset, limit=_PAGE
+            )
+            found += [worker.name for worker in page if worker.status == WorkerStatus.ONLINE]
+            offset += len(page)
+            if len(page) < _PAGE:
+                return frozenset(found)
+
+    async def record_pid(self, flow_run_id: UUID, infrastructure_pid: str) -> None:
+        """Tell Prefect where the run's job is."""
+        await self._patiently(
+            lambda: self._client.update_flow_run(flow_run_id, infrastructure_pid=infrastructure_pid)
+        )
+
+    async def events_of(self, resource_id: str, *, since: datetime) -> Sequence[Event]:
+        """Return the events of a resource that Prefect has.
+
+        Args:
+            resource_id: Its `prefect.resource.id`.
+            since: How far to look back.
+
+        Returns:
+            At most 50 of them, and none if Prefect does not say: it keeps events for a while only.
+        """
+        wanted = EventFilter(
+            resource=EventResourceFilter(id=[resource_id]),
+            occurred=EventOccurredFilter.model_validate({"since": since}),
+        )
+        try:
+            return (await self._client.read_events(wanted, limit=_PAGE_OF_EVENTS)).events
+        except (httpx.HTTPError, PrefectHTTPStatusError) as exc:
+            _log.debug("Cannot read the events of %s: %s", resource_id, exc)
+            return []
+
+    async def show_pending(self, flow_run_id: UUID, message: str, *, fresh_until: float) -> bool:
+        """Put a run whose driver has not spoken yet into the state InfrastructurePending.
+
+        Args:
+            flow_run_id: The run.
+            message: What it waits for.
+            fresh_until: Until when, by `anyio.current_time`, nothing can have been reported that
+                this would undo.
+
+        Returns:
+            Whether it is in that state now.
+        """
+        run = await self._client.read_flow_run(flow_run_id)
+        state = run.state
+        if state is not None and state.name == INFRASTRUCTURE_PENDING:
+            return True
+        waits = state is not None and state.is_pending() and state.name in _NOT_BEGUN
+        if not waits or anyio.current_time() > fresh_until:
+            return False
+        proposed = InfrastructurePending(message=message)
+        try:
+            granted = await propose_state(self._client, proposed, flow_run_id=flow_run_id)
+        except (Abort, ObjectNotFound):
+            return False
+        return granted.name == INFRASTRUCTURE_PENDING
+
+    async def link(
+        self, flow_run_id: UUID, url: str, *, text: str, description: str, may_be_there: bool
+    ) -> None:
+        """Put a link onto a run, as an artifact, unless the run has it already.
+
+        All runs share the key: Prefect shows the artifacts of a key as versions of one thing, and a
+        key of its own for each run would fill the page of artifacts.
+
+        Args:
+            flow_run_id: The run.
+            url: Where it leads.
+            text: What is to be read there.
+            description: What it is, in Markdown.
+            may_be_there: Whether to look for it first.
+        """
+        data = f"[{text}]({url})"
+        if may_be_there and data in await self._links_of(flow_run_id):
+            return
+        await self._client.create_artifact(
+            ArtifactCreate(
+                key=LINK_KEY,
+                # What Prefect's own link artifacts are (`LinkArtifact`, 3.8.8).
+                type="markdown",
+                description=description,
+                data=data,
+                flow_run_id=flow_run_id,
+            )
+        )
+
+    async def _links_of(self, flow_run_id: UUID) -> list[object]:
+        present = await self._client.read_artifacts(
+            artifact_filter=ArtifactFilter(
+                key=ArtifactFilterKey(any_=[LINK_KEY]),
+                flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]),
+            ),
+            limit=_PAGE,
+        )
+        return [artifact.data for artifact in present]
+
+    async def crash(self, flow_run_id: UUID, message: str, *, rename: bool = False) -> bool:
+        """Mark a run Crashed, unless it has ended, or been rescheduled, in the meantime.
+
+        Args:
+            flow_run_id: The run.
+            message: What happened and what to do.
+            rename: Whether to replace the message of a crash that our own stop has caused.
+
+        Returns:
+            Whether the run is Crashed with this message.
+        """
+        run = await self.read(flow_run_id)
+        if run is None or run.state is None or not _may_crash(run, rename=rename):
+            return False
+        force = run.state.is_crashed()
+        return await self._propose(flow_run_id, Crashed(message=message), force=force)
+
+    async def cancelled(self, flow_run_id: UUID, message: str) -> bool:
+        """Mark a run Cancelled if it is still Cancelling; return whether it now is."""
+        run = await self.read(flow_run_id)
+        if run is None or run.state is None or not run.state.is_cancelling():
+            return False
+        return await self._propose(flow_run_id, Cancelled(message=message), force=False)
+
+    async def try_again(
+        self, flow_run_id: UUID, message: str, *, allowed: int, delay: float
+    ) -> bool:
+        """Schedule another attempt at a run whose infrastructure has failed.
+
+        The attempts are counted in the run's own history, from the last time it was started
+        anew: a state of the name `INFRASTRUCTURE_RETRY` for each.
+
+        Args:
+            flow_run_id: The run.
+            message: What has failed.
+            allowed: How many such attempts the run may have.
+            delay: Seconds until it may start.
+
+        Returns:
+            Whether it was scheduled; not if the attempts are used up, the run has gone on or
+            ended, or has no deployment, so that no worker would be given it.
+        """
+        run = await self.read(flow_run_id)
+        if run is None or run.deployment_id is None or not _may_crash(run, rename=False):
+            return False
+        history = await self.states(flow_run_id)
+        used = _infrastructure_retries(history)
+        if used >= allowed:
+            return False
+        if run.empirical_policy.retry_type == "in_process":
+            # Left by an earlier retry; the server gives no worker such a run (3.8.8).
+            policy = run.empirical_policy.model_copy(update={"retry_type": "reschedule"})
+            await self._patiently(
+                lambda: self._client.update_flow_run(flow_run_id, empirical_policy=policy)
+            )
+        state = Scheduled(
+            name=INFRASTRUCTURE_RETRY,
+            scheduled_time=datetime.now(UTC) + timedelta(seconds=delay),
+            message=f"Infrastructure retry {used + 1} of {allowed}. {message}",
+        )
+        return await self._propose(flow_run_id, state, force=False, unless_after=history[-1].id)
+
+    async def active(self, work_pool_id: UUID) -> dict[UUID, ActiveRun]:
+        """Return the runs of a work pool that an attempt has begun on and not ended."""
+        return await active_runs(self._client, work_pool_id)
+
+    async def shows_life(self, flow_run_id: UUID, *, within: float) -> bool:
+        """Say whether the run has logged a line or changed its state in the last seconds."""
+        run = await self.read(flow_run_id)
+        if run is None or run.state is None:
+            return False
+        logs = await self._patiently(
+            lambda: self._client.read_logs(
+                log_filter=LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])),
+                sort=LogSort.TIMESTAMP_DESC,
+                limit=1,
+            )
+        )
+        last = max([run.state.timestamp, *(log.timestamp for log in logs)])
+        return datetime.now(UTC) - last < timedelta(seconds=within)
+
+    async def _propose(
+        self,
+        flow_run_id: UUID,
+        state: State[Any],
+        *,
+        force: bool,
+        unless_after: UUID | None = None,
+    ) -> bool:
+        """Propose a state; say whether the run has been given it.
+
+        Args:
+            flow_run_id: The run.
+            state: The state.
+            force: Whether the server is to leave out its rules.
+            unless_after: The state that the run has now, where proposing twice would do harm:
+                should the answer get lost, what the server has done of it is read back.
+        """
+        asked = False
+
+        async def propose() -> bool:
+            nonlocal asked
+            if asked and unless_after is not None:
+                run = await self._client.read_flow_run(flow_run_id)
+                if run.state_id != unless_after:
+                    return run.state is not None and run.state.message == state.message
+            asked = True
+            granted = await propose_state(self._client, state, flow_run_id=flow_run_id, force=force)
+            return granted.type == state.type
+
+        try:
+            return await self._patiently(propose)
+        except (Abort, ObjectNotFound):
+            # Somebody else has settled the run, or deleted it: both end our interest in it.
+            return False
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        backoff = Backoff()
+        deadline = anyio.current_time() + _PATIENCE_SECONDS
+        while True:
+            try:
+                async with self._requests:
+                    return await ask()
+            except (httpx.TransportError, PrefectHTTPStatusError) as exc:
+                delay = backoff.next()
+                if not _is_passing(exc) or anyio.current_time() + delay > deadline:
+                    raise
+                _log.warning("The Prefect API does not answer (%s); trying again.", exc)
+                await anyio.sleep(delay)
+
+
+def type_of_state(run: FlowRun) -> StateType | None:
+    """Return the type of a run's state; see `type_in_effect`."""
+    if run.state is None:
+        return None
+    return type_in_effect(run.state.type, run.empirical_policy.retry_type)
+
+
+def _infrastructure_retries(history: Sequence[State[Any]]) -> int:
+    used = 0
+    for state in history:
+        used = 0 if state.is_final() else used + (state.name == INFRASTRUCTURE_RETRY)
+    return used
+
+
+def _may_crash(run: FlowRun, *, rename: bool) -> bool:
+    state = run.state
+    if rename and state is not None and (state.is_crashed() or state.name == "AwaitingRetry"):
+        return True  # our own stop: the engine reports it as a crash, or has the run tried again
+    return type_of_state(run) in GOES_ON
+
+
+def _is_passing(exc: Exception) -> bool:
+    if isinstance(exc, PrefectHTTPStatusError):
+        code = exc.response.status_code
+        return code >= httpx.codes.INTERNAL_SERVER_ERROR or code in _PASSING
+    return True

@@ -1,0 +1,179 @@
+"""The logs of a flow run in Prefect, as the log bridge writes and reads them."""
+
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+from uuid import UUID
+
+import anyio
+import httpx
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterTimestamp
+from prefect.client.schemas.sorting import LogSort
+from prefect.context import SettingsContext, get_settings_context
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import (
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_LOGGING_TO_API_MAX_LOG_SIZE,
+    Settings,
+)
+
+from prefect_ray_worker.errors import LogsRefused, LogsUnclear
+from prefect_ray_worker.prefect_api.per_settings import per_settings
+
+LOGGER_NAME = "prefect.ray.job"
+"""The logger under which everything that a job prints appears on its flow run."""
+
+PAGE = 200
+"""The most logs that Prefect returns at once (`PREFECT_API_DEFAULT_LIMIT`)."""
+
+
+@dataclass(frozen=True)
+class SentLog:
+    """One log as it goes to Prefect.
+
+    Attributes:
+        timestamp: Tells it from all other logs of the run (`logs/numbering.py`).
+        level: As in `logging`.
+        message: The line.
+    """
+
+    timestamp: datetime
+    level: int
+    message: str
+
+
+@dataclass(frozen=True)
+class FoundLogs:
+    """A page of logs that Prefect has.
+
+    Attributes:
+        logs: Those under our name, in the order asked for.
+        is_last: Whether there is nothing after this page.
+    """
+
+    logs: list[SentLog]
+    is_last: bool
+
+
+# What a log takes besides its message: the names and values of its other fields.
+_ENVELOPE = 400
+# Every other 4xx is about the logs themselves.
+_PASSING = frozenset({401, 403, 404, 408, 425, 429})
+
+
+def longest_message() -> int:
+    """Return the most characters of JSON that the API takes for a message: 25,000 on Cloud."""
+    return PREFECT_LOGGING_TO_API_MAX_LOG_SIZE.value() - _ENVELOPE
+
+
+class LogSink(Protocol):
+    """Where the logs of one run go."""
+
+    def undisturbed(self) -> AbstractContextManager[object]:
+        """Return a context in which no request is repeated behind our back."""
+        ...
+
+    async def post(self, logs: Sequence[SentLog]) -> None:
+        """Add logs.
+
+        Raises:
+            LogsUnclear: They may have been added, or not.
+            LogsRefused: They have not been added, and never will be as they are.
+        """
+        ...
+
+    async def find(
+        self, *, after: datetime, before: datetime, newest_first: bool, offset: int
+    ) -> FoundLogs:
+        """Return a page of the logs of the run between two times, both included.
+
+        Raises:
+            LogsUnclear: Ask again later.
+        """
+        ...
+
+
+@per_settings
+def _without_retries(settings: Settings) -> Settings:
+    return settings.copy_with_update(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
+
+
+class PrefectLogs:
+    """The logs of one flow run, through Prefect's client.
+
+    Args:
+        client: An open client.
+        flow_run_id: The run.
+        limiter: Shared by all runs of a worker: logs may not take all of the client's sockets.
+    """
+
+    def __init__(
+        self, client: PrefectClient, flow_run_id: UUID, limiter: anyio.CapacityLimiter
+    ) -> None:
+        self._client = client
+        self._run_id = flow_run_id
+        self._limiter = limiter
+
+    def undisturbed(self) -> AbstractContextManager[object]:
+        """Return a context without the client's own retries.
+
+        They would send a batch again after a lost answer, and double it (3.8.8, `client/base.py`).
+        """
+        profile = get_settings_context().profile
+        return SettingsContext(profile=profile, settings=_without_retries())
+
+    async def post(self, logs: Sequence[SentLog]) -> None:
+        """Add logs."""
+        bodies = [
+            {
+                "name": LOGGER_NAME,
+                "level": log.level,
+                "message": log.message,
+                "timestamp": log.timestamp.isoformat(),
+                "flow_run_id": str(self._run_id),
+            }
+            for log in logs
+        ]
+        async with self._limiter:
+            with _named_errors():
+                await self._client.create_logs(bodies)
+
+    async def find(
+        self, *, after: datetime, before: datetime, newest_first: bool, offset: int
+    ) -> FoundLogs:
+        """Return a page of the run's logs."""
+        span = LogFilter(
+            flow_run_id=LogFilterFlowRunId(any_=[self._run_id]),
+            timestamp=LogFilterTimestamp.model_validate({"after_": after, "before_": before}),
+        )
+        sort = LogSort.TIMESTAMP_DESC if newest_first else LogSort.TIMESTAMP_ASC
+        async with self._limiter:
+            with _named_errors():
+                found = await self._client.read_logs(span, limit=PAGE, offset=offset, sort=sort)
+        own = [log for log in found if log.name == LOGGER_NAME]
+        return FoundLogs(
+            [SentLog(_plain(log.timestamp), log.level, log.message) for log in own],
+            len(found) < PAGE,
+        )
+
+
+def _plain(when: datetime) -> datetime:
+    """Return a time of Prefect's, which are of a class that does not calculate with others."""
+    utc = when.astimezone(UTC)
+    return datetime.combine(utc.date(), utc.time(), UTC)
+
+
+@contextmanager
+def _named_errors() -> Generator[None, None, None]:
+    try:
+        yield
+    except PrefectHTTPStatusError as exc:
+        code = exc.response.status_code
+        if httpx.codes.is_client_error(code) and code not in _PASSING:
+            raise LogsRefused(f"Prefect refused logs (HTTP {code}).") from exc
+        raise LogsUnclear(f"Prefect answered HTTP {code}.") from exc
+    except httpx.HTTPError as exc:
+        raise LogsUnclear(f"No answer from Prefect ({type(exc).__name__}: {exc}).") from exc

@@ -1,0 +1,256 @@
+"""`JobsClient`: one method per endpoint of Ray's Jobs API, no policy beyond a request."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
+
+import anyio.to_thread
+import httpx
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
+
+from prefect_ray_worker import metrics
+from prefect_ray_worker.diagnosis.resources import ClusterResources
+from prefect_ray_worker.errors import JobsApiError, PackageNotFound
+from prefect_ray_worker.ray_api.answers import (
+    Effect,
+    error_from_illegal_header,
+    error_from_response,
+    error_from_transport,
+    error_from_unusable_body,
+)
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.http import open_http
+from prefect_ray_worker.ray_api.models import ClusterVersion, JobDetails, JobSubmitRequest
+from prefect_ray_worker.ray_api.records import RecordReader, Wanted
+from prefect_ray_worker.ray_api.resources import NodesAnswer, StatusAnswer, combined
+
+# Ray answers a submission only after its head agent took it, which waits up to 10 s for an
+# agent and imports Ray in it the first time; everything else is a look-up.
+_SUBMIT_TIMEOUT = httpx.Timeout(60, connect=5)
+_TIMEOUT = httpx.Timeout(30, connect=5)
+# Ray answers with 100 unless it is asked for more, and with 10,000 at most.
+_MOST_NODES = 10_000
+# Of a list: what a thread decodes in some milliseconds.
+_CHUNK = 256 * 1024
+_LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8)
+
+Method = Literal["GET", "POST", "PUT", "DELETE"]
+T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
+
+
+class _Options(TypedDict, total=False):
+    json: dict[str, Any]
+    content: bytes
+    effect: Effect
+    timeout: httpx.Timeout
+
+
+class _Submitted(BaseModel):
+    # Named `job_id` by releases before 2.0.
+    submission_id: str = Field(validation_alias=AliasChoices("submission_id", "job_id"))
+
+
+class _Stopped(BaseModel):
+    stopped: bool
+
+
+class _Deleted(BaseModel):
+    deleted: bool
+
+
+class JobsClient:
+    """An asynchronous client for the Jobs API of one cluster, with one pool of connections.
+
+    Every method raises a `JobsApiError` subclass that says whether asking again is safe, and
+    nothing else. Timeouts: 5 s to connect, 30 s for an answer, 60 s for a submission.
+
+    Example:
+        ```python
+        async with JobsClient(Connection("http://127.0.0.1:8265")) as client:
+            print((await client.version()).ray_version)
+        ```
+
+    Args:
+        connection: The cluster to talk to.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._http: httpx.AsyncClient | None = None
+
+    async def __aenter__(self) -> Self:
+        self._http = await open_http(self.connection, limits=_LIMITS, timeouts=_TIMEOUT)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._http is not None:
+            await self._http.aclose()
+            self._http = None
+
+    async def version(self) -> ClusterVersion:
+        """Return the cluster's versions and session name (`GET /api/version`)."""
+        response = await self._request("GET", "/api/version")
+        return self._parse(response, ClusterVersion.model_validate_json)
+
+    async def submit(self, request: JobSubmitRequest) -> str:
+        """Submit a job and return its submission id (`POST /api/jobs/`).
+
+        Raises:
+            JobAlreadyExists: The id is taken; read the job back to see by whom.
+            AmbiguousError: Ray may have taken the job; read it back.
+            JobsApiError: Any other subclass; Ray did not take the job.
+        """
+        response = await self._request(
+            "POST", "/api/jobs/", json=request.body(), effect="submits", timeout=_SUBMIT_TIMEOUT
+        )
+        answer = self._parse(response, _Submitted.model_validate_json, effect="submits")
+        return answer.submission_id
+
+    async def get(self, submission_id: str) -> JobDetails:
+        """Return one job (`GET /api/jobs/{id}`).
+
+        Raises:
+            JobNotFound: A reachable cluster does not know it.
+        """
+        response = await self._request("GET", f"/api/jobs/{submission_id}")
+        return self._parse(response, JobDetails.model_validate_json)
+
+    async def list(self, wanted: Wanted | None = None) -> list[JobDetails]:
+        """Return the jobs that the cluster remembers (`GET /api/jobs/`); Ray has no filter.
+
+        A record that cannot be read is left out: it must not hide all the others.
+
+        Args:
+            wanted: Says of a raw record whether it is of interest, in another thread.
+        """
+        reader = RecordReader(wanted)
+        beginning = b""
+        async with self._opened("GET", "/api/jobs/") as response:
+            try:
+                async for chunk in response.aiter_bytes(_CHUNK):
+                    beginning = beginning or chunk
+                    await anyio.to_thread.run_sync(reader.feed, chunk)
+                return await anyio.to_thread.run_sync(reader.close)
+            except ValueError as exc:
+                shown = httpx.Response(
+                    response.status_code,
+                    headers={"content-type": response.headers.get("content-type", "")},
+                    content=beginning,
+                )
+                raise self._unusable(shown) from exc
+
+    async def stop(self, submission_id: str) -> bool:
+        """Ask Ray to stop a job (`POST /api/jobs/{id}/stop`).
+
+        Returns:
+            Whether Ray passed the request on. True does not mean that the job has ended, and
+            for a PENDING job it only means that the request waits for the supervisor. False
+            means that there is nothing left to stop.
+
+        Raises:
+            JobNotFound: A reachable cluster does not know it.
+        """
+        response = await self._request("POST", f"/api/jobs/{submission_id}/stop")
+        return self._parse(response, _Stopped.model_validate_json).stopped
+
+    async def delete(self, submission_id: str) -> bool:
+        """Forget the record of a finished job (`DELETE /api/jobs/{id}`).
+
+        Raises:
+            JobNotFound: A reachable cluster does not know it.
+            JobNotTerminal: The job has not ended.
+        """
+        response = await self._request("DELETE", f"/api/jobs/{submission_id}")
+        return self._parse(response, _Deleted.model_validate_json).deleted
+
+    async def has_package(self, name: str) -> bool:
+        """Say whether the cluster's store has a package, and pin it there for a while.
+
+        `GET /api/packages/gcs/{name}`; Ray 2.60 keeps a package for 600 s after that.
+        """
+        try:
+            response = await self._request("GET", f"/api/packages/gcs/{name}")
+        except PackageNotFound:
+            return False
+        # Ray 2.60 answers with nothing, a login proxy with a page.
+        if response.content.lstrip().startswith(b"<"):
+            raise self._unusable(response)
+        return True
+
+    async def put_package(self, name: str, content: bytes) -> None:
+        """Put a package into the cluster's store (`PUT /api/packages/gcs/{name}`)."""
+        await self._request("PUT", f"/api/packages/gcs/{name}", content=content)
+
+    async def resources(self) -> ClusterResources:
+        """Return the cluster's nodes, and what of them is free where the cluster says so.
+
+        `GET /api/v0/nodes` and `GET /api/cluster_status`: a few milliseconds each (Ray 2.60).
+        """
+        response = await self._request("GET", f"/api/v0/nodes?limit={_MOST_NODES}")
+        nodes = self._parse(response, NodesAnswer.model_validate_json)
+        try:
+            response = await self._request("GET", "/api/cluster_status")
+            status = self._parse(response, StatusAnswer.model_validate_json)
+        except JobsApiError:
+            status = None  # without the autoscaler's part of the dashboard, only totals are known
+        return combined(nodes, status)
+
+    async def _request(
+        self, method: Method, path: str, **options: Unpack[_Options]
+    ) -> httpx.Response:
+        async with self._opened(method, path, **options) as response:
+            await response.aread()
+        return response
+
+    @asynccontextmanager
+    async def _opened(
+        self,
+        method: Method,
+        path: str,
+        *,
+        json: dict[str, Any] | None = None,
+        content: bytes | None = None,
+        effect: Effect = "safe",
+        timeout: httpx.Timeout | None = None,  # noqa: ASYNC109 (httpx's own, phase by phase)
+    ) -> AsyncGenerator[httpx.Response, None]:
+        """Ask, and give out an answer whose body is still to be read, while the context is open."""
+        if self._http is None:
+            raise RuntimeError("Use JobsClient as an async context manager.")
+        address = self.connection.address
+        try:
+            async with self._http.stream(
+                method, path, json=json, content=content, timeout=timeout or _TIMEOUT
+            ) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise _counted(error_from_response(response, address=address, effect=effect))
+                yield response
+        except (httpx.LocalProtocolError, UnicodeEncodeError):
+            # `from None`: the cause quotes the header, and a traceback would show it.
+            raise _counted(error_from_illegal_header(address=address)) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            raise _counted(error_from_transport(exc, address=address, effect=effect)) from exc
+
+    def _parse(
+        self, response: httpx.Response, parser: Callable[[bytes], T], *, effect: Effect = "safe"
+    ) -> T:
+        try:
+            return parser(response.content)
+        except ValidationError as exc:
+            raise self._unusable(response, effect) from exc
+
+    def _unusable(self, response: httpx.Response, effect: Effect = "safe") -> JobsApiError:
+        address = self.connection.address
+        return _counted(error_from_unusable_body(response, address=address, effect=effect))
+
+
+def _counted(error: E) -> E:
+    metrics.ERRORS.labels(type(error).__name__).inc()
+    return error

@@ -1,0 +1,106 @@
+"""How to reach one Ray cluster: a value that compares, hashes and never shows a secret."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.ray_api.tokens import TokenSource
+
+_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Address and access of one Ray cluster's dashboard.
+
+    Equal connections share one HTTP pool and one status poll.
+
+    Attributes:
+        address: `http(s)://host[:port][/prefix]` of the dashboard, without trailing slash.
+        token: Where the bearer token comes from.
+        headers: Extra request headers, for example for a proxy in front of the dashboard.
+        cookies: Cookies, for example of a login proxy.
+        verify: False to skip TLS verification.
+        ca_file: A file of certificate authorities to trust instead of the system's.
+    """
+
+    address: str
+    token: TokenSource = field(default_factory=TokenSource, repr=False)
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    cookies: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    verify: bool = True
+    ca_file: str | None = None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the cluster is on this machine, where no proxy may come between."""
+        return is_loopback_url(self.address)
+
+
+def is_loopback_url(url: str) -> bool:
+    """Say whether a URL leads to the machine that opens it."""
+    try:
+        return urlsplit(url).hostname in _LOOPBACK_HOSTS
+    except ValueError:
+        return False
+
+
+def normalize_address(value: str, *, variable: str = "address") -> str:
+    """Check a dashboard address and return its one canonical spelling.
+
+    Args:
+        value: What the user wrote.
+        variable: The name to use in the error.
+
+    Returns:
+        `scheme://host[:port][/prefix]`, lower-case host, no trailing slash.
+
+    Raises:
+        InvalidConfiguration: It is not the http(s) address of a dashboard.
+    """
+    text = value.strip()
+    shown = _without_credentials(text)
+    if text.startswith("ray://"):
+        raise InvalidConfiguration(
+            f"{variable} {shown!r} is a Ray Client address. Jobs are submitted to the "
+            "dashboard: use http://<head>:8265."
+        )
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        # Without the exception's words: they quote parts of a password with a slash in it.
+        raise InvalidConfiguration(
+            f"{variable} {shown!r} is not a URL: its port or its brackets are wrong."
+        ) from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidConfiguration(
+            f"{variable} {shown!r} is not the address of a Ray dashboard. Write "
+            "http://<head>:8265, or https://… with a path prefix if an ingress adds one."
+        )
+    if parts.username or parts.password:
+        raise InvalidConfiguration(
+            f"{variable} {shown!r} holds credentials. Put them into a `RayCluster` block "
+            "(token, headers or cookies), where they are stored as secrets."
+        )
+    if parts.query or parts.fragment:
+        raise InvalidConfiguration(f"{variable} {shown!r} may not have a query or a fragment.")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    netloc = host if port is None else f"{host}:{port}"
+    return f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
+
+
+def frozen_items(items: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return a mapping as the sorted tuple that a `Connection` can hash."""
+    return tuple(sorted(items.items()))
+
+
+def _without_credentials(text: str) -> str:
+    before, at, after = text.rpartition("@")
+    if at:
+        scheme, separator, _ = before.partition("://")
+        text = f"{scheme}{separator}***@{after}" if separator else f"***@{after}"
+    # Login proxies take tokens in the query.
+    shown, question_mark, _ = text.partition("?")
+    return f"{shown}?***" if question_mark else text

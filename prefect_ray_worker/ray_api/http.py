@@ -1,0 +1,55 @@
+"""How a connection becomes an HTTP client: the same for every endpoint of a cluster."""
+
+import ssl
+
+import anyio.to_thread
+import httpx
+
+from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.ray_api.answers import error_from_illegal_header
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.tokens import BearerAuth
+
+
+async def open_http(
+    connection: Connection, *, limits: httpx.Limits, timeouts: httpx.Timeout
+) -> httpx.AsyncClient:
+    """Return a client for a cluster's dashboard; the caller closes it.
+
+    Args:
+        connection: The cluster.
+        limits: Of the pool of sockets.
+        timeouts: For each request that names none.
+
+    Raises:
+        InvalidConfiguration: The file of authorities cannot be used.
+        RequestRejected: A header cannot be written as HTTP.
+    """
+    verify: ssl.SSLContext | bool = connection.verify
+    if connection.verify and connection.ca_file is not None:
+        verify = await anyio.to_thread.run_sync(_load_authorities, connection.ca_file)
+    try:
+        headers = httpx.Headers(dict(connection.headers))
+    except UnicodeEncodeError:
+        raise error_from_illegal_header(address=connection.address) from None
+    return httpx.AsyncClient(
+        base_url=connection.address,
+        headers=headers,
+        cookies=dict(connection.cookies),
+        auth=BearerAuth(connection.token),
+        verify=verify,
+        timeout=timeouts,
+        limits=limits,
+        follow_redirects=False,
+        trust_env=not connection.is_loopback,
+    )
+
+
+def _load_authorities(ca_file: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as exc:  # ssl.SSLError is one too
+        raise InvalidConfiguration(
+            f"ca_file {ca_file!r} of the `cluster` block cannot be used ({exc}). Name a PEM file "
+            "on the worker's machine."
+        ) from exc

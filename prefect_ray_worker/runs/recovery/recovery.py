@@ -1,0 +1,121 @@
+"""`Recovery`: what keeps every run of a pool with exactly one worker, as a worker uses it."""
+
+import logging
+from collections.abc import Callable
+from types import TracebackType
+from uuid import UUID
+
+import anyio
+from prefect.client.schemas.objects import WorkPool
+
+from prefect_ray_worker.clusters.addressing import Addressing
+from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.runs.making import AttemptMaker
+from prefect_ray_worker.runs.recovery.adoption import Adoption, ConfigurationOf
+from prefect_ray_worker.runs.recovery.ownership import OWNER_LABEL, Worker, given_up_label, label_of
+from prefect_ray_worker.runs.recovery.reconciler import Reconciler, Situation
+from prefect_ray_worker.runs.recovery.sweeper import Sweeper
+from prefect_ray_worker.runs.registry import FollowedRuns
+from prefect_ray_worker.runs.run import Attempt
+from prefect_ray_worker.shared.ids import attempt_in
+
+_GIVE_UP_SECONDS = 10.0
+_AT_ONCE = 8
+
+_log = logging.getLogger("prefect.workers.ray.recovery")
+
+
+class Recovery:
+    """Owns, adopts and gives up runs for one worker process.
+
+    Args:
+        me: This process.
+        pool: Returns the worker's pool.
+        maker: Makes attempts.
+        addressing: Finds clusters.
+        followed: What this process follows.
+        configuration_of: Builds the configuration of a run.
+        interval: Seconds between two looks for runs that nobody follows.
+    """
+
+    def __init__(
+        self,
+        me: Worker,
+        pool: Callable[[], WorkPool],
+        maker: AttemptMaker,
+        addressing: Addressing,
+        followed: FollowedRuns,
+        configuration_of: ConfigurationOf,
+        *,
+        interval: float,
+    ) -> None:
+        self._me = me
+        self._pool = pool
+        self._addressing = addressing
+        self._maker = maker
+        self._flow_runs = maker.around.flow_runs
+        self._followed = followed
+        situation = Situation(me, maker.host, pool, maker.around.unreachable_limit)
+        adoption = Adoption(addressing, maker, followed, configuration_of)
+        self._reconciler = Reconciler(
+            situation, self._flow_runs, followed, adoption, interval=interval
+        )
+        self._sweeper = Sweeper(me.name, pool, maker.clusters, self._flow_runs, self._home)
+
+    async def run(self) -> None:
+        """Look for runs that nobody follows, and tidy up, for ever."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._reconciler.run, name="ray-reconciler")
+            tasks.start_soon(self._sweeper.run, name="ray-sweeper")
+
+    async def still_owns(self, flow_run_id: UUID, job_id: str) -> bool:
+        """Say whether this process still looks after an attempt; see `Reconciler.still_owns`."""
+        return await self._reconciler.still_owns(flow_run_id, job_id)
+
+    async def own(self, attempt: Attempt) -> None:
+        """Say on a run that this process looks after an attempt, before its job is submitted."""
+        label = label_of(self._me, attempt_in(attempt.job_id), self._host_of(attempt))
+        await self._flow_runs.label(attempt.run_id, {OWNER_LABEL: label})
+
+    async def give_up(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave to others, at once, what this process does not follow to the end.
+
+        Without it, they wait until Prefect counts this worker as offline.
+        """
+        left = self._followed.interrupted
+        if exc_type is not None:
+            left += tuple(follower.attempt for follower in self._followed.followers)
+        with anyio.move_on_after(_GIVE_UP_SECONDS, shield=True):
+            limiter = anyio.CapacityLimiter(_AT_ONCE)
+            async with anyio.create_task_group() as tasks:
+                for attempt in left:
+                    tasks.start_soon(self._give_up, attempt, limiter)
+
+    async def _home(self) -> Connection | None:
+        pool = self._pool()
+        try:
+            configuration = await RayJobConfiguration.from_template_and_values(
+                pool.base_job_template, {}
+            )
+        except InvalidConfiguration:
+            return None  # each of its runs says so
+        return await self._addressing.find(configuration)
+
+    async def _give_up(self, attempt: Attempt, limiter: anyio.CapacityLimiter) -> None:
+        label = given_up_label(self._me, attempt_in(attempt.job_id), self._host_of(attempt))
+        try:
+            async with limiter:
+                await self._flow_runs.label(attempt.run_id, {OWNER_LABEL: label})
+        except Exception as exc:  # noqa: BLE001 (others take it over a little later)
+            _log.debug("The run %s could not be given up: %s", attempt.run_id, exc)
+
+    def _host_of(self, attempt: Attempt) -> str | None:
+        local = attempt.cluster.client.connection.is_loopback
+        return self._maker.host if local else None

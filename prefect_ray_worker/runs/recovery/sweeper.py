@@ -1,0 +1,152 @@
+"""`Sweeper`: removes the records of jobs that have ended long ago, and stops orphaned jobs.
+
+Ray never removes a record by itself, and lists all of them each time that it is asked (2.60). Only
+jobs of the worker's own pool are looked at, also those that workers which are gone have submitted.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import anyio
+from prefect.client.schemas.objects import WorkPool
+
+from prefect_ray_worker.clusters.open import Clusters
+from prefect_ray_worker.errors import JobNotFound, JobsApiError
+from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
+from prefect_ray_worker.ray_api.backoff import jittered
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.models import TERMINAL_STATUSES, JobDetails
+from prefect_ray_worker.runs.recovery.ownership import heir
+from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY, run_of_job
+
+_INTERVAL_SECONDS = 60.0
+# A record that is deleted less than about 2 s after its job's end comes back without metadata
+# (observed on 2.60).
+_SHORTEST_STAY_SECONDS = 5.0
+_AT_ONCE = 4
+_MILLISECONDS = 1000
+
+_log = logging.getLogger("prefect.workers.ray.sweeper")
+
+
+class Sweeper:
+    """Tidies the clusters that a worker uses.
+
+    Args:
+        name: The worker's name: of several workers, one deletes a record.
+        pool: Returns the worker's pool.
+        clusters: The clusters in use.
+        flow_runs: The Prefect side.
+        home: Returns the cluster of runs that name none; looked at from the start, so that
+            what workers have left there which are gone is not left for ever.
+        interval: Seconds between two looks.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pool: Callable[[], WorkPool],
+        clusters: Clusters,
+        flow_runs: FlowRuns,
+        home: Callable[[], Awaitable[Connection | None]],
+        *,
+        interval: float = _INTERVAL_SECONDS,
+    ) -> None:
+        self._name = name
+        self._pool = pool
+        self._clusters = clusters
+        self._flow_runs = flow_runs
+        self._home = home
+        self._interval = interval
+
+    async def run(self) -> None:
+        """Look, for ever; meant for a background task of whoever owns this."""
+        while True:
+            await anyio.sleep(jittered(self._interval))
+            try:
+                home = await self._home()
+                if home is not None:
+                    await self._clusters.get(home)
+                for client in self._clusters.clients:
+                    await self._sweep_if_possible(client)
+            except Exception as exc:  # noqa: BLE001 (no trouble may end the tidying)
+                _log.warning("Cannot tidy the clusters of this pool now: %s", exc)
+
+    async def _sweep_if_possible(self, client: JobsClient) -> None:
+        try:
+            await self.sweep(client)
+        except JobsApiError as exc:
+            _log.debug("Cannot tidy %s now: %s", client.connection.address, exc)
+
+    async def sweep(self, client: JobsClient) -> None:
+        """Look once at one cluster.
+
+        Raises:
+            JobsApiError: It could not be asked.
+        """
+        pool = self._pool()
+        online = await self._flow_runs.online_workers(pool.name)
+        limiter = anyio.CapacityLimiter(_AT_ONCE)
+
+        def is_for_me(record: dict[str, Any]) -> bool:
+            # Of the raw records: those of jobs that ended and stay can be very many.
+            run_id = run_of_job(pool.id, record.get("metadata"))
+            return (
+                run_id is not None
+                and (record.get("status") not in TERMINAL_STATUSES or _is_due(record))
+                and heir(run_id, online) == self._name
+            )
+
+        jobs = await client.list(is_for_me)
+        # Read after the jobs, so that a run which is not in it had begun before.
+        goes_on = any(not job.is_terminal for job in jobs)
+        active = await self._flow_runs.active(pool.id) if goes_on else {}
+
+        async def tidy(job: JobDetails) -> None:
+            run_id = run_of_job(pool.id, job.metadata)
+            async with limiter:
+                if job.is_terminal:
+                    await self._delete(client, job)
+                elif run_id not in active and run_id is not None:
+                    await self._stop_orphan(client, job, run_id)
+
+        async with anyio.create_task_group() as tasks:
+            for job in jobs:
+                tasks.start_soon(tidy, job)
+
+    async def _delete(self, client: JobsClient, job: JobDetails) -> None:
+        if job.submission_id is not None:
+            with _trying(job.submission_id):
+                await client.delete(job.submission_id)
+
+    async def _stop_orphan(self, client: JobsClient, job: JobDetails, run_id: UUID) -> None:
+        """Stop the job of a run that was deleted while no worker was there to see it."""
+        if job.submission_id is not None and await self._flow_runs.read(run_id) is None:
+            _log.warning("Stopping Ray Job %s: its flow run was deleted.", job.submission_id)
+            with _trying(job.submission_id):
+                await client.stop(job.submission_id)
+
+
+@contextmanager
+def _trying(submission_id: str) -> Generator[None, None, None]:
+    """Leave a job for the next look if its cluster does not do what it is asked."""
+    try:
+        yield
+    except JobNotFound:
+        pass  # somebody else was quicker
+    except JobsApiError as exc:
+        _log.debug("%s is left for the next look: %s", submission_id, exc)
+
+
+def _is_due(record: dict[str, Any]) -> bool:
+    try:
+        stay = float(str(record["metadata"][DELETE_AFTER_KEY]))
+        ended = float(record["end_time"]) / _MILLISECONDS
+    except (KeyError, TypeError, ValueError):
+        return False
+    return datetime.now(UTC).timestamp() - ended >= max(stay, _SHORTEST_STAY_SECONDS)

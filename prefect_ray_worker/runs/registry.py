@@ -1,0 +1,136 @@
+"""`FollowedRuns`: which runs this process looks after, and the tasks that do."""
+
+import logging
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from uuid import UUID
+
+import anyio
+import anyio.abc
+
+from prefect_ray_worker.runs.follow import Follower
+from prefect_ray_worker.runs.garbage import SparedRuns
+from prefect_ray_worker.runs.outcome import UNTOUCHED, Outcome
+from prefect_ray_worker.runs.run import Attempt
+
+_log = logging.getLogger("prefect.workers.ray.followed")
+
+
+class FollowedRuns:
+    """The attempts that one process submits or follows.
+
+    Args:
+        discount: Called with the id of a job that may start late, and will be stopped then.
+    """
+
+    def __init__(self, discount: Callable[[str], None]) -> None:
+        self._discount = discount
+        self._followers: dict[str, tuple[Follower, anyio.CancelScope]] = {}
+        self._submitting: dict[str, int] = {}
+        self._in_hand: set[UUID] = set()
+        self._interrupted: list[Attempt] = []
+        self._spared = SparedRuns()
+        self._tasks: anyio.abc.TaskGroup | None = None
+
+    def __contains__(self, job_id: object) -> bool:
+        return job_id in self._followers or job_id in self._submitting
+
+    @property
+    def followers(self) -> tuple[Follower, ...]:
+        """What is followed at this moment."""
+        return tuple(follower for follower, _ in self._followers.values())
+
+    @property
+    def interrupted(self) -> tuple[Attempt, ...]:
+        """What was submitted or followed until this process was told to stop."""
+        return tuple(self._interrupted)
+
+    def open(self, tasks: anyio.abc.TaskGroup | None) -> None:
+        """Take the task group for work in the background; None to start no more of it."""
+        self._tasks = tasks
+
+    def has_in_hand(self, run_id: UUID) -> bool:
+        """Say whether Prefect has given this process a run that it has not submitted yet."""
+        return run_id in self._in_hand
+
+    @property
+    def has_any_in_hand(self) -> bool:
+        """Whether Prefect has given this process runs that it has not submitted yet."""
+        return bool(self._in_hand)
+
+    @contextmanager
+    def in_hand(self, run_id: UUID) -> Generator[None, None, None]:
+        """Count a run as one that is to be submitted for as long as the context is open."""
+        self._in_hand.add(run_id)
+        try:
+            yield
+        finally:
+            self._in_hand.discard(run_id)
+
+    @contextmanager
+    def submitting(
+        self, job_id: str, attempt: Attempt | None = None
+    ) -> Generator[None, None, None]:
+        """Count an attempt as looked after for as long as the context is open.
+
+        Args:
+            job_id: The submission id of its job.
+            attempt: The attempt, if others are to know when this process stops in between.
+        """
+        self._submitting[job_id] = self._submitting.get(job_id, 0) + 1
+        try:
+            yield
+        except anyio.get_cancelled_exc_class():
+            if attempt is not None:
+                self._interrupted.append(attempt)
+            raise
+        finally:
+            self._submitting[job_id] -= 1
+            if not self._submitting[job_id]:
+                del self._submitting[job_id]
+
+    async def follow(self, follower: Follower) -> Outcome:
+        """Follow an attempt to its end, or until another worker has taken it over.
+
+        Returns:
+            What was decided; that nothing was, if somebody else decides.
+        """
+        job_id = follower.attempt.job_id
+        if job_id in self._followers:
+            return UNTOUCHED
+        settled = UNTOUCHED
+        with anyio.CancelScope() as scope:
+            self._followers[job_id] = (follower, scope)
+            self._spared.one_more(len(self._followers))
+            try:
+                settled = await follower.follow()
+            except anyio.get_cancelled_exc_class():
+                if not scope.cancel_called:
+                    self._interrupted.append(follower.attempt)  # this process is being stopped
+                raise
+            finally:
+                del self._followers[job_id]
+        if follower.may_still_start:
+            self._discount(job_id)
+            self.in_background(follower.prevent_start, f"ray-prevent-start {job_id}")
+        return settled
+
+    def drop(self, job_id: str) -> None:
+        """Follow an attempt no more: another worker does."""
+        if job_id in self._followers:
+            follower, scope = self._followers[job_id]
+            follower.attempt.log.info("Another worker has taken over the watching of this run.")
+            scope.cancel()
+
+    def in_background(self, task: Callable[[], Awaitable[object]], name: str) -> None:
+        """Start a task whose trouble ends nothing else; nothing is started while closing."""
+
+        async def guarded() -> None:
+            try:
+                await task()
+            except Exception:  # noqa: BLE001
+                # What is left undone is found by the next look for runs that nobody follows.
+                _log.exception("%s failed", name)
+
+        if self._tasks is not None:
+            self._tasks.start_soon(guarded, name=name)

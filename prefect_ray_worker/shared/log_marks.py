@@ -1,0 +1,65 @@
+"""The mark by which a driver tells the worker what it needs to know about a line of the job's log.
+
+A driver knows which log records Prefect's handlers have sent to the API, and each record's level
+and time; in the job's log all that is left is text. So the driver (`driver/marking.py`) begins
+every line that comes from a log record with a mark, tracebacks included, and the worker
+(`logs/shaping.py`) reads it. Standard library only: both sides import it.
+
+The mark is an ANSI colour sequence of four codes that mean nothing: terminals ignore it, and
+Ray's dashboard filters it out (`ANSI_ESC_PATTERN` in `state_head.py`, Ray 2.60). Every code has
+four digits and begins with 9, so none can be taken for a real colour.
+"""
+
+import re
+from dataclasses import dataclass
+
+_HIGHEST_LEVEL = 99
+# 11.5 days: longer than any delay between a line and its reading.
+_CYCLE_MS = 1_000_000_000
+_MARK = re.compile(r"\x1b\[9([01])(\d\d);9(\d{3});9(\d{3});9(\d{3})m")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a mark says.
+
+    Attributes:
+        is_sent: Whether the line's record went to the Prefect API.
+        level: The record's level.
+        when_ms: When it was logged, in milliseconds since the epoch, by the node's clock.
+    """
+
+    is_sent: bool
+    level: int
+    when_ms: int
+
+
+def mark(text: str, *, is_sent: bool, level: int, when: float) -> str:
+    """Return a formatted log record with the mark before each of its lines.
+
+    Args:
+        text: The record as it will be written, without the last line end.
+        is_sent: Whether it went to the Prefect API.
+        level: Its level; above 99 it counts as 99.
+        when: Its time, in seconds since the epoch.
+    """
+    ms = f"{int(when * 1000) % _CYCLE_MS:09}"
+    level = min(max(level, 0), _HIGHEST_LEVEL)
+    sign = f"\x1b[9{int(is_sent)}{level:02};9{ms[:3]};9{ms[3:6]};9{ms[6:]}m"
+    return sign + text.replace("\n", "\n" + sign)
+
+
+def find_mark(line: str, *, now_ms: int) -> tuple[str, Mark, str] | None:
+    """Return what stands before the first mark of a line, the mark, and what follows.
+
+    Args:
+        line: One line of the log, with its ANSI sequences.
+        now_ms: About when it was read, in milliseconds since the epoch: a mark does not say in
+            which fortnight it was made.
+    """
+    found = _MARK.search(line)
+    if found is None:
+        return None
+    sent, level, *ms = found.groups()
+    age = (now_ms - int("".join(ms)) + _CYCLE_MS // 2) % _CYCLE_MS - _CYCLE_MS // 2
+    return line[: found.start()], Mark(sent == "1", int(level), now_ms - age), line[found.end() :]

@@ -1,0 +1,71 @@
+"""A head that was away is poked once, and no job comes of it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from prefect_ray_worker.clusters.observation import Seen, Unreachable
+from prefect_ray_worker.clusters.open import Cluster, Clusters
+from prefect_ray_worker.ray_api.connection import Connection
+from tests.fake_ray import FakeRay, Fault, Kind
+from tests.unit.clusters.test_poller import news_of
+from tests.waiting import wait_until
+
+INTERVAL = 0.1
+
+
+@asynccontextmanager
+async def watching(ray: FakeRay) -> AsyncIterator[Cluster]:
+    async with Clusters(interval=INTERVAL) as clusters:
+        yield await clusters.get(Connection(ray.address))
+
+
+@pytest.fixture
+async def ray() -> AsyncIterator[FakeRay]:
+    async with FakeRay() as fake:
+        yield fake
+
+
+def pokes(ray: FakeRay) -> int:
+    return ray.requests.number_of("POST")
+
+
+async def test_a_head_that_was_away_is_poked_once(ray: FakeRay) -> None:
+    job = ray.add_job("j")
+    async with watching(ray) as cluster:
+        with cluster.poller.watch("j") as watch:
+            await news_of(watch, Seen)
+            await anyio.sleep(3 * INTERVAL)
+            assert pokes(ray) == 0, "nothing has happened"
+            await ray.stop_listening()
+            await news_of(watch, Unreachable)
+            await ray.listen_again()
+            await wait_until(lambda: pokes(ray), timeout=10, description="a poke")
+            await anyio.sleep(5 * INTERVAL)
+            assert pokes(ray) == 1
+    assert list(ray.jobs.values()) == [job], "no job came of it"
+    assert job.stop_requests == 0
+
+
+async def test_a_poke_that_fails_is_tried_again(ray: FakeRay) -> None:
+    """As when the head's agent is not there yet: reading works before."""
+    ray.add_job("j")
+    ray.faults.add(Fault("POST", "", Kind.STATUS, times=2, status=500, body="No available agent"))
+    async with watching(ray) as cluster:
+        cluster.poller.doubt()
+        with cluster.poller.watch("j"):
+            await wait_until(lambda: pokes(ray) == 3, timeout=10, description="three pokes")
+            await anyio.sleep(5 * INTERVAL)
+            assert pokes(ray) == 3
+
+
+async def test_a_job_that_has_ended_is_no_reason_to_poke(ray: FakeRay) -> None:
+    ray.add_job("j", "SUCCEEDED")
+    async with watching(ray) as cluster:
+        cluster.poller.doubt()
+        with cluster.poller.watch("j") as watch:
+            await news_of(watch, Seen)
+            await anyio.sleep(3 * INTERVAL)
+    assert pokes(ray) == 0

@@ -1,0 +1,242 @@
+"""Job variables in, one frozen request or one clear refusal out."""
+
+import json
+import re
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import Flow, FlowRun
+from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, temporary_settings
+
+from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.ray_api.models import JobSubmitRequest
+from prefect_ray_worker.worker import RayWorker
+
+TEMPLATE = RayWorker.get_default_base_job_template()
+SECRET = "hunter2-do-not-show"
+
+
+async def configure(**values: Any) -> RayJobConfiguration:
+    # Never connected: nothing here refers to a block or a variable of a server.
+    client = PrefectClient("http://127.0.0.1:9/api")
+    return await RayJobConfiguration.from_template_and_values(TEMPLATE, values, client=client)
+
+
+def prepared(configuration: RayJobConfiguration, name: str = "quiet-owl") -> JobSubmitRequest:
+    flow = Flow(id=uuid4(), name="my flow", labels={})
+    run = FlowRun(id=uuid4(), flow_id=flow.id, name=name)
+    configuration.prepare_for_flow_run(run, flow=flow, worker_name="worker 1")
+    return configuration.submission_request("prefect-id")
+
+
+REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "ray client address": ({"address": "ray://head:10001"}, ["'address'", "http://<head>:8265"]),
+    "no scheme": ({"address": "head:8265"}, ["'address'", "head:8265", "http://<head>"]),
+    "credentials in the address": (
+        {"address": f"http://u:{SECRET}@head:8265"}, ["'address'", "RayCluster"],
+    ),
+    "block with a bad address": (
+        {"cluster": {"address": "ftp://head", "token": SECRET}}, ["cluster.address", "http"],
+    ),
+    "two tokens": (
+        {"cluster": {"address": "http://h:1", "token": SECRET, "token_path": "/x"}},
+        ["cluster", "token_path"],
+    ),
+    "unknown variable": (
+        {"entrypoint_num_cpu": 1}, ["entrypoint_num_cpu", "Did you mean 'entrypoint_num_cpus'"],
+    ),
+    "pip and uv": ({"runtime_env": {"pip": ["a"], "uv": ["b"]}}, ["runtime_env", "pip and uv"]),
+    "requirements file": (
+        {"runtime_env": {"pip": "requirements.txt"}}, ["runtime_env.pip", "requirements.txt"],
+    ),
+    "local working_dir": (
+        {"runtime_env": {"working_dir": "./code"}}, ["runtime_env.working_dir", "./code", "s3://"],
+    ),
+    "local py_modules": (
+        {"runtime_env": {"py_modules": ["s3://b/a.zip", "lib"]}}, ["runtime_env.py_modules.1"],
+    ),
+    "image with pip": (
+        {"runtime_env": {"image_uri": "img", "pip": ["a"]}}, ["runtime_env", "image_uri", "pip"],
+    ),
+    "env value that is no string": (
+        {"runtime_env": {"env_vars": {"THREADS": 4}}}, ["runtime_env.env_vars.THREADS", "string"],
+    ),
+    "memory": ({"entrypoint_memory": "2 Gigs"}, ["entrypoint_memory", "2 Gigs", "2GiB"]),
+    "no memory": ({"entrypoint_memory": 0}, ["entrypoint_memory", "bytes"]),
+    "negative cpus": ({"entrypoint_num_cpus": -1}, ["entrypoint_num_cpus", "-1", "0"]),
+    "name with a slash": ({"name": "a/b"}, ["'name'", "a/b", "slash"]),
+    "reserved metadata": ({"metadata": {"job_name": "x"}}, ["metadata", "job_name"]),
+    "reserved label": ({"labels": {"prefect.io/flow-run-id": "x"}}, ["labels", "prefect.io"]),
+    "timeout of zero": ({"run_timeout_seconds": 0}, ["run_timeout_seconds", "1"]),
+    "secrets in env are masked": ({"env": [SECRET]}, ["'env'"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_bad_input_names_variable_value_and_way_out(name: str) -> None:
+    values, said = REFUSED[name]
+    with pytest.raises(InvalidConfiguration) as refused:
+        await configure(**values)
+    message = str(refused.value)
+    for text in said:
+        assert text in message
+    assert SECRET not in message
+    assert refused.value.__cause__ is None, "pydantic's own text shows raw input"
+    assert refused.value.__suppress_context__ or refused.value.__context__ is None
+
+
+async def test_variable_that_the_pool_is_too_old_for_is_explained() -> None:
+    old = json.loads(json.dumps(TEMPLATE))
+    del old["variables"]["properties"]["run_timeout_seconds"]
+    client = PrefectClient("http://127.0.0.1:9/api")
+    with pytest.raises(InvalidConfiguration, match="base job template is older"):
+        await RayJobConfiguration.from_template_and_values(
+            old, {"run_timeout_seconds": 5}, client=client
+        )
+
+
+async def test_template_key_that_nobody_reads_is_refused() -> None:
+    edited = json.loads(json.dumps(TEMPLATE))
+    edited["job_configuration"]["adress"] = "http://head:8265"
+    client = PrefectClient("http://127.0.0.1:9/api")
+    with pytest.raises(InvalidConfiguration, match=r"'adress'.*base job template"):
+        await RayJobConfiguration.from_template_and_values(edited, {}, client=client)
+
+
+async def test_oversized_entrypoint_is_refused() -> None:
+    configuration = await configure(command="echo " + "x" * 131_072)
+    with pytest.raises(InvalidConfiguration, match=r"'command'.*131071"):
+        prepared(configuration)
+
+
+async def test_oversized_environment_names_the_largest() -> None:
+    configuration = await configure(env={"SMALL": "x", "HUGE": "y" * 131_000})
+    with pytest.raises(InvalidConfiguration, match=r"'env.HUGE' with 131000 bytes"):
+        prepared(configuration)
+
+
+async def test_every_variable_has_a_reader() -> None:
+    """No ghost knobs: each variable changes the request, the connection or the limits."""
+    everything = {
+        "address": "http://head:8265",
+        "runtime_env": {"pip": ["pandas"]},
+        "env": {"A": "1"},
+        "entrypoint_num_cpus": 1.5,
+        "entrypoint_num_gpus": 0.5,
+        "entrypoint_memory": "2GiB",
+        "entrypoint_resources": {"ssd": 1},
+        "entrypoint_label_selector": {"zone": "a"},
+        "name": "nightly",
+        "labels": {"cost": "42"},
+        "metadata": {"team": "research"},
+        "command": "python run.py",
+        "stop_grace_seconds": 7,
+        "delete_job_after_seconds": 60,
+    }
+    followed_elsewhere = {
+        "cluster",
+        "start_timeout_seconds",
+        "run_timeout_seconds",
+        "infrastructure_retries",
+        "forward_logs",
+    }
+    assert set(TEMPLATE["variables"]["properties"]) == set(everything) | followed_elsewhere
+    assert set(TEMPLATE["job_configuration"]) == set(TEMPLATE["variables"]["properties"])
+    configuration = await configure(**everything)
+    body = prepared(configuration).body()
+    assert configuration.connection() is not None
+    assert body["entrypoint"].endswith("; python run.py")
+    assert body["entrypoint_num_cpus"] == 1.5
+    assert body["entrypoint_num_gpus"] == 0.5
+    assert body["entrypoint_memory"] == 2 * 1024**3
+    assert body["entrypoint_resources"] == {"ssd": 1}
+    assert body["entrypoint_label_selector"] == {"zone": "a"}
+    assert body["metadata"]["job_name"] == "nightly"
+    assert body["metadata"]["cost"] == "42"
+    assert body["metadata"]["team"] == "research"
+    assert body["metadata"]["prefect-ray-worker/delete-job-after-seconds"] == "60"
+    assert body["runtime_env"]["pip"] == ["pandas"]
+    assert body["runtime_env"]["env_vars"]["A"] == "1"
+    assert body["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "7"
+
+
+async def test_bare_job_sends_only_what_ray_needs() -> None:
+    """Older clusters refuse keys that they do not know, so unset ones are not sent."""
+    body = prepared(await configure()).body()
+    assert sorted(body) == ["entrypoint", "metadata", "runtime_env", "submission_id"]
+    assert re.search(r"; exec python -m prefect_ray_worker.driver \S{36} id$", body["entrypoint"])
+
+
+async def test_job_with_an_image_of_its_own_runs_prefects_executor() -> None:
+    """Ray takes nothing of ours beside an image, so nothing of ours may be expected in it."""
+    configuration = await configure(runtime_env={"image_uri": "docker.io/x"})
+    flow = Flow(id=uuid4(), name="f", labels={})
+    configuration.prepare_for_flow_run(FlowRun(id=uuid4(), flow_id=flow.id, name="r"), flow=flow)
+    body = configuration.submission_request("prefect-id", package="gcs://ours.zip").body()
+    assert body["entrypoint"].endswith("; exec python -m prefect flow-run execute")
+    assert sorted(body["runtime_env"]) == ["env_vars", "image_uri"]
+
+
+async def test_what_differs_from_run_to_run_is_in_the_entrypoint_only() -> None:
+    bodies = [prepared(await configure(env={"A": "1"})).body() for _ in range(2)]
+    assert bodies[0]["runtime_env"] == bodies[1]["runtime_env"]
+    assert bodies[0]["entrypoint"] != bodies[1]["entrypoint"]
+    assert "PREFECT__FLOW_RUN_ID=" in bodies[0]["entrypoint"]
+
+
+async def test_flow_names_are_quoted_for_the_shell() -> None:
+    body = prepared(await configure()).body()
+    assert "PREFECT__FLOW_NAME='my flow'" in body["entrypoint"]
+
+
+async def test_api_key_never_enters_the_job() -> None:
+    with temporary_settings(
+        {PREFECT_API_KEY: SECRET, PREFECT_API_URL: "https://api.example.com/api"}
+    ):
+        body = prepared(await configure()).body()
+    assert SECRET not in json.dumps(body)
+    assert body["runtime_env"]["env_vars"]["PREFECT_API_URL"] == "https://api.example.com/api"
+
+
+async def test_run_name_with_a_slash_is_harmless() -> None:
+    """Only what the user wrote into the variable is refused; Prefect's own names are adapted."""
+    body = prepared(await configure(), name="2026/11/23").body()
+    assert body["metadata"]["job_name"] == "2026-11-23"
+
+
+async def test_name_template_is_filled_in() -> None:
+    body = prepared(await configure(name="nightly-{{ ctx.flow.name }}")).body()
+    assert body["metadata"]["job_name"] == "nightly-my flow"
+
+
+async def test_env_of_none_removes_an_inherited_setting() -> None:
+    with temporary_settings({PREFECT_API_URL: "http://server/api"}):
+        body = prepared(await configure(env={"PREFECT_API_URL": None})).body()
+    assert "PREFECT_API_URL" not in body["runtime_env"]["env_vars"]
+
+
+async def test_address_beats_the_block_and_its_secrets_stay_at_home() -> None:
+    block = {"address": "http://one:8265", "token": SECRET}
+    same = (await configure(address="http://one:8265", cluster=block)).connection()
+    other = (await configure(address="http://two:8265", cluster=block)).connection()
+    assert same is not None
+    assert other is not None
+    assert same.token.literal == SECRET
+    assert other.address == "http://two:8265"
+    assert other.token.literal is None
+    assert SECRET not in repr(same)
+
+
+async def test_no_address_anywhere() -> None:
+    assert (await configure()).connection() is None
+
+
+@pytest.mark.parametrize("name", ["headers", "cookies"])
+def test_pool_accepts_a_default_block_whose_secrets_prefect_has_masked(name: str) -> None:
+    """The server masks a whole mapping as one text before it checks the pool's defaults."""
+    block = TEMPLATE["variables"]["definitions"]["RayCluster"]["properties"]
+    assert {"type": "string"} in block[name]["anyOf"]
+    assert {"type": "string"} not in block["token"]["anyOf"], "a text already, of another format"

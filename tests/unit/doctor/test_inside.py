@@ -1,0 +1,137 @@
+"""What the findings of a probe mean, and how a report is written: pure."""
+
+import json
+from typing import Any
+
+import pytest
+
+from prefect_ray_worker._version import __version__
+from prefect_ray_worker.doctor import probe, report
+from prefect_ray_worker.doctor.check import Grade, Subject, failed, ok
+from prefect_ray_worker.doctor.clocks import compare_clocks
+from prefect_ray_worker.doctor.findings import Findings, read_findings
+from prefect_ray_worker.doctor.inside import checks_of
+from prefect_ray_worker.doctor.probing import Probed
+from prefect_ray_worker.ray_api.models import JobDetails
+
+NOON = 1_700_000_000.0
+WELL: dict[str, Any] = {
+    "python": {"version": "3.11.7", "executable": "/bin/python", "host": "n", "time": NOON + 2},
+    "driver": {"version": __version__},
+    "prefect": {"version": "3.8.8"},
+    "api": {"url": "http://prefect:4200/api", "time": NOON, "knows_pool": None},
+    "ray": {"version": "2.60.0", "nodes": 2, "on_head": False},
+    "other_node": {"host": "m", "python": "3.11.7", "prefect": "3.8.8"},
+}
+
+
+def found(**changed: Any) -> dict[Subject, Any]:
+    findings = Findings.model_validate({**WELL, **changed})
+    return {check.subject: check for check in checks_of(findings, ships=True)}
+
+
+def test_healthy_findings_are_all_well() -> None:
+    assert {check.grade for check in found().values()} == {Grade.OK}
+
+
+@pytest.mark.parametrize(
+    ("changed", "subject", "grade", "says"),
+    [
+        ({"python": {"version": "3.9.18"}}, Subject.PYTHON_VERSION, Grade.FAILED, "needs 3.11"),
+        ({"python": {"version": "3.14.0"}}, Subject.PYTHON_VERSION, Grade.OK, "pickle"),
+        ({"prefect": {"version": "3.7.9"}}, Subject.PREFECT_VERSION, Grade.FAILED, "needs 3.8"),
+        ({"prefect": {"version": "3.99.0"}}, Subject.PREFECT_VERSION, Grade.WARNING, "3.99.0"),
+        ({"prefect": {"error": "ImportError: x"}}, Subject.PREFECT_VERSION, Grade.FAILED, "x"),
+        ({"driver": {"version": "0.0.1"}}, Subject.DRIVER_IMPORT, Grade.WARNING, "0.0.1"),
+        ({"driver": {"error": "boom"}}, Subject.DRIVER_IMPORT, Grade.FAILED, "sent along"),
+        ({"api": {"url": None}}, Subject.PREFECT_API, Grade.FAILED, "no PREFECT_API_URL"),
+        (
+            {"api": {"error": "HTTPStatusError: 401", "status": 401}},
+            Subject.PREFECT_CREDENTIALS,
+            Grade.FAILED,
+            "HTTP 401",
+        ),
+        (
+            {"api": {"url": "http://prefect/api", "knows_pool": False}},
+            Subject.PREFECT_API,
+            Grade.FAILED,
+            "another Prefect",
+        ),
+        ({"ray": {"error": "Version mismatch"}}, Subject.RAY_IN_JOB, Grade.FAILED, "mismatch"),
+        ({"other_node": {"error": "GetTimeoutError"}}, Subject.OTHER_NODE, Grade.FAILED, "Timeout"),
+        (
+            {"other_node": {"host": "m", "python": "3.11.7", "prefect": "3.8.1"}},
+            Subject.OTHER_NODE,
+            Grade.WARNING,
+            "the driver has Prefect 3.8.8",
+        ),
+        ({"other_node": {"host": None}}, Subject.OTHER_NODE, Grade.SKIPPED, "one node"),
+    ],
+)
+def test_finding_is_graded(
+    changed: dict[str, Any], subject: Subject, grade: Grade, says: str
+) -> None:
+    check = found(**changed)[subject]
+    assert check.grade is grade, check
+    assert says in check.says
+
+
+def test_credentials_in_an_api_url_are_not_shown() -> None:
+    checks = found(api={"url": "http://user:secret@prefect:4200/api"})
+    assert "secret" not in str(checks[Subject.PREFECT_API])
+
+
+def test_findings_survive_the_lines_around_them() -> None:
+    said = f'{probe.MARK} {{"prefect": {{"version": "3.8.8"}}}}'
+    output = f'progress 50 %\n{said}\n{probe.MARK} {{"ray": {{"ver\nMARK = "{probe.MARK}"'
+    findings = read_findings(output)
+    assert findings.prefect is not None
+    assert findings.prefect.version == "3.8.8"
+    assert findings.ray is None
+
+
+def probed(start_time: float) -> Probed:
+    job = JobDetails(status="SUCCEEDED", start_time=int(start_time * 1000))
+    check = ok(Subject.PROBE_JOB, "")
+    return Probed(check, job, began=NOON, submitted=NOON + 1, ended=NOON + 4)
+
+
+@pytest.mark.parametrize(
+    ("start_time", "changed", "whose"),
+    [
+        (NOON + 61, {}, "At least 60 s are between the head's clock"),
+        (NOON + 1, {"python": {"time": NOON - 90}}, "At least 90 s are between the clock of the"),
+        (
+            NOON + 1,
+            {"api": {"url": "x", "date": "Tue, 14 Nov 2023 22:13:20 GMT", "time": NOON + 31}},
+            "At least 30 s are between the clocks of the driver's node and the Prefect server",
+        ),
+    ],
+)
+def test_clock_that_is_off_is_named(start_time: float, changed: Any, whose: str) -> None:
+    check = compare_clocks(probed(start_time), Findings.model_validate({**WELL, **changed}))
+    assert check.grade is Grade.WARNING
+    assert check.says.startswith(whose)
+
+
+def test_clocks_that_agree() -> None:
+    check = compare_clocks(probed(NOON + 1), Findings.model_validate(WELL))
+    assert check.grade is Grade.OK
+
+
+def test_report_has_a_line_for_each_check_and_the_same_as_json() -> None:
+    checks = [ok(Subject.DASHBOARD, "It answers."), failed(Subject.TLS, "No.\nReally", "Do it.")]
+    lines = [report.line_of(check, colours=False) for check in checks]
+    assert lines == ["ok      dashboard: It answers.", "failed  tls: No. Really Do it."]
+    assert report.line_of(checks[1], colours=True).startswith("\x1b[31mfailed")
+    assert report.summary_of(checks).startswith("1 ok, 1 failed, ")
+    document = json.loads(report.json_of(checks))
+    assert document["ok"] is False
+    assert document["checks"][1] == {
+        "subject": "tls", "grade": "failed", "says": "No. Really", "advice": "Do it.",
+    }  # fmt: skip
+
+
+def test_skipped_and_warned_is_not_failed() -> None:
+    assert report.is_well([])
+    assert not report.is_well([failed(Subject.TLS, "No.")])

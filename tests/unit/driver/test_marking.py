@@ -1,0 +1,117 @@
+"""Which lines of a driver's console are marked, and how: in an interpreter of its own."""
+
+import subprocess
+import sys
+import textwrap
+
+from prefect_ray_worker.shared.log_marks import Mark, find_mark, mark
+
+NOW_MS = 1_767_225_600_123
+PREAMBLE = """
+import logging, sys
+from prefect.logging import get_run_logger, get_logger
+from prefect.logging.handlers import set_api_log_sink
+from prefect.logging.loggers import get_logger
+from prefect_ray_worker.driver import marking
+import prefect.logging.configuration
+prefect.logging.configuration.setup_logging()
+marking.install()
+marking.install()
+sent = []
+set_api_log_sink(lambda log: sent.append(log["message"]))
+run = {"flow_run_id": "2a672563-cf8a-4e9b-a5d1-000000000001", "flow_run_name": "ox"}
+flow_logger = logging.getLogger("prefect.flow_runs")
+"""
+
+
+def lines_of(body: str) -> list[str]:
+    result = subprocess.run(
+        [sys.executable, "-c", PREAMBLE + textwrap.dedent(body)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    return [*result.stdout.splitlines(), *result.stderr.splitlines()]
+
+
+def marks_of(lines: list[str]) -> list[tuple[bool, int] | None]:
+    found = [find_mark(line, now_ms=NOW_MS) for line in lines]
+    return [(f[1].is_sent, f[1].level) if f else None for f in found]
+
+
+def test_sent_record_is_marked_on_every_line() -> None:
+    lines = lines_of("""
+        try:
+            1 / 0
+        except ZeroDivisionError:
+            flow_logger.exception("two\\nlines", extra=run)
+        assert len(sent) == 1
+    """)
+    assert len(lines) >= 5
+    assert set(marks_of(lines)) == {(True, 40)}
+    assert "ZeroDivisionError" in lines[-1]
+
+
+def test_record_that_was_not_sent_is_marked_as_such() -> None:
+    lines = lines_of("""
+        logging.getLogger("mylib").warning("careful")
+        flow_logger.info("View at", extra={**run, "send_to_api": False})
+        print("printed")
+        assert sent == []
+    """)
+    assert [line for line in lines if "\x1b" not in line] == ["printed"]
+    assert marks_of([line for line in lines if "\x1b" in line]) == [(False, 30), (False, 10)]
+
+
+def test_handler_that_a_flow_adds_is_marked_as_well() -> None:
+    lines = lines_of("""
+        logging.basicConfig(force=True, format="%(message)s", stream=sys.stdout, level="INFO")
+        flow_logger.info("by its own format", extra=run)
+        assert len(sent) == 1
+    """)
+    assert marks_of(lines) == [(True, 20)]
+    assert lines[0].endswith("mby its own format")
+
+
+def test_what_goes_elsewhere_is_not_marked() -> None:
+    lines = lines_of("""
+        import io
+        text = io.StringIO()
+        handler = logging.StreamHandler(text)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        other = logging.getLogger("other")
+        other.addHandler(handler)
+        other.propagate = False
+        other.warning("to a buffer")
+        print(repr(text.getvalue()))
+    """)
+    assert lines == ["'to a buffer\\n'"]
+
+
+def test_mark_says_what_it_was_given() -> None:
+    text = mark("one\ntwo", is_sent=True, level=25, when=NOW_MS / 1000)
+    for line, own in zip(text.split("\n"), ("one", "two"), strict=True):
+        assert find_mark("before " + line, now_ms=NOW_MS + 60_000) == (
+            "before ",
+            Mark(is_sent=True, level=25, when_ms=NOW_MS),
+            own,
+        )
+
+
+def test_mark_is_invisible_in_rays_dashboard() -> None:
+    import re
+
+    # `ANSI_ESC_PATTERN` of state_head.py, Ray 2.60.
+    ansi = re.compile(b"\x1b\\x5b[(\x30-\x39)\x3b]+\x6d")
+    text = mark("text", is_sent=False, level=100, when=NOW_MS / 1000)
+    assert ansi.sub(b"", text.encode()) == b"text"
+
+
+def test_time_of_a_mark_is_right_around_the_turn_of_its_cycle() -> None:
+    for when in (999_999_999, 1_000_000_000, 1_000_000_001):
+        line = mark("x", is_sent=True, level=20, when=when / 1000)
+        for now in (when - 5000, when + 5000):
+            found = find_mark(line, now_ms=now)
+            assert found is not None
+            assert found[1].when_ms == when

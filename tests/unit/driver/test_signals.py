@@ -1,0 +1,149 @@
+"""One way to be told to end, whatever Ray, Prefect or the user does with SIGTERM."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+PREAMBLE = """
+import os, signal, sys, threading, time
+from prefect_ray_worker.driver.signals import Termination
+termination = Termination()
+termination.install()
+
+class End(BaseException):
+    pass
+
+def deliver_soon():
+    time.sleep(0.3)
+    termination.deliver(End)
+"""
+
+
+def run(body: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", PREAMBLE + textwrap.dedent(body)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_a_blocking_call_is_interrupted() -> None:
+    result = run("""
+        threading.Thread(target=deliver_soon).start()
+        began = time.monotonic()
+        try:
+            time.sleep(20)
+        except End:
+            print("ended", time.monotonic() - began < 5)
+    """)
+    assert result.stdout.strip() == "ended True", result.stderr
+
+
+def test_a_sigterm_from_outside_is_noted_and_does_not_end_anything() -> None:
+    result = run("""
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        print(termination.requested.is_set())
+    """)
+    assert result.stdout.strip() == "True", result.stderr
+
+
+def test_a_handler_like_rays_changes_nothing() -> None:
+    """`ray.init()` installs a handler that exits at once; ours still decides."""
+    result = run("""
+        def handler(signum, frame):
+            sys.exit(signum)
+        handler.__module__ = "ray._private.worker"
+        signal.signal(signal.SIGTERM, handler)
+        assert signal.getsignal(signal.SIGTERM) is handler
+        threading.Thread(target=deliver_soon).start()
+        try:
+            time.sleep(20)
+        except End:
+            print("ended")
+    """)
+    assert result.stdout.strip() == "ended", result.stderr
+
+
+def test_a_handler_of_the_users_is_called_before_the_end() -> None:
+    result = run("""
+        signal.signal(signal.SIGTERM, lambda *_: print("checkpoint written"))
+        threading.Thread(target=deliver_soon).start()
+        try:
+            time.sleep(20)
+        except End:
+            print("ended")
+    """)
+    assert result.stdout.splitlines() == ["checkpoint written", "ended"], result.stderr
+
+
+def test_ignoring_sigterm_does_not_help() -> None:
+    result = run("""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        threading.Thread(target=deliver_soon).start()
+        try:
+            time.sleep(20)
+        except End:
+            print("ended")
+    """)
+    assert result.stdout.strip() == "ended", result.stderr
+
+
+def test_child_processes_have_the_usual_sigterm() -> None:
+    result = run("""
+        import subprocess
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(20)"])
+        time.sleep(0.5)
+        child.terminate()
+        print(child.wait(10))
+    """)
+    assert result.stdout.strip() == str(-signal.SIGTERM), result.stderr
+
+
+def test_nothing_is_raised_after_the_flow_has_come_to_its_end() -> None:
+    result = run("""
+        threading.Thread(target=lambda: (time.sleep(0.2), termination.withdraw(),
+                                         os.kill(os.getpid(), signal.SIGTERM))).start()
+        time.sleep(1)
+        print("quiet")
+    """)
+    assert result.stdout.strip() == "quiet", result.stderr
+
+
+def test_a_call_into_ray_is_interrupted() -> None:
+    """`ray.get` lets nothing but KeyboardInterrupt through; what ends the flow follows it."""
+    result = run("""
+        wait = {"__name__": "ray._private.worker", "time": time}
+        exec("def get():\\n    time.sleep(20)", wait)
+
+        def raylike():
+            try:
+                wait["get"]()
+            except KeyboardInterrupt:
+                for _ in range(100):
+                    time.sleep(0.01)
+                return "too late"
+
+        threading.Thread(target=deliver_soon).start()
+        try:
+            print(raylike())
+        except End:
+            print("ended")
+    """)
+    assert result.stdout.strip() == "ended", result.stderr
+
+
+def test_a_forked_child_has_the_usual_sigterm() -> None:
+    """As `multiprocessing` starts and ends its children."""
+    result = run("""
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(20)
+            os._exit(0)
+        time.sleep(0.3)
+        os.kill(pid, signal.SIGTERM)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    """)
+    assert result.stdout.strip() == str(-signal.SIGTERM), result.stderr

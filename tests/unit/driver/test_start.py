@@ -1,0 +1,50 @@
+"""The first lines of the driver, which any Python may run."""
+
+import ast
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import prefect_ray_worker
+from prefect_ray_worker.shared.exits import DriverExit
+
+PACKAGE = Path(prefect_ray_worker.__file__).parent
+FIRST = ["__init__.py", "diagnosis/__init__.py", "diagnosis/category.py", "driver/__init__.py",
+         "driver/__main__.py", "shared/exits.py"]  # fmt: skip
+
+
+def test_an_old_python_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    monkeypatch.setattr(sys, "argv", ["driver", "a", "b"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("prefect_ray_worker.driver", run_name="__main__")
+    assert left.value.code == DriverExit.OLD_PYTHON
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("PythonVersionMismatch: The Python of the Ray node (")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_what_says_so_can_be_read_by_old_pythons(name: str) -> None:
+    tree = ast.parse((PACKAGE / name).read_text(), feature_version=(3, 9))
+    # `X | None` in annotations is evaluated before 3.14, and fails before 3.10.
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.BinOp | ast.Match)
+                and isinstance(getattr(node, "op", None), ast.BitOr)]  # fmt: skip
+
+
+def test_the_first_process_imports_the_standard_library_alone() -> None:
+    script = (
+        "import sys, prefect_ray_worker.driver.supervise.supervisor\n"
+        "import prefect_ray_worker.diagnosis.deaths\n"
+        "ours = {'prefect_ray_worker'}\n"
+        "print([m for m in sys.modules if m.partition('.')[0] not in ours\n"
+        "       and m.partition('.')[0] not in sys.stdlib_module_names])"
+    )
+    out = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True,
+                         check=False, env={"PYTHONPATH": str(PACKAGE.parent)})  # fmt: skip
+    assert out.stdout.strip() == "['__main__']" or out.stdout.strip() == "[]", out

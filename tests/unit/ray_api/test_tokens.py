@@ -1,0 +1,190 @@
+"""Where the bearer token comes from, when it is read again, and in which header it goes."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import respx
+
+from prefect_ray_worker.errors import NotAuthorized, RequestRejected
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.tokens import TokenSource
+from tests.fake_ray import FakeRay
+from tests.fake_ray import answers as ray_says
+
+ADDRESS = "http://ray-head:8265"
+Headers = tuple[tuple[str, str], ...]
+
+
+@pytest.fixture(autouse=True)
+def no_ray_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The tests must not depend on the tokens of whoever runs them."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.fixture
+def jobs() -> Iterator[respx.Route]:
+    with respx.mock(base_url=ADDRESS) as router:
+        yield router.get("/api/jobs/").respond(json=[])
+
+
+async def ask(source: TokenSource, headers: Headers = ()) -> None:
+    async with JobsClient(Connection(ADDRESS, token=source, headers=headers)) as client:
+        await client.list()
+
+
+def sent(route: respx.Route) -> list[str | None]:
+    return [call.request.headers.get("authorization") for call in route.calls]
+
+
+async def test_without_a_token_no_authorization_is_sent(jobs: respx.Route) -> None:
+    await ask(TokenSource())
+    assert sent(jobs) == [None]
+
+
+async def test_a_literal_token_is_sent_without_its_line_end(jobs: respx.Route) -> None:
+    await ask(TokenSource(literal="abc\n"))
+    assert sent(jobs) == ["Bearer abc"]
+
+
+async def test_a_token_file_is_sent_without_its_line_end(jobs: respx.Route, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("abc\n")
+    await ask(TokenSource(path=str(tmp_path / "token")))
+    assert sent(jobs) == ["Bearer abc"]
+
+
+@pytest.mark.parametrize("mode", [None, "disabled", ""])
+async def test_ray_s_variables_count_only_in_token_mode(
+    jobs: respx.Route, monkeypatch: pytest.MonkeyPatch, mode: str | None
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    await ask(TokenSource())
+    assert sent(jobs) == [None]
+
+
+async def test_ray_s_variables_are_read_in_ray_s_order(
+    jobs: respx.Route, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("of-the-home")
+    await ask(TokenSource())
+    (tmp_path / "token").write_text("of-the-file\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    await ask(TokenSource())
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of-the-variable")
+    await ask(TokenSource())
+    await ask(TokenSource(literal="of-the-block"))
+    assert sent(jobs) == [
+        "Bearer of-the-home",
+        "Bearer of-the-file",
+        "Bearer of-the-variable",
+        "Bearer of-the-block",
+    ]
+
+
+async def test_the_user_s_authorization_goes_to_the_proxy_and_ours_to_ray(
+    jobs: respx.Route,
+) -> None:
+    await ask(TokenSource(literal="abc"), (("Authorization", "Basic proxy"),))
+    headers = jobs.calls.last.request.headers
+    assert headers["authorization"] == "Basic proxy"
+    assert headers["x-ray-authorization"] == "Bearer abc"
+
+
+def refusing_all_but(token: str, status: int) -> Callable[[httpx.Request], httpx.Response]:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.headers.get("authorization") == f"Bearer {token}":
+            return httpx.Response(200, json=[])
+        return httpx.Response(status, text=ray_says.MISSING_TOKEN)
+
+    return answer
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_renewed_token_file_is_read_again_after_a_refusal(
+    jobs: respx.Route, tmp_path: Path, status: int
+) -> None:
+    """Kubernetes renews tokens in place; Ray answers 403 to the old one."""
+    file = tmp_path / "token"
+    file.write_text("old")
+    jobs.mock(side_effect=refusing_all_but("old", status))
+    async with JobsClient(Connection(ADDRESS, token=TokenSource(path=str(file)))) as client:
+        await client.list()
+        file.write_text("new")
+        jobs.mock(side_effect=refusing_all_but("new", status))
+        await client.list()
+        await client.list()
+    assert sent(jobs) == ["Bearer old", "Bearer old", "Bearer new", "Bearer new"]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_the_same_token_is_not_tried_twice(jobs: respx.Route, status: int) -> None:
+    jobs.mock(side_effect=refusing_all_but("another", status))
+    with pytest.raises(NotAuthorized) as caught:
+        await ask(TokenSource(literal="top-secret"))
+    assert jobs.call_count == 1
+    assert "top-secret" not in str(caught.value)
+
+
+async def test_a_renewed_token_that_is_refused_too_ends_it(
+    jobs: respx.Route, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("old")
+    jobs.mock(side_effect=refusing_all_but("another", 401))
+    async with JobsClient(Connection(ADDRESS, token=TokenSource(path=str(file)))) as client:
+        with pytest.raises(NotAuthorized):
+            await client.list()
+        file.write_text("new")
+        with pytest.raises(NotAuthorized):
+            await client.list()
+    assert sent(jobs) == ["Bearer old", "Bearer old", "Bearer new"]
+
+
+async def test_an_unreadable_token_file_lets_the_cluster_s_refusal_speak(
+    jobs: respx.Route, tmp_path: Path
+) -> None:
+    jobs.mock(side_effect=refusing_all_but("abc", 401))
+    with pytest.raises(NotAuthorized, match="Missing authentication token"):
+        await ask(TokenSource(path=str(tmp_path / "nowhere")))
+    assert sent(jobs) == [None]
+
+
+@pytest.mark.parametrize("token", ["top\nsecret", "top-s\u00e9cret"])
+async def test_a_token_that_is_no_http_is_refused_without_showing_it(token: str) -> None:
+    async with FakeRay() as ray:
+        connection = Connection(ray.address, token=TokenSource(literal=token))
+        async with JobsClient(connection) as client:
+            with pytest.raises(RequestRejected) as caught:
+                await client.list()
+    assert "top" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "headers", "cookies", "words"),
+    [
+        (TokenSource(), (), (), "Missing authentication token"),
+        (TokenSource(literal="wrong"), (), (), "Invalid authentication token"),
+        (TokenSource(literal="right"), (), (), None),
+        (TokenSource(), (("X-Ray-Authorization", "Bearer right"),), (), None),
+        (TokenSource(), (), (("ray-authentication-token", "right"),), None),
+    ],
+)
+async def test_the_token_opens_a_guarded_cluster(
+    source: TokenSource, headers: Headers, cookies: Headers, words: str | None
+) -> None:
+    async with FakeRay(token="right") as ray:
+        connection = Connection(ray.address, token=source, headers=headers, cookies=cookies)
+        async with JobsClient(connection) as client:
+            if words is None:
+                assert await client.list() == []
+            else:
+                with pytest.raises(NotAuthorized, match=words):
+                    await client.list()

@@ -1,0 +1,99 @@
+"""The fold from observations to verdicts, without a clock."""
+
+import pytest
+
+from prefect_ray_worker.clusters.observation import Missing, Observation, Seen, Unreachable
+from prefect_ray_worker.ray_api.models import JobDetails
+from prefect_ray_worker.runs.judge import Limits, Verdict, Watched, judge
+
+LIMITS = Limits(start=60, run=100, stop_grace=10, unreachable=300)
+NO_LIMITS = Limits(start=None, run=None, stop_grace=10, unreachable=300)
+
+
+def seen(status: str) -> Seen:
+    return Seen(JobDetails.model_validate({"status": status}))
+
+
+DOWN = Unreachable("connection refused")
+GONE = Missing("session_2")
+
+# (seconds, observation) in order, seconds of the judgement, limits, verdict
+CASES: dict[str, tuple[list[tuple[float, Observation]], float, Limits, Verdict]] = {
+    "pending in time": ([(1, seen("PENDING"))], 59, LIMITS, Verdict.WAIT),
+    "pending too long": ([(1, seen("PENDING"))], 60, LIMITS, Verdict.START_OVERDUE),
+    "pending without limit": ([(1, seen("PENDING"))], 9999, NO_LIMITS, Verdict.WAIT),
+    "running in time": ([(50, seen("RUNNING"))], 149, LIMITS, Verdict.WAIT),
+    "running too long": ([(50, seen("RUNNING"))], 150, LIMITS, Verdict.RUN_OVERDUE),
+    "the run's time counts from RUNNING, not from the last look": (
+        [(10, seen("RUNNING")), (109, seen("RUNNING"))], 110, LIMITS, Verdict.RUN_OVERDUE,
+    ),
+    "unknown status is alive": ([(1, seen("PAUSED_BY_RAY_3"))], 50, LIMITS, Verdict.WAIT),
+    "succeeded": ([(1, seen("SUCCEEDED"))], 2, LIMITS, Verdict.ENDED),
+    "failed": ([(1, seen("FAILED"))], 2, LIMITS, Verdict.ENDED),
+    "stopped": ([(1, seen("STOPPED"))], 2, LIMITS, Verdict.ENDED),
+    "ended late is ended, not overdue": ([(1, seen("FAILED"))], 9999, LIMITS, Verdict.ENDED),
+    "unreachable is not dead": ([(1, seen("RUNNING")), (2, DOWN)], 301, LIMITS, Verdict.WAIT),
+    "unreachable past the run timeout still waits": (
+        [(1, seen("RUNNING")), (100, DOWN)], 399, LIMITS, Verdict.WAIT,
+    ),
+    "unreachable for too long": (
+        [(1, seen("RUNNING")), (2, DOWN), (200, DOWN)], 302, LIMITS, Verdict.SILENT_TOO_LONG,
+    ),
+    "one answer ends the silence": (
+        [(2, DOWN), (250, seen("RUNNING")), (260, DOWN)], 310, LIMITS, Verdict.WAIT,
+    ),
+    "missing after it was seen is lost": (
+        [(1, seen("RUNNING")), (2, GONE)], 3, LIMITS, Verdict.LOST,
+    ),
+    "unreachable after missing says nothing": (
+        [(1, seen("RUNNING")), (2, GONE), (3, DOWN)], 4, LIMITS, Verdict.WAIT,
+    ),
+    "never seen and unreachable": ([(1, DOWN)], 2, LIMITS, Verdict.WAIT),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_verdict(name: str) -> None:
+    observations, now, limits, expected = CASES[name]
+    watched = Watched(submitted_at=0, arrived=True)
+    for at, observation in observations:
+        watched = watched.after(observation, at)
+    assert judge(watched, limits, now) is expected
+
+
+def test_missing_before_it_was_ever_there_is_submitted_again() -> None:
+    watched = Watched(submitted_at=0, arrived=False).after(GONE, 1)
+    assert judge(watched, LIMITS, 1) is Verdict.NEVER_ARRIVED
+
+
+def test_job_that_never_arrived_may_still_show_up() -> None:
+    watched = Watched(submitted_at=0, arrived=False).after(GONE, 1).after(seen("PENDING"), 2)
+    assert judge(watched, LIMITS, 2) is Verdict.WAIT
+    assert judge(watched.after(GONE, 3), LIMITS, 3) is Verdict.LOST
+
+
+@pytest.mark.parametrize(
+    ("status", "waited", "expected"),
+    [
+        ("RUNNING", 9, Verdict.WAIT),
+        ("RUNNING", 10, Verdict.CANCEL_OVERDUE),
+        ("PENDING", 0, Verdict.CANCEL_OVERDUE),
+        ("STOPPED", 0, Verdict.ENDED),
+    ],
+)
+def test_cancelling(status: str, waited: float, expected: Verdict) -> None:
+    """A driver that runs gets its grace; a job that has not started has no driver to wait for."""
+    watched = Watched(submitted_at=0, arrived=True).after(seen(status), 5).cancelled_at(20)
+    assert judge(watched, LIMITS, 20 + waited) is expected
+
+
+def test_cancelling_counts_from_its_first_sight() -> None:
+    watched = Watched(submitted_at=0, arrived=True).after(seen("RUNNING"), 1)
+    watched = watched.cancelled_at(20).cancelled_at(29)
+    assert judge(watched, LIMITS, 30) is Verdict.CANCEL_OVERDUE
+
+
+def test_cancelling_waits_for_an_unreachable_cluster() -> None:
+    watched = Watched(submitted_at=0, arrived=True).after(seen("RUNNING"), 1)
+    watched = watched.cancelled_at(2).after(DOWN, 3)
+    assert judge(watched, LIMITS, 60) is Verdict.WAIT

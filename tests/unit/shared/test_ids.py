@@ -1,0 +1,56 @@
+"""Names: stable, distinct per attempt, and readable back."""
+
+from uuid import UUID, uuid4
+
+import pytest
+
+from prefect_ray_worker.shared.ids import InfrastructurePid, is_job_of, submission_id
+
+RUN = UUID("11111111-2222-3333-4444-555555555555")
+
+
+def test_submission_id_is_a_function_of_run_and_claim() -> None:
+    claim = uuid4()
+    assert submission_id(RUN, claim) == submission_id(RUN, claim)
+    assert submission_id(RUN, claim) != submission_id(RUN, uuid4())
+    assert submission_id(RUN, claim).startswith(f"prefect-{RUN}-")
+
+
+def test_claims_of_the_same_moment_differ() -> None:
+    """Version 7 ids of one millisecond share their head; the id takes the tail."""
+    first = UUID("01935000-0000-7000-8000-aaaaaaaaaaaa")
+    second = UUID("01935000-0000-7000-8000-bbbbbbbbbbbb")
+    assert submission_id(RUN, first) != submission_id(RUN, second)
+
+
+def test_submission_id_has_only_characters_that_ray_takes() -> None:
+    text = submission_id(RUN, uuid4())
+    assert set(text) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert len(text) <= 200
+
+
+@pytest.mark.parametrize(
+    "pid",
+    [
+        InfrastructurePid("http://head:8265", "prefect-x-1", "session_2026-11-23_1_2"),
+        InfrastructurePid("https://ingress/ray", "prefect-x-1"),
+        InfrastructurePid("http://[::1]:8265", "prefect-x-1", "session_1"),
+    ],
+)
+def test_pid_reads_back(pid: InfrastructurePid) -> None:
+    assert InfrastructurePid.parse(str(pid)) == pid
+
+
+@pytest.mark.parametrize(
+    "text", ["", "host:1234", "http://head:8265", "/api/jobs/x", "a/api/jobs/"]
+)
+def test_foreign_pid_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not the infrastructure pid"):
+        InfrastructurePid.parse(text)
+
+
+def test_job_is_ours_by_its_metadata_only() -> None:
+    assert is_job_of(RUN, {"prefect.io/flow-run-id": str(RUN)})
+    assert not is_job_of(RUN, {"prefect.io/flow-run-id": str(uuid4())})
+    assert not is_job_of(RUN, {})
+    assert not is_job_of(RUN, None)
