@@ -10,8 +10,8 @@ from prefect_ray_worker.clusters.observation import Missing, Observation, Seen, 
 from prefect_ray_worker.clusters.poking import Poker
 from prefect_ray_worker.errors import JobNotFound, JobsApiError
 from prefect_ray_worker.metrics import Polls
-from prefect_ray_worker.ray_api.backoff import Backoff, jittered
 from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.shared.backoff import Backoff, jittered
 
 # Ray's list costs one look-up for each job that the cluster remembers, a single job a scan of
 # all drivers: below this many, single look-ups are cheaper for the head, above it the list is.

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from prefect_ray_worker.diagnosis.category import Category
 from prefect_ray_worker.diagnosis.deaths import of_exit
 from prefect_ray_worker.diagnosis.diagnosis import Diagnosis, diagnosed, parse
-from prefect_ray_worker.diagnosis.resources import Asked, ClusterResources
 from prefect_ray_worker.diagnosis.rules import ENVIRONMENT, LOG, SUPERVISOR, match
 from prefect_ray_worker.diagnosis.text import bounded, clean, last_line, useful_lines
 from prefect_ray_worker.diagnosis.waiting import Reason, Waiting, why_waiting
 from prefect_ray_worker.shared.exits import DriverExit, describe_exit
+from prefect_ray_worker.shared.resources import Asked, ClusterResources
 
 # Ray 2.60, `dashboard/consts.py`.
 _RAYS_START_LIMIT, _RAYS_START_LIMIT_SECONDS = "RAY_JOB_START_TIMEOUT_SECONDS", 900.0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from prefect_ray_worker.diagnosis.resources import Asked, ClusterResources, in_words
+from prefect_ray_worker.shared.resources import Asked, ClusterResources, in_words
 
 
 class Reason(Enum):

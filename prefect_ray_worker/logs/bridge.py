@@ -16,8 +16,8 @@ from prefect_ray_worker.logs.reader import ClusterLogs, LogPlace, Progress
 from prefect_ray_worker.logs.sender import Sender
 from prefect_ray_worker.logs.shaping import Shaper
 from prefect_ray_worker.prefect_api.logs import LogSink, SentLog
-from prefect_ray_worker.ray_api.backoff import Backoff
 from prefect_ray_worker.ray_api.models import JobDetails
+from prefect_ray_worker.shared.backoff import Backoff
 
 # Ray's supervisor has written the last line when the status is terminal; a stray child may not.
 _SETTLE_SECONDS = 1.0

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import anyio
 
 from prefect_ray_worker.errors import AgentUnreachable, JobsApiError, LogNotFound
-from prefect_ray_worker.ray_api.backoff import jittered
 from prefect_ray_worker.ray_api.logs import LogPiece, LogsClient, log_file_name
+from prefect_ray_worker.shared.backoff import jittered
 
 _AGENT_ROOM = 256 * 1024
 _DASHBOARD_ROOM = 1024 * 1024

@@ -10,7 +10,7 @@ import anyio
 
 from prefect_ray_worker.errors import LogsGivenUp, LogsRefused, LogsUnclear
 from prefect_ray_worker.prefect_api.logs import PAGE, LogSink, SentLog
-from prefect_ray_worker.ray_api.backoff import Backoff
+from prefect_ray_worker.shared.backoff import Backoff
 
 T = TypeVar("T")
 

@@ -31,7 +31,7 @@ from prefect_ray_worker.prefect_api.active_runs import (
     active_runs,
     type_in_effect,
 )
-from prefect_ray_worker.ray_api.backoff import Backoff
+from prefect_ray_worker.shared.backoff import Backoff
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, present_claim
 
 T = TypeVar("T")

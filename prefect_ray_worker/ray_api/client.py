@@ -10,7 +10,6 @@ import httpx
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from prefect_ray_worker import metrics
-from prefect_ray_worker.diagnosis.resources import ClusterResources
 from prefect_ray_worker.errors import JobsApiError, PackageNotFound
 from prefect_ray_worker.ray_api.answers import (
     Effect,
@@ -24,6 +23,7 @@ from prefect_ray_worker.ray_api.http import open_http
 from prefect_ray_worker.ray_api.models import ClusterVersion, JobDetails, JobSubmitRequest
 from prefect_ray_worker.ray_api.records import RecordReader, Wanted
 from prefect_ray_worker.ray_api.resources import NodesAnswer, StatusAnswer, combined
+from prefect_ray_worker.shared.resources import ClusterResources
 
 # Ray answers a submission only after its head agent took it, which waits up to 10 s for an
 # agent and imports Ray in it the first time; everything else is a look-up.

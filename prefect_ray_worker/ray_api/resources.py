@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from prefect_ray_worker.diagnosis.resources import Asked, ClusterResources, Node
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
+from prefect_ray_worker.shared.resources import Asked, ClusterResources, Node
 
 _INSTALLED = ("pip", "uv", "conda", "image_uri", "container", "working_dir", "py_modules")
 # Named after a whole SHA-256; what `ray job submit` uploads has a shorter name.

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import anyio
 
-from prefect_ray_worker.ray_api.backoff import Backoff, jittered
+from prefect_ray_worker.shared.backoff import Backoff, jittered
 
 _log = logging.getLogger("prefect.workers.ray.cancelling")
 

@@ -1,10 +1,10 @@
 """What else is known of an attempt's job when it has to be said why it failed."""
 
 from prefect_ray_worker.diagnosis.job import Context
-from prefect_ray_worker.diagnosis.resources import Asked
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.runs.explain import resources_of
 from prefect_ray_worker.runs.run import Attempt
+from prefect_ray_worker.shared.resources import Asked
 
 
 async def context_of(attempt: Attempt) -> Context:

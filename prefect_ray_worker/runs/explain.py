@@ -9,12 +9,12 @@ from uuid import UUID
 
 import anyio
 
-from prefect_ray_worker.diagnosis.resources import Asked, ClusterResources
 from prefect_ray_worker.diagnosis.waiting import Reason, Waiting, why_waiting
 from prefect_ray_worker.errors import JobsApiError
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import JobStatus
+from prefect_ray_worker.shared.resources import Asked, ClusterResources
 
 # Most jobs start sooner, and need no explanation.
 _PATIENCE_SECONDS = 5.0

@@ -14,7 +14,6 @@ from prefect.events import RelatedResource
 from prefect_ray_worker.clusters.open import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import Delivery
-from prefect_ray_worker.diagnosis.resources import Asked
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.prefect_api.logs import LogSink
 from prefect_ray_worker.ray_api.resources import asked_for
@@ -22,6 +21,7 @@ from prefect_ray_worker.runs.cancelling import CancellingRuns
 from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.judge import Limits
 from prefect_ray_worker.shared.ids import STARTING, present_claim, submission_id
+from prefect_ray_worker.shared.resources import Asked
 
 Related = Callable[[RayJobConfiguration], Sequence[RelatedResource]]
 InBackground = Callable[[Callable[[], Awaitable[object]], str], None]

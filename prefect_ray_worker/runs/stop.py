@@ -6,9 +6,9 @@ import anyio
 
 from prefect_ray_worker import metrics
 from prefect_ray_worker.errors import JobNotFound, JobsApiError
-from prefect_ray_worker.ray_api.backoff import Backoff
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import JobStatus
+from prefect_ray_worker.shared.backoff import Backoff
 
 _POLL_SECONDS = 0.5
 # After Ray's own wait between SIGTERM and SIGKILL it takes this long, at most, to say STOPPED.

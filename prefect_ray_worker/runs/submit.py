@@ -17,9 +17,9 @@ from prefect_ray_worker.errors import (
     RetryableError,
     SubmissionConflict,
 )
-from prefect_ray_worker.ray_api.backoff import Backoff
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
+from prefect_ray_worker.shared.backoff import Backoff
 from prefect_ray_worker.shared.ids import is_job_of
 
 DEFAULT_PATIENCE_SECONDS = 60.0

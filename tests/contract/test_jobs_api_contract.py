@@ -2,7 +2,6 @@
 
 import pytest
 
-from prefect_ray_worker.diagnosis.resources import Asked, ClusterResources
 from prefect_ray_worker.errors import (
     JobAlreadyExists,
     JobNotFound,
@@ -13,6 +12,7 @@ from prefect_ray_worker.errors import (
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
+from prefect_ray_worker.shared.resources import Asked, ClusterResources
 from tests.contract.conftest import Cluster, new_id
 from tests.waiting import wait_until
 

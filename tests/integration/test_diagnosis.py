@@ -9,12 +9,12 @@ import anyio.to_thread
 import pytest
 from prefect.client.schemas.objects import StateType
 
-from prefect_ray_worker.diagnosis.resources import ClusterResources
 from prefect_ray_worker.diagnosis.waiting import Reason, why_waiting
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
 from prefect_ray_worker.ray_api.resources import asked_for
+from prefect_ray_worker.shared.resources import ClusterResources
 from tests.fake_ray import FakeRay
 from tests.integration.harness import Pool, new_pool
 from tests.real_ray import RealRay, real_ray

@@ -19,7 +19,6 @@ from prefect.client.schemas.objects import FlowRun, StateType, WorkPool
 
 from prefect_ray_worker.prefect_api.active_runs import ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
-from prefect_ray_worker.ray_api.backoff import Backoff, jittered
 from prefect_ray_worker.runs.recovery.adoption import Adoption, Found
 from prefect_ray_worker.runs.recovery.ownership import (
     OWNER_LABEL,
@@ -33,6 +32,7 @@ from prefect_ray_worker.runs.recovery.ownership import (
     owner_in,
 )
 from prefect_ray_worker.runs.registry import FollowedRuns
+from prefect_ray_worker.shared.backoff import Backoff, jittered
 from prefect_ray_worker.shared.ids import (
     InfrastructurePid,
     attempt_in,

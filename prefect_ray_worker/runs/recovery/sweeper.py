@@ -17,11 +17,11 @@ from prefect.client.schemas.objects import WorkPool
 from prefect_ray_worker.clusters.open import Clusters
 from prefect_ray_worker.errors import JobNotFound, JobsApiError
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
-from prefect_ray_worker.ray_api.backoff import jittered
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import TERMINAL_STATUSES, JobDetails
 from prefect_ray_worker.runs.recovery.ownership import heir
+from prefect_ray_worker.shared.backoff import jittered
 from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY, run_of_job
 
 _INTERVAL_SECONDS = 60.0

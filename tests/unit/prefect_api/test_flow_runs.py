@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 
 from prefect_ray_worker.prefect_api import flow_runs
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
-from prefect_ray_worker.ray_api.backoff import Backoff
+from prefect_ray_worker.shared.backoff import Backoff
 from tests.ports import free_port
 
 RUN = uuid4()

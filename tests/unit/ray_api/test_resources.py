@@ -4,12 +4,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from prefect_ray_worker.diagnosis.resources import Asked
 from prefect_ray_worker.errors import ClusterUnreachable
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
 from prefect_ray_worker.ray_api.resources import asked_for
+from prefect_ray_worker.shared.resources import Asked
 from tests.fake_ray import FakeRay, Fault, Kind
 from tests.fake_ray.nodes import FakeNode
 

@@ -4,8 +4,8 @@ import pytest
 
 from prefect_ray_worker.diagnosis.category import Category
 from prefect_ray_worker.diagnosis.job import Context, Ended, of_job, start_overdue
-from prefect_ray_worker.diagnosis.resources import Asked, ClusterResources, Node
 from prefect_ray_worker.diagnosis.waiting import Reason, why_waiting
+from prefect_ray_worker.shared.resources import Asked, ClusterResources, Node
 
 GIB = 1024**3
 SMALL = Node({"CPU": 4, "memory": 8 * GIB}, {"CPU": 1, "memory": 8 * GIB}, {"zone": "a"})

@@ -7,7 +7,6 @@ from prefect.client.schemas.objects import StateType
 
 from prefect_ray_worker.diagnosis.category import Category
 from prefect_ray_worker.diagnosis.job import Context
-from prefect_ray_worker.diagnosis.resources import Asked, ClusterResources, Node
 from prefect_ray_worker.ray_api.models import JobDetails
 from prefect_ray_worker.runs.outcome import (
     Outcome,
@@ -21,6 +20,7 @@ from prefect_ray_worker.runs.outcome import (
     of_silence,
 )
 from prefect_ray_worker.shared.exits import describe_exit
+from prefect_ray_worker.shared.resources import Asked, ClusterResources, Node
 
 S = StateType
 LEFT_ALONE = [S.COMPLETED, S.FAILED, S.CRASHED, S.CANCELLED, S.PAUSED, S.SCHEDULED, None]

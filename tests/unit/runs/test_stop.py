@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from prefect_ray_worker.ray_api.backoff import Backoff
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.runs import stop as cancellation
 from prefect_ray_worker.runs.stop import Stopping, stop_and_confirm
+from prefect_ray_worker.shared.backoff import Backoff
 from tests.fake_ray import FakeRay, Fault, Kind
 from tests.waiting import wait_until
 

@@ -18,12 +18,12 @@ from prefect_ray_worker.errors import (
     SubmissionConflict,
 )
 from prefect_ray_worker.ray_api import client as client_module
-from prefect_ray_worker.ray_api.backoff import Backoff
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
 from prefect_ray_worker.runs import submit as submission
 from prefect_ray_worker.runs.submit import Disposition, submit_once
+from prefect_ray_worker.shared.backoff import Backoff
 from tests.fake_ray import FakeRay, Fault, Kind
 from tests.waiting import wait_until
 
