@@ -3,12 +3,12 @@
 import re
 from dataclasses import dataclass, field
 
-from prefect_ray_worker.diagnosis.category import Category
-from prefect_ray_worker.diagnosis.deaths import of_exit
-from prefect_ray_worker.diagnosis.diagnosis import Diagnosis, diagnosed, parse
 from prefect_ray_worker.diagnosis.rules import ENVIRONMENT, LOG, SUPERVISOR, match
 from prefect_ray_worker.diagnosis.text import bounded, clean, last_line, useful_lines
 from prefect_ray_worker.diagnosis.waiting import Reason, Waiting, why_waiting
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.deaths import of_exit
+from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed, parse
 from prefect_ray_worker.shared.exits import DriverExit, describe_exit
 from prefect_ray_worker.shared.resources import Asked, ClusterResources
 

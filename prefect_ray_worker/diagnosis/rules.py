@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from prefect_ray_worker.diagnosis.category import Category
-from prefect_ray_worker.diagnosis.diagnosis import Diagnosis, diagnosed
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
 
 
 @dataclass(frozen=True)

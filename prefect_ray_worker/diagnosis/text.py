@@ -2,7 +2,7 @@
 
 import re
 
-from prefect_ray_worker.diagnosis.diagnosis import parse
+from prefect_ray_worker.shared.diagnosis import parse
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 # What Ray 2.60 itself writes into the log of a job or before it, and the frame of a traceback:

@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 import prefect
 
 from prefect_ray_worker._version import __version__
-from prefect_ray_worker.diagnosis.category import Category
 from prefect_ray_worker.doctor.check import Check, Grade, Subject, failed, ok, skipped, warning
 from prefect_ray_worker.doctor.findings import ApiFound, Findings, NodeFound, RayFound, Versioned
+from prefect_ray_worker.shared.category import Category
 
 # What this package declares in pyproject.toml; the driver runs in the job's Python and Prefect.
 _OLDEST_PYTHON = (3, 11)

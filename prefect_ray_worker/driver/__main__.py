@@ -2,7 +2,7 @@
 
 import sys
 
-from prefect_ray_worker.diagnosis.category import Category
+from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.exits import DriverExit, explained
 
 

@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 import httpx
 from prefect.exceptions import PrefectHTTPStatusError
 
-from prefect_ray_worker.diagnosis.category import Category
-from prefect_ray_worker.diagnosis.diagnosis import diagnosed
 from prefect_ray_worker.diagnosis.text import clean
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import diagnosed
 from prefect_ray_worker.shared.exits import DriverExit, explained
 
 _LONGEST_REASON = 400

@@ -8,9 +8,9 @@ from prefect.exceptions import Abort
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 from prefect.utilities.engine import propose_state_sync
 
-from prefect_ray_worker.diagnosis.category import Category
-from prefect_ray_worker.diagnosis.diagnosis import diagnosed
 from prefect_ray_worker.driver.claim import present_attempt
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import diagnosed
 
 STOPPED_OUTSIDE = str(
     diagnosed(

@@ -6,10 +6,10 @@ import sys
 import threading
 from typing import NoReturn
 
-from prefect_ray_worker.diagnosis.category import Category
-from prefect_ray_worker.diagnosis.diagnosis import diagnosed
 from prefect_ray_worker.driver.signals import Termination
 from prefect_ray_worker.driver.supervise import lifeline
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import diagnosed
 from prefect_ray_worker.shared.exits import DriverExit, explained
 
 # Ray makes a reference to a variable that the node does not have an empty text; to Prefect that

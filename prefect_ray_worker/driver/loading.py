@@ -5,8 +5,8 @@ from pathlib import Path
 
 from prefect.exceptions import MissingFlowError, ScriptError
 
-from prefect_ray_worker.diagnosis.category import Category
-from prefect_ray_worker.diagnosis.diagnosis import Diagnosis, diagnosed
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
 
 
 def of_load_failure(exc: BaseException, entrypoint: str | None) -> Diagnosis:

@@ -14,11 +14,11 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
 
-from prefect_ray_worker.diagnosis.deaths import of_exit
 from prefect_ray_worker.driver.endings import Endings
 from prefect_ray_worker.driver.hooks import run_hooks
 from prefect_ray_worker.driver.supervise import lifeline
 from prefect_ray_worker.prefect_api.compat import load_flow, prepare_workspace
+from prefect_ray_worker.shared.deaths import of_exit
 from prefect_ray_worker.shared.memory_kills import MemoryKills
 
 

@@ -7,7 +7,6 @@ import anyio
 from prefect.events import Event, RelatedResource
 from prefect.events.related import object_as_related_resource
 
-from prefect_ray_worker.diagnosis.diagnosis import parse
 from prefect_ray_worker.errors import JobsApiError
 from prefect_ray_worker.prefect_api import events
 from prefect_ray_worker.prefect_api.events import Happening, Label, Subject
@@ -15,6 +14,7 @@ from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
 from prefect_ray_worker.runs.judge import Watched
 from prefect_ray_worker.runs.outcome import UNTOUCHED, Outcome
 from prefect_ray_worker.runs.run import Attempt
+from prefect_ray_worker.shared.diagnosis import parse
 
 # Of the clocks of Ray and of the Prefect server, one against the other.
 _DRIFT = timedelta(hours=1)

@@ -9,11 +9,11 @@ from enum import Enum
 
 from prefect.client.schemas.objects import StateType
 
-from prefect_ray_worker.diagnosis.category import Category
-from prefect_ray_worker.diagnosis.diagnosis import Diagnosis, diagnosed
 from prefect_ray_worker.diagnosis.job import NO_CONTEXT, Context, Ended, of_job, start_overdue
 from prefect_ray_worker.diagnosis.waiting import why_waiting
 from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
 
 _UNDECIDED = frozenset({StateType.PENDING, StateType.RUNNING})
 

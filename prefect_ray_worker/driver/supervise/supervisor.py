@@ -75,7 +75,7 @@ def _supervise(arguments: list[str], guard: int, group: int) -> int:
 def _say_how_it_died(code: int, kills: MemoryKills, peak: int) -> None:
     """Leave word for the worker, in case that Prefect could not be told."""
     # What it needs would cost each start; this one run is over.
-    from prefect_ray_worker.diagnosis.deaths import of_exit
+    from prefect_ray_worker.shared.deaths import of_exit
 
     print(f"\n{of_exit(code, kills, peak=peak)}", file=sys.stderr, flush=True)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from prefect_ray_worker.diagnosis.category import Category
-from prefect_ray_worker.diagnosis.diagnosis import diagnosed, parse
 from prefect_ray_worker.diagnosis.job import Ended, of_job
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import diagnosed, parse
 from prefect_ray_worker.shared.exits import DriverExit
 
 MESSAGES = Path(__file__).parent / "job_messages"

@@ -6,10 +6,10 @@ import httpx
 import pytest
 from prefect.exceptions import PrefectHTTPStatusError
 
-from prefect_ray_worker.diagnosis.category import Category
-from prefect_ray_worker.diagnosis.diagnosis import parse
 from prefect_ray_worker.diagnosis.job import Ended, of_job
 from prefect_ray_worker.driver.api_trouble import with_wrong_api, without_api
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import parse
 from prefect_ray_worker.shared.exits import DriverExit
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from prefect.flows import load_flow_from_entrypoint
 
-from prefect_ray_worker.diagnosis.category import Category
 from prefect_ray_worker.driver.loading import of_load_failure
+from prefect_ray_worker.shared.category import Category
 
 FILES = {
     "imports.py": "import no_such_module.part",

@@ -9,10 +9,10 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_ray_worker.diagnosis.category import Category
-from prefect_ray_worker.diagnosis.deaths import of_exit
 from prefect_ray_worker.driver.supervise import memory
 from prefect_ray_worker.driver.supervise.memory import MemoryWatch
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.deaths import of_exit
 from prefect_ray_worker.shared.memory_kills import MemoryKills
 
 V1 = Path("/sys/fs/cgroup/memory")

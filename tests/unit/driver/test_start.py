@@ -12,7 +12,7 @@ import prefect_ray_worker
 from prefect_ray_worker.shared.exits import DriverExit
 
 PACKAGE = Path(prefect_ray_worker.__file__).parent
-FIRST = ["__init__.py", "diagnosis/__init__.py", "diagnosis/category.py", "driver/__init__.py",
+FIRST = ["__init__.py", "shared/__init__.py", "shared/category.py", "driver/__init__.py",
          "driver/__main__.py", "shared/exits.py"]  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def test_what_says_so_can_be_read_by_old_pythons(name: str) -> None:
 def test_the_first_process_imports_the_standard_library_alone() -> None:
     script = (
         "import sys, prefect_ray_worker.driver.supervise.supervisor\n"
-        "import prefect_ray_worker.diagnosis.deaths\n"
+        "import prefect_ray_worker.shared.deaths\n"
         "ours = {'prefect_ray_worker'}\n"
         "print([m for m in sys.modules if m.partition('.')[0] not in ours\n"
         "       and m.partition('.')[0] not in sys.stdlib_module_names])"

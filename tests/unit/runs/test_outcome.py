@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from prefect.client.schemas.objects import StateType
 
-from prefect_ray_worker.diagnosis.category import Category
 from prefect_ray_worker.diagnosis.job import Context
 from prefect_ray_worker.ray_api.models import JobDetails
 from prefect_ray_worker.runs.outcome import (
@@ -19,6 +18,7 @@ from prefect_ray_worker.runs.outcome import (
     of_refusal,
     of_silence,
 )
+from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.exits import describe_exit
 from prefect_ray_worker.shared.resources import Asked, ClusterResources, Node
 

@@ -2,8 +2,8 @@
 
 import signal
 
-from prefect_ray_worker.diagnosis.category import Category
-from prefect_ray_worker.diagnosis.diagnosis import Diagnosis, diagnosed
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
 from prefect_ray_worker.shared.exits import describe_exit
 from prefect_ray_worker.shared.memory_kills import MemoryKills
 

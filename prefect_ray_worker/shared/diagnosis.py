@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefect_ray_worker.diagnosis.category import Category
+from prefect_ray_worker.shared.category import Category
 
 _LABELS = {category.label: category for category in Category}
 _SAID = re.compile(r"([A-Z][A-Za-z]+): (.+)", re.DOTALL)
