@@ -13,7 +13,7 @@ from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from prefect_ray_worker.clusters.addressing import Addressing, warn_of_local_api
 from prefect_ray_worker.clusters.local.state import state_directory
-from prefect_ray_worker.clusters.open import Clusters
+from prefect_ray_worker.clusters.open import OpenClusters
 from prefect_ray_worker.config.block import LOGO_URL, RayCluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import Delivery
@@ -103,7 +103,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         )
         stack.push_async_callback(self._addressing.leave, worker_logger(self).info)
         self._clusters = await stack.enter_async_context(
-            Clusters(interval=settings.poll_interval_seconds)
+            OpenClusters(interval=settings.poll_interval_seconds)
         )
         services = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(services.cancel_scope.cancel)

@@ -1,45 +1,84 @@
-"""`ClusterPoller`: one loop that looks at one cluster for all the runs of a worker."""
+"""`ClusterPoller`: one loop that polls one cluster for all the runs of a worker."""
 
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import anyio
 
-from prefect_ray_worker.clusters.observation import Missing, Observation, Seen, Unreachable
-from prefect_ray_worker.clusters.poking import Poker
-from prefect_ray_worker.errors import JobNotFound, JobsApiError
+from prefect_ray_worker.errors import JobAlreadyExists, JobNotFound, JobsApiError, RequestRejected
 from prefect_ray_worker.metrics import Polls
 from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.models import JobDetails, JobSubmitRequest
 from prefect_ray_worker.shared.backoff import Backoff, jittered
 
-# Ray's list costs one look-up for each job that the cluster remembers, a single job a scan of
-# all drivers: below this many, single look-ups are cheaper for the head, above it the list is.
+# Listing costs Ray one look-up per remembered job; reading one job costs a scan of all drivers.
+# Up to this many jobs, single reads are cheaper for the head.
 _FEW_ENOUGH_TO_ASK_ONE_BY_ONE = 3
 _FEW_ENOUGH_TO_LOOK_OFTEN = 10
 _QUICK_INTERVAL_SECONDS = 1.0
-# A head that takes long to answer is busy: leave it alone for this many times as long.
+# A slow answer means a busy head: pause for this many times as long.
 _REST_FACTOR = 4
 _LONGEST_REST_SECONDS = 60.0
 _LOOK_UPS_AT_ONCE = 4
+# A submission waits up to 10 s for an agent; once sent, it has its effect without an answer.
+_WAKE_SECONDS = 5.0
 
 _log = logging.getLogger("prefect.workers.ray.watching")
 
 
+@dataclass(frozen=True)
+class Seen:
+    """The cluster returned the job.
+
+    Attributes:
+        details: The job as it was.
+    """
+
+    details: JobDetails
+
+
+@dataclass(frozen=True)
+class Missing:
+    """The cluster answered, and does not have the job.
+
+    Attributes:
+        session_name: Name of the cluster's current session, if it says so.
+    """
+
+    session_name: str | None
+
+
+@dataclass(frozen=True)
+class Unreachable:
+    """The cluster gave no usable answer. This says nothing about the job.
+
+    Attributes:
+        reason: Why, in words for the user.
+    """
+
+    reason: str
+
+
+Observation = Seen | Missing | Unreachable
+"""What one poll can tell about one job."""
+
+
 class JobWatch:
-    """The news of one job, for the one run that waits for it."""
+    """The latest observation of one job, for the run that waits for it."""
 
     def __init__(self) -> None:
         self._latest: Observation | None = None
         self._news = anyio.Event()
 
     def deliver(self, observation: Observation) -> None:
-        """Keep an observation; an older one that nobody read is of no use any more."""
+        """Keep an observation; it replaces an older one that was not read."""
         self._latest = observation
         self._news.set()
 
     async def next(self) -> Observation:
-        """Wait for an observation made after the last call, and return it."""
+        """Return the next observation that was made after the last call."""
         while self._latest is None:
             await self._news.wait()
             self._news = anyio.Event()
@@ -48,15 +87,15 @@ class JobWatch:
 
 
 class ClusterPoller:
-    """Looks at the jobs of one cluster, and tells each watch what it saw.
+    """Polls the jobs of one cluster, and delivers what it saw to each watch.
 
-    It looks every second while it watches at most 10 jobs, every `interval` seconds with more,
-    and less often while the cluster is slow or does not answer. It asks for one list, whatever
-    the number of jobs (for up to 3, for those jobs alone). Without watches it sends nothing.
+    It polls every second for up to 10 jobs, every `interval` seconds for more, and less often
+    while the cluster is slow or does not answer. Up to 3 jobs are read one by one; for more, one
+    list serves them all. Without watches it sends nothing.
 
     Args:
         client: The cluster.
-        interval: Seconds between two looks when many jobs are watched.
+        interval: Seconds between two polls when many jobs are watched.
     """
 
     def __init__(self, client: JobsClient, *, interval: float) -> None:
@@ -65,11 +104,11 @@ class ClusterPoller:
         self._watches: dict[str, JobWatch] = {}
         self._wake = anyio.Event()
         self._polls = Polls(client.connection.address)
-        self._poker = Poker(client)
+        self._job_monitoring = _JobMonitoring(client)
 
-    def doubt(self) -> None:
-        """Take note that the head may have been away, unseen by this poller."""
-        self._poker.doubt()
+    def head_may_have_restarted(self) -> None:
+        """Note that the head may have restarted while this poller was not polling."""
+        self._job_monitoring.may_have_stopped()
 
     @contextmanager
     def watch(self, submission_id: str) -> Generator[JobWatch, None, None]:
@@ -83,7 +122,7 @@ class ClusterPoller:
                 del self._watches[submission_id]
 
     async def run(self) -> None:
-        """Look, for ever; meant for a background task of whoever owns the poller."""
+        """Poll until cancelled; run it in a background task."""
         backoff = Backoff(initial=min(_QUICK_INTERVAL_SECONDS, self._interval))
         while True:
             if not self._watches:
@@ -96,7 +135,7 @@ class ClusterPoller:
             took = anyio.current_time() - began
             if reached:
                 backoff.reset()
-                await self._poker.poke_if_in_doubt()
+                await self._job_monitoring.resume_if_needed()
                 await self._rest(self._pace(), min(took * _REST_FACTOR, _LONGEST_REST_SECONDS))
             else:
                 await anyio.sleep(backoff.next())
@@ -106,13 +145,13 @@ class ClusterPoller:
         return min(_QUICK_INTERVAL_SECONDS, self._interval) if few else self._interval
 
     async def _rest(self, seconds: float, at_least: float) -> None:
-        """Sleep, but once the head has had its rest look at once for a job that was added."""
+        """Sleep for some seconds; after the first `at_least`, a new watch ends the sleep."""
         await anyio.sleep(at_least)
         with anyio.move_on_after(max(jittered(seconds) - at_least, 0)):
             await self._wake.wait()
 
     async def _look_and_tell(self) -> bool:
-        """Look once and tell each watch as soon as its job is seen; say if anything answered."""
+        """Poll once, deliver each observation at once, and return whether anything answered."""
         watches = dict(self._watches)
         answered = not watches
         if len(watches) > _FEW_ENOUGH_TO_ASK_ONE_BY_ONE:
@@ -124,7 +163,7 @@ class ClusterPoller:
             answered = True
             for submission_id in watches.keys() & listed.keys():
                 self._tell(watches.pop(submission_id), submission_id, listed[submission_id])
-        # A list can be older than a submission: "not listed" is worth a second look.
+        # A list can be older than a submission, so a job that is not listed is read by itself.
         limiter = anyio.CapacityLimiter(_LOOK_UPS_AT_ONCE)
 
         async def look_and_tell(submission_id: str, watch: JobWatch) -> None:
@@ -140,7 +179,7 @@ class ClusterPoller:
         return answered
 
     def _tell(self, watch: JobWatch, submission_id: str, observation: Observation) -> None:
-        self._poker.take_note(submission_id, observation)
+        self._job_monitoring.saw(submission_id, observation)
         watch.deliver(observation)
 
     async def _list(self, ids: frozenset[str]) -> dict[str, Seen] | Unreachable:
@@ -162,6 +201,60 @@ class ClusterPoller:
     def _unreachable(self, exc: Exception) -> Unreachable:
         if isinstance(exc, JobsApiError):
             return Unreachable(str(exc))
-        # One odd answer must not end the watching of every run.
-        _log.error("Looking at %s failed", self._client.connection.address, exc_info=exc)
+        # One odd answer must not end the polling for every run.
+        _log.error("Polling %s failed", self._client.connection.address, exc_info=exc)
         return Unreachable(f"{type(exc).__name__}: {exc}")
+
+
+class _JobMonitoring:
+    """Makes the head of one cluster resume its job monitoring after a restart.
+
+    A head's agent starts to monitor the cluster's jobs with the first request that submits, stops
+    or deletes one (`job_agent.py`, Ray 2.60); reads do not count. A job whose supervisor died
+    while a head with persistent state restarted therefore stays RUNNING or PENDING until
+    such a request arrives.
+    """
+
+    def __init__(self, client: JobsClient) -> None:
+        self._client = client
+        self._may_have_stopped = False
+        self._active_job: str | None = None
+
+    def may_have_stopped(self) -> None:
+        """Note that the head may have restarted since the last request that wakes its agent."""
+        self._may_have_stopped = True
+
+    def saw(self, submission_id: str, observation: Observation) -> None:
+        """Note what was seen of a job."""
+        match observation:
+            case Unreachable():
+                self.may_have_stopped()
+            case Seen(details) if not details.is_terminal:
+                self._active_job = submission_id
+            case _:
+                if self._active_job == submission_id:
+                    self._active_job = None
+
+    async def resume_if_needed(self) -> None:
+        """Submit a job under an id that the cluster has just shown.
+
+        Ray refuses the duplicate, after its agent has resumed monitoring. If the original job is
+        gone by then, the new one does nothing: it runs `true`. A stop has the same effect only on
+        a job that has ended, and there may be none.
+        """
+        if not self._may_have_stopped or self._active_job is None:
+            return
+        request = JobSubmitRequest(
+            entrypoint="true", submission_id=self._active_job, runtime_env={}, metadata={}
+        )
+        scope = anyio.move_on_after(_WAKE_SECONDS)
+        try:
+            with scope:
+                await self._client.submit(request)
+        except (JobAlreadyExists, RequestRejected):
+            pass
+        except Exception as exc:  # noqa: BLE001 (must not end the polling; the next poll tries again)
+            address = self._client.connection.address
+            _log.debug("The job monitoring of %s could not be resumed: %s", address, exc)
+            return
+        self._may_have_stopped = scope.cancelled_caught

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import anyio
 from prefect.client.schemas.objects import StateType
 
-from prefect_ray_worker.clusters.observation import Missing, Observation, Seen
+from prefect_ray_worker.clusters.poller import Missing, Observation, Seen
 from prefect_ray_worker.errors import JobsApiError, RequestRejected, SubmissionConflict
 from prefect_ray_worker.ray_api.models import JobStatus
 from prefect_ray_worker.runs.forwarding import LogForwarding

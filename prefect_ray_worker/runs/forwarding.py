@@ -7,7 +7,7 @@ from datetime import datetime
 import anyio
 
 from prefect_ray_worker import metrics
-from prefect_ray_worker.clusters.observation import Missing, Observation, Seen
+from prefect_ray_worker.clusters.poller import Missing, Observation, Seen
 from prefect_ray_worker.logs.bridge import LogBridge
 from prefect_ray_worker.prefect_api.logs import FoundLogs, LogSink, SentLog, longest_message
 from prefect_ray_worker.runs.run import Attempt

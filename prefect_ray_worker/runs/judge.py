@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from prefect_ray_worker.clusters.observation import Missing, Observation, Seen, Unreachable
+from prefect_ray_worker.clusters.poller import Missing, Observation, Seen, Unreachable
 from prefect_ray_worker.ray_api.models import JobDetails
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect.client.schemas.objects import FlowRun
 
-from prefect_ray_worker.clusters.open import Clusters
+from prefect_ray_worker.clusters.open import OpenClusters
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.runs.run import Attempt, Surroundings
@@ -30,7 +30,7 @@ class AttemptMaker:
         logger_of: Returns a logger that logs to a flow run.
     """
 
-    def __init__(self, around: Surroundings, clusters: Clusters, logger_of: RunLogger) -> None:
+    def __init__(self, around: Surroundings, clusters: OpenClusters, logger_of: RunLogger) -> None:
         self.around = around
         self.host = platform.node()
         self.clusters = clusters

@@ -11,7 +11,7 @@ import anyio
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events import RelatedResource
 
-from prefect_ray_worker.clusters.open import Cluster
+from prefect_ray_worker.clusters.open import OpenCluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import Delivery
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
@@ -74,7 +74,7 @@ class Attempt:
     flow_run: FlowRun
     history: Sequence[State[Any]]
     configuration: RayJobConfiguration
-    cluster: Cluster
+    cluster: OpenCluster
     around: Surroundings
     log: "Logger | LoggerAdapter[Any]"
 

@@ -112,7 +112,7 @@ class Adoption:
         if attempt.job_id != found.job_id:
             return None  # the run has gone on meanwhile; the next look finds it as it is
         # Nobody may have looked for long: the head may have been away meanwhile.
-        attempt.cluster.poller.doubt()
+        attempt.cluster.poller.head_may_have_restarted()
         attempt.log.info("Following Ray Job %s from here on: its worker has gone.", found.job_id)
         return Follower(attempt, Submitter(attempt, pid))
 

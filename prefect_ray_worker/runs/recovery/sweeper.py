@@ -14,7 +14,7 @@ from uuid import UUID
 import anyio
 from prefect.client.schemas.objects import WorkPool
 
-from prefect_ray_worker.clusters.open import Clusters
+from prefect_ray_worker.clusters.open import OpenClusters
 from prefect_ray_worker.errors import JobNotFound, JobsApiError
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.client import JobsClient
@@ -51,7 +51,7 @@ class Sweeper:
         self,
         name: str,
         pool: Callable[[], WorkPool],
-        clusters: Clusters,
+        clusters: OpenClusters,
         flow_runs: FlowRuns,
         home: Callable[[], Awaitable[Connection | None]],
         *,

@@ -8,9 +8,8 @@ import anyio
 import httpx
 import pytest
 
-from prefect_ray_worker.clusters.observation import Missing, Observation, Seen, Unreachable
-from prefect_ray_worker.clusters.open import Cluster, Clusters
-from prefect_ray_worker.clusters.poller import JobWatch
+from prefect_ray_worker.clusters.open import OpenCluster, OpenClusters
+from prefect_ray_worker.clusters.poller import JobWatch, Missing, Observation, Seen, Unreachable
 from prefect_ray_worker.ray_api import client
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.tokens import TokenSource
@@ -32,8 +31,8 @@ async def ray() -> AsyncIterator[FakeRay]:
 
 
 @asynccontextmanager
-async def watching(ray: FakeRay, token: str | None = None) -> AsyncIterator[Cluster]:
-    async with Clusters(interval=INTERVAL) as clusters:
+async def watching(ray: FakeRay, token: str | None = None) -> AsyncIterator[OpenCluster]:
+    async with OpenClusters(interval=INTERVAL) as clusters:
         yield await clusters.get(Connection(ray.address, TokenSource(literal=token)))
 
 
@@ -50,7 +49,7 @@ async def news_of(watch: JobWatch, kind: type[Observation], seconds: float = 5) 
     return observation
 
 
-def many(stack: ExitStack, ray: FakeRay, cluster: Cluster, count: int = MANY) -> list[JobWatch]:
+def many(stack: ExitStack, ray: FakeRay, cluster: OpenCluster, count: int = MANY) -> list[JobWatch]:
     """Add jobs and watch them all."""
     for i in range(count):
         ray.add_job(f"j{i}")
@@ -99,7 +98,7 @@ async def test_an_end_is_told_within_two_intervals(ray: FakeRay) -> None:
 
 async def test_a_job_added_while_the_poller_rests_is_looked_at_at_once(ray: FakeRay) -> None:
     ray.add_job("late")
-    async with Clusters(interval=30) as clusters:
+    async with OpenClusters(interval=30) as clusters:
         cluster = await clusters.get(Connection(ray.address))
         with ExitStack() as stack:
             for watch in many(stack, ray, cluster):
@@ -111,7 +110,7 @@ async def test_a_job_added_while_the_poller_rests_is_looked_at_at_once(ray: Fake
 async def test_a_burst_of_new_jobs_is_not_a_list_for_each(ray: FakeRay) -> None:
     """A list costs the head one look-up for each job that it knows, so a burst must share them."""
     ray.faults.add(Fault("GET", LIST, kind=Kind.SLOW, delay=0.05, times=None))
-    async with Clusters(interval=5) as clusters:
+    async with OpenClusters(interval=5) as clusters:
         cluster = await clusters.get(Connection(ray.address))
         with ExitStack() as stack:
             for watch in many(stack, ray, cluster, 10):
@@ -296,7 +295,7 @@ async def test_unwatching_ends_the_requests(ray: FakeRay) -> None:
 
 
 async def test_equal_connections_share_a_poll_and_others_do_not(ray: FakeRay) -> None:
-    async with Clusters(interval=INTERVAL) as clusters:
+    async with OpenClusters(interval=INTERVAL) as clusters:
         first = await clusters.get(Connection(ray.address))
         assert await clusters.get(Connection(ray.address)) is first
         other = await clusters.get(Connection(ray.address, TokenSource(literal="t")))
@@ -304,7 +303,7 @@ async def test_equal_connections_share_a_poll_and_others_do_not(ray: FakeRay) ->
 
 
 async def test_a_cluster_that_is_down_does_not_slow_the_others(ray: FakeRay) -> None:
-    async with FakeRay() as down, Clusters(interval=INTERVAL) as clusters:
+    async with FakeRay() as down, OpenClusters(interval=INTERVAL) as clusters:
         await down.stop_listening()
         ray.add_job("a")
         bad = await clusters.get(Connection(down.address))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prefect_ray_worker.clusters.observation import Missing, Observation, Seen, Unreachable
+from prefect_ray_worker.clusters.poller import Missing, Observation, Seen, Unreachable
 from prefect_ray_worker.ray_api.models import JobDetails
 from prefect_ray_worker.runs.judge import Limits, Verdict, Watched, judge
 

@@ -1,4 +1,4 @@
-"""A head that was away is poked once, and no job comes of it."""
+"""After a head's restart, one request resumes its job monitoring and starts no job."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from prefect_ray_worker.clusters.observation import Seen, Unreachable
-from prefect_ray_worker.clusters.open import Cluster, Clusters
+from prefect_ray_worker.clusters.open import OpenCluster, OpenClusters
+from prefect_ray_worker.clusters.poller import Seen, Unreachable
 from prefect_ray_worker.ray_api.connection import Connection
 from tests.fake_ray import FakeRay, Fault, Kind
 from tests.unit.clusters.test_poller import news_of
@@ -17,8 +17,8 @@ INTERVAL = 0.1
 
 
 @asynccontextmanager
-async def watching(ray: FakeRay) -> AsyncIterator[Cluster]:
-    async with Clusters(interval=INTERVAL) as clusters:
+async def watching(ray: FakeRay) -> AsyncIterator[OpenCluster]:
+    async with OpenClusters(interval=INTERVAL) as clusters:
         yield await clusters.get(Connection(ray.address))
 
 
@@ -28,44 +28,46 @@ async def ray() -> AsyncIterator[FakeRay]:
         yield fake
 
 
-def pokes(ray: FakeRay) -> int:
+def requests_sent(ray: FakeRay) -> int:
     return ray.requests.number_of("POST")
 
 
-async def test_a_head_that_was_away_is_poked_once(ray: FakeRay) -> None:
+async def test_monitoring_is_resumed_once_after_a_head_restart(ray: FakeRay) -> None:
     job = ray.add_job("j")
     async with watching(ray) as cluster:
         with cluster.poller.watch("j") as watch:
             await news_of(watch, Seen)
             await anyio.sleep(3 * INTERVAL)
-            assert pokes(ray) == 0, "nothing has happened"
+            assert requests_sent(ray) == 0, "nothing has happened"
             await ray.stop_listening()
             await news_of(watch, Unreachable)
             await ray.listen_again()
-            await wait_until(lambda: pokes(ray), timeout=10, description="a poke")
+            await wait_until(lambda: requests_sent(ray), timeout=10, description="a submission")
             await anyio.sleep(5 * INTERVAL)
-            assert pokes(ray) == 1
+            assert requests_sent(ray) == 1
     assert list(ray.jobs.values()) == [job], "no job came of it"
     assert job.stop_requests == 0
 
 
-async def test_a_poke_that_fails_is_tried_again(ray: FakeRay) -> None:
+async def test_a_failed_resumption_is_tried_again(ray: FakeRay) -> None:
     """As when the head's agent is not there yet: reading works before."""
     ray.add_job("j")
     ray.faults.add(Fault("POST", "", Kind.STATUS, times=2, status=500, body="No available agent"))
     async with watching(ray) as cluster:
-        cluster.poller.doubt()
+        cluster.poller.head_may_have_restarted()
         with cluster.poller.watch("j"):
-            await wait_until(lambda: pokes(ray) == 3, timeout=10, description="three pokes")
+            await wait_until(
+                lambda: requests_sent(ray) == 3, timeout=10, description="three submissions"
+            )
             await anyio.sleep(5 * INTERVAL)
-            assert pokes(ray) == 3
+            assert requests_sent(ray) == 3
 
 
-async def test_a_job_that_has_ended_is_no_reason_to_poke(ray: FakeRay) -> None:
+async def test_no_request_is_sent_for_an_ended_job(ray: FakeRay) -> None:
     ray.add_job("j", "SUCCEEDED")
     async with watching(ray) as cluster:
-        cluster.poller.doubt()
+        cluster.poller.head_may_have_restarted()
         with cluster.poller.watch("j") as watch:
             await news_of(watch, Seen)
             await anyio.sleep(3 * INTERVAL)
-    assert pokes(ray) == 0
+    assert requests_sent(ray) == 0
