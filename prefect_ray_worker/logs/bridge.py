@@ -34,6 +34,8 @@ _BATCH_CHARACTERS = 512 * 1024
 # So much is worked on before others have their turn: some milliseconds.
 _SLICE = 16 * 1024
 _LONGEST_PAUSE_SECONDS = 300.0
+# A record that claims to be from tomorrow says more about the node's clock than about the record.
+_WRONG_CLOCK_MS = 24 * 3600 * 1000
 
 _log = logging.getLogger("prefect.workers.ray.logs")
 
@@ -210,9 +212,10 @@ class LogBridge:
                     self._to_skip -= 1
                 else:
                     yield Line(shaped.level, shaped.message, self._not_before)
-            if self._shaper.marked_ms is not None:
+            marked_ms = self._shaper.marked_ms
+            if marked_ms is not None and marked_ms - read_ms < _WRONG_CLOCK_MS:
                 # So what is printed between two log records of the flow stands between them.
-                self._not_before = max(self._not_before, self._shaper.marked_ms + 1)
+                self._not_before = max(self._not_before, marked_ms + 1)
 
     async def _collect(self, lines: Iterator[Line]) -> None:
         # Also when nothing is to be sent: a second reading of a long log must let others work.

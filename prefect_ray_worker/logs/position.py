@@ -1,13 +1,10 @@
 """Asks Prefect how many logs of a job it has: after a restart there is no other memory."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from prefect_ray_worker.logs.numbering import ENOUGH, Numbering
 from prefect_ray_worker.logs.sender import Sender
 from prefect_ray_worker.prefect_api.logs import PAGE, LogSink, SentLog
-
-# The stamps of a burst run ahead of the clock, and two machines may not agree on the time.
-_AHEAD = timedelta(days=1)
 
 
 async def find_position(
@@ -27,13 +24,13 @@ async def find_position(
     Raises:
         LogsGivenUp: The API does not answer.
     """
-    until = datetime.now(UTC) + _AHEAD
     newest: list[SentLog] = []
+    # Without an upper limit: stamps follow the node's clock, which can be ahead of ours.
     offset = 0
     while True:
         page = await sender.ask(
             lambda offset=offset: sink.find(
-                after=since, before=until, newest_first=True, offset=offset
+                after=since, before=None, newest_first=True, offset=offset
             )
         )
         newest += page.logs

@@ -86,9 +86,11 @@ class LogSink(Protocol):
         ...
 
     async def find(
-        self, *, after: datetime, before: datetime, newest_first: bool, offset: int
+        self, *, after: datetime, before: datetime | None, newest_first: bool, offset: int
     ) -> FoundLogs:
         """Return a page of the logs of the run between two times, both included.
+
+        `before` is None for no upper limit.
 
         Raises:
             LogsUnclear: Ask again later.
@@ -142,7 +144,7 @@ class PrefectLogs:
                 await self._client.create_logs(bodies)
 
     async def find(
-        self, *, after: datetime, before: datetime, newest_first: bool, offset: int
+        self, *, after: datetime, before: datetime | None, newest_first: bool, offset: int
     ) -> FoundLogs:
         """Return a page of the run's logs."""
         span = LogFilter(

@@ -96,7 +96,7 @@ class _OwnedLogs(LogSink):
         await self._logs.post(logs)
 
     async def find(
-        self, *, after: datetime, before: datetime, newest_first: bool, offset: int
+        self, *, after: datetime, before: datetime | None, newest_first: bool, offset: int
     ) -> FoundLogs:
         return await self._logs.find(
             after=after, before=before, newest_first=newest_first, offset=offset

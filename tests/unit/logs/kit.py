@@ -85,13 +85,17 @@ class MemoryPrefect:
             raise LogsUnclear("no answer")
 
     async def find(
-        self, *, after: datetime, before: datetime, newest_first: bool, offset: int
+        self, *, after: datetime, before: datetime | None, newest_first: bool, offset: int
     ) -> FoundLogs:
         await asyncio.sleep(0)
         if next(self.troubles, "fine") != "fine":
             raise LogsUnclear("no connection")
         found = sorted(
-            (self._kept(log) for log in self.logs if after <= log.timestamp <= before),
+            (
+                self._kept(log)
+                for log in self.logs
+                if after <= log.timestamp and (before is None or log.timestamp <= before)
+            ),
             key=lambda log: log.timestamp,
             reverse=newest_first,
         )

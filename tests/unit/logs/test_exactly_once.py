@@ -2,14 +2,17 @@
 
 import asyncio
 import itertools
+import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from prefect_ray_worker.logs import bridge as bridge_module
 from prefect_ray_worker.logs import reader
 from prefect_ray_worker.logs.reader import ClusterLogs
+from prefect_ray_worker.shared.log_marks import mark
 from tests.unit.logs.kit import (
     MemoryLogs,
     MemoryPrefect,
@@ -96,7 +99,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "_FEWEST_LINES", 2)
 
 
+# The mark's time lies days ahead of the clock on some dates: such logs were not found again.
+FAR_AHEAD = b"\x1b[9120;9001;9002;9003mmarked as sent\ntick\n"
+
+
 @QUICKLY
+@example(FAR_AHEAD, [], [4], [11])
 @given(STREAMS, API, LIVES, CUTS)
 def test_any_bytes_arrive_once_and_in_order(
     small: None, stream: bytes, api: list[str], lives: list[int], cuts: list[int]
@@ -112,3 +120,14 @@ def test_lines_arrive_once_by_whichever_way_they_come(
 ) -> None:
     prefect = run(forward(stream, api, ray, lives, cuts))
     assert prefect.shown == shape_whole(stream)
+
+
+@pytest.mark.parametrize("hours", [-200, -1, 1, 20, 30, 100])
+def test_nodes_clock_may_be_wrong(small: None, hours: int) -> None:
+    """Lines after a record from the future were sent again after each restart of the worker."""
+    record = mark("a record", is_sent=True, level=20, when=time.time() + hours * 3600)
+    stream = f"{record}\ntick\ntock\n".encode()
+    prefect = run(forward(stream, [], [], [30, 30], [40]))
+    assert prefect.shown == shape_whole(stream)
+    ahead = max(log.timestamp for log in prefect.logs) - datetime.now(UTC)
+    assert ahead < timedelta(hours=24, minutes=1)
