@@ -11,7 +11,7 @@ import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.states import Pending
 
-from prefect_ray_worker.runs.recovery import reconciler
+from prefect_ray_worker.runs.recovery import reconcile
 from prefect_ray_worker.runs.recovery.ownership import OWNER_LABEL
 from prefect_ray_worker.shared.ids import InfrastructurePid, present_claim, submission_id
 from tests.fake_ray import Fault, Kind
@@ -135,7 +135,7 @@ async def test_unlabelled_claim_is_taken_over_once_it_is_old(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its worker died so early that nothing says which it was."""
-    monkeypatch.setattr(reconciler, "_SETTLED_SECONDS", 5.0)
+    monkeypatch.setattr(reconcile, "_SETTLED_SECONDS", 5.0)
     run_id = await claimed_run(stage)
     async with stage.heir():
         await anyio.sleep(3)
@@ -147,7 +147,7 @@ async def test_unlabelled_claim_may_wait_for_its_turn_here(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a burst of hundreds: it would be adopted from the queue, and submitted twice."""
-    monkeypatch.setattr(reconciler, "_SETTLED_SECONDS", 1.0)
+    monkeypatch.setattr(reconcile, "_SETTLED_SECONDS", 1.0)
     stage.ray.faults.add(Fault("POST", "/api/jobs/$", Kind.HANG, times=1))
     async with stage.heir(name="busy"):
         await stage.start()

@@ -1,1 +1,5 @@
-"""Finding the runs that nobody looks after, and looking after them: see `reconciler`."""
+"""Finds the runs of a pool that no worker follows, and goes on with them.
+
+In: what Prefect says goes on, and what this process follows. Out: adopted runs, settled dead ones,
+swept records. `ownership` decides; `reconcile`, `adopt` and `sweep` act.
+"""

@@ -13,10 +13,10 @@ from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.runs.making import AttemptMaker
-from prefect_ray_worker.runs.recovery.adoption import Adoption, ConfigurationOf
+from prefect_ray_worker.runs.recovery.adopt import Adoption, ConfigurationOf
 from prefect_ray_worker.runs.recovery.ownership import OWNER_LABEL, Worker, given_up_label, label_of
-from prefect_ray_worker.runs.recovery.reconciler import Reconciler, Situation
-from prefect_ray_worker.runs.recovery.sweeper import Sweeper
+from prefect_ray_worker.runs.recovery.reconcile import Reconciler, Situation
+from prefect_ray_worker.runs.recovery.sweep import Sweeper
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import Attempt
 from prefect_ray_worker.shared.ids import attempt_in

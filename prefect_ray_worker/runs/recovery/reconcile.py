@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import FlowRun, StateType, WorkPool
 
 from prefect_ray_worker.prefect_api.active_runs import ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
-from prefect_ray_worker.runs.recovery.adoption import Adoption, Found
+from prefect_ray_worker.runs.recovery.adopt import Adoption, OrphanedRun
 from prefect_ray_worker.runs.recovery.ownership import (
     OWNER_LABEL,
     Decision,
@@ -220,7 +220,9 @@ class Reconciler:
         may_queue = submitter in online or self._followed.has_any_in_hand
         return run.age > (_SETTLED_IN_A_BURST_SECONDS if may_queue else _SETTLED_SECONDS)
 
-    async def _claimed(self, api: FlowRuns, to_take: list[tuple[ActiveRun, str]]) -> list[Found]:
+    async def _claimed(
+        self, api: FlowRuns, to_take: list[tuple[ActiveRun, str]]
+    ) -> list[OrphanedRun]:
         """Say on the runs that they are ours, and return those of which that is still true."""
         for run, job_id in to_take:
             attempt = attempt_in(job_id)
@@ -230,14 +232,14 @@ class Reconciler:
                 await api.label(run.id, {OWNER_LABEL: mine})
         if to_take:
             await anyio.sleep(_CLAIM_SECONDS)
-        claimed: list[Found] = []
+        claimed: list[OrphanedRun] = []
         for listed, job_id in to_take:
             run = await api.read(listed.id)
             if run is None:
                 continue
             owner = owner_in(run.labels, attempt_in(job_id))
             if owner.instance == self._here.me.instance:
-                claimed.append(Found(run, job_id, _pid_if(run, job_id)))
+                claimed.append(OrphanedRun(run, job_id, _pid_if(run, job_id)))
         return claimed
 
     async def _bury(

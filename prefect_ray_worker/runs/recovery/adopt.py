@@ -39,7 +39,7 @@ class ConfigurationOf(Protocol):
 
 
 @dataclass(frozen=True)
-class Found:
+class OrphanedRun:
     """A run that is to be adopted.
 
     Attributes:
@@ -76,7 +76,7 @@ class Adoption:
         self._configuration_of = configuration_of
         self._not_ours: set[str] = set()
 
-    async def adopt(self, found: Found) -> None:
+    async def adopt(self, found: OrphanedRun) -> None:
         """Follow a run as if this process had submitted its job; submit it if nobody has."""
         with self._followed.submitting(found.job_id):
             follower = await self._follower(found)
@@ -84,7 +84,7 @@ class Adoption:
             metrics.ADOPTIONS.inc()
             await self._followed.follow(follower)
 
-    async def _follower(self, found: Found) -> Follower | None:
+    async def _follower(self, found: OrphanedRun) -> Follower | None:
         log = self._maker.log_of(found.flow_run)
         try:
             configuration = await self._configuration_of(found.flow_run)
@@ -105,7 +105,7 @@ class Adoption:
         return await self._without_pid(found, configuration)
 
     async def _with_pid(
-        self, found: Found, pid: InfrastructurePid, configuration: RayJobConfiguration
+        self, found: OrphanedRun, pid: InfrastructurePid, configuration: RayJobConfiguration
     ) -> Follower | None:
         connection = await self._connection_of(pid, configuration)
         attempt = await self._maker.make(found.flow_run, configuration, connection)
@@ -117,7 +117,7 @@ class Adoption:
         return Follower(attempt, Submitter(attempt, pid))
 
     async def _without_pid(
-        self, found: Found, configuration: RayJobConfiguration
+        self, found: OrphanedRun, configuration: RayJobConfiguration
     ) -> Follower | None:
         """Go on with a run whose worker died before it had said where the job is."""
         log = self._maker.log_of(found.flow_run)
