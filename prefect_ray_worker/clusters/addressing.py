@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import anyio
 
@@ -12,10 +11,10 @@ from prefect_ray_worker.errors import JobsApiError, LocalClusterError
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection, normalize_address
 from prefect_ray_worker.ray_api.tokens import TokenSource
+from prefect_ray_worker.shared.loopback import is_loopback_url
 
 ADDRESS_SETTING = "PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS"
 
-_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # noqa: S104 (compared)
 _LEAVE_SECONDS = 20.0
 
 Report = Callable[[str], None]
@@ -128,8 +127,7 @@ class Addressing:
 
 def warn_of_local_api(connection: Connection, api_url: str | None, report: Report) -> None:
     """Say so if the cluster is told to find the Prefect API on its own nodes."""
-    host = urlsplit(api_url).hostname if api_url else None
-    if host in _LOOPBACK_HOSTS and not connection.is_loopback:
+    if api_url and is_loopback_url(api_url) and not connection.is_loopback:
         report(
             f"PREFECT_API_URL is {api_url}: on the nodes of {connection.address} that is the "
             "node itself. If the run stays Pending, set env.PREFECT_API_URL to an address that "

@@ -10,6 +10,7 @@ from prefect_ray_worker._version import __version__
 from prefect_ray_worker.doctor.check import Check, Grade, Subject, failed, ok, skipped, warning
 from prefect_ray_worker.doctor.findings import ApiFound, Findings, NodeFound, RayFound, Versioned
 from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.loopback import is_loopback_host
 
 # What this package declares in pyproject.toml; the driver runs in the job's Python and Prefect.
 _OLDEST_PYTHON = (3, 11)
@@ -17,7 +18,6 @@ _OLDEST_PREFECT = (3, 8)
 _NUMBERS = re.compile(r"(\d+)\.(\d+)")
 _NOT_TOLD = "The probe did not come to it."
 _REFUSED = frozenset({401, 403})
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def checks_of(findings: Findings, *, ships: bool) -> list[Check]:
@@ -207,5 +207,5 @@ def _place(url: str) -> str:
     parts = urlsplit(url)
     host = parts.hostname or ""
     port = f":{parts.port}" if parts.port else ""
-    here = " (the node itself)" if host in _LOOPBACK else ""
+    here = " (the node itself)" if is_loopback_host(host) else ""
     return f"{parts.scheme}://{host}{port}{parts.path}{here}"

@@ -1,8 +1,6 @@
 """Why a driver cannot talk to Prefect: said on the job's own output, where the worker reads it."""
 
-import ipaddress
 import socket
-from urllib.parse import urlsplit
 
 import httpx
 from prefect.exceptions import PrefectHTTPStatusError
@@ -11,6 +9,7 @@ from prefect_ray_worker.diagnosis.text import clean
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import diagnosed
 from prefect_ray_worker.shared.exits import DriverExit, explained
+from prefect_ray_worker.shared.loopback import is_loopback_url
 
 _LONGEST_REASON = 400
 
@@ -34,7 +33,7 @@ def without_api(exc: PrefectHTTPStatusError | httpx.TransportError, api_url: str
         if code < httpx.codes.INTERNAL_SERVER_ERROR:
             return with_wrong_api(exc, api_url)
     cause = f"The Prefect API at {_place(api_url)} does not answer from {_here()}"
-    hint = "; localhost means the node itself there" if _means_the_node(api_url) else ""
+    hint = "; localhost means the node itself there" if is_loopback_url(api_url) else ""
     silent = diagnosed(Category.PREFECT_API_UNREACHABLE, f"{cause} ({_in_a_line(exc)}){hint}.")
     return explained(DriverExit.API_UNREACHABLE, silent)
 
@@ -60,15 +59,6 @@ def _place(api_url: str) -> str:
 
 def _here() -> str:
     return f"the Ray node {socket.gethostname()}"
-
-
-def _means_the_node(api_url: str) -> bool:
-    host = urlsplit(api_url).hostname or ""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
 
 
 def _in_a_line(exc: Exception) -> str:

@@ -6,8 +6,7 @@ from urllib.parse import urlsplit
 
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.ray_api.tokens import TokenSource
-
-_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+from prefect_ray_worker.shared.loopback import is_loopback_url
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,6 @@ class Connection:
     def is_loopback(self) -> bool:
         """Whether the cluster is on this machine, where no proxy may come between."""
         return is_loopback_url(self.address)
-
-
-def is_loopback_url(url: str) -> bool:
-    """Say whether a URL leads to the machine that opens it."""
-    try:
-        return urlsplit(url).hostname in _LOOPBACK_HOSTS
-    except ValueError:
-        return False
 
 
 def normalize_address(value: str, *, variable: str = "address") -> str:

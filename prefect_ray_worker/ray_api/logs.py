@@ -25,9 +25,10 @@ from prefect_ray_worker.ray_api.answers import (
     error_from_response,
     error_from_transport,
 )
-from prefect_ray_worker.ray_api.connection import Connection, is_loopback_url
+from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.http import open_http
 from prefect_ray_worker.ray_api.tokens import BearerAuth
+from prefect_ray_worker.shared.loopback import is_loopback_url
 
 # Few, whatever the number of runs: the head has other things to do.
 _DASHBOARD_LIMITS = httpx.Limits(max_connections=4, max_keepalive_connections=2)
