@@ -16,7 +16,9 @@ from tests.prefect_server import PrefectServer, prefect_server
 from tests.waiting import wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/automations/pause-on-bad-environment.yaml"
-_ENVIRONMENT = (Path(__file__).parents[1] / "unit/job_messages/pip-conflict.txt").read_text()
+_ENVIRONMENT = (
+    Path(__file__).parents[1] / "unit/diagnosis/job_messages/pip-conflict.txt"
+).read_text()
 
 
 @pytest.fixture(scope="module")

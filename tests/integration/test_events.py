@@ -25,7 +25,7 @@ from tests.prefect_server import PrefectServer, prefect_server, send_what_is_lef
 from tests.waiting import wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/automations/pause-a-pool-without-prefect.yaml"
-NODE_DIED = (Path(__file__).parents[1] / "unit/job_messages/node-died.txt").read_text()
+NODE_DIED = (Path(__file__).parents[1] / "unit/diagnosis/job_messages/node-died.txt").read_text()
 _SERVICES = {
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "true",
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "0.3",
