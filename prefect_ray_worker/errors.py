@@ -1,19 +1,19 @@
 """Every exception that this package raises on purpose.
 
-The branches answer one question: may we try again, and do we know what happened?
+Each branch answers two questions: is it safe to try again, and is it known what happened?
 
 * RayWorkerError
-    * InvalidConfiguration: what the user wrote cannot work; nothing was submitted
+    * InvalidConfiguration: a job variable or setting cannot work; nothing was submitted
     * LocalClusterError: the embedded Ray could not be started or found
-    * SubmissionConflict: another tool's job already has our submission id
-    * LogsNotSent: the log bridge could not bring logs to Prefect
-        * LogsUnclear: they may have arrived, or not; read back before sending them again
-        * LogsRefused: they did not arrive, and never will as they are
-        * LogsGivenUp: Prefect has been away for longer than the bridge waits
-    * NoRayCluster: the task runner was to join a cluster, and there is none
+    * SubmissionConflict: another tool's job has our submission id
+    * LogsNotSent: logs did not certainly arrive in Prefect
+        * LogsUnclear: they may have arrived; read back before sending them again
+        * LogsRefused: Prefect rejected them, and would again
+        * LogsGivenUp: Prefect did not answer for longer than we wait
+    * NoRayCluster: the task runner found no cluster to join
     * Unpicklable: a task or a parameter cannot be sent to the cluster
     * JobsApiError: a call to Ray's Jobs API failed
-        * RetryableError: the cluster did not take the request; asking again is safe
+        * RetryableError: the cluster did not act on the request; asking again is safe
             * ClusterUnreachable
             * AgentUnreachable
         * AmbiguousError: the cluster may or may not have acted; read back before deciding
@@ -28,16 +28,16 @@ The branches answer one question: may we try again, and do we know what happened
             * JobAlreadyExists
             * JobNotTerminal
 
-Messages may be logged and shown to users: no secret is ever put into one.
+Messages are logged and shown to users, so none ever holds a secret.
 """
 
 
 class RayWorkerError(Exception):
-    """Base of every error of this package. The message says what to do."""
+    """Base of every error of this package. The message says what to do about it."""
 
 
 class InvalidConfiguration(RayWorkerError, ValueError):
-    """A job variable or setting cannot work; the message names it, its value and the way out.
+    """A job variable or setting cannot work; the message names it and the way out.
 
     A `ValueError`, so that pydantic reports it with the place of the field.
     """
@@ -52,49 +52,49 @@ class SubmissionConflict(RayWorkerError):
 
 
 class LogsNotSent(RayWorkerError):
-    """Logs of a job have not certainly arrived in Prefect."""
+    """It is not certain that a job's logs arrived in Prefect."""
 
 
 class LogsUnclear(LogsNotSent):
-    """Prefect may have logs that were sent to it: read back before sending them again."""
+    """Prefect may have received the logs: read back before sending them again."""
 
 
 class LogsRefused(LogsNotSent):
-    """Prefect will not take these logs as they are."""
+    """Prefect rejected the logs and would reject them again."""
 
 
 class LogsGivenUp(LogsNotSent):
-    """Prefect has been away for longer than the log bridge waits."""
+    """Prefect did not answer for longer than the log bridge waits."""
 
 
 class NoRayCluster(RayWorkerError, ConnectionError):
-    """The task runner was to join a Ray that is not there; a `ConnectionError`, as Ray's own."""
+    """The task runner found no Ray to join; a `ConnectionError`, like Ray's own."""
 
 
 class Unpicklable(RayWorkerError, TypeError):
-    """A task or a parameter cannot be sent to the cluster; the message names what is in the way.
+    """A task or a parameter cannot be pickled for the cluster; the message names the culprit.
 
-    A `TypeError`, as pickle's own.
+    A `TypeError`, like pickle's own.
     """
 
 
 class JobsApiError(RayWorkerError):
-    """A call to Ray's Jobs API did not give a usable answer."""
+    """A call to Ray's Jobs API failed, or its answer is not usable."""
 
 
 class RetryableError(JobsApiError):
-    """The cluster certainly did not act on the request: asking again is safe."""
+    """The cluster did not act on the request: asking again is safe."""
 
 
 class ClusterUnreachable(RetryableError):
-    """Nobody answered, or a proxy answered for a cluster that is not there.
+    """The cluster did not answer, or a proxy answered in its place.
 
-    This says something about our view of the cluster and nothing about its jobs.
+    This says nothing about the cluster's jobs.
     """
 
 
 class AgentUnreachable(RetryableError):
-    """The agent of a node cannot be asked from here; the dashboard may still be."""
+    """A node's agent cannot be reached from here; the dashboard perhaps can."""
 
 
 class AmbiguousError(JobsApiError):
@@ -102,7 +102,7 @@ class AmbiguousError(JobsApiError):
 
 
 class TerminalError(JobsApiError):
-    """The cluster understood and declined: asking again gives the same answer."""
+    """The cluster declined: asking again gives the same answer."""
 
 
 class RequestRejected(TerminalError):
@@ -114,15 +114,15 @@ class NotAuthorized(TerminalError):
 
 
 class NotRayDashboard(TerminalError):
-    """Something answers at the address, but not Ray's Jobs API (a login page, a wrong path)."""
+    """What answers at the address is not Ray's Jobs API (a login page, a wrong path)."""
 
 
 class TlsFailed(NotRayDashboard):
-    """The other side speaks no TLS, or shows a certificate that is not trusted here."""
+    """The other side does not speak TLS, or its certificate is not trusted here."""
 
 
 class JobNotFound(TerminalError):
-    """A reachable Ray cluster says that it has no such job."""
+    """A reachable Ray cluster does not know the job."""
 
 
 class PackageNotFound(TerminalError):
@@ -138,4 +138,4 @@ class JobAlreadyExists(TerminalError):
 
 
 class JobNotTerminal(TerminalError):
-    """Ray deletes records of finished jobs only."""
+    """Ray deletes only the records of finished jobs."""

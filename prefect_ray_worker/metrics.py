@@ -1,8 +1,8 @@
-"""What a worker counts and times, for Prometheus: on the endpoint of Prefect's own client metrics.
+"""The worker's Prometheus metrics, on the endpoint of Prefect's own client metrics.
 
-Prefect serves it where `PREFECT_CLIENT_METRICS_ENABLED` is set, on `PREFECT_CLIENT_METRICS_PORT`.
-Counting goes on without it, and costs next to nothing. No label names a run or a job: there would
-be a series for each.
+Prefect serves that endpoint if `PREFECT_CLIENT_METRICS_ENABLED` is set, on
+`PREFECT_CLIENT_METRICS_PORT`. Counting without the endpoint costs next to nothing. No label names
+a run or a job: each would be a time series of its own.
 """
 
 import time
@@ -17,46 +17,47 @@ _LAG_BUCKETS = (0.25, 0.5, 1, 2, 5, 10, 15, 30, 60, 300)
 
 SUBMISSIONS = Counter(
     "prefect_ray_submissions",
-    "Jobs by what became of their submission: submitted, adopted (Ray had the job already), "
-    "unsettled (the cluster does not answer), refused.",
+    "Submissions by result: submitted, adopted (Ray had the job already), unsettled (the cluster "
+    "does not answer), refused.",
     ["disposition"],
 )
 ACTIVE_JOBS = Gauge(
     "prefect_ray_active_jobs",
-    "Jobs that this worker follows, by Ray's status when they were last seen; unknown for those "
-    "that were not seen yet.",
+    "Jobs that this worker follows, by the status that Ray last reported; unknown before the "
+    "first report.",
     ["status"],
 )
 POLL_SECONDS = Histogram(
     "prefect_ray_poll_seconds",
-    "Duration of one look at a cluster, by whether the cluster answered.",
+    "Duration of one poll of a cluster, by whether the cluster answered.",
     ["address", "answered"],
     buckets=_POLL_BUCKETS,
 )
 POLL_AGE = Gauge(
     "prefect_ray_poll_age_seconds",
-    "How long ago a cluster last answered a look; 0 while none of its jobs is watched.",
+    "Time since a cluster last answered a poll; 0 while none of its jobs is watched.",
     ["address"],
 )
 LOG_LINES = Counter("prefect_ray_log_lines", "Lines of jobs' output that were sent to Prefect.")
 LOG_BYTES = Counter("prefect_ray_log_bytes", "Bytes of jobs' output that were read.")
 LOG_LAG = Histogram(
     "prefect_ray_log_lag_seconds",
-    "At each look at a job: how long ago its log had last been read to its end and forwarded.",
+    "At each poll of a job: the time since its log was last read to its end and forwarded.",
     buckets=_LAG_BUCKETS,
 )
 ADOPTIONS = Counter(
-    "prefect_ray_adoptions", "Runs of another worker, or of an earlier process, that were taken on."
+    "prefect_ray_adoptions",
+    "Runs of another worker, or of an earlier process, that this worker took over.",
 )
 STOPS = Counter(
     "prefect_ray_stops",
-    "Requests to stop a job (a run that is cancelled or overdue), by how far they came: ended, "
-    "gone, queued, unconfirmed, unreachable.",
+    "Requests to stop the job of a cancelled or overdue run, by result: ended, gone, queued, "
+    "unconfirmed, unreachable.",
     ["result"],
 )
 ERRORS = Counter(
     "prefect_ray_errors",
-    "Requests to Ray that failed, by the class of the error (see the reference of errors).",
+    "Failed requests to Ray, by error class (see the reference of errors).",
     ["error"],
 )
 CRASHES = Counter(
@@ -84,29 +85,29 @@ _UNKNOWN = "unknown"
 
 
 class ActiveJob:
-    """One job in the count of active jobs, under one status at a time."""
+    """Count one job among the active jobs, under one status at a time."""
 
     def __init__(self) -> None:
         self._status = _UNKNOWN
         ACTIVE_JOBS.labels(_UNKNOWN).inc()
 
     def is_now(self, status: str) -> None:
-        """Count the job under a status of Ray's from now on."""
+        """Move the job to another status of Ray's."""
         if status.lower() != self._status:
             ACTIVE_JOBS.labels(self._status).dec()
             self._status = status.lower()
             ACTIVE_JOBS.labels(self._status).inc()
 
     def close(self) -> None:
-        """Count the job no more."""
+        """Take the job out of the count."""
         ACTIVE_JOBS.labels(self._status).dec()
 
 
 class Polls:
-    """Times the looks at one cluster.
+    """Time the polls of one cluster.
 
     Args:
-        address: The cluster's.
+        address: Address of the cluster.
     """
 
     def __init__(self, address: str) -> None:
@@ -115,33 +116,33 @@ class Polls:
         POLL_AGE.labels(address).set_function(self._age)
 
     @contextmanager
-    def look(self) -> Generator["Look", None, None]:
-        """Time one look, which takes as long as the context."""
-        look = Look()
+    def look(self) -> Generator["PollTiming", None, None]:
+        """Time one poll, which lasts as long as the context."""
+        poll = PollTiming()
         began = time.monotonic()
         if self._answered_at is None:
             self._answered_at = began
         try:
-            yield look
+            yield poll
         finally:
             now = time.monotonic()
-            POLL_SECONDS.labels(self._address, str(look.answered).lower()).observe(now - began)
-            if look.answered:
+            POLL_SECONDS.labels(self._address, str(poll.answered).lower()).observe(now - began)
+            if poll.answered:
                 self._answered_at = now
 
     def rest(self) -> None:
-        """Take note that no job of the cluster is watched."""
+        """Set the age to 0: no job of the cluster is watched now."""
         self._answered_at = None
 
     def _age(self) -> float:
         return 0.0 if self._answered_at is None else time.monotonic() - self._answered_at
 
 
-class Look:
-    """One look at a cluster.
+class PollTiming:
+    """One poll of a cluster, as it is timed.
 
     Attributes:
-        answered: Whether anything was answered.
+        answered: Whether the cluster answered; set it during the poll.
     """
 
     answered = False

@@ -1,7 +1,7 @@
-"""Knobs of the worker process, read from the environment the way Prefect's integrations do.
+"""Settings of the worker process, read as Prefect's integrations read theirs.
 
-Every name below is prefixed with `PREFECT_INTEGRATIONS_RAY_WORKER_`, and may also stand in
-`prefect.toml` under `[integrations.ray.worker]`.
+In the environment each name begins with `PREFECT_INTEGRATIONS_RAY_WORKER_`; in `prefect.toml` the
+settings stand under `[integrations.ray.worker]`.
 """
 
 from typing import Annotated
@@ -13,7 +13,7 @@ NodeVariable = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 
 
 class RayWorkerSettings(PrefectBaseSettings):
-    """Settings of one worker process, as opposed to those of a run (the job variables)."""
+    """Settings of one worker process. Those of a run are its job variables."""
 
     model_config = build_settings_config(("integrations", "ray", "worker"))
 
@@ -21,38 +21,38 @@ class RayWorkerSettings(PrefectBaseSettings):
         default=None,
         description=(
             "Address of the Ray dashboard for runs that name none, for example "
-            "http://ray-head:8265. Unset: the worker starts a Ray of its own on this machine."
+            "http://ray-head:8265. Unset: the worker starts a local Ray cluster."
         ),
     )
     poll_interval_seconds: float = Field(
         default=5.0,
         gt=0,
         description=(
-            "Seconds between two looks at the jobs of a cluster when many run (more than 10). "
-            "With fewer, the worker looks every second, or at this interval if it is shorter."
+            "Seconds between two polls of a cluster with more than 10 active jobs. With fewer, the "
+            "worker polls every second, or at this interval if it is shorter."
         ),
     )
     unreachable_limit_seconds: float = Field(
         default=3600.0,
         gt=0,
         description=(
-            "Seconds for which a cluster may be unreachable before its runs are marked Crashed, "
-            "and then only those that give no sign of life in Prefect (no new log or state)."
+            "Seconds for which a cluster can be unreachable before the worker marks its runs "
+            "Crashed. Runs that show life in Prefect (a new log line or state) are spared."
         ),
     )
     ship_driver: bool = Field(
         default=True,
         description=(
-            "Whether the worker brings this package to the clusters of its jobs. Without, it has "
-            "to be installed there, in this version."
+            "Whether the worker ships this package to the cluster with each job. If false, install "
+            "the same version on the cluster."
         ),
     )
     node_secrets: dict[str, NodeVariable] = Field(
         default_factory=dict,
         description=(
-            "Which variables of the Ray nodes hold the secrets that a driver needs, as JSON. "
-            'Example: {"PREFECT_API_KEY": "TEAM_PREFECT_KEY"}. Only the names are sent. Not '
-            "needed where the nodes have PREFECT_API_KEY itself."
+            "Which environment variables of the Ray nodes hold the secrets that a driver needs, "
+            'as JSON. Example: {"PREFECT_API_KEY": "TEAM_PREFECT_KEY"}. Only the names are sent. '
+            "Not needed where the nodes define PREFECT_API_KEY itself."
         ),
     )
     send_secrets: bool = Field(
@@ -60,13 +60,13 @@ class RayWorkerSettings(PrefectBaseSettings):
         description=(
             "Whether to send the worker's own PREFECT_API_KEY, PREFECT_API_AUTH_STRING and custom "
             "headers in clear with each job. Everyone who can list the cluster's jobs can then "
-            "read them, also afterwards."
+            "read them, even after the job has ended."
         ),
     )
 
 
 def worker_settings() -> RayWorkerSettings:
-    """Return the settings as the environment has them now.
+    """Return the settings that the environment holds now.
 
     Raises:
         pydantic.ValidationError: A value does not parse; the message names the setting.

@@ -1,5 +1,5 @@
-"""From job variables and a flow run to one frozen submission request, or a refusal.
+"""Turn job variables and a flow run into one frozen submission request, or refuse them.
 
-Enters: a pool's template, a flow run. Leaves: a `JobSubmitRequest`. Never sends anything, and
-shows no secret in a refusal.
+Enters: a pool's template, a flow run. Leaves: a `JobSubmitRequest`. Never sends anything; a
+refusal never shows a secret.
 """

@@ -1,4 +1,4 @@
-"""From job variables and a flow run to one frozen submission request, or to a clear refusal."""
+"""Turn job variables and a flow run into one frozen submission request, or refuse them."""
 
 import difflib
 import json
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import Flow, FlowRun, WorkPool
     from prefect.client.schemas.responses import DeploymentResponse
 
-# One argument of `sh -c`, and one environment variable with the JSON of both: the kernel takes
-# 128 KiB each, and a job whose environment is larger hangs PENDING (Ray issue 47432).
+# Ray passes the entrypoint as one argument of `sh -c`, and `runtime_env` with `metadata` as one
+# environment variable. The kernel takes 128 KiB each; a job with more hangs PENDING (Ray issue
+# 47432).
 _LONGEST_ENTRYPOINT = 131_071
 _LONGEST_ENVIRONMENT = 131_000
 
-# Where nothing of ours can be shipped (a job with an image of its own), Prefect's executor runs it.
+# Our driver cannot be shipped to a job with an image of its own; Prefect's executor runs there.
 _PREFECTS_OWN = "python -m prefect flow-run execute"
 _DRIVER = "python -m prefect_ray_worker.driver"
 _PER_RUN_PREFIX = "PREFECT__"
@@ -45,7 +46,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             message names the job variable, its value (secrets masked) and the way out.
     """
 
-    # A key that nobody reads would be believed in.
+    # A key that is accepted but never read would mislead its author.
     model_config = ConfigDict(extra="forbid")
 
     name: JobName | None = Field(default=None)
@@ -57,7 +58,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
     @model_validator(mode="before")
     @classmethod
     def _env_is_a_mapping(cls, data: Any) -> Any:
-        # Prefect's own validator of `env` takes a mapping for granted.
+        # Prefect's own validator of `env` assumes a mapping (3.8.8).
         if isinstance(data, dict) and not isinstance(data.get("env", {}), dict):
             message = 'is not a mapping of names to values. Write {"NAME": "value"}'
             raise ValueError(message)  # noqa: TRY004 (pydantic collects these only)
@@ -109,7 +110,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             return None if self.address is None else Connection(self.address)
         if self.address is None or self.address == self.cluster.address:
             return self.cluster.connection()
-        # The block's credentials belong to the block's address, and go nowhere else.
+        # The block's credentials belong to the block's address and must not go elsewhere.
         return Connection(self.address)
 
     def dashboard_of(self, address: str) -> str:
@@ -154,12 +155,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
                 stop_grace_seconds=self.stop_grace_seconds,
                 package=package if can_ship(self.runtime_env) else None,
             ),
-            metadata={
-                **self.labels,
-                **self.metadata,
-                **self._expiry(),
-                "job_name": (self.name or submission_id).replace("/", "-"),
-            },
+            metadata=self._job_metadata(submission_id),
             entrypoint_num_cpus=self.entrypoint_num_cpus,
             entrypoint_num_gpus=self.entrypoint_num_gpus,
             entrypoint_memory=memory_in_bytes(self.entrypoint_memory),
@@ -169,9 +165,16 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         _refuse_oversized(request)
         return request
 
-    def _expiry(self) -> dict[str, str]:
+    def _job_metadata(self, submission_id: str) -> dict[str, str]:
+        # Ray has one place for both variables. `labels` is Prefect's own field, into which it
+        # puts the labels of run, deployment and pool; `metadata` is Ray's word, for Ray's users.
         seconds = self.delete_job_after_seconds
-        return {} if seconds is None else {DELETE_AFTER_KEY: str(seconds)}
+        return {
+            **self.labels,
+            **self.metadata,
+            **({} if seconds is None else {DELETE_AFTER_KEY: str(seconds)}),
+            "job_name": (self.name or submission_id).replace("/", "-"),
+        }
 
 
 def _assignments(variables: Mapping[str, str]) -> str:

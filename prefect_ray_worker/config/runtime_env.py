@@ -1,21 +1,22 @@
-"""What a job's `runtime_env` may hold, and who wins where two speak about one thing.
+"""The fields of a job's `runtime_env`, and the precedence of its environment variables.
 
-Pure. The precedence for environment variables, later wins:
+Pure. Later rows win:
 
 | source                                   | where it goes                     |
 |------------------------------------------|-----------------------------------|
 | settings of the worker's own process     | `runtime_env.env_vars`            |
-| secrets that the worker is set to give   | `runtime_env.env_vars`            |
+| secrets that the worker delivers         | `runtime_env.env_vars`            |
 | our defaults for Ray                     | `runtime_env.env_vars`            |
-| `runtime_env.env_vars` of the user       | `runtime_env.env_vars`            |
-| `env` of the user                        | `runtime_env.env_vars`            |
+| the user's `runtime_env.env_vars`        | `runtime_env.env_vars`            |
+| the user's `env`                         | `runtime_env.env_vars`            |
 | what differs from run to run             | exported by the entrypoint        |
 
-Ray expands every `$NAME` in these values on the node, and knows no escape. In the user's `env`
-only `${UPPER_CASE}` means a variable of the node; any other `$` arrives as it is written.
+Ray expands every `$NAME` in these values on the node and has no escape. In the user's `env`
+only `${UPPER_CASE}` means a variable of the node; any other `$` arrives as written. The user's
+`runtime_env.env_vars` is Ray's own field and goes to Ray unchanged.
 
-Ray keeps every distinct runtime environment for as long as a node lives, so nothing that
-differs from run to run may be in it.
+Ray keeps every distinct runtime environment as long as a node lives, so values that differ from
+run to run must not be in it.
 """
 
 import math
@@ -32,7 +33,7 @@ _BESIDE_IMAGE = frozenset({"image_uri", "config", "env_vars"})
 _BESIDE_CONTAINER = frozenset({"container", "config", "env_vars"})
 
 # Ray expands one variable after the other, in alphabetical order (`_private/utils.py`, Ray 2.60):
-# one that sorts first can stand for the "$" in all the others. No shell sees such a name.
+# one that sorts first can stand for the "$" in all the others. Shells ignore such a name.
 _DOLLAR = "0_DOLLAR"
 _A_DOLLAR = "${0_DOLLAR}"
 _LONE_DOLLAR = re.compile(r"\$(?!\{[A-Z_][A-Z0-9_]*\})")
@@ -52,7 +53,7 @@ RemoteUri = Annotated[str, BeforeValidator(_remote_uri)]
 
 
 class RuntimeEnvConfig(BaseModel):
-    """How Ray builds the environment; every other key that Ray knows is passed on."""
+    """How Ray builds the environment; other keys go to Ray unchanged."""
 
     model_config = ConfigDict(extra="allow", title="Set-up options")
 
@@ -74,7 +75,7 @@ class RuntimeEnvConfig(BaseModel):
 
 
 class RuntimeEnv(BaseModel):
-    """What the flow's driver and its tasks find where they run; other keys are passed on."""
+    """The environment of the flow's driver and its tasks; other keys go to Ray unchanged."""
 
     model_config = ConfigDict(extra="allow", title="Runtime environment")
 
@@ -142,10 +143,11 @@ class RuntimeEnv(BaseModel):
         default=None,
         title="Environment variables (Ray's field)",
         description=(
-            "Same as the job variable env, which wins where both name one variable. "
-            'Example: {"OMP_NUM_THREADS": "4"}'
+            "Like the job variable env, which wins where both name a variable, but Ray expands "
+            "every $NAME in the values on the node; in env only ${UPPER_CASE} is expanded. "
+            'Example: {"PYTHONPATH": "$HOME/lib:$PYTHONPATH"}'
         ),
-        examples=[{"OMP_NUM_THREADS": "4"}],
+        examples=[{"PYTHONPATH": "$HOME/lib:$PYTHONPATH"}],
     )
 
     @model_validator(mode="after")
@@ -166,7 +168,7 @@ class RuntimeEnv(BaseModel):
         return self
 
     def as_ray(self) -> dict[str, Any]:
-        """Return what the user set, as Ray takes it; keys that were left out stay out."""
+        """Return the keys that the user set, in Ray's form."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
@@ -182,15 +184,15 @@ def compose(
 
     Args:
         asked: The user's runtime environment.
-        inherited: Prefect settings for the job, and references to secrets.
+        inherited: Prefect settings and references to secrets.
         env: The user's `env` job variable.
-        package: URI of our own package, to be put before the user's `py_modules`.
-        stop_grace_seconds: How long Ray waits between SIGTERM and SIGKILL, in seconds. Ray's
-            default of 3 s is too short for a flow's hooks; it reads the limit from the job's
-            own environment and parses it as an integer (`job_supervisor.py`, Ray 2.60).
+        stop_grace_seconds: Seconds that Ray waits between SIGTERM and SIGKILL. Its default of 3 s
+            is too short for a flow's hooks. Ray reads the limit from the job's own environment
+            and parses it as an integer (`job_supervisor.py`, Ray 2.60).
+        package: URI of our own package, which goes before the user's `py_modules`.
 
     Returns:
-        A new dict in a stable order, so that equal jobs share one environment on the nodes.
+        A new dict in a stable order, so that equal jobs share one environment on a node.
     """
     result = asked.as_ray()
     if package is not None:
@@ -208,7 +210,7 @@ def compose(
 
 
 def can_ship(asked: RuntimeEnv) -> bool:
-    """Say whether a job can be given a package of ours: Ray takes none beside an image."""
+    """Return whether our package can be shipped: Ray takes none beside an image."""
     return not {"image_uri", "container"} & set(asked.as_ray())
 
 

@@ -27,7 +27,7 @@ def _parse_memory(value: object) -> object:
 
 def _no_slash(value: object) -> object:
     if isinstance(value, str) and "/" in value:
-        raise ValueError("may not contain a slash: Ray uses job names in paths. Use '-' instead")
+        raise ValueError("must not contain a slash: Ray uses job names in paths. Use '-' instead")
     return value
 
 

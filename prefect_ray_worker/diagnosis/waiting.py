@@ -53,7 +53,7 @@ def why_waiting(asked: Asked, cluster: ClusterResources | None, message: str | N
     if cluster is None:
         said = f" Ray says: {message}" if message else ""
         return Waiting(Reason.UNKNOWN, f"The driver asks for {asked} and has not started.{said}")
-    if not any(node.could_take(asked) for node in cluster.nodes):
+    if not cluster.can_ever_run(asked):
         return Waiting(Reason.INFEASIBLE, _infeasible(asked, cluster))
     room = [node.can_take(asked) for node in cluster.nodes]
     if True in room:

@@ -1,5 +1,5 @@
-"""Ray's Jobs REST API: one method per endpoint, and what its answers mean.
+"""Ray's Jobs REST API: one method per endpoint, and what each answer means.
 
-All sockets to Ray live in this room. It holds no policy: what to do about an
-error is decided by those who call.
+Enters: a `Connection`, a request. Leaves: a typed answer, or an error that says whether asking
+again is safe. All sockets to Ray are here. Holds no policy: the caller decides what to do.
 """

@@ -1,7 +1,7 @@
-"""What an answer of the Jobs API, or the lack of one, means: pure, and in one place.
+"""Map an answer of the Jobs API, or the lack of one, to an error. Pure.
 
-Ray 2.60 answers errors in plain text with odd status codes (a duplicate id is a 500, so is
-a bad label selector), so the text has to be read. `docs/explanation/jobs-api.md` lists the cases.
+Ray 2.60 reports errors as plain text with odd status codes (a duplicate id is a 500, and so is
+a bad label selector), so the text must be read. `docs/explanation/jobs-api.md` lists the cases.
 """
 
 import ssl
@@ -25,14 +25,14 @@ from prefect_ray_worker.errors import (
 )
 
 Effect = Literal["safe", "submits"]
-"""Whether a request may be repeated blindly. Only a submission may not: all else is idempotent."""
+"""Whether repeating the request is safe. All requests are idempotent except a submission."""
 
 _GATEWAY_TROUBLE = frozenset({408, 425, 429, 502, 503, 504})
 _LONGEST_EXCERPT = 400
 
 
 def error_from_response(response: httpx.Response, *, address: str, effect: Effect) -> JobsApiError:
-    """Name what an answer other than a usable 2xx means.
+    """Return the error that an answer other than 2xx means.
 
     Args:
         response: The whole answer, body read.
@@ -62,7 +62,7 @@ def error_from_response(response: httpx.Response, *, address: str, effect: Effec
         return _not_a_dashboard(address, f"HTTP {code} with {_describe_body(response)}")
     if code == HTTPStatus.METHOD_NOT_ALLOWED:
         return RequestRejected(
-            f"{address} takes us for a browser (HTTP 405). Remove `Origin`, `Referer` and "
+            f"{address} takes the worker for a browser (HTTP 405). Remove `Origin`, `Referer` and "
             "`User-Agent: Mozilla…` from the headers of the `cluster` block and of any proxy."
         )
     if code < HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -76,7 +76,7 @@ def error_from_response(response: httpx.Response, *, address: str, effect: Effec
 def error_from_unusable_body(
     response: httpx.Response, *, address: str, effect: Effect
 ) -> JobsApiError:
-    """Name what a 2xx answer means whose body is not what the endpoint promises."""
+    """Return the error for a 2xx answer whose body is not what the endpoint promises."""
     if _is_html(response):
         return _not_a_dashboard(address, f"HTTP {response.status_code} with an HTML page")
     return _unclear(f"{address} answered with {_describe_body(response)}", effect)
@@ -85,9 +85,9 @@ def error_from_unusable_body(
 def error_from_transport(
     exc: httpx.HTTPError | httpx.InvalidURL, *, address: str, effect: Effect
 ) -> JobsApiError:
-    """Name what a request means that got no whole answer.
+    """Return the error for a request without a complete answer.
 
-    A connection that was never made carried no request; anything later may have arrived.
+    Without a connection the request was never sent; after that it may have arrived.
     """
     if isinstance(exc, httpx.LocalProtocolError):
         return error_from_illegal_header(address=address)
@@ -109,7 +109,7 @@ def error_from_transport(
 
 
 def error_from_illegal_header(*, address: str) -> RequestRejected:
-    """Name a request that cannot be written as HTTP; httpx's own words would quote the secret."""
+    """Return the error for a header that HTTP does not allow; httpx's message quotes the secret."""
     return RequestRejected(
         f"A header, a cookie or the token for {address} has a character that HTTP does not "
         "allow there, such as a line end or an accent. Correct it in the `cluster` block."
@@ -121,8 +121,8 @@ def _unclear(message: str, effect: Effect) -> JobsApiError:
 
 
 def _meaning_of_404(text: str, address: str) -> JobsApiError:
-    # An ingress without its backend answers 404 too, and may say that a page does not exist:
-    # only Ray's own sentence means "no such job".
+    # An ingress without a backend answers 404 too, and its page may say "does not exist".
+    # Only Ray's own sentence means "no such job".
     if text.startswith("Job ") and "does not exist" in text:
         return JobNotFound(f"{address}: {_excerpt(text)}")
     if text.startswith("Package gcs://") and "does not exist" in text:
@@ -139,8 +139,8 @@ def _not_a_dashboard(address: str, what: str) -> NotRayDashboard:
 
 
 def _caused_by_tls(exc: BaseException) -> bool:
-    # Only a handshake tells of a wrong scheme or authority, and only these very classes: every
-    # time-out over TLS has an `SSLWantReadError` behind it, every cut an `SSLEOFError`.
+    # Only a failed handshake means a wrong scheme or authority, and only these exact classes do:
+    # a time-out over TLS is caused by an `SSLWantReadError`, a cut by an `SSLEOFError`.
     if not isinstance(exc, httpx.ConnectError):
         return False
     seen = exc.__cause__ or exc.__context__
@@ -164,8 +164,8 @@ def _describe_body(response: httpx.Response) -> str:
 
 
 def _cause(text: str) -> str:
-    """Return the last line of a traceback: that is where Python says what went wrong."""
-    # The dashboard ends a wrapped traceback with a line that is a lonely full stop.
+    """Return the last line of a traceback, which holds the error."""
+    # The dashboard ends a wrapped traceback with a line that holds only a full stop.
     lines = [line.strip() for line in text.splitlines() if line.strip(" .")]
     return _excerpt(lines[-1] if lines else "")
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 import anyio.to_thread
 import httpx
-from pydantic import AliasChoices, BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from prefect_ray_worker import metrics
 from prefect_ray_worker.errors import JobsApiError, PackageNotFound
@@ -25,13 +25,13 @@ from prefect_ray_worker.ray_api.records import RecordReader, Wanted
 from prefect_ray_worker.ray_api.resources import NodesAnswer, StatusAnswer, combined
 from prefect_ray_worker.shared.resources import ClusterResources
 
-# Ray answers a submission only after its head agent took it, which waits up to 10 s for an
-# agent and imports Ray in it the first time; everything else is a look-up.
+# Ray answers a submission only after the head's agent has it. It waits up to 10 s for the agent,
+# which imports Ray on the first job. Everything else is a look-up.
 _SUBMIT_TIMEOUT = httpx.Timeout(60, connect=5)
 _TIMEOUT = httpx.Timeout(30, connect=5)
-# Ray answers with 100 unless it is asked for more, and with 10,000 at most.
+# Ray's upper limit; its default is 100.
 _MOST_NODES = 10_000
-# Of a list: what a thread decodes in some milliseconds.
+# Of a list: a thread decodes this much in a few milliseconds.
 _CHUNK = 256 * 1024
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8)
 
@@ -48,8 +48,7 @@ class _Options(TypedDict, total=False):
 
 
 class _Submitted(BaseModel):
-    # Named `job_id` by releases before 2.0.
-    submission_id: str = Field(validation_alias=AliasChoices("submission_id", "job_id"))
+    submission_id: str
 
 
 class _Stopped(BaseModel):
@@ -125,10 +124,10 @@ class JobsClient:
     async def list(self, wanted: Wanted | None = None) -> list[JobDetails]:
         """Return the jobs that the cluster remembers (`GET /api/jobs/`); Ray has no filter.
 
-        A record that cannot be read is left out: it must not hide all the others.
+        Leaves out a record that cannot be read, so that it does not hide all the others.
 
         Args:
-            wanted: Says of a raw record whether it is of interest, in another thread.
+            wanted: Selects raw records; runs in another thread. None selects all.
         """
         reader = RecordReader(wanted)
         beginning = b""
@@ -150,9 +149,8 @@ class JobsClient:
         """Ask Ray to stop a job (`POST /api/jobs/{id}/stop`).
 
         Returns:
-            Whether Ray passed the request on. True does not mean that the job has ended, and
-            for a PENDING job it only means that the request waits for the supervisor. False
-            means that there is nothing left to stop.
+            True if Ray passed the request on. The job may still run, and the request for a PENDING
+            job waits until its supervisor starts. False if there is nothing left to stop.
 
         Raises:
             JobNotFound: A reachable cluster does not know it.
@@ -161,7 +159,7 @@ class JobsClient:
         return self._parse(response, _Stopped.model_validate_json).stopped
 
     async def delete(self, submission_id: str) -> bool:
-        """Forget the record of a finished job (`DELETE /api/jobs/{id}`).
+        """Delete the record of a finished job (`DELETE /api/jobs/{id}`).
 
         Raises:
             JobNotFound: A reachable cluster does not know it.
@@ -171,7 +169,7 @@ class JobsClient:
         return self._parse(response, _Deleted.model_validate_json).deleted
 
     async def has_package(self, name: str) -> bool:
-        """Say whether the cluster's store has a package, and pin it there for a while.
+        """Return whether the cluster's store has a package, and pin it there for a while.
 
         `GET /api/packages/gcs/{name}`; Ray 2.60 keeps a package for 600 s after that.
         """
@@ -189,7 +187,7 @@ class JobsClient:
         await self._request("PUT", f"/api/packages/gcs/{name}", content=content)
 
     async def resources(self) -> ClusterResources:
-        """Return the cluster's nodes, and what of them is free where the cluster says so.
+        """Return the cluster's nodes, with their free resources if the cluster reports them.
 
         `GET /api/v0/nodes` and `GET /api/cluster_status`: a few milliseconds each (Ray 2.60).
         """
@@ -199,7 +197,7 @@ class JobsClient:
             response = await self._request("GET", "/api/cluster_status")
             status = self._parse(response, StatusAnswer.model_validate_json)
         except JobsApiError:
-            status = None  # without the autoscaler's part of the dashboard, only totals are known
+            status = None  # without the autoscaler's monitor only totals are known
         return combined(nodes, status)
 
     async def _request(
@@ -220,7 +218,7 @@ class JobsClient:
         effect: Effect = "safe",
         timeout: httpx.Timeout | None = None,  # noqa: ASYNC109 (httpx's own, phase by phase)
     ) -> AsyncGenerator[httpx.Response, None]:
-        """Ask, and give out an answer whose body is still to be read, while the context is open."""
+        """Send a request and yield the answer, whose body has not been read yet."""
         if self._http is None:
             raise RuntimeError("Use JobsClient as an async context manager.")
         address = self.connection.address

@@ -1,7 +1,7 @@
-"""What goes over the wire to and from Ray's Jobs API, typed leniently.
+"""Requests and answers of Ray's Jobs API, typed leniently.
 
-Fields and statuses that a newer Ray adds are kept, never refused: a worker must be able
-to watch a cluster that is younger than itself. Field names are Ray's own
+Fields and statuses that a newer Ray adds are kept, never refused, so that a worker can watch
+a cluster newer than itself. Field names are Ray's own
 (`ray/dashboard/modules/job/pydantic_models.py`, Ray 2.60).
 """
 
@@ -21,13 +21,13 @@ class JobStatus(StrEnum):
     """The supervisor has started the entrypoint."""
 
     STOPPED = "STOPPED"
-    """Ended because somebody asked Ray to stop it."""
+    """Ended after a request to stop it."""
 
     SUCCEEDED = "SUCCEEDED"
     """The entrypoint exited with code 0."""
 
     FAILED = "FAILED"
-    """The entrypoint exited with another code, or never started, or lost its supervisor."""
+    """The entrypoint exited with another code, never started, or lost its supervisor."""
 
 
 TERMINAL_STATUSES = frozenset({JobStatus.STOPPED, JobStatus.SUCCEEDED, JobStatus.FAILED})
@@ -41,13 +41,13 @@ class JobDetails(_Answer):
     """One record of `GET /api/jobs/` or `GET /api/jobs/{id}`.
 
     Attributes:
-        status: A known `JobStatus`, or the plain string of one that this release does not
-            know. An unknown status counts as "still there", never as ended.
+        status: A `JobStatus`, or the string of a status that this release does not know. An
+            unknown status counts as running, never as ended.
         start_time: When the job was *submitted*, not when it started running, in
             milliseconds since the epoch (observed on Ray 2.60).
         end_time: When it ended, in milliseconds since the epoch.
         driver_exit_code: Exit code of the entrypoint; negative for a signal.
-        message: Ray's own words on the status; for a failed job it ends in log lines.
+        message: Ray's text about the status; for a failed job it ends in log lines.
     """
 
     submission_id: str | None = None
@@ -72,7 +72,7 @@ class JobDetails(_Answer):
 
     @property
     def has_started(self) -> bool:
-        """Whether Ray has got as far as starting the entrypoint."""
+        """Whether Ray has started the entrypoint."""
         return self.status != JobStatus.PENDING
 
 
@@ -80,8 +80,8 @@ class ClusterVersion(_Answer):
     """The answer of `GET /api/version`.
 
     Attributes:
-        session_name: Names one life of the cluster: it changes when a head without
-            fault-tolerant storage restarts. Absent from older releases.
+        session_name: Identifies one life of the cluster. It changes when a head without
+            fault-tolerant storage restarts. Older releases do not send it.
     """
 
     ray_version: str
@@ -90,7 +90,7 @@ class ClusterVersion(_Answer):
 
 
 class JobSubmitRequest(BaseModel):
-    """The body of `POST /api/jobs/`, frozen: built once from a configuration and a run."""
+    """The body of `POST /api/jobs/`, built once from a configuration and a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -105,5 +105,5 @@ class JobSubmitRequest(BaseModel):
     entrypoint_label_selector: dict[str, str] | None = None
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON object, without unset fields: older clusters refuse unknown keys."""
+        """Return the JSON object without unset fields: older clusters refuse unknown keys."""
         return self.model_dump(mode="json", exclude_none=True)

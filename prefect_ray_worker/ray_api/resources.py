@@ -1,8 +1,9 @@
-"""What a cluster says about its resources, and what a submission asks for, in the terms of both.
+"""Read a cluster's resources from Ray's answers, and a driver's request from a submission.
 
-Two light endpoints of the dashboard (Ray 2.60): `/api/v0/nodes` has each node's resources and
-labels, `/api/cluster_status` what of them is in use. The latter is written by the autoscaler's
-monitor, every 5 s; a cluster whose monitor is off, or of version 2, has none.
+Both become types of `shared/resources.py`. Two light endpoints of the dashboard (Ray 2.60):
+`/api/v0/nodes` has each node's resources and labels, `/api/cluster_status` the part in use. The
+autoscaler's monitor writes the latter every 5 s; with the monitor off, or version 2 of it, there
+is none.
 """
 
 import re
@@ -62,7 +63,7 @@ class StatusAnswer(BaseModel):
 
     @property
     def used(self) -> Mapping[str, Mapping[str, float]]:
-        """What is in use, by node id and by resource, under names as this endpoint writes them."""
+        """Amounts in use by node id and resource, with names as this endpoint writes them."""
         report = self.data.status.report if self.data.status is not None else None
         by_node = (report.usage_by_node if report is not None else None) or {}
         return {
@@ -72,11 +73,11 @@ class StatusAnswer(BaseModel):
 
 
 def combined(nodes: NodesAnswer, status: StatusAnswer | None) -> ClusterResources:
-    """Return what both answers say together.
+    """Return the model that both answers make together.
 
     Args:
-        nodes: What there is.
-        status: What is in use, if the cluster says so.
+        nodes: The nodes and their totals.
+        status: The amounts in use; None if the cluster does not report them.
     """
     used = status.used if status is not None else {}
     return ClusterResources(
@@ -89,7 +90,7 @@ def combined(nodes: NodesAnswer, status: StatusAnswer | None) -> ClusterResource
 
 
 def asked_for(request: JobSubmitRequest) -> Asked:
-    """Return what a submission asks for."""
+    """Return what a submission asks for its driver."""
     resources = {
         "CPU": request.entrypoint_num_cpus,
         "GPU": request.entrypoint_num_gpus,
@@ -119,7 +120,7 @@ def _in_camel_case(name: str) -> str:
 
 
 def _environment(runtime_env: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the parts that take time; our own package comes from the head in no time."""
+    """Return the parts that take time to set up; our own package takes next to none."""
     parts: list[str] = []
     for name in _INSTALLED:
         value = runtime_env.get(name)

@@ -1,4 +1,4 @@
-"""How long to wait before asking a cluster again: exponential, jittered, bounded."""
+"""How long to wait before asking again: exponential, jittered, bounded."""
 
 import random
 
@@ -7,11 +7,11 @@ _JITTER = 0.2
 
 
 class Backoff:
-    """Counts failures in a row and says how long to wait after each.
+    """Count failures in a row and return the wait after each.
 
     Args:
-        initial: Wait after the first failure, in seconds. It doubles up to 30 s; a jitter of
-            20 % either way keeps many workers from asking in step.
+        initial: Wait after the first failure, in seconds. It doubles up to 30 s. A jitter of
+            20 % either way keeps many workers from asking at the same moment.
     """
 
     def __init__(self, initial: float = 1.0) -> None:
@@ -25,7 +25,7 @@ class Backoff:
         return jittered(wait)
 
     def reset(self) -> None:
-        """Forget the failures: the cluster answered."""
+        """Forget the failures after an answer."""
         self._failures = 0
 
 

@@ -1,21 +1,25 @@
-"""What a driver asks for and what a cluster has: types, and the comparison of the two."""
+"""What a driver or a task asks for, what a cluster's nodes have, and whether the two fit.
+
+The one model of a node's resources and labels: the worker fills it from Ray's dashboard, the
+task runner from `ray.nodes()`. Standard library only.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _GIB = 1024**3
-# Ray's own accounting of the addresses of nodes, and a resource that no job can ask for.
+# Ray counts node addresses as resources; no job can ask for object store memory.
 _INTERNAL = ("node:", "object_store_memory")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a job asks for, for its driver.
+    """What a driver or a task asks of the node that runs it.
 
     Attributes:
         resources: Amounts by Ray's names: `CPU`, `GPU`, `memory` in bytes, custom ones.
-        labels: Labels that the node has to have.
-        environment: The parts of its `runtime_env` that have to be fetched or installed.
+        labels: Conditions on the node's labels, as in Ray's label selectors.
+        environment: The parts of a job's `runtime_env` that Ray fetches or installs.
     """
 
     resources: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -33,8 +37,8 @@ class Node:
     """A node that is alive.
 
     Attributes:
-        total: Its resources by Ray's names.
-        free: What of them is free; None where that is not known.
+        total: Its resources by Ray's names, in use or not.
+        free: The part that is free; None where the cluster does not say.
         labels: Its labels.
     """
 
@@ -43,11 +47,11 @@ class Node:
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def could_take(self, asked: Asked) -> bool:
-        """Say whether the node is large enough, free or not."""
+        """Return whether the node would run it if it were idle."""
         return _covers(self.total, asked.resources) and _has_labels(self.labels, asked.labels)
 
     def can_take(self, asked: Asked) -> bool | None:
-        """Say whether the node has room now; None if its free resources are not known."""
+        """Return whether the node has room now; None if its free resources are not known."""
         if not self.could_take(asked):
             return False
         return None if self.free is None else _covers(self.free, asked.resources)
@@ -63,12 +67,16 @@ class ClusterResources:
 
     nodes: tuple[Node, ...]
 
+    def can_ever_run(self, asked: Asked) -> bool:
+        """Return whether one of the nodes would run it if it were idle."""
+        return any(node.could_take(asked) for node in self.nodes)
+
     def total(self, names: Mapping[str, float]) -> dict[str, float]:
         """Return what all nodes together have of the named resources."""
         return {name: sum(node.total.get(name, 0) for node in self.nodes) for name in names}
 
     def free(self, names: Mapping[str, float]) -> dict[str, float] | None:
-        """Return what of that is free; None where it is not known of a node."""
+        """Return the part of it that is free; None if a node does not say."""
         if any(node.free is None for node in self.nodes):
             return None
         return {name: sum((n.free or {}).get(name, 0) for n in self.nodes) for name in names}
@@ -98,7 +106,7 @@ def _has_labels(has: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
 
 
 def _matches(value: str | None, condition: str) -> bool:
-    """Read a condition as Ray does: `x`, `!x`, `in(x,y)`, `!in(x,y)` (label selectors, 2.60)."""
+    """Apply a condition as Ray does: `x`, `!x`, `in(x,y)`, `!in(x,y)` (label selectors, 2.60)."""
     wanted = condition.removeprefix("!")
     options = wanted[3:-1].split(",") if wanted.startswith("in(") else [wanted]
     found = value in [option.strip() for option in options]

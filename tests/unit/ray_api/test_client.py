@@ -214,16 +214,6 @@ async def test_a_record_without_a_status_is_no_answer(
         await client.get("a")
 
 
-@pytest.mark.parametrize(
-    "answer", [{"job_id": "a", "submission_id": "a"}, {"job_id": "a"}, {"submission_id": "a"}]
-)
-async def test_older_spellings_of_a_submission_s_answer(
-    ray: respx.MockRouter, client: JobsClient, answer: dict[str, str]
-) -> None:
-    ray.post("/api/jobs/").respond(json=answer)
-    assert await client.submit(REQUEST) == "a"
-
-
 async def test_cookies_and_headers_of_the_connection_are_sent(ray: respx.MockRouter) -> None:
     route = ray.get("/api/jobs/").respond(json=[])
     connection = Connection(ADDRESS, headers=(("X-Team", "blue"),), cookies=(("session", "s"),))
