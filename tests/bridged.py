@@ -9,7 +9,7 @@ import anyio
 from prefect.client.orchestration import get_client
 
 from prefect_ray_worker.logs.bridge import LogBridge
-from prefect_ray_worker.logs.reader import ClusterLogs
+from prefect_ray_worker.logs.read import ClusterLogs
 from prefect_ray_worker.prefect_api.logs import PrefectLogs, longest_message
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection

@@ -9,7 +9,7 @@ import anyio
 import anyio.abc
 
 from prefect_ray_worker.clusters.poller import ClusterPoller
-from prefect_ray_worker.logs.reader import ClusterLogs
+from prefect_ray_worker.logs.read import ClusterLogs
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.logs import LogsClient

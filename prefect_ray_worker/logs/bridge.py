@@ -8,13 +8,11 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from prefect_ray_worker.errors import JobsApiError, LogNotFound, LogsGivenUp
-from prefect_ray_worker.logs.joining import Line, joined
-from prefect_ray_worker.logs.lines import LineSplitter
-from prefect_ray_worker.logs.numbering import Numbering, milliseconds
-from prefect_ray_worker.logs.position import find_position
-from prefect_ray_worker.logs.reader import ClusterLogs, LogPlace, Progress
-from prefect_ray_worker.logs.sender import Sender
-from prefect_ray_worker.logs.shaping import Shaper
+from prefect_ray_worker.logs.classify import Shaper
+from prefect_ray_worker.logs.lines import Line, LineSplitter, joined
+from prefect_ray_worker.logs.position import Numbering, find_position, milliseconds
+from prefect_ray_worker.logs.read import ClusterLogs, LogPlace, Progress
+from prefect_ray_worker.logs.send import Sender
 from prefect_ray_worker.prefect_api.logs import LogSink, SentLog
 from prefect_ray_worker.ray_api.models import JobDetails
 from prefect_ray_worker.shared.backoff import Backoff

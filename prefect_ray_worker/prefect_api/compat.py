@@ -6,16 +6,14 @@ fails by name when one has gone.
 
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import UUID
 
-from prefect.settings import Settings
-
-from prefect_ray_worker.prefect_api.per_settings import per_settings
+from prefect.settings import Settings, get_current_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import AbstractContextManager, AsyncExitStack
     from logging import Logger, LoggerAdapter
     from pathlib import Path
@@ -26,8 +24,31 @@ if TYPE_CHECKING:
     from prefect.flows import Flow
     from prefect.workers.base import BaseJobConfiguration, BaseWorker
 
+T = TypeVar("T")
+
 # Not a SecretStr in `prefect/settings/models/client.py` (3.8.8), but it carries credentials.
 _ALSO_SECRET = frozenset({"PREFECT_CLIENT_CUSTOM_HEADERS"})
+
+
+def per_settings(work_out: Callable[[Settings], T]) -> Callable[[], T]:
+    """Make a function of the current settings that remembers its last answer.
+
+    Settings never change, they are replaced; to copy or to dump them takes 20 to 30 ms of the
+    event loop (3.8.8), which is too much for each of a thousand runs.
+
+    Args:
+        work_out: The function.
+    """
+    known: tuple[Settings, T] | None = None
+
+    def remembered() -> T:
+        nonlocal known
+        settings = get_current_settings()
+        if known is None or known[0] is not settings:
+            known = (settings, work_out(settings))
+        return known[1]
+
+    return remembered
 
 
 @per_settings

@@ -21,7 +21,7 @@ from prefect.settings import (
 )
 
 from prefect_ray_worker.errors import LogsRefused, LogsUnclear
-from prefect_ray_worker.prefect_api.per_settings import per_settings
+from prefect_ray_worker.prefect_api.compat import per_settings
 
 LOGGER_NAME = "prefect.ray.job"
 """The logger under which everything that a job prints appears on its flow run."""
@@ -35,7 +35,7 @@ class SentLog:
     """One log as it goes to Prefect.
 
     Attributes:
-        timestamp: Tells it from all other logs of the run (`logs/numbering.py`).
+        timestamp: Tells it from all other logs of the run (`logs/position.py`).
         level: As in `logging`.
         message: The line.
     """

@@ -3,7 +3,7 @@
 A driver knows which log records Prefect's handlers have sent to the API, and each record's level
 and time; in the job's log all that is left is text. So the driver (`driver/marking.py`) begins
 every line that comes from a log record with a mark, tracebacks included, and the worker
-(`logs/shaping.py`) reads it. Standard library only: both sides import it.
+(`logs/classify.py`) reads it. Standard library only: both sides import it.
 
 The mark is an ANSI colour sequence of four codes that mean nothing: terminals ignore it, and
 Ray's dashboard filters it out (`ANSI_ESC_PATTERN` in `state_head.py`, Ray 2.60). Every code has

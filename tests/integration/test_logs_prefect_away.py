@@ -13,7 +13,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 
 from prefect_ray_worker.logs.bridge import LogBridge
-from prefect_ray_worker.logs.reader import ClusterLogs
+from prefect_ray_worker.logs.read import ClusterLogs
 from prefect_ray_worker.prefect_api.logs import PrefectLogs, longest_message
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.logs import LogsClient

@@ -14,9 +14,9 @@ from prefect_ray_worker.errors import (
     LogsUnclear,
 )
 from prefect_ray_worker.logs.bridge import LogBridge
+from prefect_ray_worker.logs.classify import Shaped, Shaper
 from prefect_ray_worker.logs.lines import LineSplitter
-from prefect_ray_worker.logs.reader import ClusterLogs
-from prefect_ray_worker.logs.shaping import Shaped, Shaper
+from prefect_ray_worker.logs.read import ClusterLogs
 from prefect_ray_worker.prefect_api.logs import PAGE, FoundLogs, SentLog
 from prefect_ray_worker.ray_api.logs import LogPiece
 from prefect_ray_worker.ray_api.models import JobDetails

@@ -11,7 +11,7 @@ import pytest
 
 from prefect_ray_worker.logs import bridge as bridge_module
 from prefect_ray_worker.logs.bridge import LogBridge
-from prefect_ray_worker.logs.reader import ClusterLogs
+from prefect_ray_worker.logs.read import ClusterLogs
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.logs import LogsClient

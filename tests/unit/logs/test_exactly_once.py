@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from prefect_ray_worker.logs import bridge as bridge_module
-from prefect_ray_worker.logs import reader
-from prefect_ray_worker.logs.reader import ClusterLogs
+from prefect_ray_worker.logs import read
+from prefect_ray_worker.logs.read import ClusterLogs
 from prefect_ray_worker.shared.log_marks import mark
 from tests.unit.logs.kit import (
     MemoryLogs,
@@ -94,9 +94,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bridge_module, "_SLICE", 50)
     # After any trouble lines are joined, without it they are not.
     monkeypatch.setattr(bridge_module, "_BEHIND_SECONDS", 0.5)
-    monkeypatch.setattr(reader, "_SHORT", 64)
-    monkeypatch.setattr(reader, "_RECENT", 64)
-    monkeypatch.setattr(reader, "_FEWEST_LINES", 2)
+    monkeypatch.setattr(read, "_SHORT", 64)
+    monkeypatch.setattr(read, "_RECENT", 64)
+    monkeypatch.setattr(read, "_FEWEST_LINES", 2)
 
 
 # The mark's time lies days ahead of the clock on some dates: such logs were not found again.

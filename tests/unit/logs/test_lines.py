@@ -1,9 +1,9 @@
-"""Bytes to lines: what is kept of progress bars, long lines and bytes that are no text."""
+"""Bytes to lines, whatever they are, and lines joined where a log is too fast."""
 
 import pytest
 
 from prefect_ray_worker.logs import lines
-from prefect_ray_worker.logs.lines import LineSplitter
+from prefect_ray_worker.logs.lines import Line, LineSplitter, joined
 
 
 def split(*pieces: bytes) -> list[str]:
@@ -55,3 +55,34 @@ def test_memory_stays_bounded_without_any_line_end() -> None:
         assert len(splitter._line) <= lines.LONGEST_LINE_BYTES
     (line,) = splitter.finish()
     assert line.endswith(f"[{100 * 100_000 - lines.LONGEST_LINE_BYTES} more bytes]")
+
+
+def of_level(*messages: str, level: int = 20, at: int = 0) -> list[Line]:
+    return [Line(level, message, at) for message in messages]
+
+
+def test_lines_stay_single_where_there_is_time() -> None:
+    single = of_level("a", "b", "c")
+    assert list(joined(single, most=1, longest=1000)) == single
+
+
+def test_neighbours_are_joined_up_to_a_number() -> None:
+    found = list(joined(of_level("a", "b", "c", "d", "e"), most=2, longest=1000))
+    assert [(line.message, line.lines) for line in found] == [("a\nb", 2), ("c\nd", 2), ("e", 1)]
+
+
+def test_another_level_or_time_begins_anew() -> None:
+    mixed = [
+        *of_level("a"),
+        *of_level("b", level=40),
+        *of_level("c", level=40, at=1),
+        *of_level("d", at=1),
+    ]
+    assert list(joined(mixed, most=50, longest=1000)) == mixed
+
+
+def test_joined_message_is_never_longer_than_the_api_takes() -> None:
+    found = list(joined(of_level(*["x" * 30] * 10), most=50, longest=100))
+    assert max(len(line.message) for line in found) <= 100
+    assert sum(line.lines for line in found) == 10
+    assert found[0].lines == 3

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_ray_worker.logs.numbering import ENOUGH, Numbering, milliseconds
+from prefect_ray_worker.logs.position import ENOUGH, Numbering, milliseconds
 
 NOW = 1_767_225_600_000
 Marks = list[tuple[datetime, int]]

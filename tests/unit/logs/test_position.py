@@ -4,9 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from prefect_ray_worker.logs.numbering import Numbering
-from prefect_ray_worker.logs.position import find_position
-from prefect_ray_worker.logs.sender import Sender
+from prefect_ray_worker.logs.position import Numbering, find_position
+from prefect_ray_worker.logs.send import Sender
 from prefect_ray_worker.prefect_api.logs import SentLog
 from tests.unit.logs.kit import JOB, MemoryPrefect, run
 

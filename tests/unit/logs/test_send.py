@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from prefect_ray_worker.errors import LogsGivenUp
-from prefect_ray_worker.logs.sender import Sender
+from prefect_ray_worker.logs.send import Sender
 from prefect_ray_worker.prefect_api.logs import SentLog
 from tests.unit.logs.kit import MemoryPrefect, run
 

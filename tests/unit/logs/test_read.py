@@ -7,8 +7,8 @@ import anyio
 import pytest
 
 from prefect_ray_worker.errors import ClusterUnreachable
-from prefect_ray_worker.logs import reader
-from prefect_ray_worker.logs.reader import ClusterLogs, LogPlace, Progress
+from prefect_ray_worker.logs import read
+from prefect_ray_worker.logs.read import ClusterLogs, LogPlace, Progress
 from tests.unit.logs.kit import JOB, MemoryLogs, run
 
 PLACE = LogPlace(JOB, "ab" * 28, "http://10.0.0.9:52365")
@@ -81,7 +81,7 @@ def test_place_in_a_log_of_equal_lines_is_exact(
     monkeypatch: pytest.MonkeyPatch, line: bytes
 ) -> None:
     """Nothing tells one of these lines from the next: only the whole file does."""
-    monkeypatch.setattr(reader, "_SHORT", 1000)
+    monkeypatch.setattr(read, "_SHORT", 1000)
     logs = MemoryLogs(itertools.repeat("agent"))
 
     async def work() -> None:

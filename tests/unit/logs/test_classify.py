@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from prefect_ray_worker.logs.shaping import Shaped, Shaper
+from prefect_ray_worker.logs.classify import Shaped, Shaper
 from prefect_ray_worker.shared.log_marks import mark
 
 DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR

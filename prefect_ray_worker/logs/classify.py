@@ -1,0 +1,285 @@
+"""`Shaper`: a line of the job's log becomes a log of the flow run, or is left out."""
+
+import json
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from prefect_ray_worker.shared.log_marks import find_mark
+
+_NAMES = {
+    "DEBUG": logging.DEBUG,
+    "INFO": logging.INFO,
+    "WARN": logging.WARNING,
+    "WARNING": logging.WARNING,
+    "ERROR": logging.ERROR,
+    "CRITICAL": logging.CRITICAL,
+    "FATAL": logging.CRITICAL,
+}
+_LETTERS = {
+    "D": logging.DEBUG,
+    "I": logging.INFO,
+    "W": logging.WARNING,
+    "E": logging.ERROR,
+    "F": logging.CRITICAL,
+    "C": logging.CRITICAL,
+}
+_NAME = "|".join(_NAMES)
+
+# CSI and OSC sequences, and the other escapes of two or three bytes.
+_ANSI = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[@-Z\\-_=>78])"
+)
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+# `(name pid=12, ip=10.0.0.7) text`, or `(raylet) text` (`print_worker_logs`, Ray 2.60).
+_FORWARDED = re.compile(
+    r"\((?:[^()]{0,200} )?pid=\d+(?:, ip=[^()\s]+)?\) |\((?:raylet|autoscaler)[^()]*\) "
+)
+# The console format of Prefect (`logging.yml`, 3.8.8), and what follows in it.
+_PREFECT = re.compile(
+    r"\d\d:\d\d:\d\d\.\d{3} \| (" + _NAME + r"|Level \d+) *\| (?:(Flow run|Task run) '[^\n]*?' - )?"
+)
+# Ray's own loggers in Python and in C++ (`ray_constants.LOGGER_FORMAT`, spdlog; 2.60).
+_RAY_PYTHON = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\t(" + _NAME + r") [\w.]+:\d+ -- ")
+_RAY_NATIVE = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+ ([DIWEFC]) \d+ \d+\] ")
+_RAY_BAR = '"__magic_token__": "__ray_tqdm_magic_token__"'
+
+# `WARNING:root:text`, `[ERROR] text`, and `2026-01-01 12:00:00,000 - name - ERROR - text`.
+_LEADING = re.compile(r"\[?(" + _NAME + r")\]?(?::|\s*[|\-\]])", re.IGNORECASE)
+_AFTER_TIME = re.compile(
+    r"[\[(]?\d{4}-\d\d-\d\d[T ]\d\d:\d\d[^A-Za-z]{0,24}Z?[^A-Za-z]{0,4}"
+    r"(?:[\w.\[\]-]{1,80}[ :|-]{1,4}){0,3}?[\[<(]?(" + _NAME + r")\b"
+)
+_GLOG = re.compile(r"([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ ")
+_PYTHON_WARNING = re.compile(r"\S[^\n]{0,300}:\d+: \w*Warning: ")
+
+_TRACEBACK = re.compile(
+    r"(?:  \+ |  \| )?(?:Exception Group )?Traceback \(most recent call last\):"
+)
+_CHAIN = (
+    "During handling of the above exception, another exception occurred:",
+    "The above exception was the direct cause of the following exception:",
+)
+
+# So many processes of a job may have their tracebacks interleaved.
+_MOST_SOURCES = 64
+
+
+class _Stage(Enum):
+    EXPECTED = "expected"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class Traceback:
+    """Follows one traceback, or the end of a log record that may have one.
+
+    A traceback is its first line, then indented lines, then one line with the exception; one of
+    Python's two sentences leads from there to the next. The second and later lines of an
+    exception's own text cannot be told from what the program prints next, and are not taken.
+
+    Args:
+        is_sent: Whether the record that it belongs to went to the Prefect API.
+    """
+
+    def __init__(self, *, is_sent: bool) -> None:
+        self.is_sent = is_sent
+        self._stage = _Stage.EXPECTED
+
+    @staticmethod
+    def begins(text: str) -> bool:
+        """Say whether a line is the first of a traceback."""
+        return _TRACEBACK.match(text) is not None
+
+    def takes(self, text: str) -> bool:
+        """Say whether the next line belongs to it."""
+        if self._stage is _Stage.CLOSED:
+            if text in _CHAIN:
+                self._stage = _Stage.EXPECTED
+            return not text.strip() or text in _CHAIN
+        if self.begins(text):
+            self._stage = _Stage.OPEN
+            return True
+        if self._stage is _Stage.OPEN:
+            if text.strip() and not text[0].isspace():
+                self._stage = _Stage.CLOSED
+            return True
+        return not text.strip()
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """What a line is, judged by its text alone: whose format, which level.
+
+    Attributes:
+        source: The prefix with which Ray forwards the line of another process, or nothing.
+        text: What that process wrote.
+        level: A fitting level, or None if nothing tells of one.
+        is_dropped: Whether nobody wants to read it.
+        is_sent: Whether it has the format in which Prefect's handlers show what they send.
+    """
+
+    source: str
+    text: str
+    level: int | None = None
+    is_dropped: bool = False
+    is_sent: bool = False
+
+
+def plain(text: str) -> str:
+    """Return a line without terminal sequences and control characters."""
+    return _CONTROLS.sub("", _ANSI.sub("", text)) if not text.isprintable() else text
+
+
+def recognize(text: str) -> Recognized:
+    """Judge a plain line."""
+    forwarded = _FORWARDED.match(text)
+    source = forwarded[0] if forwarded else ""
+    text = text[len(source) :]
+    if found := _PREFECT.match(text):
+        level = _NAMES.get(found[1], logging.INFO)
+        return Recognized(source, text[found.end() :] or text, level, is_sent=found[2] is not None)
+    if found := _RAY_PYTHON.match(text) or _RAY_NATIVE.match(text):
+        level = _NAMES.get(found[1]) or _LETTERS[found[1]]
+        # What Ray says of itself in passing is for those who look for it.
+        return Recognized(source, text, logging.DEBUG if level <= logging.INFO else level)
+    if _RAY_BAR in text:
+        return Recognized(source, text, is_dropped=True)
+    return Recognized(source, text, _level_of(text))
+
+
+def _level_of(text: str) -> int | None:
+    head = text[:400]
+    if found := _LEADING.match(head) or _AFTER_TIME.match(head):
+        return _NAMES[found[1].upper()]
+    if found := _GLOG.match(head):
+        return _LETTERS[found[1]]
+    if _PYTHON_WARNING.match(head):
+        return logging.WARNING
+    return None
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """One log to be.
+
+    Attributes:
+        level: Its level, as in `logging`.
+        message: Its text, never empty.
+    """
+
+    level: int
+    message: str
+
+
+class Shaper:
+    """Judges the lines of one job's log, in order.
+
+    Left out is what Prefect has from its own handlers: lines that the driver has marked as sent
+    (`log_marks`), and, where a process has no marks, what has the console format of Prefect's flow
+    and task loggers, with the traceback that follows. Also blank lines, and the entrypoint that
+    Ray quotes: it is the job's affair, and may hold what somebody took for private.
+
+    What comes out depends on the lines alone, so that a second reading counts as the first did.
+
+    Args:
+        submission_id: The job.
+        entrypoint: The job's entrypoint.
+        longest: The most characters of a message, as JSON.
+    """
+
+    def __init__(self, submission_id: str, *, entrypoint: str = "", longest: int) -> None:
+        self._quotation = f"Running entrypoint for job {submission_id}: "
+        self._quoted_lines = entrypoint.count("\n")
+        self._skip = 0
+        self._longest = longest
+        self._tracebacks: OrderedDict[str, Traceback] = OrderedDict()
+        self.marked_ms: int | None = None
+        """When the last marked line was logged, by the node's clock."""
+
+    def shape(self, line: str, *, now_ms: int) -> Iterator[Shaped]:
+        """Yield what a line becomes: mostly one log, or none; two if two writers share it.
+
+        Args:
+            line: The line, without its end.
+            now_ms: About when it was read, in milliseconds since the epoch.
+        """
+        marked = find_mark(line, now_ms=now_ms) if "\x1b" in line else None
+        if marked is None:
+            yield from self._unmarked(plain(line))
+            return
+        before, mark, after = marked
+        source, own = _split_source(plain(before))
+        if own.strip():
+            # Somebody had begun the line without ending it.
+            yield from self._unmarked(source + own)
+            source = ""
+        self.marked_ms = mark.when_ms
+        if not mark.is_sent:
+            found = recognize(plain(after))
+            # Ray logs its own messages with `logging` as well.
+            is_chatter = mark.level == logging.INFO and found.level == logging.DEBUG
+            level = logging.DEBUG if is_chatter else mark.level
+            yield from self._log(level, source + found.text)
+
+    def _unmarked(self, text: str) -> Iterator[Shaped]:
+        if self._skip:
+            self._skip -= 1
+            return
+        if text.startswith(self._quotation):
+            self._skip, self._quoted_lines = self._quoted_lines, 0
+            return
+        found = recognize(text)
+        if found.is_dropped:
+            return
+        if found.is_sent:
+            self._expect_traceback(found.source, is_sent=True)
+            return
+        if (traceback := self._tracebacks.get(found.source)) is not None:
+            if traceback.takes(found.text):
+                if not traceback.is_sent:
+                    yield from self._log(logging.ERROR, found.source + found.text)
+                return
+            del self._tracebacks[found.source]
+        if Traceback.begins(found.text):
+            self._expect_traceback(found.source, is_sent=False).takes(found.text)
+            yield from self._log(logging.ERROR, found.source + found.text)
+            return
+        level = logging.INFO if found.level is None else found.level
+        yield from self._log(level, found.source + found.text)
+
+    def _expect_traceback(self, source: str, *, is_sent: bool) -> Traceback:
+        traceback = self._tracebacks[source] = Traceback(is_sent=is_sent)
+        if len(self._tracebacks) > _MOST_SOURCES:
+            self._tracebacks.popitem(last=False)
+        return traceback
+
+    def _log(self, level: int, message: str) -> Iterator[Shaped]:
+        if message.strip():
+            yield Shaped(level, _cut(message, self._longest))
+
+
+def _split_source(text: str) -> tuple[str, str]:
+    found = recognize(text)
+    return found.source, text[len(found.source) :]
+
+
+def _cut(message: str, longest: int) -> str:
+    """Cut a message that is too long for the API, and say so at its end."""
+    # A character takes at most 12 bytes of JSON (one outside the first plane, escaped).
+    if len(message) * 12 <= longest:
+        return message
+    size = len(json.dumps(message))
+    if size <= longest:
+        return message
+    kept, room = 0, longest - len("… [1234567 more characters]") - 12
+    for character in message:
+        room -= len(json.dumps(character)) - 2
+        if room < 0:
+            break
+        kept += 1
+    return f"{message[:kept]}… [{len(message) - kept} more characters]"
