@@ -39,14 +39,12 @@ class ActiveRun:
         state: The type of its state; Running for one that waits in its process for a retry.
         since: When it came into that state, on the clock of the Prefect server.
         labels: Its labels.
-        infrastructure_pid: Where its job is, if that was recorded.
     """
 
     id: UUID
     state: StateType
     since: datetime
     labels: dict[str, object]
-    infrastructure_pid: str | None
 
     @property
     def age(self) -> float:
@@ -116,7 +114,6 @@ def _active(record: dict[str, Any]) -> ActiveRun | None:
         state=type_,
         since=datetime.fromisoformat(state["timestamp"]),
         labels=record.get("labels") or {},
-        infrastructure_pid=record.get("infrastructure_pid"),
     )
 
 
