@@ -120,8 +120,8 @@ def _interrupt(*_: object) -> None:
 
 async def _examine(parsed: argparse.Namespace) -> int:
     from prefect_ray_worker.doctor import report
-    from prefect_ray_worker.doctor.check import Check
-    from prefect_ray_worker.doctor.examination import examine
+    from prefect_ray_worker.doctor.examine import examine
+    from prefect_ray_worker.doctor.report import Check
 
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     checks: list[Check] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_ray_worker.cli import parser
-from prefect_ray_worker.doctor.check import Grade, Subject
+from prefect_ray_worker.doctor.report import CheckSubject, Grade
 from prefect_ray_worker.metrics import ALL
 from prefect_ray_worker.prefect_api.events import Happening, Label
 from prefect_ray_worker.settings import RayWorkerSettings
@@ -139,7 +139,7 @@ def cli() -> str:
     """Return the page of the command line."""
     # Not `format_help`: that is another text in each version of Python.
     (commands,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))  # noqa: SLF001
-    subjects = [f"| `{subject.label}` | {_cell(subject.meaning)} |" for subject in Subject]
+    subjects = [f"| `{subject.label}` | {_cell(subject.meaning)} |" for subject in CheckSubject]
     grades = [f"| `{grade.label}` | {_cell(grade.meaning)} |" for grade in Grade]
     parts = [
         "# Command line",

@@ -1,9 +1,6 @@
-"""Examines a cluster before a flow has to: it does once what a run does, and says what fails.
+"""Examines a cluster as a flow run would use it: `prefect-ray-worker doctor`.
 
-    target -> cluster -> shipping -> probing -> inside, clocks, logs -> records
-              (from here)            |          (what the probe has found)
-                                     probe.py runs in the cluster, as a Ray Job
-
-Each step needs what the step before has shown; `examination` walks them in this order and stops
-where nothing further can be said. A check is one line; `report` writes them down.
+In: an address or a work pool. Out: one `Check` after the other, given by `examine`.
+`outside` looks from this machine; `probe_job` runs `probe` as a Ray Job; `inside` grades what it
+found. `probe` is sent as source code, so it must not import anything of this package.
 """

@@ -1,31 +1,46 @@
-"""What the probe's findings mean for flow runs: pure."""
+"""Checks of what the probe found inside the cluster: pure."""
 
 import platform
 import re
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Final
 from urllib.parse import urlsplit
 
 import prefect
 
-from prefect_ray_worker._version import __version__
-from prefect_ray_worker.doctor.check import Check, Grade, Subject, failed, ok, skipped, warning
-from prefect_ray_worker.doctor.findings import ApiFound, Findings, NodeFound, RayFound, Versioned
+from prefect_ray_worker._version import OLDEST_PREFECT, OLDEST_PYTHON, __version__
+from prefect_ray_worker.doctor.probe_job import (
+    ApiFinding,
+    Findings,
+    NodeFinding,
+    ProbeRun,
+    RayFinding,
+    VersionFinding,
+)
+from prefect_ray_worker.doctor.report import (
+    Check,
+    CheckSubject,
+    Grade,
+    failed,
+    ok,
+    skipped,
+    warning,
+)
 from prefect_ray_worker.shared.category import Category
-from prefect_ray_worker.shared.loopback import is_loopback_host
+from prefect_ray_worker.shared.loopback import is_loopback_url
 
-# What this package declares in pyproject.toml; the driver runs in the job's Python and Prefect.
-_OLDEST_PYTHON = (3, 11)
-_OLDEST_PREFECT = (3, 8)
 _NUMBERS = re.compile(r"(\d+)\.(\d+)")
-_NOT_TOLD = "The probe did not come to it."
+_NOT_REACHED = "The probe did not get to it."
 _REFUSED = frozenset({401, 403})
 
 
 def checks_of(findings: Findings, *, ships: bool) -> list[Check]:
-    """Return what the findings say, in the order of the subjects.
+    """Grade the findings, in the order of the subjects.
 
     Args:
-        findings: Of the probe.
-        ships: Whether jobs are given the driver by the worker.
+        findings: What the probe printed.
+        ships: Whether the worker sends the driver with the job.
     """
     return [
         _python(findings),
@@ -41,160 +56,166 @@ def checks_of(findings: Findings, *, ships: bool) -> list[Check]:
 def _python(findings: Findings) -> Check:
     found = findings.python
     if found is None or found.error:
-        return skipped(Subject.PYTHON_VERSION, _NOT_TOLD)
+        return skipped(CheckSubject.PYTHON_VERSION, _NOT_REACHED)
     where = f"Python {found.version} in the job ({found.executable} on {found.host})"
-    if _numbers(found.version) < _OLDEST_PYTHON:
-        needed = ".".join(map(str, _OLDEST_PYTHON))
+    if _numbers(found.version) < OLDEST_PYTHON:
+        needed = ".".join(map(str, OLDEST_PYTHON))
         return failed(
-            Subject.PYTHON_VERSION,
+            CheckSubject.PYTHON_VERSION,
             f"{where}; the driver needs {needed}.",
             Category.PYTHON_VERSION_MISMATCH.advice,
         )
     here = platform.python_version()
     if _numbers(found.version) != _numbers(here):
         return ok(
-            Subject.PYTHON_VERSION,
-            f"{where}, {here} here: only flows that are sent as a pickle (bundles) mind.",
+            CheckSubject.PYTHON_VERSION,
+            f"{where}, {here} here: this matters only for flows sent as a pickle (bundles).",
         )
-    return ok(Subject.PYTHON_VERSION, f"{where}, {here} here.")
+    return ok(CheckSubject.PYTHON_VERSION, f"{where}, {here} here.")
 
 
-def _ray(found: RayFound | None) -> Check:
+def _ray(found: RayFinding | None) -> Check:
     if found is None:
-        return skipped(Subject.RAY_IN_JOB, _NOT_TOLD)
+        return skipped(CheckSubject.RAY_IN_JOB, _NOT_REACHED)
     if found.error:
         return failed(
-            Subject.RAY_IN_JOB,
+            CheckSubject.RAY_IN_JOB,
             f"The Python of the job cannot join the cluster ({found.error}).",
-            "Flows without Ray tasks run nevertheless. Otherwise give the job the Ray and the "
-            "Python of the cluster.",
+            "Give the job the Ray and the Python of the cluster. Flows without Ray tasks run "
+            "nevertheless.",
         )
-    return ok(Subject.RAY_IN_JOB, f"A driver joins with Ray {found.version}.")
+    return ok(CheckSubject.RAY_IN_JOB, f"A driver joins with Ray {found.version}.")
 
 
-def _prefect(found: Versioned | None) -> Check:
+def _prefect(found: VersionFinding | None) -> Check:
     if found is None:
-        return skipped(Subject.PREFECT_VERSION, _NOT_TOLD)
+        return skipped(CheckSubject.PREFECT_VERSION, _NOT_REACHED)
     missing = Category.PREFECT_MISSING
     if found.error:
         absent = found.error.startswith("ModuleNotFoundError: No module named 'prefect'")
         says = missing.meaning if absent else f"Prefect cannot be imported ({found.error})."
-        return failed(Subject.PREFECT_VERSION, says, missing.advice)
+        return failed(CheckSubject.PREFECT_VERSION, says, missing.advice)
     says = f"Prefect {found.version} in the job, {prefect.__version__} here"
     mismatch = Category.PREFECT_VERSION_MISMATCH
-    if _numbers(found.version) < _OLDEST_PREFECT:
-        needed = ".".join(map(str, _OLDEST_PREFECT))
+    if _numbers(found.version) < OLDEST_PREFECT:
+        needed = ".".join(map(str, OLDEST_PREFECT))
         return failed(
-            Subject.PREFECT_VERSION, f"{says}; the driver needs {needed}.", mismatch.advice
+            CheckSubject.PREFECT_VERSION, f"{says}; the driver needs {needed}.", mismatch.advice
         )
     if _numbers(found.version) != _numbers(prefect.__version__):
-        return warning(Subject.PREFECT_VERSION, f"{says}.", mismatch.advice)
-    return ok(Subject.PREFECT_VERSION, f"{says}.")
+        return warning(CheckSubject.PREFECT_VERSION, f"{says}.", mismatch.advice)
+    return ok(CheckSubject.PREFECT_VERSION, f"{says}.")
 
 
-def _driver(found: Versioned | None, *, ships: bool) -> Check:
+def _driver(found: VersionFinding | None, *, ships: bool) -> Check:
     if found is None:
-        return skipped(Subject.DRIVER_IMPORT, _NOT_TOLD)
+        return skipped(CheckSubject.DRIVER_IMPORT, _NOT_REACHED)
     if found.error and ships:
         return failed(
-            Subject.DRIVER_IMPORT,
-            f"The driver was sent along and cannot be imported ({found.error}).",
-            "Let the nodes fetch gcs:// packages from the head, and look for another "
-            "prefect_ray_worker on their PYTHONPATH.",
+            CheckSubject.DRIVER_IMPORT,
+            f"The driver was sent along but cannot be imported ({found.error}).",
+            "Check that the nodes can fetch gcs:// packages from the head, and that no other "
+            "prefect_ray_worker is on their PYTHONPATH.",
         )
     if found.error:
         return failed(
-            Subject.DRIVER_IMPORT,
-            f"The job has no driver ({found.error}), and the worker is told to bring none.",
+            CheckSubject.DRIVER_IMPORT,
+            f"The job has no driver ({found.error}), and the worker is set to send none.",
             f"Install prefect-ray-worker=={__version__} on the nodes, or leave "
             "PREFECT_INTEGRATIONS_RAY_WORKER_SHIP_DRIVER on.",
         )
     if found.version != __version__:
         return warning(
-            Subject.DRIVER_IMPORT,
+            CheckSubject.DRIVER_IMPORT,
             f"The driver in the job is {found.version}, the worker {__version__}.",
-            "Use one version on both sides, or let the worker bring its own.",
+            "Use one version on both sides, or let the worker send its own.",
         )
-    return ok(Subject.DRIVER_IMPORT, f"The driver {found.version} is there.")
+    return ok(CheckSubject.DRIVER_IMPORT, f"The driver {found.version} is there.")
 
 
 def _api(findings: Findings) -> list[Check]:
     found, has_prefect = findings.api, findings.prefect
     if found is None or has_prefect is None or has_prefect.error:
-        why = "It takes Prefect in the job to ask it."
-        return [skipped(Subject.PREFECT_API, why), skipped(Subject.PREFECT_CREDENTIALS, why)]
+        why = "Without Prefect, the job cannot ask its API."
+        return [
+            skipped(CheckSubject.PREFECT_API, why),
+            skipped(CheckSubject.PREFECT_CREDENTIALS, why),
+        ]
     reached = _reached(found)
     if reached.grade is not Grade.OK:
         why = "The Prefect API was not reached."
-        return [reached, skipped(Subject.PREFECT_CREDENTIALS, why)]
+        return [reached, skipped(CheckSubject.PREFECT_CREDENTIALS, why)]
     refused = Category.PREFECT_API_UNAUTHORIZED
     if found.status in _REFUSED:
-        says = f"The Prefect API refuses the job (HTTP {found.status})."
-        return [reached, failed(Subject.PREFECT_CREDENTIALS, says, refused.advice)]
-    return [reached, ok(Subject.PREFECT_CREDENTIALS, "The Prefect API lets the job in.")]
+        says = f"The Prefect API rejects the job's credentials (HTTP {found.status})."
+        return [reached, failed(CheckSubject.PREFECT_CREDENTIALS, says, refused.advice)]
+    return [
+        reached,
+        ok(CheckSubject.PREFECT_CREDENTIALS, "The Prefect API accepts the job's credentials."),
+    ]
 
 
-def _reached(found: ApiFound) -> Check:
+def _reached(found: ApiFinding) -> Check:
     unreachable, wrong = Category.PREFECT_API_UNREACHABLE, Category.PREFECT_API_WRONG
     if found.status in _REFUSED:
-        return ok(Subject.PREFECT_API, "The Prefect API answers the job.")
+        return ok(CheckSubject.PREFECT_API, "The Prefect API answers the job.")
     if found.error and found.status is None and "JSON" not in found.error:
         says = f"The Prefect API does not answer the job ({found.error})."
-        return failed(Subject.PREFECT_API, says, unreachable.advice)
+        return failed(CheckSubject.PREFECT_API, says, unreachable.advice)
     if found.error:
-        says = f"What answers the job is no Prefect API ({found.error})."
-        return failed(Subject.PREFECT_API, says, wrong.advice)
+        says = f"What answers the job is not a Prefect API ({found.error})."
+        return failed(CheckSubject.PREFECT_API, says, wrong.advice)
     if found.url is None:
         return failed(
-            Subject.PREFECT_API,
+            CheckSubject.PREFECT_API,
             "The job has no PREFECT_API_URL.",
-            "Run this with the worker's environment, which sends its own along.",
+            "Run the doctor with the worker's environment: a worker sends its own URL along.",
         )
     if found.knows_pool is False:
-        says = f"{_place(found.url)} does not know the work pool: it is another Prefect."
-        return failed(Subject.PREFECT_API, says, wrong.advice)
-    return ok(Subject.PREFECT_API, f"{_place(found.url)} answers the job.")
+        says = f"{_place(found.url)} does not have the work pool: it is a different Prefect server."
+        return failed(CheckSubject.PREFECT_API, says, wrong.advice)
+    return ok(CheckSubject.PREFECT_API, f"{_place(found.url)} answers the job.")
 
 
 def _other_node(findings: Findings) -> Check:
     ray, found = findings.ray, findings.other_node
     if ray is None or ray.error or found is None:
-        return skipped(Subject.OTHER_NODE, "The job has not joined the cluster.")
+        return skipped(CheckSubject.OTHER_NODE, "The job has not joined the cluster.")
     if found.error:
         return failed(
-            Subject.OTHER_NODE,
+            CheckSubject.OTHER_NODE,
             f"A task on another node does not run ({found.error}).",
-            "Check that the nodes reach each other on all ports, and have the same image.",
+            "Check that the nodes reach each other on all ports and use the same image.",
         )
     if found.host is None:
-        return skipped(Subject.OTHER_NODE, "The cluster has one node.")
+        return skipped(CheckSubject.OTHER_NODE, "The cluster has one node.")
     return _as_on_driver(findings, found)
 
 
-def _as_on_driver(findings: Findings, found: NodeFound) -> Check:
+def _as_on_driver(findings: Findings, found: NodeFinding) -> Check:
     says = f"A task runs on {found.host}, with Python {found.python} and Prefect {found.prefect}"
     driver = findings.prefect.version if findings.prefect else ""
     if driver and found.prefect != driver:
         return warning(
-            Subject.OTHER_NODE,
+            CheckSubject.OTHER_NODE,
             f"{says}; the driver has Prefect {driver}.",
             "Use one image for all nodes, or put prefect into runtime_env.pip.",
         )
-    return ok(Subject.OTHER_NODE, f"{says}.")
+    return ok(CheckSubject.OTHER_NODE, f"{says}.")
 
 
-def _placement(ray: RayFound | None) -> Check:
+def _placement(ray: RayFinding | None) -> Check:
     if ray is None or ray.error:
-        return skipped(Subject.DRIVER_PLACEMENT, "The job has not joined the cluster.")
+        return skipped(CheckSubject.DRIVER_PLACEMENT, "The job has not joined the cluster.")
     if not ray.on_head:
-        return ok(Subject.DRIVER_PLACEMENT, "Drivers run on a worker node.")
+        return ok(CheckSubject.DRIVER_PLACEMENT, "Drivers run on a worker node.")
     if ray.nodes == 1:
-        return ok(Subject.DRIVER_PLACEMENT, "Drivers run on the head: there is no other node.")
+        return ok(CheckSubject.DRIVER_PLACEMENT, "Drivers run on the head: there is no other node.")
     return warning(
-        Subject.DRIVER_PLACEMENT,
-        f"Drivers run on the head, although there are {ray.nodes} nodes.",
-        "A head that runs out of memory takes the cluster with it: set an entrypoint_ job variable "
-        "(CPUs, a resource or a label of the worker nodes).",
+        CheckSubject.DRIVER_PLACEMENT,
+        f"Drivers run on the head, although the cluster has {ray.nodes} nodes.",
+        "Set an entrypoint_ job variable (CPUs, a resource or a label of the worker nodes): a head "
+        "that runs out of memory takes the cluster with it.",
     )
 
 
@@ -205,7 +226,66 @@ def _numbers(version: str) -> tuple[int, int]:
 
 def _place(url: str) -> str:
     parts = urlsplit(url)
-    host = parts.hostname or ""
     port = f":{parts.port}" if parts.port else ""
-    here = " (the node itself)" if is_loopback_host(host) else ""
-    return f"{parts.scheme}://{host}{port}{parts.path}{here}"
+    here = " (the node itself)" if is_loopback_url(url) else ""
+    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}{here}"
+
+
+# Prefect orders states and logs by the time stamps of different machines, and looks for late runs
+# and missing heartbeats every half minute.
+_MOST_SECONDS: Final = 5.0
+# The resolution of the date of an HTTP answer.
+_SECOND: Final = 1.0
+
+
+@dataclass(frozen=True)
+class _Skew:
+    between: str
+    seconds: float
+
+
+def compare_clocks(probed: ProbeRun, findings: Findings) -> Check:
+    """Grade the largest difference between clocks that the probe showed.
+
+    Each clock wrote down when something happened whose earliest and latest time this machine knows.
+    A time outside that span is skew.
+
+    Args:
+        probed: When this machine saw what.
+        findings: The node's clock, and the server's as seen from there.
+    """
+    skews: list[_Skew] = []
+    if probed.job is not None and probed.job.start_time is not None:
+        submitted = probed.job.start_time / 1000
+        beyond = _beyond(submitted, probed.began, probed.submitted)
+        skews.append(_Skew("the head's clock and this machine's", beyond))
+    if findings.python is not None and findings.python.time:
+        beyond = _beyond(findings.python.time, probed.began, probed.ended)
+        skews.append(_Skew("the clock of the driver's node and this machine's", beyond))
+    if findings.api is not None and (server := _server(findings.api)) is not None:
+        skews.append(_Skew("the clocks of the driver's node and the Prefect server", server))
+    if not skews:
+        return skipped(CheckSubject.CLOCKS, "The probe showed no clock.")
+    worst = max(skews, key=lambda skew: abs(skew.seconds))
+    if abs(worst.seconds) <= _MOST_SECONDS:
+        return ok(CheckSubject.CLOCKS, f"No clocks are more than {_MOST_SECONDS:g} s apart.")
+    return warning(
+        CheckSubject.CLOCKS,
+        f"At least {abs(worst.seconds):.0f} s lie between {worst.between}.",
+        "Synchronise all machines with one time source (NTP): states and logs are ordered by time.",
+    )
+
+
+def _server(found: ApiFinding) -> float | None:
+    if found.date is None:
+        return None
+    try:
+        at = parsedate_to_datetime(found.date).timestamp()
+    except ValueError:
+        return None
+    return _beyond(found.time, at, at + _SECOND)
+
+
+def _beyond(moment: float, earliest: float, latest: float) -> float:
+    """Return by how many seconds a moment is before (negative) or after a span."""
+    return min(moment - earliest, 0) or max(moment - latest, 0)

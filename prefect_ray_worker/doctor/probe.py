@@ -1,9 +1,9 @@
-"""Runs as a Ray Job and says what it finds where the drivers of flow runs would run.
+"""Runs as a Ray Job and prints what it finds where the drivers of flow runs would run.
 
-Its source is the job's command (`python -c`), so that it needs nothing that it is there to look
-for. So: the standard library only, until it looks for something else; no name of ours; and nothing
-that a Python older than ours could not read. It prints a line for each subject as soon as it knows,
-so that what comes first is known even if what comes later hangs.
+The doctor sends this source as the job's command (`python -c`), so that it runs where this package
+is missing. Use the standard library only until a check needs more, import nothing of this package
+except in `driver`, and write what Python 3.7 can read. Each finding is printed at once: the first
+ones arrive even if a later check hangs.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ MARK = "prefect-ray-worker doctor:"
 TASK_SECONDS = 20
 
 
-def tell(subject: str, look: Callable[[], dict[str, Any]]) -> None:
-    """Print what a look at a subject gives, or why it gives nothing."""
+def tell(subject: str, check: Callable[[], dict[str, Any]]) -> None:
+    """Print what a check finds, or why it finds nothing."""
     try:
-        found = look()
+        found = check()
     except BaseException as exc:
         found = trouble(exc)
-    # Libraries may have left a line without its end.
+    # A library may have left its last line without an end.
     print(f"\n{MARK} {json.dumps({subject: found})}", flush=True)
 
 
 def trouble(exc: BaseException) -> dict[str, Any]:
-    """Return what a failure says, in a line, with the status of an HTTP answer behind it."""
-    # Prefect's client says that it has "failed to reach" a server which has refused it.
+    """Return an error as one line, with the HTTP status behind it if there is one."""
+    # Prefect's client says "failed to reach" also where the server rejected it: the cause knows.
     while exc.__cause__ is not None:
         exc = exc.__cause__
     text = " ".join(str(exc).split())[:600]
@@ -48,7 +48,7 @@ def trouble(exc: BaseException) -> dict[str, Any]:
 
 
 def python() -> dict[str, Any]:
-    """Return what runs here, and what its clock says."""
+    """Return which Python runs here, and what the clock says."""
     return {
         "version": platform.python_version(),
         "executable": sys.executable,
@@ -58,7 +58,7 @@ def python() -> dict[str, Any]:
 
 
 def driver() -> dict[str, Any]:
-    """Import this package, as a job does first."""
+    """Import this package, as the first thing that a job does."""
     import prefect_ray_worker
 
     return {"version": prefect_ray_worker.__version__}
@@ -72,7 +72,7 @@ def prefect() -> dict[str, Any]:
 
 
 def api(pool: str) -> dict[str, Any]:
-    """Ask the Prefect API for something, as a driver does."""
+    """Call the Prefect API, as a driver does."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
 
@@ -81,7 +81,7 @@ def api(pool: str) -> dict[str, Any]:
     if not url:
         return {"url": None}
     with get_client(sync_client=True, httpx_settings={"timeout": 10}) as client:
-        # Something that a server with authentication shows to nobody else.
+        # A server with authentication answers this only with credentials.
         answer = client.request("POST", "/flows/filter", json={"limit": 1})
         answer.json()
         date = answer.headers.get("date")
@@ -101,8 +101,8 @@ def ray() -> dict[str, Any]:
     """Join the cluster, as a flow with Ray tasks does."""
     import ray
 
-    # A job has the address of its cluster in RAY_ADDRESS; without it, "auto" finds none and says
-    # so, where no address at all would start a Ray here.
+    # A job has its cluster's address in RAY_ADDRESS. Without that, "auto" raises an error; no
+    # address at all would start a Ray here.
     ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     here = ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -143,8 +143,8 @@ def other_node() -> dict[str, Any]:
 
 
 def main(pool: str) -> None:
-    """Look at everything, in the order in which later things need earlier ones."""
-    # Better no answer than a late one: the one who asks waits.
+    """Run all checks; later ones need what earlier ones found."""
+    # Someone is waiting: better no answer than a late one.
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "0")
     tell("python", python)
     tell("driver", driver)

@@ -1,16 +1,107 @@
-"""The report: a line for each check, or one JSON document."""
+"""`Check`: the result of one check, and how a report of checks is written."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
 
-from prefect_ray_worker.doctor.check import Check, Grade, Subject
+
+class _Named(Enum):
+    """A value with the label that users see, and its meaning for the documentation."""
+
+    def __init__(self, label: str, meaning: str) -> None:
+        self.label = label
+        self.meaning = meaning
+
+    def __str__(self) -> str:
+        return self.label
+
+
+class Grade(_Named):
+    """The outcome of a check."""
+
+    OK = ("ok", "Nothing to do.")
+    WARNING = ("warning", "Runs work, but something could be better or safer.")
+    FAILED = ("failed", "Runs fail, or some of them do.")
+    SKIPPED = ("skipped", "There is nothing to check here, or an earlier failure prevents it.")
+
+
+class CheckSubject(_Named):
+    """What a check examines, in the order of the report. Scripts rely on the labels."""
+
+    TARGET = ("target", "Does this cluster or work pool exist?")
+    DASHBOARD = ("dashboard", "Does Ray's dashboard answer?")
+    TLS = ("tls", "Is the connection encrypted, and is the certificate trusted?")
+    AUTHENTICATION = ("authentication", "Does the cluster ask for credentials, and accept ours?")
+    RAY_VERSION = ("ray-version", "Which Ray does the cluster run, and is it new enough?")
+    DRIVER_UPLOAD = ("driver-upload", "Does the cluster accept the driver that goes with each job?")
+    PROBE_JOB = ("probe-job", "Does a job with the pool's job variables start, and how soon?")
+    PYTHON_VERSION = ("python-version", "Which Python does the job have, and is it new enough?")
+    RAY_IN_JOB = ("ray-in-job", "Can the job join its cluster, as flows with Ray tasks do?")
+    PREFECT_VERSION = ("prefect-version", "Can the job import Prefect, and which version?")
+    DRIVER_IMPORT = ("driver-import", "Can the job import the driver, and which version?")
+    PREFECT_API = ("prefect-api", "Does the Prefect API answer from inside the cluster?")
+    PREFECT_CREDENTIALS = ("prefect-credentials", "Does the API accept the job's credentials?")
+    OTHER_NODE = ("other-node", "Does a task run on another node, with the same Prefect?")
+    DRIVER_PLACEMENT = ("driver-placement", "Do drivers run on the head or on a worker node?")
+    CLOCKS = ("clocks", "Do the clocks of this machine, the nodes and the Prefect server agree?")
+    LOGS = ("logs", "Can this machine read the job's log, and from where?")
+    CLEAN_UP = ("clean-up", "Was the probe's job removed from Ray's list of jobs?")
+    FINISHED_JOBS = ("finished-jobs", "Do records of finished jobs pile up?")
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of one check.
+
+    Attributes:
+        subject: What was checked.
+        grade: The outcome.
+        says: What was found, in one sentence.
+        advice: What to do, in one sentence; empty if there is nothing to do.
+    """
+
+    subject: CheckSubject
+    grade: Grade
+    says: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.says} {self.advice}".strip()
+
+
+def ok(subject: CheckSubject, says: str) -> Check:
+    """Return a check that found no problem."""
+    return Check(subject, Grade.OK, says)
+
+
+def warning(subject: CheckSubject, says: str, advice: str) -> Check:
+    """Return a check that found something to improve."""
+    return Check(subject, Grade.WARNING, says, advice)
+
+
+def failed(subject: CheckSubject, says: object, advice: str = "") -> Check:
+    """Return a check that found why runs fail.
+
+    Args:
+        subject: What was checked.
+        says: A sentence, or an error of this package, whose message says what to do as well.
+        advice: What to do.
+    """
+    return Check(subject, Grade.FAILED, " ".join(str(says).split()), advice)
+
+
+def skipped(subject: CheckSubject, says: str) -> Check:
+    """Return a check that had nothing to examine."""
+    return Check(subject, Grade.SKIPPED, says)
+
 
 _COLOURS = {Grade.OK: 32, Grade.WARNING: 33, Grade.FAILED: 31, Grade.SKIPPED: 90}
 _GRADE_WIDTH = max(len(grade.label) for grade in Grade)
 
 
 def line_of(check: Check, *, colours: bool) -> str:
-    """Return a check as a line: its grade, its subject, what was found and what to do."""
+    """Return a check as one line: grade, subject, finding and advice."""
     grade = check.grade.label.ljust(_GRADE_WIDTH)
     if colours:
         grade = f"\x1b[{_COLOURS[check.grade]}m{grade}\x1b[0m"
@@ -18,9 +109,9 @@ def line_of(check: Check, *, colours: bool) -> str:
 
 
 def summary_of(checks: Sequence[Check]) -> str:
-    """Return the last line: how many checks came out how."""
+    """Return the last line of the report: how many checks had which outcome."""
     counts = {grade.label: sum(check.grade is grade for check in checks) for grade in Grade}
-    counts["not reached"] = len(set(Subject) - {check.subject for check in checks})
+    counts["not reached"] = len(set(CheckSubject) - {check.subject for check in checks})
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
@@ -46,5 +137,5 @@ def json_of(checks: Sequence[Check]) -> str:
 
 
 def is_well(checks: Sequence[Check]) -> bool:
-    """Say whether nothing has failed; warnings are no failures."""
+    """Return whether no check failed; warnings are not failures."""
     return all(check.grade is not Grade.FAILED for check in checks)

@@ -1,4 +1,4 @@
-"""`Target`: which cluster is examined, and with which job variables, from what the user named."""
+"""`Target`: the cluster to examine and its job variables, from what the user named."""
 
 import json
 from collections.abc import AsyncGenerator, Mapping
@@ -14,11 +14,12 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from prefect_ray_worker.clusters.addressing import Addressing
 from prefect_ray_worker.clusters.local.state import state_directory
 from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.settings import RayWorkerSettings
-from prefect_ray_worker.worker import RayWorker
 
+_POOL_TYPE = "ray"
 _NOWHERE = "http://127.0.0.1:9/api"
 
 
@@ -49,18 +50,18 @@ async def find_target(
     Args:
         named: The address of a dashboard, the name of a work pool, or None for the cluster that
             the worker's settings name.
-        job_variables: Set on top of the pool's, as a deployment would.
+        job_variables: Override the pool's, as a deployment would.
         settings: Those that a worker would have here.
 
     Raises:
-        InvalidConfiguration: There is no such cluster; the message says what to name instead.
+        InvalidConfiguration: No such cluster exists; the message says what to name instead.
     """
     if named is None or "://" in named:
         values = {**job_variables} if named is None else {"address": named, **job_variables}
-        template = RayWorker.get_default_base_job_template()
+        template = _default_template()
         if not _refers_to_prefect(job_variables):
-            # Not opened, and not asked. Without any client Prefect would make one, and start a
-            # server for it where PREFECT_API_URL is not set.
+            # Never opened and never asked. Without a client Prefect would make one and, where
+            # PREFECT_API_URL is not set, start a server for it (3.8.8).
             unused = PrefectClient(_NOWHERE)
             return await _target(template, values, settings, client=unused, pool=None)
         async with _prefect(named or "the job variables") as client:
@@ -71,24 +72,24 @@ async def find_target(
 
 
 def _refers_to_prefect(job_variables: Mapping[str, Any]) -> bool:
-    """Say whether a value stands for something that Prefect has: a block or a variable."""
+    """Return whether a value refers to a block or a variable in Prefect."""
     written = json.dumps(job_variables)
     return "$ref" in written or "{{" in written
 
 
 @asynccontextmanager
 async def _prefect(wanted: str) -> AsyncGenerator[PrefectClient, None]:
-    """Open a client, and say in a sentence why Prefect cannot be asked for what is wanted."""
+    """Open a client; an error says in one sentence why Prefect cannot be asked."""
     api = PREFECT_API_URL.value()
     if not api:
         raise InvalidConfiguration(
-            f"PREFECT_API_URL is not set, so that nobody can be asked for {wanted}. Set it as for "
-            "a worker, or name only the address of the cluster, http://<head>:8265."
+            f"PREFECT_API_URL is not set, so {wanted} cannot be looked up. Set it as for a worker, "
+            "or name only the address of the cluster, http://<head>:8265."
         )
     try:
         async with get_client() as client:
             yield client
-    # Prefect's client itself raises a RuntimeError when it is opened and nobody answers (3.8.8).
+    # Prefect's client raises a RuntimeError when it is opened and nothing answers (3.8.8).
     except (PrefectHTTPStatusError, httpx.HTTPError, httpx.InvalidURL, RuntimeError) as exc:
         cause = exc.__cause__ or exc
         reason = str(cause).partition("\n")[0] or type(cause).__name__
@@ -123,11 +124,17 @@ async def _template_of(name: str, client: PrefectClient) -> dict[str, Any]:
     except ObjectNotFound:
         raise InvalidConfiguration(
             f"The Prefect API at {PREFECT_API_URL.value()} has no work pool {name!r}. `prefect "
-            "work-pool ls` shows those that it has; an address begins with http:// or https://."
+            "work-pool ls` lists those that it has; an address begins with http:// or https://."
         ) from None
-    if pool.type != RayWorker.type:
+    if pool.type != _POOL_TYPE:
         raise InvalidConfiguration(
             f"Work pool {name!r} is of type {pool.type!r}; only pools of type "
-            f"{RayWorker.type!r} run on Ray."
+            f"{_POOL_TYPE!r} run on Ray."
         )
-    return pool.base_job_template or RayWorker.get_default_base_job_template()
+    return pool.base_job_template or _default_template()
+
+
+def _default_template() -> dict[str, Any]:
+    """Return the template of a new work pool, as `RayWorker` offers it."""
+    variables = RayWorkerVariables.model_json_schema()
+    return {"job_configuration": RayJobConfiguration.json_template(), "variables": variables}

@@ -2,13 +2,14 @@
 
 import sys
 
+from prefect_ray_worker._version import OLDEST_PYTHON
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.exits import DriverExit, explained
 
 
 def _refuse_old_python() -> None:
     # Here and in what is imported above, nothing may need a newer Python: the Ray nodes choose it.
-    if sys.version_info < (3, 11):  # noqa: UP036
+    if sys.version_info < OLDEST_PYTHON:
         mismatch = Category.PYTHON_VERSION_MISMATCH
         found = sys.version.split()[0]
         why = f"{mismatch}: The Python of the Ray node ({sys.executable}) is {found}."

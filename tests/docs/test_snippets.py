@@ -15,7 +15,7 @@ from prefect.cli._app import _app
 import prefect_ray_worker
 from prefect_ray_worker import cli
 from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.doctor.check import Grade, Subject
+from prefect_ray_worker.doctor.report import CheckSubject, Grade
 from tests.docs.test_docs import PAGES, README, ROOT
 
 _BLOCK = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
@@ -170,7 +170,7 @@ def test_output_of_the_doctor_is_as_it_prints() -> None:
     lines = shown.splitlines()[1:-1]
     parsed = [re.fullmatch(r"(\w+) +([\w-]+): .+", line) for line in lines]
     assert all(parsed)
-    assert [match[2] for match in parsed if match] == [subject.label for subject in Subject]
+    assert [match[2] for match in parsed if match] == [subject.label for subject in CheckSubject]
     counts = [
         f"{count} {grade.label}"
         for grade in Grade

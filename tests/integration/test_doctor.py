@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL
 
-from prefect_ray_worker.doctor.check import Check, Grade, Subject
-from prefect_ray_worker.doctor.examination import examine
+from prefect_ray_worker.doctor.examine import examine
+from prefect_ray_worker.doctor.report import Check, CheckSubject, Grade
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from tests.integration.harness import Pool, new_pool
@@ -24,7 +24,9 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.ray
 
 
-async def examined(target: str, *, wait: float = 60, **job_variables: Any) -> dict[Subject, Check]:
+async def examined(
+    target: str, *, wait: float = 60, **job_variables: Any
+) -> dict[CheckSubject, Check]:
     return {check.subject: check async for check in examine(target, job_variables, wait=wait)}
 
 
@@ -54,7 +56,7 @@ async def test_healthy_pool_is_well_and_nothing_is_left(ray_cluster: RealRay, po
         output, _ = process.communicate(timeout=90)
     report = json.loads(output)
     grades = {check["subject"]: check["grade"] for check in report["checks"]}
-    assert list(grades) == [subject.label for subject in Subject]
+    assert list(grades) == [subject.label for subject in CheckSubject]
     not_ok = {name: grade for name, grade in grades.items() if grade != "ok"}
     assert not_ok == {"other-node": "skipped"}, report
     assert report["ok"] is True
@@ -68,10 +70,10 @@ async def test_task_runs_on_the_other_node_and_the_head_could_be_spared(
 ) -> None:
     with two_nodes() as cluster:
         checks = await examined(cluster.address)
-    assert checks[Subject.OTHER_NODE].grade is Grade.OK, checks
-    assert "A task runs on" in checks[Subject.OTHER_NODE].says
-    assert checks[Subject.DRIVER_PLACEMENT].grade is Grade.WARNING
-    assert "entrypoint_" in checks[Subject.DRIVER_PLACEMENT].advice
+    assert checks[CheckSubject.OTHER_NODE].grade is Grade.OK, checks
+    assert "A task runs on" in checks[CheckSubject.OTHER_NODE].says
+    assert checks[CheckSubject.DRIVER_PLACEMENT].grade is Grade.WARNING
+    assert "entrypoint_" in checks[CheckSubject.DRIVER_PLACEMENT].advice
 
 
 async def test_wrong_token_then_the_right_one_on_a_cluster_without_prefect(
@@ -85,17 +87,19 @@ async def test_wrong_token_then_the_right_one_on_a_cluster_without_prefect(
         refused = await examined(ray.address)
         monkeypatch.setenv("RAY_AUTH_TOKEN", token["RAY_AUTH_TOKEN"])
         let_in = await examined(ray.address)
-    assert list(refused)[-1] is Subject.AUTHENTICATION
-    assert refused[Subject.DASHBOARD].grade is Grade.OK
-    assert "refused our credentials (HTTP 403" in str(refused[Subject.AUTHENTICATION])
+    assert list(refused)[-1] is CheckSubject.AUTHENTICATION
+    assert refused[CheckSubject.DASHBOARD].grade is Grade.OK
+    assert "refused our credentials (HTTP 403" in str(refused[CheckSubject.AUTHENTICATION])
     assert [s for s, check in let_in.items() if check.grade is Grade.FAILED] == [
-        Subject.RAY_IN_JOB,
-        Subject.PREFECT_VERSION,
+        CheckSubject.RAY_IN_JOB,
+        CheckSubject.PREFECT_VERSION,
     ]
-    assert let_in[Subject.AUTHENTICATION].says == "Our credentials are accepted."
-    assert str(let_in[Subject.PREFECT_VERSION]).startswith("The Python of the job has no Prefect.")
-    assert "runtime_env.pip" in let_in[Subject.PREFECT_VERSION].advice
-    assert let_in[Subject.CLEAN_UP].grade is Grade.OK
+    assert let_in[CheckSubject.AUTHENTICATION].says == "Our credentials are accepted."
+    assert str(let_in[CheckSubject.PREFECT_VERSION]).startswith(
+        "The Python of the job has no Prefect."
+    )
+    assert "runtime_env.pip" in let_in[CheckSubject.PREFECT_VERSION].advice
+    assert let_in[CheckSubject.CLEAN_UP].grade is Grade.OK
 
 
 async def test_prefect_api_that_the_job_does_not_reach(
@@ -103,9 +107,9 @@ async def test_prefect_api_that_the_job_does_not_reach(
 ) -> None:
     env = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
     checks = await examined(ray_cluster.address, env=env)
-    assert checks[Subject.PREFECT_API].grade is Grade.FAILED, checks
-    assert "env.PREFECT_API_URL" in checks[Subject.PREFECT_API].advice
-    assert checks[Subject.PREFECT_CREDENTIALS].grade is Grade.SKIPPED
+    assert checks[CheckSubject.PREFECT_API].grade is Grade.FAILED, checks
+    assert "env.PREFECT_API_URL" in checks[CheckSubject.PREFECT_API].advice
+    assert checks[CheckSubject.PREFECT_CREDENTIALS].grade is Grade.SKIPPED
 
 
 async def test_interrupted_examination_leaves_no_job(

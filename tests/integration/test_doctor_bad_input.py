@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from prefect_ray_worker import cli
-from prefect_ray_worker.doctor.check import Check, Grade, Subject
-from prefect_ray_worker.doctor.examination import examine
+from prefect_ray_worker.doctor.examine import examine
+from prefect_ray_worker.doctor.report import Check, CheckSubject, Grade
 from tests.fake_ray import FakeRay
 from tests.fake_ray.faults import Fault, Kind
 from tests.fake_ray.script import PENDING_FOREVER
@@ -65,27 +65,27 @@ def web_page() -> Iterator[str]:
 
 async def test_nothing_listens() -> None:
     failure = await failure_of(f"http://127.0.0.1:{free_port()}")
-    assert failure.subject is Subject.DASHBOARD
+    assert failure.subject is CheckSubject.DASHBOARD
     assert "No answer from the Ray cluster" in failure.says
 
 
 async def test_https_where_ray_speaks_http(ray: FakeRay) -> None:
     failure = await failure_of(ray.address.replace("http://", "https://"))
-    assert failure.subject is Subject.TLS
+    assert failure.subject is CheckSubject.TLS
     assert "Ray itself serves plain http" in failure.says
 
 
 async def test_another_web_server() -> None:
     with web_page() as address:
         failure = await failure_of(address)
-    assert failure.subject is Subject.DASHBOARD
+    assert failure.subject is CheckSubject.DASHBOARD
     assert "does not answer as a Ray dashboard" in failure.says
 
 
 async def test_server_that_hangs(ray: FakeRay) -> None:
     ray.faults.add(Fault("GET", "/api/version", Kind.HANG, times=None))
     failure = await failure_of(ray.address)
-    assert failure.subject is Subject.DASHBOARD
+    assert failure.subject is CheckSubject.DASHBOARD
     assert "does not answer within 10 s" in failure.says
     assert "8265" in failure.advice
 
@@ -96,11 +96,11 @@ async def test_old_ray_and_many_records(ray: FakeRay) -> None:
     for number in range(1001):
         ray.add_job(f"old-{number}", "SUCCEEDED")
     checks = {check.subject: check async for check in examine(ray.address, {}, wait=1)}
-    assert checks[Subject.RAY_VERSION].grade is Grade.FAILED
-    assert "2.10" in checks[Subject.RAY_VERSION].advice
-    assert checks[Subject.FINISHED_JOBS].grade is Grade.WARNING
-    assert "1001 finished jobs" in checks[Subject.FINISHED_JOBS].says
-    assert "delete_job_after_seconds" in checks[Subject.FINISHED_JOBS].advice
+    assert checks[CheckSubject.RAY_VERSION].grade is Grade.FAILED
+    assert "2.10" in checks[CheckSubject.RAY_VERSION].advice
+    assert checks[CheckSubject.FINISHED_JOBS].grade is Grade.WARNING
+    assert "1001 finished jobs" in checks[CheckSubject.FINISHED_JOBS].says
+    assert "delete_job_after_seconds" in checks[CheckSubject.FINISHED_JOBS].advice
 
 
 async def test_probe_that_cannot_start_says_why_and_what_is_left(ray: FakeRay) -> None:
@@ -108,11 +108,11 @@ async def test_probe_that_cannot_start_says_why_and_what_is_left(ray: FakeRay) -
     ray.on_submit = PENDING_FOREVER
     variables = {"entrypoint_num_gpus": 4}
     checks = {check.subject: check async for check in examine(ray.address, variables, wait=1)}
-    probe = checks[Subject.PROBE_JOB]
+    probe = checks[CheckSubject.PROBE_JOB]
     assert probe.says.startswith("ResourcesInfeasible: ")
     assert "asks for 4 GPU" in probe.says
-    assert checks[Subject.LOGS].grade is Grade.SKIPPED
-    left = checks[Subject.CLEAN_UP]
+    assert checks[CheckSubject.LOGS].grade is Grade.SKIPPED
+    left = checks[CheckSubject.CLEAN_UP]
     assert left.grade is Grade.FAILED
     assert next(iter(ray.jobs)) in left.says
     assert "ray job stop" in left.advice
@@ -121,14 +121,14 @@ async def test_probe_that_cannot_start_says_why_and_what_is_left(ray: FakeRay) -
 async def test_record_that_comes_back_as_a_ghost_is_deleted_again(ray: FakeRay) -> None:
     ray.ghost_seconds = 3.5
     checks = {check.subject: check async for check in examine(ray.address, {}, wait=5)}
-    assert checks[Subject.CLEAN_UP].grade is Grade.OK, checks[Subject.CLEAN_UP]
+    assert checks[CheckSubject.CLEAN_UP].grade is Grade.OK, checks[CheckSubject.CLEAN_UP]
     assert ray.jobs == {}
 
 
 async def test_no_cluster_is_named(tmp_path: Path) -> None:
     with settings_of("", tmp_path):
         failure = await failure_of(None)
-    assert failure.subject is Subject.TARGET
+    assert failure.subject is CheckSubject.TARGET
     assert "PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS" in failure.says
 
 
@@ -146,7 +146,7 @@ async def test_target_that_cannot_be_found(
 ) -> None:
     with settings_of(api_url, tmp_path):
         failure = await failure_of(named)
-    assert failure.subject is Subject.TARGET
+    assert failure.subject is CheckSubject.TARGET
     assert says in failure.says
     assert "pw@" not in failure.says
 
@@ -159,7 +159,7 @@ async def test_pool_that_prefect_does_not_have(prefect_settings: None) -> None:
 @pytest.mark.ray
 async def test_port_of_another_part_of_ray(ray_cluster: RealRay) -> None:
     failure = await failure_of(f"http://{ray_cluster.gcs_address}")
-    assert failure.subject is Subject.DASHBOARD
+    assert failure.subject is CheckSubject.DASHBOARD
 
 
 @pytest.mark.parametrize("arguments", [["doctor", "-jv", "novalue"], ["doctor", "--wait", "0"], []])

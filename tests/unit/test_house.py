@@ -4,12 +4,14 @@ import ast
 import importlib
 import subprocess
 import sys
+import tomllib
 from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 import prefect_ray_worker
+from prefect_ray_worker._version import OLDEST_PREFECT, OLDEST_PYTHON, OLDEST_RAY
 from prefect_ray_worker.prefect_api import compat
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +36,17 @@ def test_public_names_are_what_is_promised() -> None:
         assert getattr(prefect_ray_worker, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         _ = prefect_ray_worker.Nonsense
+
+
+def test_oldest_versions_are_those_of_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = {name: f">={major}.{minor}" for name, (major, minor) in {
+        "python": OLDEST_PYTHON, "prefect": OLDEST_PREFECT, "ray[default]": OLDEST_RAY,
+    }.items()}  # fmt: skip
+    assert project["requires-python"] == oldest["python"]
+    for package in ("prefect", "ray[default]"):
+        declared = [d for d in project["dependencies"] if d.startswith(package + ">")]
+        assert [d.partition(",")[0] for d in declared] == [package + oldest[package]]
 
 
 def test_importing_the_package_imports_nothing_else() -> None:

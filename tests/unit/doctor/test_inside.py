@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 
 from prefect_ray_worker._version import __version__
-from prefect_ray_worker.doctor import probe, report
-from prefect_ray_worker.doctor.check import Grade, Subject, failed, ok
-from prefect_ray_worker.doctor.clocks import compare_clocks
-from prefect_ray_worker.doctor.findings import Findings, read_findings
-from prefect_ray_worker.doctor.inside import checks_of
-from prefect_ray_worker.doctor.probing import Probed
+from prefect_ray_worker.doctor import probe, report, target
+from prefect_ray_worker.doctor.inside import checks_of, compare_clocks
+from prefect_ray_worker.doctor.probe_job import Findings, ProbeRun, read_findings
+from prefect_ray_worker.doctor.report import CheckSubject, Grade, failed, ok
 from prefect_ray_worker.ray_api.models import JobDetails
+from prefect_ray_worker.worker import RayWorker
 
 NOON = 1_700_000_000.0
 WELL: dict[str, Any] = {
@@ -25,7 +24,7 @@ WELL: dict[str, Any] = {
 }
 
 
-def found(**changed: Any) -> dict[Subject, Any]:
+def found(**changed: Any) -> dict[CheckSubject, Any]:
     findings = Findings.model_validate({**WELL, **changed})
     return {check.subject: check for check in checks_of(findings, ships=True)}
 
@@ -37,39 +36,54 @@ def test_healthy_findings_are_all_well() -> None:
 @pytest.mark.parametrize(
     ("changed", "subject", "grade", "says"),
     [
-        ({"python": {"version": "3.9.18"}}, Subject.PYTHON_VERSION, Grade.FAILED, "needs 3.11"),
-        ({"python": {"version": "3.14.0"}}, Subject.PYTHON_VERSION, Grade.OK, "pickle"),
-        ({"prefect": {"version": "3.7.9"}}, Subject.PREFECT_VERSION, Grade.FAILED, "needs 3.8"),
-        ({"prefect": {"version": "3.99.0"}}, Subject.PREFECT_VERSION, Grade.WARNING, "3.99.0"),
-        ({"prefect": {"error": "ImportError: x"}}, Subject.PREFECT_VERSION, Grade.FAILED, "x"),
-        ({"driver": {"version": "0.0.1"}}, Subject.DRIVER_IMPORT, Grade.WARNING, "0.0.1"),
-        ({"driver": {"error": "boom"}}, Subject.DRIVER_IMPORT, Grade.FAILED, "sent along"),
-        ({"api": {"url": None}}, Subject.PREFECT_API, Grade.FAILED, "no PREFECT_API_URL"),
+        (
+            {"python": {"version": "3.9.18"}},
+            CheckSubject.PYTHON_VERSION,
+            Grade.FAILED,
+            "needs 3.11",
+        ),
+        ({"python": {"version": "3.14.0"}}, CheckSubject.PYTHON_VERSION, Grade.OK, "pickle"),
+        (
+            {"prefect": {"version": "3.7.9"}},
+            CheckSubject.PREFECT_VERSION,
+            Grade.FAILED,
+            "needs 3.8",
+        ),
+        ({"prefect": {"version": "3.99.0"}}, CheckSubject.PREFECT_VERSION, Grade.WARNING, "3.99.0"),
+        ({"prefect": {"error": "ImportError: x"}}, CheckSubject.PREFECT_VERSION, Grade.FAILED, "x"),
+        ({"driver": {"version": "0.0.1"}}, CheckSubject.DRIVER_IMPORT, Grade.WARNING, "0.0.1"),
+        ({"driver": {"error": "boom"}}, CheckSubject.DRIVER_IMPORT, Grade.FAILED, "sent along"),
+        ({"api": {"url": None}}, CheckSubject.PREFECT_API, Grade.FAILED, "no PREFECT_API_URL"),
         (
             {"api": {"error": "HTTPStatusError: 401", "status": 401}},
-            Subject.PREFECT_CREDENTIALS,
+            CheckSubject.PREFECT_CREDENTIALS,
             Grade.FAILED,
             "HTTP 401",
         ),
         (
             {"api": {"url": "http://prefect/api", "knows_pool": False}},
-            Subject.PREFECT_API,
+            CheckSubject.PREFECT_API,
             Grade.FAILED,
-            "another Prefect",
+            "different Prefect",
         ),
-        ({"ray": {"error": "Version mismatch"}}, Subject.RAY_IN_JOB, Grade.FAILED, "mismatch"),
-        ({"other_node": {"error": "GetTimeoutError"}}, Subject.OTHER_NODE, Grade.FAILED, "Timeout"),
+        ({"ray": {"error": "Version mismatch"}}, CheckSubject.RAY_IN_JOB, Grade.FAILED, "mismatch"),
+        (
+            {"other_node": {"error": "GetTimeoutError"}},
+            CheckSubject.OTHER_NODE,
+            Grade.FAILED,
+            "Timeout",
+        ),
         (
             {"other_node": {"host": "m", "python": "3.11.7", "prefect": "3.8.1"}},
-            Subject.OTHER_NODE,
+            CheckSubject.OTHER_NODE,
             Grade.WARNING,
             "the driver has Prefect 3.8.8",
         ),
-        ({"other_node": {"host": None}}, Subject.OTHER_NODE, Grade.SKIPPED, "one node"),
+        ({"other_node": {"host": None}}, CheckSubject.OTHER_NODE, Grade.SKIPPED, "one node"),
     ],
 )
 def test_finding_is_graded(
-    changed: dict[str, Any], subject: Subject, grade: Grade, says: str
+    changed: dict[str, Any], subject: CheckSubject, grade: Grade, says: str
 ) -> None:
     check = found(**changed)[subject]
     assert check.grade is grade, check
@@ -78,7 +92,7 @@ def test_finding_is_graded(
 
 def test_credentials_in_an_api_url_are_not_shown() -> None:
     checks = found(api={"url": "http://user:secret@prefect:4200/api"})
-    assert "secret" not in str(checks[Subject.PREFECT_API])
+    assert "secret" not in str(checks[CheckSubject.PREFECT_API])
 
 
 def test_findings_survive_the_lines_around_them() -> None:
@@ -90,21 +104,21 @@ def test_findings_survive_the_lines_around_them() -> None:
     assert findings.ray is None
 
 
-def probed(start_time: float) -> Probed:
+def probed(start_time: float) -> ProbeRun:
     job = JobDetails(status="SUCCEEDED", start_time=int(start_time * 1000))
-    check = ok(Subject.PROBE_JOB, "")
-    return Probed(check, job, began=NOON, submitted=NOON + 1, ended=NOON + 4)
+    check = ok(CheckSubject.PROBE_JOB, "")
+    return ProbeRun(check, job, began=NOON, submitted=NOON + 1, ended=NOON + 4)
 
 
 @pytest.mark.parametrize(
     ("start_time", "changed", "whose"),
     [
-        (NOON + 61, {}, "At least 60 s are between the head's clock"),
-        (NOON + 1, {"python": {"time": NOON - 90}}, "At least 90 s are between the clock of the"),
+        (NOON + 61, {}, "At least 60 s lie between the head's clock"),
+        (NOON + 1, {"python": {"time": NOON - 90}}, "At least 90 s lie between the clock of the"),
         (
             NOON + 1,
             {"api": {"url": "x", "date": "Tue, 14 Nov 2023 22:13:20 GMT", "time": NOON + 31}},
-            "At least 30 s are between the clocks of the driver's node and the Prefect server",
+            "At least 30 s lie between the clocks of the driver's node and the Prefect server",
         ),
     ],
 )
@@ -120,7 +134,10 @@ def test_clocks_that_agree() -> None:
 
 
 def test_report_has_a_line_for_each_check_and_the_same_as_json() -> None:
-    checks = [ok(Subject.DASHBOARD, "It answers."), failed(Subject.TLS, "No.\nReally", "Do it.")]
+    checks = [
+        ok(CheckSubject.DASHBOARD, "It answers."),
+        failed(CheckSubject.TLS, "No.\nReally", "Do it."),
+    ]
     lines = [report.line_of(check, colours=False) for check in checks]
     assert lines == ["ok      dashboard: It answers.", "failed  tls: No. Really Do it."]
     assert report.line_of(checks[1], colours=True).startswith("\x1b[31mfailed")
@@ -134,4 +151,11 @@ def test_report_has_a_line_for_each_check_and_the_same_as_json() -> None:
 
 def test_skipped_and_warned_is_not_failed() -> None:
     assert report.is_well([])
-    assert not report.is_well([failed(Subject.TLS, "No.")])
+    assert not report.is_well([failed(CheckSubject.TLS, "No.")])
+
+
+def test_template_without_a_pool_is_that_of_a_new_pool() -> None:
+    offered = RayWorker.get_default_base_job_template()
+    ours = target._default_template()
+    assert ours["job_configuration"] == offered["job_configuration"]
+    assert ours["variables"]["properties"] == offered["variables"]["properties"]
