@@ -1,5 +1,7 @@
 """`RayWorker`: what Prefect calls. It wires the rooms together and translates their errors."""
 
+import gc
+import platform
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,18 +24,17 @@ from prefect_ray_worker.prefect_api.active_runs import cancelling_runs
 from prefect_ray_worker.prefect_api.compat import exit_stack, related_resources, worker_logger
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.prefect_api.logs import LogSink, PrefectLogs
-from prefect_ray_worker.runs.cancelling import CancellingRuns
 from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.follow import Follower
-from prefect_ray_worker.runs.garbage import spare_what_is_imported
-from prefect_ray_worker.runs.making import AttemptMaker
 from prefect_ray_worker.runs.recovery.ownership import Worker
 from prefect_ray_worker.runs.recovery.recovery import Recovery
 from prefect_ray_worker.runs.registry import FollowedRuns
-from prefect_ray_worker.runs.run import Surroundings
-from prefect_ray_worker.runs.stop import Stopping, stop_and_confirm
-from prefect_ray_worker.runs.submitter import Submitter
-from prefect_ray_worker.settings import worker_settings
+from prefect_ray_worker.runs.run import present_attempt
+from prefect_ray_worker.runs.services import Lease, Services
+from prefect_ray_worker.runs.stop import CancellingRuns, Stopping, stop_and_confirm
+from prefect_ray_worker.runs.submit import Submitter
+from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
+from prefect_ray_worker.settings import RayWorkerSettings, worker_settings
 from prefect_ray_worker.shared.ids import InfrastructurePid
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ if TYPE_CHECKING:
 # Prefect's client has 16 sockets; the runs' states need some.
 _LOG_REQUESTS_AT_ONCE = 4
 _LINKS_AT_ONCE = 2
+_SHORTEST_INTERVAL_SECONDS = 1.0
+# A worker whose looks come late may have been frozen. Others take its runs after three heartbeats,
+# which are six looks.
+_FRESH_LOOKS = 4
 
 
 class RayWorkerResult(BaseWorkerResult):
@@ -58,6 +63,9 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
 
     Started by `prefect worker start --pool <pool>`; the class is public for `worker.submit` and
     for flows that are bound to infrastructure. It never imports `ray`.
+
+    Attributes:
+        timing: Waits and intervals; tests shorten them.
     """
 
     type = "ray"
@@ -68,6 +76,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         "for data and ML flows that fan out over a cluster. Needs a Ray cluster, or starts one "
         "on the worker's machine."
     )
+    timing: Timing = DEFAULT_TIMING
     _display_name = "Ray"
     _documentation_url = "https://docs.prefect.io/integrations/prefect-ray"
     _logo_url = LOGO_URL
@@ -79,7 +88,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         printer: "Callable[..., None]" = print,
     ) -> None:
         """Work until told to stop, as Prefect's own worker does; its loop is this process's job."""
-        spare_what_is_imported()
+        gc.freeze()  # what is imported stays: later collections need not look at it
         await super().start(run_once, with_healthcheck, printer)
 
     async def setup(self) -> None:
@@ -93,8 +102,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             raise
 
     async def _open(self, stack: "AsyncExitStack") -> None:
-        # Left in the opposite order: first those who only follow, then Prefect's runs, which
-        # need clusters and the cancelling loop to the last, then these.
+        # Left in the opposite order: first the followers of adopted runs, then Prefect's runs,
+        # which need clusters and the cancelling loop to the last, then these.
         settings = worker_settings()
         self._addressing = Addressing(state_directory(PREFECT_HOME.value()), settings.address)
         self._followed = FollowedRuns(self._addressing.discount)
@@ -109,33 +118,17 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         stack.callback(services.cancel_scope.cancel)
         services.start_soon(self._cancelling.run, name="ray-cancelling")
         await super().setup()
-        flow_runs = FlowRuns(self.client)
-        waiting = WaitingRuns(flow_runs)
-        self._maker = AttemptMaker(
-            Surroundings(
-                flow_runs=flow_runs,
-                cancelling=self._cancelling,
-                unreachable_limit=settings.unreachable_limit_seconds,
-                ship_driver=settings.ship_driver,
-                delivery=Delivery(settings.node_secrets, settings.send_secrets),
-                logs_of=partial(self._logs_of, anyio.CapacityLimiter(_LOG_REQUESTS_AT_ONCE)),
-                owns=self._owns,
-                related=partial(related_resources, self),
-                links=anyio.CapacityLimiter(_LINKS_AT_ONCE),
-                waiting=waiting,
-                in_background=self._followed.in_background,
-            ),
-            self._clusters,
-            self.get_flow_run_logger,
-        )
+        me = Worker(self.name, instance=uuid4().hex[:12])
+        interval = max(self.heartbeat_interval_seconds / 2, _SHORTEST_INTERVAL_SECONDS)
+        self._services = self._shared_by_runs(settings, me, _FRESH_LOOKS * interval)
         self._recovery = Recovery(
-            Worker(self.name, instance=uuid4().hex[:12]),
+            me,
             self._pool,
-            self._maker,
+            self._services,
             self._addressing,
             self._followed,
             self._configuration_of,
-            interval=self.heartbeat_interval_seconds / 2,
+            interval=interval,
         )
         stack.push_async_exit(self._recovery.give_up)
         followers = await stack.enter_async_context(anyio.create_task_group())
@@ -150,8 +143,30 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             )
         await self._addressing.rejoin(worker_logger(self).info)
         await self._offer_block()
-        followers.start_soon(waiting.run, name="ray-waiting")
+        followers.start_soon(self._services.waiting.run, name="ray-waiting")
         followers.start_soon(self._recovery.run, name="ray-recovery")
+
+    def _shared_by_runs(
+        self, settings: RayWorkerSettings, me: Worker, lease_seconds: float
+    ) -> Services:
+        flow_runs = FlowRuns(self.client)
+        return Services(
+            flow_runs=flow_runs,
+            clusters=self._clusters,
+            cancelling=self._cancelling,
+            waiting=WaitingRuns(flow_runs, self.timing),
+            lease=Lease(me.instance, flow_runs, self._followed, seconds=lease_seconds),
+            delivery=Delivery(settings.node_secrets, settings.send_secrets),
+            ship_driver=settings.ship_driver,
+            unreachable_limit=settings.unreachable_limit_seconds,
+            host=platform.node(),
+            logs_of=partial(self._logs_of, anyio.CapacityLimiter(_LOG_REQUESTS_AT_ONCE)),
+            logger_of=self.get_flow_run_logger,
+            related=partial(related_resources, self),
+            links=anyio.CapacityLimiter(_LINKS_AT_ONCE),
+            in_background=self._followed.in_background,
+            timing=self.timing,
+        )
 
     async def run(
         self,
@@ -181,7 +196,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         The job is watched in the background for as long as this worker is open.
         """
         follower, pid = await self._submit(flow_run, configuration)
-        await self._maker.around.flow_runs.record_pid(flow_run.id, str(pid))
+        await self._services.flow_runs.record_pid(flow_run.id, str(pid))
         await follower.link()  # this worker may be closed before it has time for more
         self._followed.in_background(
             partial(self._followed.follow, follower), f"ray-follow {flow_run.id}"
@@ -194,12 +209,12 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         with self._followed.in_hand(flow_run.id):
             connection = await self._addressing.resolve(configuration, logger.info)
             warn_of_local_api(connection, PREFECT_API_URL.value(), logger.warning)
-            attempt = await self._maker.make(flow_run, configuration, connection)
-            submitter = Submitter(attempt)
+            attempt = await present_attempt(self._services, flow_run, configuration, connection)
+            submitter = Submitter(self._services, attempt)
             with self._followed.submitting(attempt.job_id, attempt):
                 await self._recovery.own(attempt)
                 pid = await submitter.submit()
-        return Follower(attempt, submitter), pid
+        return Follower(self._services, attempt, submitter), pid
 
     async def kill_infrastructure(
         self,
@@ -235,6 +250,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             cluster.client,
             pid.submission_id,
             grace_seconds=max(grace_seconds, configuration.stop_grace_seconds),
+            timing=self.timing,
         )
         match stopping:
             case Stopping.GONE:
@@ -257,9 +273,6 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
 
     def _logs_of(self, limiter: anyio.CapacityLimiter, flow_run_id: "UUID") -> LogSink:
         return PrefectLogs(self.client, flow_run_id, limiter)
-
-    async def _owns(self, flow_run_id: "UUID", job_id: str) -> bool:
-        return await self._recovery.still_owns(flow_run_id, job_id)
 
     def _pool(self) -> "WorkPool":
         return self.work_pool

@@ -12,7 +12,7 @@ from prefect_ray_worker.doctor.report import Check, CheckSubject, Grade, failed,
 from prefect_ray_worker.doctor.target import Target, find_target
 from prefect_ray_worker.errors import JobsApiError, RayWorkerError
 from prefect_ray_worker.ray_api.client import JobsClient
-from prefect_ray_worker.runs.shipping import ensure_shipped
+from prefect_ray_worker.runs.submit import ensure_shipped
 from prefect_ray_worker.settings import RayWorkerSettings, worker_settings
 
 

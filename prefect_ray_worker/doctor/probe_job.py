@@ -26,8 +26,8 @@ from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import JobDetails, JobSubmitRequest
 from prefect_ray_worker.ray_api.resources import asked_for
 from prefect_ray_worker.runs.explain import resources_of
-from prefect_ray_worker.runs.shipping import archive_uri
 from prefect_ray_worker.runs.stop import stop_and_confirm
+from prefect_ray_worker.runs.submit import archive_uri
 from prefect_ray_worker.settings import RayWorkerSettings
 
 _NAME: Final = "prefect-ray-worker-doctor"

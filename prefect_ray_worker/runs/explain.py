@@ -1,6 +1,7 @@
 """`WaitingRuns`: tells on each run whose job stays PENDING what it waits for."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from logging import Logger, LoggerAdapter
@@ -14,12 +15,9 @@ from prefect_ray_worker.errors import JobsApiError
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import JobStatus
+from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.shared.resources import Asked, ClusterResources
 
-# Most jobs start sooner, and need no explanation.
-_PATIENCE_SECONDS = 5.0
-_TICK_SECONDS = 2.5
-_REFRESH_SECONDS = 30.0
 # What is free changes all the time: the same reason with other figures is worth a line at times.
 _REPEAT_SECONDS = 600.0
 # A driver speaks to Prefect a second or more after Ray has said RUNNING, at the earliest.
@@ -55,7 +53,7 @@ class Wait:
 @dataclass
 class _Told:
     message: str | None = None
-    looked_at: float = -_REFRESH_SECONDS
+    looked_at: float = -math.inf
     reason: Reason | None = None
     told_at: float = 0.0
 
@@ -70,10 +68,12 @@ class WaitingRuns:
 
     Args:
         flow_runs: The Prefect side.
+        timing: Waits and intervals.
     """
 
-    def __init__(self, flow_runs: FlowRuns) -> None:
+    def __init__(self, flow_runs: FlowRuns, timing: Timing = DEFAULT_TIMING) -> None:
         self._flow_runs = flow_runs
+        self._timing = timing
         self._waits: dict[str, tuple[Wait, _Told]] = {}
         self._wake = anyio.Event()
 
@@ -105,14 +105,15 @@ class WaitingRuns:
                 await self._look()
             except Exception as exc:  # noqa: BLE001 (an explanation may fail, and others may not)
                 _log.warning("Cannot say what jobs wait for: %s", exc, exc_info=exc)
-            await anyio.sleep(_TICK_SECONDS)
+            await anyio.sleep(self._timing.explain_tick)
 
     async def _look(self) -> None:
         now = anyio.current_time()
         due = [
             (wait, told)
             for wait, told in self._waits.values()
-            if now - wait.since >= _PATIENCE_SECONDS and now - told.looked_at >= _REFRESH_SECONDS
+            if now - wait.since >= self._timing.explain_after
+            and now - told.looked_at >= self._timing.explain_refresh
         ]
         clusters = {
             client: await resources_of(client) for client in {wait.client for wait, _ in due}

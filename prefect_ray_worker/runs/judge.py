@@ -1,26 +1,42 @@
-"""From observations to a verdict: a pure fold. No socket, no clock, no Prefect."""
+"""What to do about a watched job, and what its end means for the flow run. Pure.
 
-from dataclasses import dataclass, replace
+The only place that decides, apart from `recovery/ownership`. The job is evidence about the
+infrastructure; the flow run's state is the result. Both are read before anything is decided.
+What the evidence means in words is `diagnosis`'s to say.
+"""
+
+from dataclasses import dataclass
 from enum import Enum
 
-from prefect_ray_worker.clusters.poller import Missing, Observation, Seen, Unreachable
-from prefect_ray_worker.ray_api.models import JobDetails
+from prefect.client.schemas.objects import StateType
+
+from prefect_ray_worker.diagnosis.job import NO_CONTEXT, Context, Ended, of_job, start_overdue
+from prefect_ray_worker.diagnosis.waiting import why_waiting
+from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
+from prefect_ray_worker.runs.watch import Watched
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
+
+_UNDECIDED = frozenset({StateType.PENDING, StateType.RUNNING})
 
 
 class Verdict(Enum):
     """What to do about a watched job now."""
 
     WAIT = "wait"
-    """Nothing is decided."""
+    """Nothing to do yet."""
+
+    UNWANTED = "unwanted"
+    """The run was deleted from Prefect: nobody wants its job any more."""
 
     ENDED = "ended"
     """The job has a terminal status."""
 
     LOST = "lost"
-    """A reachable cluster that had the job does not have it any more."""
+    """A reachable cluster had the job and does not have it any more."""
 
     NEVER_ARRIVED = "never arrived"
-    """A reachable cluster does not have the job, and we never saw it: submit it again."""
+    """A reachable cluster does not have the job, and never had it: submit it again."""
 
     START_OVERDUE = "start overdue"
     """The job has been PENDING for longer than its start timeout."""
@@ -30,6 +46,9 @@ class Verdict(Enum):
 
     CANCEL_OVERDUE = "cancel overdue"
     """The run is being cancelled and its driver has not reacted, or has not even started."""
+
+    QUIET = "quiet"
+    """The cluster has not answered for a while: ask Prefect whether the run has ended."""
 
     SILENT_TOO_LONG = "silent too long"
     """The cluster has been unreachable for longer than the limit."""
@@ -44,76 +63,31 @@ class Limits:
         run: From RUNNING to a terminal status.
         stop_grace: From Cancelling until we stop a driver that runs.
         unreachable: Without any answer of the cluster.
+        quiet: Without any answer of the cluster, until Prefect is asked about the run.
     """
 
     start: float | None
     run: float | None
     stop_grace: float
     unreachable: float
-
-
-@dataclass(frozen=True)
-class Watched:
-    """Everything that the observations of one job so far amount to. Times are monotonic seconds.
-
-    Attributes:
-        submitted_at: When the job was submitted.
-        arrived: Whether the cluster certainly had the job at some time.
-        latest: The job when it was last seen.
-        running_since: When it was first seen to run.
-        unreachable_since: When the cluster stopped answering, if it does not answer now.
-        trouble: Why it does not answer.
-        missing: Whether the cluster said, at the last look, that it does not have the job.
-        cancelling_since: When the run was first seen to be cancelled.
-    """
-
-    submitted_at: float
-    arrived: bool
-    latest: JobDetails | None = None
-    running_since: float | None = None
-    unreachable_since: float | None = None
-    trouble: str = ""
-    missing: bool = False
-    cancelling_since: float | None = None
-
-    def after(self, observation: Observation, now: float) -> "Watched":
-        """Return the sum of what was known and one more observation."""
-        match observation:
-            case Seen(details):
-                running_since = self.running_since
-                if running_since is None and details.has_started:
-                    running_since = now
-                return replace(
-                    self,
-                    arrived=True,
-                    latest=details,
-                    running_since=running_since,
-                    unreachable_since=None,
-                    trouble="",
-                    missing=False,
-                )
-            case Missing():
-                return replace(self, missing=True, unreachable_since=None, trouble="")
-            case Unreachable(reason):
-                since = now if self.unreachable_since is None else self.unreachable_since
-                return replace(self, unreachable_since=since, trouble=reason)
-
-    def cancelled_at(self, now: float) -> "Watched":
-        """Return the same, knowing that the run is being cancelled."""
-        return self if self.cancelling_since is not None else replace(self, cancelling_since=now)
+    quiet: float
 
 
 def judge(watched: Watched, limits: Limits, now: float) -> Verdict:
-    """Say what the observations so far ask for.
+    """Return what the observations so far ask for.
 
     Args:
         watched: The fold of all observations.
         limits: The run's limits.
         now: The present, on the clock of `watched`.
     """
+    if watched.run_is_deleted:
+        return Verdict.UNWANTED
     if watched.unreachable_since is not None:
         silent = now - watched.unreachable_since
-        return Verdict.SILENT_TOO_LONG if silent >= limits.unreachable else Verdict.WAIT
+        if silent >= limits.unreachable:
+            return Verdict.SILENT_TOO_LONG
+        return Verdict.QUIET if silent >= limits.quiet else Verdict.WAIT
     if watched.missing:
         return Verdict.LOST if watched.arrived else Verdict.NEVER_ARRIVED
     if watched.latest is None:
@@ -136,3 +110,151 @@ def _overdue(watched: Watched, limits: Limits, now: float) -> Verdict:
     ran = now - watched.running_since
     late = limits.run is not None and ran >= limits.run
     return Verdict.RUN_OVERDUE if late else Verdict.WAIT
+
+
+class Resolution(Enum):
+    """What to do with the flow run when its job has ended."""
+
+    LEAVE = "leave"
+    """The run has a result, waits for its next attempt, or is gone: its state stands."""
+
+    CRASH = "crash"
+    """The run has no result and will not get one."""
+
+    CANCEL = "cancel"
+    """The run was being cancelled, and nothing of it is left."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of one attempt at a run.
+
+    Attributes:
+        resolution: What to do with the flow run.
+        message: What happened, for the flow run's state; for a crash it begins with the category.
+        status_code: What Prefect's worker is told: 0 leaves the run's state alone.
+        category: The kind of failure, by its name in messages and events; None for none.
+    """
+
+    resolution: Resolution
+    message: str = ""
+    status_code: int = 0
+    category: str | None = None
+
+
+UNTOUCHED = Outcome(Resolution.LEAVE)
+
+
+def crashed(
+    why: Diagnosis | str, job: JobDetails | None = None, *, category: Category | None = None
+) -> Outcome:
+    """Return the outcome of a run that ended without a result.
+
+    Args:
+        why: A diagnosis, or the sentences of one.
+        job: The job, if there is one.
+        category: Of the sentences.
+    """
+    if isinstance(why, str):
+        why = diagnosed(category or Category.JOB_FAILED, why, advice="")
+    code = job.driver_exit_code if job is not None else None
+    return Outcome(Resolution.CRASH, str(why), status_code=code or 1, category=why.category.label)
+
+
+def of_ended_job(
+    job: JobDetails, state: StateType | None, *, context: Context = NO_CONTEXT
+) -> Outcome:
+    """Read a terminal job and the state of its flow run together.
+
+    Args:
+        job: A job with a terminal status.
+        state: Type of the run's state, read after the job had ended; None if it is deleted.
+        context: What the job asked for, and what its cluster has.
+    """
+    if state == StateType.CANCELLING:
+        return Outcome(
+            Resolution.CANCEL, f"Cancelled; the Ray Job has ended ({job.status.lower()})."
+        )
+    if state not in _UNDECIDED:
+        return UNTOUCHED
+    ended = Ended(job.status, job.error_type, job.driver_exit_code, job.message or "")
+    return crashed(of_job(ended, context), job)
+
+
+def is_infrastructure_failure(job: JobDetails) -> bool:
+    """Say whether a job failed by no fault of its flow, so that another attempt may go well.
+
+    Ray's supervisor of the job died, by itself, with its node or for memory; or a head that was
+    restarted found none (`job_manager.py`, Ray 2.60). The driver has ended with it.
+    """
+    if job.status != JobStatus.FAILED or job.driver_exit_code is not None:
+        return False
+    return job.error_type == "JOB_SUPERVISOR_ACTOR_DIED" or (
+        job.error_type == "JOB_SUPERVISOR_ACTOR_START_FAILURE"
+        and "failed to get job supervisor" in (job.message or "")
+    )
+
+
+def of_lost_job(submission_id: str, *, then: str | None, now: str | None) -> Outcome:
+    """Return the outcome of a job that a reachable cluster no longer has.
+
+    Args:
+        submission_id: The job.
+        then: Session of the cluster when it took the job.
+        now: Its present session.
+    """
+    category = Category.JOB_DELETED
+    why = "somebody deleted its record, or the head lost it"
+    if then and now and then != now:
+        category = Category.HEAD_LOST
+        why = f"its head was restarted (session {then}, now {now}) and keeps jobs in memory"
+    return crashed(diagnosed(category, f"The Ray cluster lost the job {submission_id}: {why}."))
+
+
+def of_late_start(
+    limit: float, job: JobDetails | None, *, context: Context = NO_CONTEXT
+) -> Outcome:
+    """Return the outcome of a job that was PENDING for longer than its start timeout.
+
+    Args:
+        limit: The timeout, in seconds.
+        job: The job, when it was last seen.
+        context: What it asks for, and what its cluster has.
+    """
+    said = job.message if job is not None else None
+    waiting = why_waiting(context.asked, context.cluster, said)
+    return crashed(start_overdue(limit, waiting, limited_by="start_timeout_seconds"))
+
+
+def of_long_run(limit: float) -> Outcome:
+    """Return the outcome of a job that ran for longer than its run timeout.
+
+    Args:
+        limit: The timeout, in seconds.
+    """
+    cause = f"The run timeout of {limit:g} s (run_timeout_seconds) is over; the job was stopped."
+    return crashed(diagnosed(Category.RUN_TIMEOUT, cause))
+
+
+def of_silence(address: str, limit: float, trouble: str) -> Outcome:
+    """Return the outcome of a run of which nothing has been heard for too long.
+
+    Args:
+        address: The cluster's, which does not answer.
+        limit: For how long, in seconds.
+        trouble: What came instead of the last answer.
+    """
+    cause = (
+        f"The Ray cluster at {address} has not answered for {limit:g} s and the run has given no "
+        f"sign of life since ({trouble})."
+    )
+    return crashed(diagnosed(Category.CLUSTER_UNREACHABLE, cause))
+
+
+def of_refusal(reason: str) -> Outcome:
+    """Return the outcome of a run whose job the cluster does not take.
+
+    Args:
+        reason: What it answered, in a sentence.
+    """
+    return crashed(diagnosed(Category.JOB_REJECTED, reason))

@@ -1,5 +1,6 @@
-"""`Announcer`: sends the events of one attempt's job, each once."""
+"""`Narrator`: tells the user what happens to one attempt's job: log lines, events, the link."""
 
+import logging
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -8,28 +9,137 @@ from prefect.events import Event, RelatedResource
 from prefect.events.related import object_as_related_resource
 
 from prefect_ray_worker.errors import JobsApiError
+from prefect_ray_worker.metrics import ActiveJob
 from prefect_ray_worker.prefect_api import events
 from prefect_ray_worker.prefect_api.events import Happening, Label, Subject
 from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
-from prefect_ray_worker.runs.judge import Watched
-from prefect_ray_worker.runs.outcome import UNTOUCHED, Outcome
-from prefect_ray_worker.runs.run import Attempt
+from prefect_ray_worker.runs.explain import Wait
+from prefect_ray_worker.runs.judge import UNTOUCHED, Outcome
+from prefect_ray_worker.runs.run import RunAttempt
+from prefect_ray_worker.runs.services import Services
+from prefect_ray_worker.runs.watch import Watched
 from prefect_ray_worker.shared.diagnosis import parse
 
-# Of the clocks of Ray and of the Prefect server, one against the other.
+# Between the clocks of Ray and of the Prefect server.
 _DRIFT = timedelta(hours=1)
 _PREFECT_SECONDS = 10.0
 
+_log = logging.getLogger("prefect.workers.ray.linker")
 
-class Announcer:
-    """Sends the events of one attempt's job.
+
+class Narrator:
+    """Tells, each thing once, what happens to one attempt's job.
 
     Args:
+        services: What the worker's runs share.
         attempt: The attempt.
         session: Session of the cluster when it took the job.
     """
 
-    def __init__(self, attempt: Attempt, session: str | None) -> None:
+    def __init__(self, services: Services, attempt: RunAttempt, session: str | None) -> None:
+        self._services = services
+        self._attempt = attempt
+        self._events = _JobEvents(services, attempt, session)
+        self._count: ActiveJob | None = None
+        self._is_linked = False
+
+    async def recall(self) -> None:
+        """Read which events an earlier worker has sent, so that they are not sent twice."""
+        await self._events.recall()
+
+    async def link(self, *, was_there: bool) -> None:
+        """Give the run the link to its job. Does so once, and never raises.
+
+        Args:
+            was_there: Whether another worker may have done so: Prefect then has to be asked.
+        """
+        if self._is_linked:
+            return
+        self._is_linked = True
+        attempt = self._attempt
+        try:
+            async with self._services.links:
+                with anyio.fail_after(_PREFECT_SECONDS):
+                    await self._services.flow_runs.link(
+                        attempt.run_id,
+                        attempt.dashboard_page,
+                        text="Ray dashboard: the job",
+                        description=(
+                            f"The Ray Job of this run, `{attempt.job_id}`, in the dashboard of "
+                            "its cluster."
+                        ),
+                        may_be_there=was_there,
+                    )
+        except TimeoutError:
+            _log.warning(
+                "The run %s has no link to its job: the Prefect API did not answer within %g s.",
+                attempt.run_id,
+                _PREFECT_SECONDS,
+            )
+        except Exception as exc:  # noqa: BLE001 (the run goes on without; its log has the link)
+            _log.warning("The run %s has no link to its job: %s", attempt.run_id, exc)
+
+    def tell(self, before: Watched, after: Watched) -> None:
+        """Log what one more observation has changed: the run's log is where the user looks."""
+        log = self._attempt.log
+        if before.unreachable_since is None and after.unreachable_since is not None:
+            log.warning(
+                "The Ray cluster does not answer; the run is left as it is until it does. %s",
+                after.trouble,
+            )
+        elif before.unreachable_since is not None and after.unreachable_since is None:
+            log.info("The Ray cluster answers again.")
+        status = after.latest.status if after.latest is not None else None
+        previous = before.latest.status if before.latest is not None else None
+        self._count = self._count or ActiveJob()
+        if status is not None and status != previous:
+            self._count.is_now(status)
+            log.info("Ray Job %s is %s.", self._attempt.job_id, status)
+        if after.latest is not None:
+            self._events.saw(after.latest)
+        waiting = self._services.waiting
+        if status == JobStatus.PENDING and after.cancelling_since is None:
+            waiting.begin(self._wait(after), after.latest.message if after.latest else None)
+        else:
+            waiting.end(self._attempt.job_id)
+
+    def lost(self, decided: Outcome) -> None:
+        """Tell that nothing more will be known of the job."""
+        self._events.lost(decided)
+
+    async def ended(self, watched: Watched, decided: Outcome) -> None:
+        """Tell how the job has ended, now that its run is settled."""
+        await self._events.ended(watched, decided)
+
+    def saw_end(self, job: JobDetails) -> None:
+        """Tell how a job has ended whose run was settled before."""
+        self._events.saw_end(job)
+
+    def close(self) -> None:
+        """Take the job out of the counts: nobody follows the attempt any more."""
+        self._services.waiting.end(self._attempt.job_id)
+        if self._count is not None:
+            self._count.close()
+            self._count = None
+
+    def _wait(self, watched: Watched) -> Wait:
+        attempt = self._attempt
+        return Wait(
+            run_id=attempt.run_id,
+            claim_id=attempt.claim_id,
+            job_id=attempt.job_id,
+            since=watched.submitted_at,
+            client=attempt.cluster.client,
+            asked=lambda: attempt.asked,
+            log=attempt.log,
+        )
+
+
+class _JobEvents:
+    """Sends the events of one attempt's job, each once."""
+
+    def __init__(self, services: Services, attempt: RunAttempt, session: str | None) -> None:
+        self._services = services
         self._attempt = attempt
         self._session = session
         self._subject: Subject | None = None
@@ -39,18 +149,17 @@ class Announcer:
         self._is_over = False
 
     async def recall(self) -> None:
-        """Find out which events an earlier worker has sent, so as not to send them again."""
         attempt = self._attempt
         began = attempt.claimed_at or datetime.now(UTC)
         with anyio.move_on_after(_PREFECT_SECONDS):
-            sent = await attempt.around.flow_runs.events_of(
+            sent = await self._services.flow_runs.events_of(
                 events.resource_id(attempt.job_id), since=began - _DRIFT
             )
             self._sent = {event.event for event in sent}
             self._last = max(sent, key=lambda event: event.occurred, default=None)
 
     def saw(self, job: JobDetails) -> None:
-        """Tell of what a look at the job shows for the first time, but not of its end."""
+        """Send what a look at the job shows for the first time, except its end."""
         self._latest = job
         self._tell(Happening.PENDING, job)
         happening = Happening.of(job.status)
@@ -58,12 +167,10 @@ class Announcer:
             self._tell(happening, job)
 
     def lost(self, decided: Outcome) -> None:
-        """Tell that nothing more will be known of the job."""
         self._is_over = True
         self._tell(Happening.LOST, self._latest, decided)
 
     async def ended(self, watched: Watched, decided: Outcome) -> None:
-        """Tell how the job has ended, now that its run is settled."""
         if self._is_over:
             return
         job = watched.latest
@@ -74,25 +181,23 @@ class Announcer:
             self.saw_end(job, await self._as_the_driver_said(job, decided))
 
     def saw_end(self, job: JobDetails, decided: Outcome = UNTOUCHED) -> None:
-        """Tell how a job has ended that has."""
         self.saw(job)
         happening = Happening.of(job.status)
         if happening is not None:
             self._tell(happening, job, decided)
 
     async def _as_the_driver_said(self, job: JobDetails, decided: Outcome) -> Outcome:
-        """Take over the diagnosis of a driver that has settled its run itself."""
+        """Return the diagnosis of a driver that has settled its run itself."""
         if decided.category is not None or job.status != JobStatus.FAILED:
             return decided
         run = None
         with anyio.move_on_after(_PREFECT_SECONDS):
-            run = await self._attempt.around.flow_runs.read(self._attempt.run_id)
+            run = await self._services.flow_runs.read(self._attempt.run_id)
         said = (run.state.message if run is not None and run.state is not None else None) or ""
         read = parse(said)
         return replace(decided, message=said, category=read[0].label) if read else decided
 
     async def _look(self) -> JobDetails | None:
-        """Look at a job that was stopped a moment ago."""
         try:
             return await self._attempt.cluster.client.get(self._attempt.job_id)
         except JobsApiError:
@@ -130,7 +235,7 @@ class Announcer:
         )
 
     def _related(self) -> list[RelatedResource]:
-        related = list(self._attempt.around.related(self._attempt.configuration))
+        related = list(self._services.related(self._attempt.configuration))
         if not any(resource.role == "flow-run" for resource in related):
             # The configuration of an adopted run could not be read any more.
             run = self._attempt.flow_run

@@ -1,73 +1,34 @@
-"""`Attempt`: what is known of one attempt at a run before anything is done about it."""
+"""`RunAttempt`: the facts of one attempt at a flow run."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from logging import Logger, LoggerAdapter
 from typing import Any
 from uuid import UUID
 
-import anyio
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.events import RelatedResource
 
 from prefect_ray_worker.clusters.open import OpenCluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.config.secrets import Delivery
-from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
-from prefect_ray_worker.prefect_api.logs import LogSink
+from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.resources import asked_for
-from prefect_ray_worker.runs.cancelling import CancellingRuns
-from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.judge import Limits
+from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.shared.ids import STARTING, present_claim, submission_id
 from prefect_ray_worker.shared.resources import Asked
 
-Related = Callable[[RayJobConfiguration], Sequence[RelatedResource]]
-InBackground = Callable[[Callable[[], Awaitable[object]], str], None]
-
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What the attempts of a worker share.
-
-    Attributes:
-        flow_runs: The Prefect side.
-        cancelling: Which runs are being cancelled.
-        unreachable_limit: Seconds for which a cluster may be silent.
-        ship_driver: Whether to bring our package to the cluster.
-        delivery: How secrets reach the jobs.
-        logs_of: Returns the logs of a flow run.
-        owns: Says of a run and a job whether this process still looks after them.
-        related: Returns what the events of a run are related to.
-        links: Lets so many artifacts through at once, behind what matters more.
-        waiting: Tells what the runs wait for whose jobs are PENDING.
-        in_background: Starts a task under a name; its trouble ends nothing else.
-    """
-
-    flow_runs: FlowRuns
-    cancelling: CancellingRuns
-    unreachable_limit: float
-    ship_driver: bool
-    delivery: Delivery
-    logs_of: Callable[[UUID], LogSink]
-    owns: Callable[[UUID, str], Awaitable[bool]]
-    related: Related
-    links: anyio.CapacityLimiter
-    waiting: WaitingRuns
-    in_background: InBackground
-
-
-@dataclass(frozen=True)
-class Attempt:
+class RunAttempt:
     """One attempt at one flow run, named by the claim that began it.
 
     Attributes:
         flow_run: The run.
-        history: The run's states, in order, as they were when the attempt was looked at.
+        history: The run's states, oldest first, as they were when the attempt was read.
         configuration: Prepared for the run.
         cluster: Where its job is, or goes.
-        around: What the worker's attempts share.
+        limits: How long the attempt may take for what.
         log: Logs to the flow run.
     """
 
@@ -75,7 +36,7 @@ class Attempt:
     history: Sequence[State[Any]]
     configuration: RayJobConfiguration
     cluster: OpenCluster
-    around: Surroundings
+    limits: Limits
     log: "Logger | LoggerAdapter[Any]"
 
     @property
@@ -114,25 +75,15 @@ class Attempt:
         return f"{dashboard}/#/jobs/{self.job_id}"
 
     @property
-    def limits(self) -> Limits:
-        """How long the attempt may take for what."""
-        return Limits(
-            start=self.configuration.start_timeout_seconds,
-            run=self.configuration.run_timeout_seconds,
-            stop_grace=self.configuration.stop_grace_seconds,
-            unreachable=self.around.unreachable_limit,
-        )
-
-    @property
     def claimed_at(self) -> datetime | None:
         """When the attempt began, on the clock of the Prefect server."""
         return next((s.timestamp for s in self.history if s.id == self.claim_id), None)
 
     @property
     def started_at(self) -> datetime | None:
-        """When its driver first spoke to Prefect, which is as near as it gets to RUNNING.
+        """When the attempt's driver first reported to Prefect.
 
-        Ray keeps no time at which a job began to run (2.60).
+        That is as close as we get to RUNNING: Ray keeps no time at which a job began to run (2.60).
         """
         began = self.claimed_at
         spoke = [
@@ -142,3 +93,33 @@ class Attempt:
             and (began is None or s.timestamp > began)
         ]
         return min(spoke, default=None)
+
+
+async def present_attempt(
+    services: Services,
+    flow_run: FlowRun,
+    configuration: RayJobConfiguration,
+    connection: Connection,
+) -> RunAttempt:
+    """Read the present attempt at a run from Prefect.
+
+    Args:
+        services: What the worker's runs share.
+        flow_run: The run.
+        configuration: Prepared for it.
+        connection: The cluster that has its job, or gets it.
+    """
+    return RunAttempt(
+        flow_run=flow_run,
+        history=await services.flow_runs.states(flow_run.id),
+        configuration=configuration,
+        cluster=await services.clusters.get(connection),
+        limits=Limits(
+            start=configuration.start_timeout_seconds,
+            run=configuration.run_timeout_seconds,
+            stop_grace=configuration.stop_grace_seconds,
+            unreachable=services.unreachable_limit,
+            quiet=services.timing.quiet_after,
+        ),
+        log=services.logger_of(flow_run),
+    )

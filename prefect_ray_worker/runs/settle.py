@@ -1,98 +1,113 @@
-"""`Closer`: turns a verdict on an attempt's job into the end of its run, or into patience."""
+"""`Settlement`: carries out a verdict on an attempt's job, up to the settled state of its run."""
 
 from dataclasses import replace
 
 import anyio
 from prefect.client.schemas.objects import StateType
 
-from prefect_ray_worker.diagnosis.job import NO_CONTEXT
+from prefect_ray_worker import metrics
+from prefect_ray_worker.diagnosis.job import NO_CONTEXT, Context
+from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.prefect_api.flow_runs import type_of_state
 from prefect_ray_worker.ray_api.models import JobDetails
-from prefect_ray_worker.runs import outcome
-from prefect_ray_worker.runs.context import context_of
-from prefect_ray_worker.runs.judge import Verdict, Watched
-from prefect_ray_worker.runs.outcome import (
-    UNTOUCHED,
-    Outcome,
-    Resolution,
-    is_infrastructure_failure,
-)
-from prefect_ray_worker.runs.run import Attempt
-from prefect_ray_worker.runs.settlement import Settlement
+from prefect_ray_worker.runs import judge
+from prefect_ray_worker.runs.explain import resources_of
+from prefect_ray_worker.runs.judge import UNTOUCHED, Outcome, Resolution, Verdict
+from prefect_ray_worker.runs.run import RunAttempt
+from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.stop import Stopping, stop_and_confirm
-
-# How long a driver that exited with 0 may take to have its last state seen by the API.
-_REPORT_GRACE_SECONDS = 5.0
-# A cluster that has lost a node, or a supervisor, is busy with that.
-_RETRY_SECONDS = 5.0
-# Without its head, a node's Ray ends itself and its jobs after 60 s (`ray_config_def.h`, 2.60), and
-# our guard what Ray leaves: until then the former attempt may be alive.
-_NODES_END_SECONDS = 90.0
-# How long a cluster may be silent before its runs are looked up one by one.
-_SILENCE_SECONDS = 60.0
+from prefect_ray_worker.runs.watch import Watched
+from prefect_ray_worker.shared.resources import Asked
 
 
-class Closer:
-    """Ends one attempt.
+class Settlement:
+    """Ends one attempt, and tells Prefect how, unless the run has gone on without it.
 
     Attributes:
         stop_is_queued: Whether Ray holds a stop for a job that it has not started.
 
     Args:
+        services: What the worker's runs share.
         attempt: The attempt.
     """
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, services: Services, attempt: RunAttempt) -> None:
+        self._services = services
+        self._flow_runs = services.flow_runs
         self._attempt = attempt
         self._limits = attempt.limits
         self._log = attempt.log
-        self._settlement = Settlement(
-            attempt.around.flow_runs, attempt.flow_run, attempt.claim_id, attempt.log
-        )
         self.stop_is_queued = False
 
     async def act_on(
-        self, verdict: Verdict, watched: Watched, *, then: str | None, now: str | None
+        self, verdict: Verdict, watched: Watched, *, session: str | None
     ) -> Outcome | None:
-        """Do what a verdict asks for; return the outcome, or None to go on watching.
+        """Do what a verdict asks for.
 
         Args:
             verdict: The verdict.
             watched: What it was judged from.
-            then: Session of the cluster when it took the job.
-            now: Its present session, where the look has told.
+            session: Session of the cluster when it took the job.
+
+        Returns:
+            How the attempt ended; None to go on watching.
         """
         match verdict:
+            case Verdict.WAIT | Verdict.NEVER_ARRIVED:
+                return None
+            case Verdict.UNWANTED:
+                return await self._stop_unwanted()
             case Verdict.ENDED:
                 return await self._ended(watched)
             case Verdict.LOST:
-                return await self.lost(then=then, now=now)
+                return await self.lost(then=session, now=watched.session_now)
             case Verdict.START_OVERDUE:
                 return await self._stop_overdue(await self._late(watched))
             case Verdict.RUN_OVERDUE:
-                return await self._stop_overdue(outcome.of_long_run(self._limits.run or 0))
+                return await self._stop_overdue(judge.of_long_run(self._limits.run or 0))
             case Verdict.CANCEL_OVERDUE:
                 return await self._cancel(watched)
+            case Verdict.QUIET:
+                return await self._ended_unseen()
             case Verdict.SILENT_TOO_LONG:
                 return await self._silent_too_long(watched)
-            case _:
-                return await self._settled_without_us(watched)
 
     async def state(self) -> StateType | None:
         """Return the type of the run's present state; None if the run has been deleted."""
-        run = await self._attempt.around.flow_runs.read(self._attempt.run_id)
+        run = await self._flow_runs.read(self._attempt.run_id)
         return type_of_state(run) if run is not None else None
 
     async def is_superseded(self) -> bool:
-        """Say whether another attempt at the run has begun."""
-        return await self._settlement.is_superseded()
+        """Return whether another attempt at the run has begun, which this one must not settle."""
+        return await self._flow_runs.claim_id(self._attempt.run_id) != self._attempt.claim_id
 
     async def settle(self, decided: Outcome, *, rename: bool = False) -> Outcome:
-        """Tell Prefect what was decided; see `Settlement.settle`."""
-        return await self._settlement.settle(decided, rename=rename)
+        """Tell Prefect what was decided.
+
+        Args:
+            decided: How the attempt ended.
+            rename: Whether to replace the message of a crash that our own stop has caused.
+
+        Returns:
+            The same; `UNTOUCHED` if the run has gone on or ended without us.
+        """
+        if decided.resolution is Resolution.LEAVE or await self.is_superseded():
+            return UNTOUCHED
+        run_id = self._attempt.run_id
+        if decided.resolution is Resolution.CRASH:
+            settled = await self._flow_runs.crash(run_id, decided.message, rename=rename)
+        else:
+            settled = await self._flow_runs.cancelled(run_id, decided.message)
+        if not settled:
+            return UNTOUCHED
+        if decided.resolution is Resolution.CRASH:
+            metrics.CRASHES.labels(decided.category or "none").inc()
+        say = self._log.error if decided.resolution is Resolution.CRASH else self._log.info
+        say("%s", decided.message)
+        return decided
 
     async def cancelled(self, message: str) -> Outcome:
-        """Settle a run whose cancelling has come to its end."""
+        """Settle a run that was being cancelled."""
         return await self.settle(Outcome(Resolution.CANCEL, message))
 
     async def lost(self, *, then: str | None, now: str | None) -> Outcome:
@@ -101,21 +116,21 @@ class Closer:
             return await self.cancelled(
                 "Cancelled; the Ray cluster does not have the job any more."
             )
-        decided = outcome.of_lost_job(self._attempt.job_id, then=then, now=now)
-        return await self._settle_or_try_again(decided, delay=_NODES_END_SECONDS)
+        decided = judge.of_lost_job(self._attempt.job_id, then=then, now=now)
+        return await self._settle_or_try_again(decided, delay=self._services.timing.nodes_end)
 
     async def stop(self) -> Stopping:
-        """Stop the job and say how far that came."""
+        """Stop the job and return how far that came."""
         stopping = await stop_and_confirm(
             self._attempt.cluster.client,
             self._attempt.job_id,
             grace_seconds=self._limits.stop_grace,
+            timing=self._services.timing,
         )
         self.stop_is_queued = stopping is Stopping.QUEUED
         return stopping
 
-    async def stop_unwanted(self) -> Outcome | None:
-        """Stop the job of a run that has been deleted."""
+    async def _stop_unwanted(self) -> Outcome | None:
         stopping = await self.stop()
         over = stopping in (Stopping.ENDED, Stopping.GONE, Stopping.QUEUED)
         return UNTOUCHED if over else None
@@ -125,23 +140,30 @@ class Closer:
         if job is None:
             return UNTOUCHED
         never_started = job.driver_exit_code is None
-        context = await context_of(self._attempt) if never_started else NO_CONTEXT
-        deadline = anyio.current_time() + _REPORT_GRACE_SECONDS
+        context = await self._context() if never_started else NO_CONTEXT
+        deadline = anyio.current_time() + self._services.timing.report_grace
         while True:
-            decided = outcome.of_ended_job(job, await self.state(), context=context)
+            decided = judge.of_ended_job(job, await self.state(), context=context)
             patient = decided.resolution is Resolution.CRASH and not _failed_by_itself(job)
             if not patient or anyio.current_time() >= deadline:
                 break
             await anyio.sleep(1)
-        if decided.resolution is Resolution.CRASH and is_infrastructure_failure(job):
-            return await self._settle_or_try_again(decided, delay=_RETRY_SECONDS)
+        if decided.resolution is Resolution.CRASH and judge.is_infrastructure_failure(job):
+            return await self._settle_or_try_again(decided, delay=self._services.timing.retry_delay)
         return await self.settle(decided)
 
     async def _settle_or_try_again(self, decided: Outcome, *, delay: float) -> Outcome:
         allowed = self._attempt.configuration.infrastructure_retries
-        if await self._settlement.try_again(decided, allowed=allowed, delay=delay):
-            return replace(decided, resolution=Resolution.LEAVE, status_code=0)
-        return await self.settle(decided)
+        if not allowed or await self.is_superseded():
+            return await self.settle(decided)
+        if not await self._flow_runs.try_again(
+            self._attempt.run_id, decided.message, allowed=allowed, delay=delay
+        ):
+            return await self.settle(decided)
+        self._log.warning(
+            "%s The run is tried again in %g s (infrastructure_retries).", decided.message, delay
+        )
+        return replace(decided, resolution=Resolution.LEAVE, status_code=0)
 
     async def _cancel(self, watched: Watched) -> Outcome | None:
         stopping = await self.stop()
@@ -157,7 +179,7 @@ class Closer:
                 )
             case Stopping.UNCONFIRMED | Stopping.UNREACHABLE:
                 self._log.warning(
-                    "The Ray Job %s was asked to stop and has not ended yet (%s); going on.",
+                    "The Ray Job %s was asked to stop and has not ended yet (%s). Trying again.",
                     self._attempt.job_id,
                     stopping.value,
                 )
@@ -166,29 +188,26 @@ class Closer:
 
     async def _late(self, watched: Watched) -> Outcome:
         limit, job = self._limits.start or 0, watched.latest
-        return outcome.of_late_start(limit, job, context=await context_of(self._attempt))
+        return judge.of_late_start(limit, job, context=await self._context())
 
     async def _stop_overdue(self, decided: Outcome) -> Outcome | None:
         self._log.warning("%s", decided.message)
         stopping = await self.stop()
         if stopping in (Stopping.UNCONFIRMED, Stopping.UNREACHABLE):
-            self._log.warning("The Ray Job has not ended yet (%s); going on.", stopping.value)
+            self._log.warning("The Ray Job has not ended yet (%s). Trying again.", stopping.value)
             return None
         # The stop makes the engine report a crash of its own; the limit is the better message.
         return await self.settle(decided, rename=True)
 
-    async def _settled_without_us(self, watched: Watched) -> Outcome | None:
-        """While the cluster is silent, look whether the driver has reported an end meanwhile."""
-        silent_since = watched.unreachable_since
-        if silent_since is None or anyio.current_time() - silent_since < _SILENCE_SECONDS:
-            return None
-        run = await self._attempt.around.flow_runs.read(self._attempt.run_id)
+    async def _ended_unseen(self) -> Outcome | None:
+        """Return the end of a run whose driver has reported one while its cluster is silent."""
+        run = await self._flow_runs.read(self._attempt.run_id)
         ended = run is None or (run.state is not None and run.state.is_final())
         return UNTOUCHED if ended else None
 
     async def _silent_too_long(self, watched: Watched) -> Outcome | None:
-        limit, run_id = self._limits.unreachable, self._attempt.run_id
-        if await self._attempt.around.flow_runs.shows_life(run_id, within=limit):
+        limit = self._limits.unreachable
+        if await self._flow_runs.shows_life(self._attempt.run_id, within=limit):
             return None
         if await self.state() == StateType.CANCELLING:
             return await self.cancelled(
@@ -196,10 +215,18 @@ class Closer:
                 f"{limit:g} s and the run has given no sign of life since, so that nobody could "
                 f"see its job end. Last error: {watched.trouble}"
             )
-        silence = outcome.of_silence(self._attempt.address, limit, watched.trouble)
+        silence = judge.of_silence(self._attempt.address, limit, watched.trouble)
         return await self.settle(silence)
+
+    async def _context(self) -> Context:
+        """Return what the job asks for and what its cluster has, as far as can be found out."""
+        try:
+            asked = self._attempt.asked
+        except InvalidConfiguration:
+            asked = Asked()  # an adopted run, whose configuration makes no job any more
+        return Context(asked, await resources_of(self._attempt.cluster.client))
 
 
 def _failed_by_itself(job: JobDetails) -> bool:
-    """Say whether the driver's own exit code proves that no more report will come."""
+    """Return whether the driver's own exit code proves that no more report will come."""
     return job.driver_exit_code not in (None, 0)

@@ -1,6 +1,14 @@
-"""Stop a job and confirm that it ended: a request accepted is not a request done."""
+"""Stop a job and confirm that it ended, and know which runs are being cancelled.
 
+A request accepted is not a request done.
+"""
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from enum import Enum
+from uuid import UUID
 
 import anyio
 
@@ -8,12 +16,10 @@ from prefect_ray_worker import metrics
 from prefect_ray_worker.errors import JobNotFound, JobsApiError
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import JobStatus
-from prefect_ray_worker.shared.backoff import Backoff
+from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
+from prefect_ray_worker.shared.backoff import Backoff, jittered
 
-_POLL_SECONDS = 0.5
-# After Ray's own wait between SIGTERM and SIGKILL it takes this long, at most, to say STOPPED.
-_CONFIRM_SECONDS = 15.0
-_QUEUED_SECONDS = 3.0
+_log = logging.getLogger("prefect.workers.ray.cancelling")
 
 
 class Stopping(Enum):
@@ -36,7 +42,11 @@ class Stopping(Enum):
 
 
 async def stop_and_confirm(
-    client: JobsClient, submission_id: str, *, grace_seconds: float
+    client: JobsClient,
+    submission_id: str,
+    *,
+    grace_seconds: float,
+    timing: Timing = DEFAULT_TIMING,
 ) -> Stopping:
     """Stop a job and wait until it has ended; calling it again does no harm.
 
@@ -47,21 +57,24 @@ async def stop_and_confirm(
         client: The cluster.
         submission_id: The job.
         grace_seconds: How long Ray itself waits between SIGTERM and SIGKILL.
+        timing: How long to wait for the confirmation.
 
     Returns:
-        How far it came within `grace_seconds` and 15 s more.
+        How far it came within `grace_seconds` and `timing.stop_confirm` (15 s) more.
     """
-    stopping = await _stop_and_look(client, submission_id, grace_seconds)
+    stopping = await _stop_and_look(client, submission_id, grace_seconds, timing)
     metrics.STOPS.labels(stopping.value).inc()
     return stopping
 
 
-async def _stop_and_look(client: JobsClient, submission_id: str, grace_seconds: float) -> Stopping:
-    backoff = Backoff(initial=_POLL_SECONDS)
+async def _stop_and_look(
+    client: JobsClient, submission_id: str, grace_seconds: float, timing: Timing
+) -> Stopping:
+    backoff = Backoff(initial=timing.stop_poll)
     began = anyio.current_time()
     result = Stopping.UNREACHABLE
     asked = False
-    while anyio.current_time() < began + grace_seconds + _CONFIRM_SECONDS:
+    while anyio.current_time() < began + grace_seconds + timing.stop_confirm:
         try:
             job = await client.get(submission_id)
             if job.is_terminal:
@@ -71,13 +84,66 @@ async def _stop_and_look(client: JobsClient, submission_id: str, grace_seconds: 
             result = Stopping.UNCONFIRMED
             if job.status == JobStatus.PENDING:
                 result = Stopping.QUEUED
-                if asked and anyio.current_time() > began + _QUEUED_SECONDS:
+                if asked and anyio.current_time() > began + timing.stop_queued:
                     return result
             backoff.reset()
-            await anyio.sleep(_POLL_SECONDS)
+            await anyio.sleep(timing.stop_poll)
         except JobNotFound:
             return Stopping.GONE
         except JobsApiError:
             result = Stopping.UNREACHABLE
             await anyio.sleep(backoff.next())
     return result
+
+
+class CancellingRuns:
+    """Knows which flow runs are in Cancelling, by one request every few seconds for all.
+
+    Nothing is asked while no run is attended to.
+
+    Args:
+        ask: Returns the ids of the pool's runs that are being cancelled.
+        interval: Seconds between two questions.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[set[UUID]]], *, interval: float) -> None:
+        self._ask = ask
+        self._interval = interval
+        # Runs, and when attention to them began; two attempts at one run may overlap.
+        self._attended: list[tuple[UUID, float]] = []
+        self._cancelling: set[UUID] = set()
+        self._wake = anyio.Event()
+
+    def __contains__(self, flow_run_id: object) -> bool:
+        return flow_run_id in self._cancelling
+
+    @contextmanager
+    def attended(self, flow_run_id: UUID) -> Generator[None, None, None]:
+        """Keep asking about a run for as long as the context is open."""
+        attention = (flow_run_id, anyio.current_time())
+        self._attended.append(attention)
+        self._wake.set()
+        try:
+            yield
+        finally:
+            self._attended.remove(attention)
+            self._cancelling.discard(flow_run_id)
+
+    async def run(self) -> None:
+        """Ask, for ever; meant for a background task of whoever owns this."""
+        backoff = Backoff(initial=self._interval)
+        while True:
+            if not self._attended:
+                await self._wake.wait()
+            self._wake = anyio.Event()
+            began = anyio.current_time()
+            try:
+                found = await self._ask()
+                # An older answer is about an earlier attempt: a cancelled run can be run again.
+                since = dict(self._attended)
+                self._cancelling = {run for run in found if since.get(run, math.inf) <= began}
+                backoff.reset()
+                await anyio.sleep(jittered(self._interval))
+            except Exception as exc:  # noqa: BLE001 (cancelling must survive any API trouble)
+                _log.warning("Cannot ask Prefect which runs are being cancelled: %s", exc)
+                await anyio.sleep(backoff.next())

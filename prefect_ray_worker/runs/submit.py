@@ -1,28 +1,48 @@
-"""Submit a job exactly once, and settle what an unclear answer meant before anyone decides.
+"""Submit an attempt's job exactly once, together with our package.
 
-Ray inserts a submission id atomically, so asking again with the same id makes no second job.
+Ray inserts a submission id atomically, so asking again with the same id makes no second job. An
+unclear answer is settled by reading the job back before anyone decides.
+
+The driver must be of the worker's version, so the worker brings this package to the cluster: one
+zip in the cluster's own store (`/api/packages/gcs/`), named after its content and listed in each
+job's `py_modules`. Ray drops a package that no job uses, and keeps one that was just asked for
+(600 s by default, Ray 2.60): so we ask for it before each job.
 """
 
+import hashlib
+import io
+import zipfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
+from pathlib import Path
 from uuid import UUID
 
 import anyio
+import anyio.to_thread
 
+from prefect_ray_worker import metrics
+from prefect_ray_worker.config.runtime_env import can_ship
 from prefect_ray_worker.errors import (
     AmbiguousError,
     JobAlreadyExists,
     JobsApiError,
+    RayWorkerError,
     RetryableError,
     SubmissionConflict,
 )
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
+from prefect_ray_worker.runs.run import RunAttempt
+from prefect_ray_worker.runs.services import Services
+from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.shared.backoff import Backoff
-from prefect_ray_worker.shared.ids import is_job_of
+from prefect_ray_worker.shared.ids import InfrastructurePid, is_job_of
 
-DEFAULT_PATIENCE_SECONDS = 60.0
+_PACKAGE = Path(__file__).parents[1]
+# The earliest date that a zip can hold: equal content must give equal bytes.
+_TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 
 Report = Callable[[str], None]
 Prepare = Callable[[JobsClient], Awaitable[None]]
@@ -47,9 +67,9 @@ async def submit_once(
     *,
     flow_run_id: UUID,
     turns: anyio.CapacityLimiter,
-    patience: float = DEFAULT_PATIENCE_SECONDS,
     report: Report,
     prepare: Prepare | None = None,
+    timing: Timing = DEFAULT_TIMING,
 ) -> Disposition:
     """Submit a job, and return only when it is clear whether Ray has it, or cannot be clear.
 
@@ -63,16 +83,17 @@ async def submit_once(
         flow_run_id: The run, to recognise a job as ours.
         turns: Lets so many submissions to the cluster through at once. The wait for a turn is
             not the cluster's fault, and takes nothing from its patience.
-        patience: Seconds to go on trying a cluster that does not answer.
         report: Called with a line for the user when the first attempt fails.
         prepare: Done before each POST; its failure counts as the POST's.
+        timing: How long to go on trying a cluster that does not answer.
 
     Raises:
         SubmissionConflict: A foreign job has the id.
         JobsApiError: It is settled that Ray did not take the job; the message says why.
     """
     submission = _Submission(client, request, flow_run_id, prepare)
-    backoff = Backoff()
+    backoff = Backoff(initial=timing.first_pause)
+    patience = timing.submit_patience
     reported = False
     while patience > 0:
         async with turns:
@@ -143,3 +164,122 @@ async def _trouble_of(action: Awaitable[None]) -> JobsApiError | None:
     except JobsApiError as exc:
         return exc
     return None
+
+
+class Submitter:
+    """Makes the job of one attempt.
+
+    Attributes:
+        session: Session of the cluster when it took the job, where the cluster says so.
+        submitted_at: When this process first submitted it, on `anyio.current_time`'s clock.
+
+    Args:
+        services: What the worker's runs share.
+        attempt: The attempt.
+        pid: Where its job is, if an earlier worker has submitted it.
+    """
+
+    def __init__(
+        self, services: Services, attempt: RunAttempt, pid: InfrastructurePid | None = None
+    ) -> None:
+        self._services = services
+        self._attempt = attempt
+        self._ships = services.ship_driver and can_ship(attempt.configuration.runtime_env)
+        self._request: JobSubmitRequest | None = None
+        self._disposition = Disposition.UNSETTLED if pid is None else Disposition.ADOPTED
+        self.session = pid.session_name if pid is not None else None
+        self.submitted_at: float | None = None
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the cluster certainly has, or had, the job."""
+        return self._disposition is not Disposition.UNSETTLED
+
+    @property
+    def was_there(self) -> bool:
+        """Whether somebody has submitted the job before this process."""
+        return self._disposition is Disposition.ADOPTED
+
+    async def submit(self) -> InfrastructurePid:
+        """Submit the job, or find out that Ray has it; say where it is.
+
+        Raises:
+            InvalidConfiguration: The job cannot be expressed; nothing was sent.
+            JobsApiError: It is settled that Ray did not take the job.
+            SubmissionConflict: A foreign job has our id.
+        """
+        attempt = self._attempt
+        if self._request is None:
+            self._request = attempt.configuration.submission_request(
+                attempt.job_id,
+                package=await archive_uri() if self._ships else None,
+                delivery=self._services.delivery,
+            )
+        self.session = self.session or await self._session_name()
+        try:
+            self._disposition = await submit_once(
+                attempt.cluster.client,
+                self._request,
+                flow_run_id=attempt.run_id,
+                turns=attempt.cluster.submissions,
+                report=attempt.log.warning,
+                prepare=self._prepare,
+                timing=self._services.timing,
+            )
+        except RayWorkerError:
+            metrics.SUBMISSIONS.labels("refused").inc()
+            raise
+        metrics.SUBMISSIONS.labels(self._disposition.value).inc()
+        match self._disposition:
+            case Disposition.SUBMITTED:
+                said = "submitted"
+            case Disposition.ADOPTED:
+                said = "was already there; watching it"
+            case Disposition.UNSETTLED:
+                said = "may have been taken by a cluster that does not answer; watching for it"
+        attempt.log.info(
+            "Ray Job %s %s. Dashboard: %s", attempt.job_id, said, attempt.dashboard_page
+        )
+        return InfrastructurePid(attempt.address, attempt.job_id, self.session)
+
+    async def _prepare(self, client: JobsClient) -> None:
+        self.submitted_at = self.submitted_at or anyio.current_time()
+        if self._ships:
+            await ensure_shipped(client)
+
+    async def _session_name(self) -> str | None:
+        try:
+            return (await self._attempt.cluster.client.version()).session_name
+        except JobsApiError:
+            return None  # the submission itself will say what is wrong
+
+
+async def archive_uri() -> str:
+    """Return the URI under which the package is, or will be, in a cluster's store."""
+    name, _ = await anyio.to_thread.run_sync(_archive)
+    return f"gcs://{name}"
+
+
+async def ensure_shipped(client: JobsClient) -> None:
+    """See to it that a cluster has the package, and keeps it until the next submission.
+
+    Raises:
+        JobsApiError: The cluster could not be asked, or did not take it.
+    """
+    name, content = await anyio.to_thread.run_sync(_archive)
+    if not await client.has_package(name):
+        await client.put_package(name, content)
+
+
+@cache
+def _archive() -> tuple[str, bytes]:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(_PACKAGE.rglob("*")):
+            if path.suffix == ".py" or path.name == "py.typed":
+                entry = zipfile.ZipInfo(str(path.relative_to(_PACKAGE.parent)), _TIMESTAMP)
+                entry.external_attr = 0o644 << 16
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(entry, path.read_bytes())
+    content = buffer.getvalue()
+    return f"_ray_pkg_{hashlib.sha256(content).hexdigest()}.zip", content

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_ray_worker.runs import settle as closer
-from tests.integration.harness import Pool, new_pool, settings_of
+from tests.integration.harness import Pool, new_pool, set_timing, settings_of
 from tests.integration.stage import STAGE_INTERVAL, Stage, new_stage
 from tests.prefect_server import PrefectServer, prefect_server, send_what_is_left
 from tests.real_ray import RealRay
@@ -43,6 +42,6 @@ async def stage(prefect_settings: None, monkeypatch: pytest.MonkeyPatch) -> Asyn
     # Not quicker: a Prefect server on SQLite turns away one of two that write at once, with a
     # 503 that costs its client seconds.
     monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_POLL_INTERVAL_SECONDS", str(STAGE_INTERVAL))
-    monkeypatch.setattr(closer, "_REPORT_GRACE_SECONDS", 1.0)
+    set_timing(monkeypatch, report_grace=1.0)
     async with new_stage() as staged:
         yield staged

@@ -3,12 +3,13 @@
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import anyio
+import pytest
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
@@ -20,6 +21,11 @@ from prefect_ray_worker.worker import RayWorker
 from tests.waiting import wait_until
 
 FLOWS = Path(__file__).parent / "flows"
+
+
+def set_timing(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
+    """Change waits of the workers that are started after this; see `Timing`."""
+    monkeypatch.setattr(RayWorker, "timing", replace(RayWorker.timing, **seconds))
 
 
 @contextmanager

@@ -9,16 +9,15 @@ import pytest
 from prefect.client.schemas.objects import StateType
 
 from prefect_ray_worker.config.block import RayCluster
-from prefect_ray_worker.runs import submit as submission
 from prefect_ray_worker.shared.ids import InfrastructurePid
 from tests.fake_ray import FakeJob, FakeRay, Fault, Kind, Timeline
 from tests.fake_ray.script import RUNS_FOREVER
+from tests.integration.harness import set_timing
 from tests.integration.stage import Stage
 from tests.ports import free_port
 from tests.waiting import wait_until
 
 SUBMIT = ("POST", "/api/jobs/$")
-PATIENCE = submission.submit_once.__kwdefaults__ or {}
 
 
 @pytest.mark.parametrize("kind", [Kind.ACT_THEN_DROP, Kind.ACT_THEN_500])
@@ -50,7 +49,7 @@ async def test_head_that_is_down_for_a_while_gets_the_run_later(stage: Stage) ->
 async def test_head_that_stays_down_crashes_the_run_and_no_other(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(PATIENCE, "patience", 1.5)
+    set_timing(monkeypatch, submit_patience=1.5)
     nowhere = f"http://127.0.0.1:{free_port()}"
     async with stage.pool.working():
         run_id = await stage.start(address=nowhere)
@@ -64,7 +63,7 @@ async def test_unsettled_is_pending_until_the_cluster_can_be_asked(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray took the job, said nothing and went away: it is found when the head answers."""
-    monkeypatch.setitem(PATIENCE, "patience", 1.0)
+    set_timing(monkeypatch, submit_patience=1.0)
     stage.ray.faults.add(Fault(*SUBMIT, kind=Kind.ACT_THEN_DROP))
     hidden = stage.ray.faults.add(Fault("GET", "/api/jobs/", kind=Kind.DROP, times=None))
     async with stage.pool.working():
@@ -79,7 +78,7 @@ async def test_unsettled_is_pending_until_the_cluster_can_be_asked(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PATIENCE, "patience", 0.5)
+    set_timing(monkeypatch, submit_patience=0.5)
 
 
 @asynccontextmanager
@@ -133,8 +132,8 @@ async def test_unsettled_and_taken_by_somebody_else_is_crashed(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A foreign job turns up under the id between the look and the submission."""
+    set_timing(monkeypatch, submit_patience=2.0)
     async with unsettled(stage) as run_id:
-        monkeypatch.setitem(PATIENCE, "patience", 5)
         pid = (await stage.pool.read(run_id)).infrastructure_pid or ""
         fault = Fault(*SUBMIT, kind=Kind.SLOW, delay=0.5)
         stage.ray.faults.add(fault)

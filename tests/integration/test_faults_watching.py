@@ -9,9 +9,9 @@ from prefect.client.schemas.actions import LogCreate
 from prefect.client.schemas.objects import StateType
 from prefect.states import AwaitingRetry
 
-from prefect_ray_worker.runs import stop as cancellation
 from tests.fake_ray import Fault, Kind
 from tests.fake_ray.script import PENDING_FOREVER
+from tests.integration.harness import set_timing
 from tests.integration.stage import Stage
 from tests.waiting import wait_until
 
@@ -262,7 +262,7 @@ async def test_job_that_will_not_die_keeps_its_run_cancelling(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Accepted is not done: only a job that has ended makes the run Cancelled."""
-    monkeypatch.setattr(cancellation, "_CONFIRM_SECONDS", 0.5)
+    set_timing(monkeypatch, stop_confirm=0.5)
     stage.ray.stop_seconds = math.inf
     async with stage.pool.working():
         run_id, job = await stage.running(stop_grace_seconds=1)

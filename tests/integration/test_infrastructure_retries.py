@@ -11,17 +11,17 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.utilities.engine import propose_state
 
 from prefect_ray_worker.prefect_api import flow_runs
-from prefect_ray_worker.runs import settle as closer
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY
+from prefect_ray_worker.worker import RayWorker
 from tests.fake_ray import FakeJob
+from tests.integration.harness import set_timing
 from tests.integration.stage import Stage
 from tests.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(closer, "_RETRY_SECONDS", 0.5)
-    monkeypatch.setattr(closer, "_NODES_END_SECONDS", 3.0)
+    set_timing(monkeypatch, retry_delay=0.5, nodes_end=3.0)
 
 
 def kill_supervisor(job: FakeJob) -> None:
@@ -73,7 +73,7 @@ async def test_lost_job_is_tried_again_once_its_nodes_have_ended(stage: Stage) -
         (retry,) = [state for state in states if state.name == INFRASTRUCTURE_RETRY]
         scheduled = retry.state_details.scheduled_time
         assert scheduled is not None
-        assert (scheduled - lost_at).total_seconds() >= closer._NODES_END_SECONDS
+        assert (scheduled - lost_at).total_seconds() >= RayWorker.timing.nodes_end
 
 
 async def test_errors_of_the_flow_are_not_retried(stage: Stage) -> None:
@@ -89,7 +89,7 @@ async def test_errors_of_the_flow_are_not_retried(stage: Stage) -> None:
 async def test_cancelling_while_it_waits_for_its_retry(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(closer, "_RETRY_SECONDS", 60.0)
+    set_timing(monkeypatch, retry_delay=60.0)
     async with stage.heir():
         run_id, job = await stage.running(infrastructure_retries=3)
         kill_supervisor(job)

@@ -10,11 +10,10 @@ from prefect_ray_worker.prefect_api.flow_runs import INFRASTRUCTURE_PENDING
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
-from prefect_ray_worker.runs import explain as waiting
 from tests.fake_ray.faults import Fault, Kind
 from tests.fake_ray.nodes import FakeNode
 from tests.fake_ray.script import PENDING_FOREVER
-from tests.integration.harness import Pool
+from tests.integration.harness import Pool, set_timing
 from tests.integration.stage import Stage
 from tests.real_ray import RealRay
 from tests.waiting import wait_until
@@ -24,9 +23,7 @@ TICK_SECONDS = 0.5
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "_PATIENCE_SECONDS", 1.0)
-    monkeypatch.setattr(waiting, "_REFRESH_SECONDS", 1.0)
-    monkeypatch.setattr(waiting, "_TICK_SECONDS", TICK_SECONDS)
+    set_timing(monkeypatch, explain_after=1.0, explain_refresh=1.0, explain_tick=TICK_SECONDS)
 
 
 async def states_of(pool: Pool, run_id: UUID) -> list[str]:

@@ -18,10 +18,10 @@ from prefect_ray_worker.errors import (
 from prefect_ray_worker.prefect_api.flow_runs import type_of_state
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.runs.follow import Follower
-from prefect_ray_worker.runs.making import AttemptMaker
 from prefect_ray_worker.runs.registry import FollowedRuns
-from prefect_ray_worker.runs.run import Attempt
-from prefect_ray_worker.runs.submitter import Submitter
+from prefect_ray_worker.runs.run import RunAttempt, present_attempt
+from prefect_ray_worker.runs.services import Services
+from prefect_ray_worker.runs.submit import Submitter
 from prefect_ray_worker.shared.ids import InfrastructurePid, is_job_of
 
 
@@ -58,7 +58,7 @@ class Adoption:
 
     Args:
         addressing: Finds clusters.
-        maker: Makes attempts.
+        services: What the worker's runs share.
         followed: Where the adopted runs are followed.
         configuration_of: Builds the configuration of a run, as for its submission.
     """
@@ -66,12 +66,12 @@ class Adoption:
     def __init__(
         self,
         addressing: Addressing,
-        maker: AttemptMaker,
+        services: Services,
         followed: FollowedRuns,
         configuration_of: ConfigurationOf,
     ) -> None:
         self._addressing = addressing
-        self._maker = maker
+        self._services = services
         self._followed = followed
         self._configuration_of = configuration_of
         self._not_ours: set[str] = set()
@@ -85,13 +85,13 @@ class Adoption:
             await self._followed.follow(follower)
 
     async def _follower(self, found: OrphanedRun) -> Follower | None:
-        log = self._maker.log_of(found.flow_run)
+        log = self._services.logger_of(found.flow_run)
         try:
             configuration = await self._configuration_of(found.flow_run)
         except (InvalidConfiguration, ObjectNotFound) as exc:
             if type_of_state(found.flow_run) == StateType.PENDING and found.pid is None:
                 message = f"The flow run cannot be submitted to Ray: {exc}"
-                await self._maker.around.flow_runs.crash(found.flow_run.id, message)
+                await self._services.flow_runs.crash(found.flow_run.id, message)
                 return None
             # The job is there already: what is missing are its limits, and its credentials.
             log.warning(
@@ -108,25 +108,25 @@ class Adoption:
         self, found: OrphanedRun, pid: InfrastructurePid, configuration: RayJobConfiguration
     ) -> Follower | None:
         connection = await self._connection_of(pid, configuration)
-        attempt = await self._maker.make(found.flow_run, configuration, connection)
+        attempt = await present_attempt(self._services, found.flow_run, configuration, connection)
         if attempt.job_id != found.job_id:
             return None  # the run has gone on meanwhile; the next look finds it as it is
         # Nobody may have looked for long: the head may have been away meanwhile.
         attempt.cluster.poller.head_may_have_restarted()
         attempt.log.info("Following Ray Job %s from here on: its worker has gone.", found.job_id)
-        return Follower(attempt, Submitter(attempt, pid))
+        return Follower(self._services, attempt, Submitter(self._services, attempt, pid))
 
     async def _without_pid(
         self, found: OrphanedRun, configuration: RayJobConfiguration
     ) -> Follower | None:
         """Go on with a run whose worker died before it had said where the job is."""
-        log = self._maker.log_of(found.flow_run)
+        log = self._services.logger_of(found.flow_run)
         connection = await self._addressing.find(configuration)
         if connection is None:
             if type_of_state(found.flow_run) == StateType.RUNNING:
                 return None  # a Ray that does not run has no job that does
             connection = await self._addressing.resolve(configuration, log.info)
-        attempt = await self._maker.make(found.flow_run, configuration, connection)
+        attempt = await present_attempt(self._services, found.flow_run, configuration, connection)
         if attempt.job_id != found.job_id:
             return None
         match type_of_state(found.flow_run):
@@ -136,25 +136,25 @@ class Adoption:
                 pid = await self._where_it_runs(attempt)
                 if pid is None:
                     return None
-                await self._maker.around.flow_runs.record_pid(attempt.run_id, str(pid))
-                return Follower(attempt, Submitter(attempt, pid))
+                await self._services.flow_runs.record_pid(attempt.run_id, str(pid))
+                return Follower(self._services, attempt, Submitter(self._services, attempt, pid))
             case _:
                 # Being cancelled: the job is watched for, and the run settled if there is none.
-                return Follower(attempt, Submitter(attempt))
+                return Follower(self._services, attempt, Submitter(self._services, attempt))
 
-    async def _submitted(self, attempt: Attempt) -> Follower | None:
+    async def _submitted(self, attempt: RunAttempt) -> Follower | None:
         attempt.log.info("Submitting this run: the worker that claimed it has gone.")
-        submitter = Submitter(attempt)
+        submitter = Submitter(self._services, attempt)
         try:
             pid = await submitter.submit()
         except RayWorkerError as exc:
             message = f"The flow run could not be submitted to Ray: {exc}"
-            await self._maker.around.flow_runs.crash(attempt.run_id, message)
+            await self._services.flow_runs.crash(attempt.run_id, message)
             return None
-        await self._maker.around.flow_runs.record_pid(attempt.run_id, str(pid))
-        return Follower(attempt, submitter)
+        await self._services.flow_runs.record_pid(attempt.run_id, str(pid))
+        return Follower(self._services, attempt, submitter)
 
-    async def _where_it_runs(self, attempt: Attempt) -> InfrastructurePid | None:
+    async def _where_it_runs(self, attempt: RunAttempt) -> InfrastructurePid | None:
         """Look for the job of a run that says it runs; it may run elsewhere, by hand."""
         client = attempt.cluster.client
         try:

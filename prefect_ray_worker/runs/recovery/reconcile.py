@@ -6,7 +6,6 @@ that failed, a run that was deleted.
 """
 
 import logging
-import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from prefect_ray_worker.runs.recovery.ownership import (
     owner_in,
 )
 from prefect_ray_worker.runs.registry import FollowedRuns
+from prefect_ray_worker.runs.services import Lease
 from prefect_ray_worker.shared.backoff import Backoff, jittered
 from prefect_ray_worker.shared.ids import (
     InfrastructurePid,
@@ -48,10 +48,6 @@ _SETTLED_IN_A_BURST_SECONDS = 300.0
 # Two workers that saw different lists of workers may both claim a run: the label that stands
 # after this time is the one that counts.
 _CLAIM_SECONDS = 1.0
-_SHORTEST_INTERVAL_SECONDS = 1.0
-# A worker whose looks come late may have been frozen. Others take its runs after three heartbeats,
-# which are six looks.
-_FRESH_LOOKS = 4
 
 _log = logging.getLogger("prefect.workers.ray.recovery")
 
@@ -82,6 +78,7 @@ class Reconciler:
         flow_runs: The Prefect side.
         followed: What this process follows.
         adoption: Adopts runs.
+        lease: Renewed with each look.
         interval: Seconds between two looks; half a heartbeat is a good measure.
     """
 
@@ -91,6 +88,7 @@ class Reconciler:
         flow_runs: FlowRuns,
         followed: FollowedRuns,
         adoption: Adoption,
+        lease: Lease,
         *,
         interval: float,
     ) -> None:
@@ -98,28 +96,9 @@ class Reconciler:
         self._api = flow_runs
         self._followed = followed
         self._adoption = adoption
-        self._interval = max(interval, _SHORTEST_INTERVAL_SECONDS)
+        self._interval = interval
         self._starting = True
-        self._looked_at = -math.inf
-
-    async def still_owns(self, run_id: UUID, job_id: str) -> bool:
-        """Say whether an attempt that this process follows is still its own to follow.
-
-        Asked before anything that two workers must not both do. Free while the last look is fresh;
-        a process that was frozen has none, and asks Prefect first.
-
-        Args:
-            run_id: The run.
-            job_id: The submission id of the attempt.
-        """
-        fresh = anyio.current_time() - self._looked_at < self._interval * _FRESH_LOOKS
-        if fresh:
-            return job_id in self._followed
-        run = await self._api.read(run_id)
-        if run is None:
-            return False
-        owner = owner_in(run.labels, attempt_in(job_id))
-        return owner.instance in (None, self._here.me.instance)
+        self._lease = lease
 
     async def run(self) -> None:
         """Look, for ever; meant for a background task of whoever owns this."""
@@ -151,7 +130,8 @@ class Reconciler:
             with _going_on_without(run.id):
                 job_id = await self._examine(api, run, online)
                 to_take += [(run, job_id)] if job_id is not None else []
-        self._starting, self._looked_at = False, began
+        self._starting = False
+        self._lease.renew(began)
         for found in await self._claimed(api, to_take):
             self._followed.in_background(
                 partial(self._adoption.adopt, found), f"ray-adopt {found.flow_run.id}"

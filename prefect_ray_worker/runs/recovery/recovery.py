@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from types import TracebackType
-from uuid import UUID
 
 import anyio
 from prefect.client.schemas.objects import WorkPool
@@ -12,13 +11,13 @@ from prefect_ray_worker.clusters.addressing import Addressing
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.ray_api.connection import Connection
-from prefect_ray_worker.runs.making import AttemptMaker
 from prefect_ray_worker.runs.recovery.adopt import Adoption, ConfigurationOf
 from prefect_ray_worker.runs.recovery.ownership import OWNER_LABEL, Worker, given_up_label, label_of
 from prefect_ray_worker.runs.recovery.reconcile import Reconciler, Situation
 from prefect_ray_worker.runs.recovery.sweep import Sweeper
 from prefect_ray_worker.runs.registry import FollowedRuns
-from prefect_ray_worker.runs.run import Attempt
+from prefect_ray_worker.runs.run import RunAttempt
+from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.shared.ids import attempt_in
 
 _GIVE_UP_SECONDS = 10.0
@@ -33,7 +32,7 @@ class Recovery:
     Args:
         me: This process.
         pool: Returns the worker's pool.
-        maker: Makes attempts.
+        services: What the worker's runs share.
         addressing: Finds clusters.
         followed: What this process follows.
         configuration_of: Builds the configuration of a run.
@@ -44,7 +43,7 @@ class Recovery:
         self,
         me: Worker,
         pool: Callable[[], WorkPool],
-        maker: AttemptMaker,
+        services: Services,
         addressing: Addressing,
         followed: FollowedRuns,
         configuration_of: ConfigurationOf,
@@ -54,15 +53,15 @@ class Recovery:
         self._me = me
         self._pool = pool
         self._addressing = addressing
-        self._maker = maker
-        self._flow_runs = maker.around.flow_runs
+        self._host = services.host
+        self._flow_runs = services.flow_runs
         self._followed = followed
-        situation = Situation(me, maker.host, pool, maker.around.unreachable_limit)
-        adoption = Adoption(addressing, maker, followed, configuration_of)
+        situation = Situation(me, services.host, pool, services.unreachable_limit)
+        adoption = Adoption(addressing, services, followed, configuration_of)
         self._reconciler = Reconciler(
-            situation, self._flow_runs, followed, adoption, interval=interval
+            situation, self._flow_runs, followed, adoption, services.lease, interval=interval
         )
-        self._sweeper = Sweeper(me.name, pool, maker.clusters, self._flow_runs, self._home)
+        self._sweeper = Sweeper(me.name, pool, services.clusters, self._flow_runs, self._home)
 
     async def run(self) -> None:
         """Look for runs that nobody follows, and tidy up, for ever."""
@@ -70,11 +69,7 @@ class Recovery:
             tasks.start_soon(self._reconciler.run, name="ray-reconciler")
             tasks.start_soon(self._sweeper.run, name="ray-sweeper")
 
-    async def still_owns(self, flow_run_id: UUID, job_id: str) -> bool:
-        """Say whether this process still looks after an attempt; see `Reconciler.still_owns`."""
-        return await self._reconciler.still_owns(flow_run_id, job_id)
-
-    async def own(self, attempt: Attempt) -> None:
+    async def own(self, attempt: RunAttempt) -> None:
         """Say on a run that this process looks after an attempt, before its job is submitted."""
         label = label_of(self._me, attempt_in(attempt.job_id), self._host_of(attempt))
         await self._flow_runs.label(attempt.run_id, {OWNER_LABEL: label})
@@ -108,7 +103,7 @@ class Recovery:
             return None  # each of its runs says so
         return await self._addressing.find(configuration)
 
-    async def _give_up(self, attempt: Attempt, limiter: anyio.CapacityLimiter) -> None:
+    async def _give_up(self, attempt: RunAttempt, limiter: anyio.CapacityLimiter) -> None:
         label = given_up_label(self._me, attempt_in(attempt.job_id), self._host_of(attempt))
         try:
             async with limiter:
@@ -116,6 +111,6 @@ class Recovery:
         except Exception as exc:  # noqa: BLE001 (others take it over a little later)
             _log.debug("The run %s could not be given up: %s", attempt.run_id, exc)
 
-    def _host_of(self, attempt: Attempt) -> str | None:
+    def _host_of(self, attempt: RunAttempt) -> str | None:
         local = attempt.cluster.client.connection.is_loopback
-        return self._maker.host if local else None
+        return self._host if local else None

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import anyio
 
-from prefect_ray_worker.runs.cancelling import CancellingRuns
+from prefect_ray_worker.runs.stop import CancellingRuns
 from tests.waiting import wait_until
 
 RUN = uuid4()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefect_ray_worker.runs.garbage import SparedRuns
+from prefect_ray_worker.runs.registry import SparedRuns
 
 
 @pytest.fixture(autouse=True)

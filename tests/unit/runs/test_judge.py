@@ -4,10 +4,11 @@ import pytest
 
 from prefect_ray_worker.clusters.poller import Missing, Observation, Seen, Unreachable
 from prefect_ray_worker.ray_api.models import JobDetails
-from prefect_ray_worker.runs.judge import Limits, Verdict, Watched, judge
+from prefect_ray_worker.runs.judge import Limits, Verdict, judge
+from prefect_ray_worker.runs.watch import Watched
 
-LIMITS = Limits(start=60, run=100, stop_grace=10, unreachable=300)
-NO_LIMITS = Limits(start=None, run=None, stop_grace=10, unreachable=300)
+LIMITS = Limits(start=60, run=100, stop_grace=10, unreachable=300, quiet=60)
+NO_LIMITS = Limits(start=None, run=None, stop_grace=10, unreachable=300, quiet=60)
 
 
 def seen(status: str) -> Seen:
@@ -32,9 +33,10 @@ CASES: dict[str, tuple[list[tuple[float, Observation]], float, Limits, Verdict]]
     "failed": ([(1, seen("FAILED"))], 2, LIMITS, Verdict.ENDED),
     "stopped": ([(1, seen("STOPPED"))], 2, LIMITS, Verdict.ENDED),
     "ended late is ended, not overdue": ([(1, seen("FAILED"))], 9999, LIMITS, Verdict.ENDED),
-    "unreachable is not dead": ([(1, seen("RUNNING")), (2, DOWN)], 301, LIMITS, Verdict.WAIT),
+    "silent for a moment": ([(1, seen("RUNNING")), (2, DOWN)], 61, LIMITS, Verdict.WAIT),
+    "unreachable is not dead": ([(1, seen("RUNNING")), (2, DOWN)], 301, LIMITS, Verdict.QUIET),
     "unreachable past the run timeout still waits": (
-        [(1, seen("RUNNING")), (100, DOWN)], 399, LIMITS, Verdict.WAIT,
+        [(1, seen("RUNNING")), (100, DOWN)], 399, LIMITS, Verdict.QUIET,
     ),
     "unreachable for too long": (
         [(1, seen("RUNNING")), (2, DOWN), (200, DOWN)], 302, LIMITS, Verdict.SILENT_TOO_LONG,
@@ -97,3 +99,9 @@ def test_cancelling_waits_for_an_unreachable_cluster() -> None:
     watched = Watched(submitted_at=0, arrived=True).after(seen("RUNNING"), 1)
     watched = watched.cancelled_at(2).after(DOWN, 3)
     assert judge(watched, LIMITS, 60) is Verdict.WAIT
+
+
+@pytest.mark.parametrize("observation", [seen("RUNNING"), GONE, DOWN])
+def test_nobody_wants_the_job_of_a_deleted_run(observation: Observation) -> None:
+    watched = Watched(submitted_at=0, arrived=True, run_is_deleted=True).after(observation, 1)
+    assert judge(watched, LIMITS, 2) is Verdict.UNWANTED

@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import StateType
 
 from prefect_ray_worker.diagnosis.job import Context
 from prefect_ray_worker.ray_api.models import JobDetails
-from prefect_ray_worker.runs.outcome import (
+from prefect_ray_worker.runs.judge import (
     Outcome,
     Resolution,
     crashed,

@@ -8,22 +8,13 @@ import pytest
 
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
-from prefect_ray_worker.runs import stop as cancellation
 from prefect_ray_worker.runs.stop import Stopping, stop_and_confirm
-from prefect_ray_worker.shared.backoff import Backoff
+from prefect_ray_worker.runs.timing import Timing
 from tests.fake_ray import FakeRay, Fault, Kind
 from tests.waiting import wait_until
 
 STOP = ("POST", "/stop$")
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cancellation, "_POLL_SECONDS", 0.05)
-    monkeypatch.setattr(cancellation, "_CONFIRM_SECONDS", 0.8)
-    monkeypatch.setattr(cancellation, "_QUEUED_SECONDS", 0.3)
-    # Bounded, so that a test sees several attempts before the time is up.
-    monkeypatch.setattr(cancellation, "Backoff", lambda initial: Backoff(min(initial, 0.05)))
+TIMING = Timing(stop_poll=0.05, stop_confirm=0.8, stop_queued=0.3)
 
 
 @pytest.fixture
@@ -40,7 +31,7 @@ async def client(ray: FakeRay) -> AsyncIterator[JobsClient]:
 
 async def stop(client: JobsClient, grace: float = 0.2) -> Stopping:
     with anyio.fail_after(5):
-        return await stop_and_confirm(client, "a", grace_seconds=grace)
+        return await stop_and_confirm(client, "a", grace_seconds=grace, timing=TIMING)
 
 
 async def test_a_running_job_has_ended_when_it_says_so(ray: FakeRay, client: JobsClient) -> None:

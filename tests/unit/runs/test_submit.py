@@ -21,9 +21,8 @@ from prefect_ray_worker.ray_api import client as client_module
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
-from prefect_ray_worker.runs import submit as submission
 from prefect_ray_worker.runs.submit import Disposition, submit_once
-from prefect_ray_worker.shared.backoff import Backoff
+from prefect_ray_worker.runs.timing import Timing
 from tests.fake_ray import FakeRay, Fault, Kind
 from tests.waiting import wait_until
 
@@ -42,12 +41,6 @@ def request_of(run_id: UUID = RUN, **fields: object) -> JobSubmitRequest:
             **fields,
         }
     )
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Production waits 1 s, 2 s, 4 s…; the rules are the same with milliseconds."""
-    monkeypatch.setattr(submission, "Backoff", lambda: Backoff(initial=0.05))
 
 
 @pytest.fixture
@@ -76,8 +69,9 @@ async def submit(
         request or request_of(),
         flow_run_id=RUN,
         turns=turns or anyio.CapacityLimiter(1),
-        patience=patience,
         report=said.append,
+        # Production waits 1 s, 2 s, 4 s…; the rules are the same with milliseconds.
+        timing=Timing(first_pause=0.05, submit_patience=patience),
     )
 
 

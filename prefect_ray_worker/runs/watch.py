@@ -1,0 +1,71 @@
+"""`Watched`: the pure fold of everything that was observed of one job. No socket, no clock."""
+
+from dataclasses import dataclass, replace
+
+from prefect_ray_worker.clusters.poller import Missing, Observation, Seen, Unreachable
+from prefect_ray_worker.ray_api.models import JobDetails
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What the observations of one job so far amount to. Times are monotonic seconds.
+
+    Attributes:
+        submitted_at: When the job was submitted.
+        arrived: True once we know that Ray accepted the job.
+        latest: The job when it was last seen.
+        running_since: When it was first seen to run.
+        unreachable_since: When the cluster stopped answering; None while it answers.
+        trouble: Why it does not answer.
+        missing: Whether the cluster's last answer was that it does not have the job.
+        session_now: The cluster's present session, if that answer told it.
+        cancelling_since: When the run was first seen to be cancelled.
+        run_is_deleted: Whether Prefect does not have the run any more.
+    """
+
+    submitted_at: float
+    arrived: bool
+    latest: JobDetails | None = None
+    running_since: float | None = None
+    unreachable_since: float | None = None
+    trouble: str = ""
+    missing: bool = False
+    session_now: str | None = None
+    cancelling_since: float | None = None
+    run_is_deleted: bool = False
+
+    def after(self, observation: Observation, now: float) -> "Watched":
+        """Return the sum of what was known and one more observation."""
+        match observation:
+            case Seen(details):
+                running_since = self.running_since
+                if running_since is None and details.has_started:
+                    running_since = now
+                return replace(
+                    self,
+                    arrived=True,
+                    latest=details,
+                    running_since=running_since,
+                    unreachable_since=None,
+                    trouble="",
+                    missing=False,
+                )
+            case Missing(session_name):
+                return replace(
+                    self,
+                    missing=True,
+                    session_now=session_name,
+                    unreachable_since=None,
+                    trouble="",
+                )
+            case Unreachable(reason):
+                since = now if self.unreachable_since is None else self.unreachable_since
+                return replace(self, unreachable_since=since, trouble=reason)
+
+    def cancelled_at(self, now: float) -> "Watched":
+        """Return the same, knowing that the run is being cancelled."""
+        return self if self.cancelling_since is not None else replace(self, cancelling_since=now)
+
+    def submitted_again_at(self, now: float) -> "Watched":
+        """Return the same, knowing that Ray has accepted a second submission of the job."""
+        return replace(self, arrived=True, submitted_at=now, missing=False)
