@@ -19,8 +19,8 @@ warning: so what a task has to tell Prefect comes back with its state.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefect_ray_worker.task_runner.context import with_run_context as with_run_context
     from prefect_ray_worker.task_runner.futures import RayTaskFuture as RayTaskFuture
-    from prefect_ray_worker.task_runner.helpers import with_run_context as with_run_context
     from prefect_ray_worker.task_runner.options import remote_options as remote_options
     from prefect_ray_worker.task_runner.runner import RayTaskRunner as RayTaskRunner
 
@@ -30,7 +30,7 @@ _HOMES = {
     "RayTaskFuture": "futures",
     "RayTaskRunner": "runner",
     "remote_options": "options",
-    "with_run_context": "helpers",
+    "with_run_context": "context",
 }
 
 

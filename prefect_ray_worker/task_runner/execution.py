@@ -15,11 +15,11 @@ from prefect.tasks import Task
 from prefect_ray_worker.prefect_api.compat import crashed_state
 from prefect_ray_worker.task_runner.futures import ArrivedFuture
 from prefect_ray_worker.task_runner.inputs import arrive
-from prefect_ray_worker.task_runner.mail import Mail, mailbox
 from prefect_ray_worker.task_runner.options import inherit
-from prefect_ray_worker.task_runner.outcomes import NOT_LOADED, Outcome
-from prefect_ray_worker.task_runner.parcels import Blob, Parcel, unpack
+from prefect_ray_worker.task_runner.pickling import Blob, Parcel, unpack
 from prefect_ray_worker.task_runner.process import Interrupts, TaskProcess
+from prefect_ray_worker.task_runner.task_end import NOT_LOADED, Outcome
+from prefect_ray_worker.task_runner.telemetry import Mail, mailbox
 
 
 class Call:

@@ -14,9 +14,8 @@ from prefect.states import Crashed
 from prefect.utilities.engine import link_state_to_task_run_result
 
 from prefect_ray_worker.prefect_api.compat import raise_if_suspended
-from prefect_ray_worker.task_runner.outcomes import Outcome, RemoteRecord
-from prefect_ray_worker.task_runner.parcels import unpack
-from prefect_ray_worker.task_runner.reasons import describe
+from prefect_ray_worker.task_runner.pickling import unpack
+from prefect_ray_worker.task_runner.task_end import Outcome, RemoteRecord, describe
 
 R = TypeVar("R")
 

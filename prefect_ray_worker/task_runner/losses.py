@@ -21,8 +21,8 @@ from prefect.logging import get_logger
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Pending
 from prefect.utilities.engine import emit_task_run_state_change_event
 
-from prefect_ray_worker.task_runner.calls import Flight
-from prefect_ray_worker.task_runner.reasons import describe
+from prefect_ray_worker.task_runner.pending import Flight
+from prefect_ray_worker.task_runner.task_end import describe
 
 _log = get_logger("task_runner.ray")
 

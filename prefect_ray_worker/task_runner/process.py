@@ -24,8 +24,8 @@ from prefect.results import ResultStore
 from prefect.tasks import Task
 
 from prefect_ray_worker.prefect_api.compat import tap_events
-from prefect_ray_worker.task_runner.mail import Mailbox, mailbox
-from prefect_ray_worker.task_runner.parcels import Blob
+from prefect_ray_worker.task_runner.pickling import Blob
+from prefect_ray_worker.task_runner.telemetry import Mailbox, mailbox
 
 _KEPT_FLOW_RUNS = 4
 _KEPT_TASKS = 256

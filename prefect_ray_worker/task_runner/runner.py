@@ -7,19 +7,19 @@ from typing import Any, ClassVar, Self, TypeVar
 from prefect.client.schemas.objects import FlowRun, RunInput
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
+from prefect.logging import get_logger
 from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
 
 from prefect_ray_worker.prefect_api.compat import await_events_sent, new_run_id
-from prefect_ray_worker.task_runner import code, connection
-from prefect_ray_worker.task_runner.calls import Caller
+from prefect_ray_worker.task_runner import code, session
+from prefect_ray_worker.task_runner.context import Surroundings
+from prefect_ray_worker.task_runner.dispatcher import Landing
 from prefect_ray_worker.task_runner.feasibility import Feasibility
 from prefect_ray_worker.task_runner.futures import RayTaskFuture
 from prefect_ray_worker.task_runner.inputs import Inputs
-from prefect_ray_worker.task_runner.landing import Landing
-from prefect_ray_worker.task_runner.mail import mailbox
-from prefect_ray_worker.task_runner.surroundings import Surroundings
-from prefect_ray_worker.task_runner.warming import warm_up
+from prefect_ray_worker.task_runner.pending import Caller
+from prefect_ray_worker.task_runner.telemetry import mailbox
 
 T = TypeVar("T", bound="RayTaskRunner")
 
@@ -75,7 +75,7 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         self.ship_code = ship_code
         self.infra_retries = infra_retries
         self.max_in_flight = max_in_flight
-        self._connection: connection.Connection | None = None
+        self._connection: session.Connection | None = None
         self._caller: Caller | None = None
         self._landing: Landing | None = None
         self._feasibility: Feasibility | None = None
@@ -156,9 +156,9 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
     def __enter__(self) -> Self:
         super().__enter__()
         # In a process of the cluster each task comes by here: nothing is done before a submit.
-        if not connection.is_task_process():
+        if not session.is_task_process():
             try:
-                self._connection = connection.connect(
+                self._connection = session.connect(
                     self.address, self.init_kwargs, ship_code=self.ship_code
                 )
             except BaseException:
@@ -234,3 +234,27 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
 
 def _runner(kind: type[T], settings: dict[str, Any]) -> T:
     return kind(**settings)
+
+
+_log = get_logger("task_runner.ray")
+
+# More would be a burden for a cluster that others use, for a flow that may submit one task.
+_MOST_PROCESSES = 16
+
+
+def warm_up() -> None:
+    """Have Ray start and warm a process on each CPU that is free now, and do not wait for it."""
+    import ray
+
+    try:
+        free = int(ray.available_resources().get("CPU", 0))
+        warm = ray.remote(num_cpus=1, max_retries=0, num_returns=0)(import_what_tasks_need)
+        for _ in range(min(free, _MOST_PROCESSES)):
+            warm.options(name="RayTaskRunner: import Prefect").remote()
+    except Exception:
+        _log.debug("Processes are not warmed up", exc_info=True)
+
+
+def import_what_tasks_need() -> None:
+    """Import, in a process of the cluster, what running a task imports."""
+    import prefect_ray_worker.task_runner.execution  # noqa: F401  # pyright: ignore[reportUnusedImport]

@@ -15,7 +15,7 @@ from prefect import flow, task
 from prefect.settings import PREFECT_API_URL
 
 from prefect_ray_worker import RayTaskRunner
-from prefect_ray_worker.task_runner.connection import signal_handlers_kept
+from prefect_ray_worker.task_runner.session import signal_handlers_kept
 from tests.task_runner.api import await_known, task_runs
 from tests.task_runner.tasks import sleep
 from tests.task_runner.test_losses import run_id

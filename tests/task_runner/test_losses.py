@@ -13,7 +13,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import CrashedRun
 
 from prefect_ray_worker import RayTaskRunner
-from prefect_ray_worker.task_runner.outcomes import UnportableError
+from prefect_ray_worker.task_runner.task_end import UnportableError
 from tests.real_ray import RealRay
 from tests.task_runner.api import states, task_runs, wait_for_log
 

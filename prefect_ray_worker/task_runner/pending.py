@@ -12,13 +12,12 @@ from prefect.futures import PrefectFlowRunFuture
 from prefect.tasks import Task
 
 from prefect_ray_worker.errors import Unpicklable
+from prefect_ray_worker.task_runner.context import Surroundings
 from prefect_ray_worker.task_runner.futures import ArrivedFuture, RayTaskFuture
 from prefect_ray_worker.task_runner.inputs import Dependencies, Inputs, Source
 from prefect_ray_worker.task_runner.options import DEFAULTS, options_for, to_inherit
-from prefect_ray_worker.task_runner.outcomes import Outcome
-from prefect_ray_worker.task_runner.parcels import Blob, Parcel, dumps, pack
-from prefect_ray_worker.task_runner.surroundings import Surroundings
-from prefect_ray_worker.task_runner.unpicklable import culprit
+from prefect_ray_worker.task_runner.pickling import Blob, Parcel, culprit, dumps, pack
+from prefect_ray_worker.task_runner.task_end import Outcome
 
 _RETURNS = 3
 _NOTHING: dict[str, Any] = {}

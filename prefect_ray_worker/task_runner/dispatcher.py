@@ -6,6 +6,8 @@ and finds out what has become of tasks whose process has died.
 """
 
 import contextlib
+import ctypes
+import functools
 import queue
 import threading
 from collections import deque
@@ -20,12 +22,10 @@ from prefect.futures import PrefectFuture
 from prefect.logging import get_logger, get_run_logger
 
 from prefect_ray_worker.task_runner import losses
-from prefect_ray_worker.task_runner.calls import Flight
-from prefect_ray_worker.task_runner.heap import Heap
 from prefect_ray_worker.task_runner.inputs import foreign_among
-from prefect_ray_worker.task_runner.mail import Mailbox
-from prefect_ray_worker.task_runner.outcomes import UNSENDABLE, Outcome
-from prefect_ray_worker.task_runner.reasons import describe, is_infrastructure
+from prefect_ray_worker.task_runner.pending import Flight
+from prefect_ray_worker.task_runner.task_end import UNSENDABLE, Outcome, describe, is_infrastructure
+from prefect_ray_worker.task_runner.telemetry import Mailbox
 
 # Together under 3 s, after which Ray kills a stopped job's processes.
 _GENTLE_SECONDS = 0.9
@@ -300,3 +300,28 @@ def _when_done(futures: Iterable[PrefectFuture[Any]], then: Callable[[], None]) 
     for future in left:
         add: Any = getattr(future, "_add_prefect_done_callback", future.add_done_callback)
         add(one_done)
+
+
+# Not for each task: threads that want to allocate wait for it.
+_TASKS = 1_000
+
+
+class Heap:
+    """Has memory that is free given back to the operating system, now and then."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def one_more(self) -> None:
+        """Count a task that has ended; every thousandth time, give back what is free."""
+        self._count += 1
+        if self._count % _TASKS == 0:
+            _trim()(0)
+
+
+@functools.cache
+def _trim() -> Callable[[int], object]:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError):  # not glibc: its own affair
+        return lambda _: None

@@ -6,10 +6,12 @@ only the rest (`circumstances`) for each submit: serializing a whole context cos
 
 import asyncio
 import copy
+import functools
 import pickle
 import threading
+from collections.abc import Callable
 from contextvars import copy_context
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec, TypeVar
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
@@ -19,6 +21,7 @@ from prefect.context import (
     SettingsContext,
     TagsContext,
     TaskRunContext,
+    hydrated_context,
     serialize_context,
 )
 from prefect.events.related import related_resources_from_run_context
@@ -26,8 +29,9 @@ from prefect.flows import Flow
 from prefect.logging import get_logger
 from prefect.tasks import MaterializingTask, Task
 
-from prefect_ray_worker.task_runner.parcels import Blob, dumps
-from prefect_ray_worker.task_runner.process import TaskProcess
+from prefect_ray_worker.task_runner.pickling import Blob, dumps
+from prefect_ray_worker.task_runner.process import TaskProcess, report_by_mail
+from prefect_ray_worker.task_runner.telemetry import mailbox
 
 _log = get_logger("task_runner.ray")
 
@@ -200,3 +204,40 @@ def _portable(parameters: dict[str, Any] | None) -> dict[str, Any]:
         else:
             portable[name] = value
     return portable
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_FLUSH_SECONDS = 10.0
+
+
+def with_run_context(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function that runs, wherever Ray runs it, as a part of the present run.
+
+    `get_run_logger`, `prefect.runtime` and events work in it, and what it has logged is in the
+    API when it returns. It makes no task run; decorate with `@task` for that.
+
+    Args:
+        function: What `ray.remote` shall run, undecorated.
+
+    Example:
+        ```python
+        @task
+        def my_task():
+            crunch = ray.remote(with_run_context(crunch_numbers))
+            return ray.get([crunch.remote(i) for i in range(10)])
+        ```
+    """
+    context = dumps(portable_context(serialize_context()))
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        report_by_mail()
+        with hydrated_context(pickle.loads(context)):  # noqa: S301 (written by our own processes)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                mailbox().flush(_FLUSH_SECONDS)
+
+    return run
