@@ -4,7 +4,7 @@ The floor plan, in the order in which a flow run walks through it:
 
     worker side:   configuration -> shipping -> submission -> watching -> outcome -> settlement
     cluster side:  driver: claim -> prepare -> run -> report
-                   task_runner: submit -> run -> land
+                   task_runner: submit -> run -> result
 
     attempts walks that way, recovery finds the runs that nobody walks with, identity names things,
     diagnosis says on both sides why a run has no result, secrets_policy keeps secrets out of jobs,

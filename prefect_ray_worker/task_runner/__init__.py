@@ -1,19 +1,9 @@
-"""`RayTaskRunner`: fans the tasks of a flow out over a Ray cluster.
+"""`RayTaskRunner`: runs the tasks of a flow on a Ray cluster.
 
-The floor plan, in the order in which a task walks through it:
-
-    driver:        runner -> inputs -> surroundings -> calls -> landing -> futures
-    task process:  execution -> process (settings, clients, event loop, kept between tasks)
-    both:          parcels (pickling), outcomes (how a run ended), mail (events and logs)
-
-    connection joins or starts a Ray, code brings the flow's code to its nodes, options are what
-    a task asks of Ray, losses says what became of a task whose process died, helpers is for code
-    that calls Ray itself.
-
-Two clocks govern the shape of it. Preparing a task costs what it costs once for a flow run, not
-once for a task: settings, clients and contexts are pickled once here and rebuilt once for each
-process there. And nothing of a task may be lost when Ray ends its process, which it does without
-warning: so what a task has to tell Prefect comes back with its state.
+In: submits (`runner`, `inputs`, `context`, `pending`). Out: futures and states (`futures`, `task_end`).
+The driver's side is `session`, `code`, `dispatcher`, `losses`; a task's process has `execution` and
+`process`; both use `pickling` and `telemetry`. Only this folder imports `ray`, and it knows nothing
+of the worker. What all tasks of a flow run share is made once; what a task reports is never lost.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,7 @@
 """What a task finds around it: settings, flow run, tags, parent task, assets.
 
-Most of it is the same for every task of a flow run. That is pickled once (`surroundings`), and
-only the rest (`circumstances`) for each submit: serializing a whole context costs 15 ms.
+Most of it is the same for every task of a flow run: that is the flow context, pickled once. Only
+the rest, the submit context, is pickled for each submit. Serializing a whole context costs 15 ms.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ from prefect.logging import get_logger
 from prefect.tasks import MaterializingTask, Task
 
 from prefect_ray_worker.task_runner.pickling import Blob, dumps
-from prefect_ray_worker.task_runner.process import TaskProcess, report_by_mail
-from prefect_ray_worker.task_runner.telemetry import mailbox
+from prefect_ray_worker.task_runner.process import TaskProcess, collect_telemetry
+from prefect_ray_worker.task_runner.telemetry import telemetry
 
 _log = get_logger("task_runner.ray")
 
 
-class Surroundings:
-    """Pickles the surroundings of the tasks that are submitted, and keeps what it has pickled.
+class ContextPickler:
+    """Pickle the contexts of submitted tasks, and keep those that many tasks share.
 
     Args:
         paths: Folders that imports shall find in a task's process.
@@ -49,8 +49,8 @@ class Surroundings:
         self._kept: dict[tuple[object, int], tuple[Blob, Any]] = {}
         self._parents: dict[UUID, bytes] = {}
 
-    def here(self) -> Blob:
-        """Return the surroundings of a task that is submitted here and now."""
+    def for_flow_run(self) -> Blob:
+        """Return the pickled flow context of a task that is submitted here and now."""
         flow_run = FlowRunContext.get()
         settings = SettingsContext.get()
         run_id = flow_run.flow_run.id if flow_run and flow_run.flow_run else None
@@ -61,10 +61,10 @@ class Surroundings:
             self._kept[key] = blob, settings
         return self._kept[key][0]
 
-    def circumstances(
+    def for_submit(
         self, task: Task[Any, Any], task_run_id: UUID, inputs: dict[str, set[Any]]
     ) -> bytes:
-        """Return what is different for each submit, pickled; nothing if there is nothing."""
+        """Return the pickled context of one submit; empty if it has nothing of its own."""
         content: dict[str, Any] = {}
         tags = TagsContext.get().current_tags
         if tags:
@@ -233,11 +233,11 @@ def with_run_context(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        report_by_mail()
+        collect_telemetry()
         with hydrated_context(pickle.loads(context)):  # noqa: S301 (written by our own processes)
             try:
                 return function(*args, **kwargs)
             finally:
-                mailbox().flush(_FLUSH_SECONDS)
+                telemetry().flush(_FLUSH_SECONDS)
 
     return run

@@ -1,8 +1,8 @@
-"""`Landing`: from the moment a task is submitted until its state is known.
+"""`Dispatcher`: tracks submitted tasks until their final state is known.
 
-Ray calls back, in a thread that must not wait, when a task's mail is there. One thread of ours
-takes it from there: it puts states together, forwards mail, launches what had to wait its turn,
-and finds out what has become of tasks whose process has died.
+Ray calls back, in a thread that must not wait, when a task's end has arrived. One thread of ours
+takes over from there: it resolves futures, forwards telemetry, launches tasks that had to wait
+for their turn, and reports tasks whose process has died.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from prefect.logging import get_logger, get_run_logger
 
 from prefect_ray_worker.task_runner import losses
 from prefect_ray_worker.task_runner.inputs import foreign_among
-from prefect_ray_worker.task_runner.pending import Flight
-from prefect_ray_worker.task_runner.task_end import UNSENDABLE, Outcome, describe, is_infrastructure
-from prefect_ray_worker.task_runner.telemetry import Mailbox
+from prefect_ray_worker.task_runner.pending import PendingTask
+from prefect_ray_worker.task_runner.task_end import UNSENDABLE, TaskEnd, describe, is_infrastructure
+from prefect_ray_worker.task_runner.telemetry import Telemetry
 
 # Together under 3 s, after which Ray kills a stopped job's processes.
 _GENTLE_SECONDS = 0.9
@@ -36,24 +36,24 @@ _SETTLERS = 8
 _log = get_logger("task_runner.ray")
 
 
-class Landing:
-    """Launches tasks, a limited number at a time, and resolves their futures.
+class Dispatcher:
+    """Launch tasks, a limited number at a time, and resolve their futures.
 
     Args:
-        limit: How many tasks Ray has at a time; the others wait here, in order.
-        mailbox: For events and logs that come with the states.
+        limit: How many unfinished tasks Ray may have; the others wait here, in order.
+        telemetry: Sends the events and logs that come with the ends of tasks.
     """
 
-    def __init__(self, limit: int, mailbox: Mailbox) -> None:
+    def __init__(self, limit: int, telemetry: Telemetry) -> None:
         self._limit = limit
-        self._mailbox = mailbox
+        self._telemetry = telemetry
         self._changed = threading.Condition()
-        self._in_flight: set[Flight] = set()
-        self._waiting: deque[Flight] = deque()
-        self._held: set[Flight] = set()
+        self._submitted: set[PendingTask] = set()
+        self._waiting: deque[PendingTask] = deque()
+        self._held: set[PendingTask] = set()
         # Cancelled, and their process has not said how they ended.
-        self._silent: list[Flight] = []
-        self._killed: list[Flight] = []
+        self._silent: list[PendingTask] = []
+        self._killed: list[PendingTask] = []
         self._is_cancelled = False
         self._arrived: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -67,27 +67,30 @@ class Landing:
         """Whether states were reported that a task's process could not report."""
         return self._emits
 
-    def launch(self, flight: Flight) -> None:
+    def launch(self, pending: PendingTask) -> None:
         """Give a task to Ray, as soon as it is its turn and Ray can wait for its upstream runs."""
         if self._thread is None:
             self._context = copy_context()
             self._thread = threading.Thread(
-                target=self._context.copy().run, args=(self._run,), name="ray-landing", daemon=True
+                target=self._context.copy().run,
+                args=(self._run,),
+                name="ray-dispatcher",
+                daemon=True,
             )
             self._thread.start()
-        foreign = foreign_among(flight.sources)
+        foreign = foreign_among(pending.sources)
         if not foreign:
-            if self._has_turn(flight):
-                self._take_off(flight)
+            if self._has_turn(pending):
+                self._launch(pending)
             return
         with self._changed:
-            self._held.add(flight)
-        _when_done(foreign, lambda: self._arrived.put(lambda: self._release(flight)))
+            self._held.add(pending)
+        _when_done(foreign, lambda: self._arrived.put(lambda: self._release(pending)))
 
     def finish(self) -> None:
-        """Wait until every task has landed."""
+        """Wait until every task has ended."""
         with self._changed:
-            self._changed.wait_for(lambda: not (self._in_flight or self._waiting or self._held))
+            self._changed.wait_for(lambda: not (self._submitted or self._waiting or self._held))
 
     def cancel(self) -> None:
         """Cancel every task: gently, after a second by force. Takes at most 3 s."""
@@ -99,18 +102,18 @@ class Landing:
             self._is_cancelled = True
             waiting, self._waiting = [*self._waiting, *self._held], deque()
             self._held.clear()
-            flying = list(self._in_flight)
-        for flight in waiting:
-            self._land_cancelled(flight)
+            submitted = list(self._submitted)
+        for pending in waiting:
+            self._resolve_cancelled(pending)
         for force, seconds in ((False, _GENTLE_SECONDS), (True, _FORCED_SECONDS)):
-            for flight in flying:
+            for pending in submitted:
                 with contextlib.suppress(Exception):  # it may have ended, or Ray may have
-                    ray.cancel(flight.future.outcome_ref, force=force, recursive=True)
+                    ray.cancel(pending.future.end_ref, force=force, recursive=True)
             with self._changed:
-                self._changed.wait_for(lambda: not self._in_flight, seconds)
-                flying = list(self._in_flight)
-        for flight in flying:
-            self._lose_cancelled(flight, killed=True)
+                self._changed.wait_for(lambda: not self._submitted, seconds)
+                submitted = list(self._submitted)
+        for pending in submitted:
+            self._abandon(pending, killed=True)
         if self._silent:
             # Prefect leaves the flow run's context before the runner: without it, events would
             # take the runs away from their flow run (`task_run_recorder.py`, 3.8.8).
@@ -128,139 +131,139 @@ class Landing:
         if self._settlers is not None:
             self._settlers.shutdown(wait=True, cancel_futures=True)
 
-    def _has_turn(self, flight: Flight) -> bool:
+    def _has_turn(self, pending: PendingTask) -> bool:
         with self._changed:
-            if not self._is_cancelled and (self._waiting or len(self._in_flight) >= self._limit):
-                self._waiting.append(flight)
+            if not self._is_cancelled and (self._waiting or len(self._submitted) >= self._limit):
+                self._waiting.append(pending)
                 return False
-            self._in_flight.add(flight)
+            self._submitted.add(pending)
             return True
 
-    def _release(self, flight: Flight) -> None:
+    def _release(self, pending: PendingTask) -> None:
         with self._changed:
-            if flight not in self._held:
+            if pending not in self._held:
                 return  # cancelled meanwhile
-            self._held.remove(flight)
-            has_turn = self._has_turn(flight)
+            self._held.remove(pending)
+            has_turn = self._has_turn(pending)
         if has_turn:
-            self._take_off_here(flight)
+            self._launch_or_settle(pending)
 
-    def _take_off_here(self, flight: Flight) -> None:
+    def _launch_or_settle(self, pending: PendingTask) -> None:
         """Launch in a thread of ours, where nobody else would learn that it has failed."""
         try:
-            self._take_off(flight)
+            self._launch(pending)
         except Exception as exc:
-            self._settle(flight, exc)
+            self._settle(pending, exc)
 
-    def _take_off(self, flight: Flight) -> None:
+    def _launch(self, pending: PendingTask) -> None:
         if self._is_cancelled:
-            self._land_cancelled(flight)
+            self._resolve_cancelled(pending)
             return
         try:
-            flight.launch()
+            pending.launch()
         except BaseException:
             with self._changed:
-                self._in_flight.discard(flight)
+                self._submitted.discard(pending)
                 self._changed.notify_all()
             raise
 
         def arrived(done: "Future[Any]") -> None:
-            self._arrived.put(lambda: self._land(flight, done))
+            self._arrived.put(lambda: self._handle_end(pending, done))
 
-        flight.mail_ref.future().add_done_callback(arrived)
+        pending.telemetry_ref.future().add_done_callback(arrived)
 
     def _run(self) -> None:
         while (handle := self._arrived.get()) is not None:
             try:
                 handle()
-                self._take_off_more()
+                self._launch_next()
             except Exception:
                 _log.exception("The end of a task could not be processed")
 
-    def _take_off_more(self) -> None:
+    def _launch_next(self) -> None:
         while True:
             with self._changed:
-                if not self._waiting or len(self._in_flight) >= self._limit:
+                if not self._waiting or len(self._submitted) >= self._limit:
                     return
-                flight = self._waiting.popleft()
-                self._in_flight.add(flight)
-            self._take_off_here(flight)
+                pending = self._waiting.popleft()
+                self._submitted.add(pending)
+            self._launch_or_settle(pending)
 
-    def _land(self, flight: Flight, done: "Future[Any]") -> None:
+    def _handle_end(self, pending: PendingTask, done: "Future[Any]") -> None:
         try:
-            outcome, mail = done.result()
+            end, batch = done.result()
         except BaseException as exc:  # it has to reach whoever waits
-            self._look_into(flight, exc, done)
+            self._look_into(pending, exc, done)
             return
-        self._mailbox.put(*mail)
-        if outcome.trouble:
-            state = outcome.restore(flight.future.load)
+        self._telemetry.put(*batch)
+        if end.trouble:
+            state = end.restore(pending.future.load)
             state.name = state.type.value.title()
-            self._in_background(self._report, flight, state, outcome.trouble == UNSENDABLE)
+            self._in_background(self._report, pending, state, end.trouble == UNSENDABLE)
         else:
-            self._landed(flight, outcome)
+            self._resolve(pending, end)
 
-    def _landed(self, flight: Flight, end: State[Any] | Outcome) -> None:
-        flight.future.land(end)
+    def _resolve(self, pending: PendingTask, end: State[Any] | TaskEnd) -> None:
+        pending.future.resolve(end)
         with self._changed:
-            self._in_flight.discard(flight)
+            self._submitted.discard(pending)
             self._changed.notify_all()
         self._heap.one_more()
 
-    def _land_cancelled(self, flight: Flight) -> None:
-        self._landed(flight, losses.cancelled(flight))
-        flight.future.lose()
+    def _resolve_cancelled(self, pending: PendingTask) -> None:
+        self._resolve(pending, losses.cancelled(pending))
+        pending.future.forget_refs()
 
-    def _lose_cancelled(self, flight: Flight, *, killed: bool) -> None:
-        self._silent.append(flight)
+    def _abandon(self, pending: PendingTask, *, killed: bool) -> None:
+        self._silent.append(pending)
         if killed:
-            self._killed.append(flight)
-        self._land_cancelled(flight)
+            self._killed.append(pending)
+        self._resolve_cancelled(pending)
 
-    def _look_into(self, flight: Flight, exc: BaseException, done: "Future[Any]") -> None:
+    def _look_into(self, pending: PendingTask, exc: BaseException, done: "Future[Any]") -> None:
         """Find out whether a task, an upstream one or its process has failed Ray."""
-        open_upstream = [source for source in flight.given if not source.is_done]
+        open_upstream = [source for source in pending.given if not source.is_done]
         if self._is_cancelled:
             # Otherwise Ray had not begun it.
-            self._lose_cancelled(flight, killed=is_infrastructure(exc))
+            self._abandon(pending, killed=is_infrastructure(exc))
         elif open_upstream:
-            again = lambda: self._arrived.put(lambda: self._land(flight, done))  # noqa: E731
+            again = lambda: self._arrived.put(lambda: self._handle_end(pending, done))  # noqa: E731
             _when_done(open_upstream, again)
-        elif flight.has_lost_upstream:
+        elif pending.has_lost_upstream:
             # Ray has not run it; the engine has to say that it is not ready.
-            self._take_off_here(flight)
-        elif flight.infra_retries > 0 and is_infrastructure(exc):
-            flight.infra_retries -= 1
-            self._in_background(self._retry, flight, exc)
+            self._launch_or_settle(pending)
+        elif pending.infra_retries > 0 and is_infrastructure(exc):
+            pending.infra_retries -= 1
+            self._in_background(self._retry, pending, exc)
         else:
-            self._in_background(self._settle, flight, exc)
+            self._in_background(self._settle, pending, exc)
 
-    def _retry(self, flight: Flight, exc: BaseException) -> None:
+    def _retry(self, pending: PendingTask, exc: BaseException) -> None:
         _run_log().warning(
             "Task run '%s' is run again, %s more times if need be: %s",
-            flight.name,
-            flight.infra_retries,
+            pending.name,
+            pending.infra_retries,
             describe(exc),
         )
-        losses.report_retry(flight, exc)
+        losses.report_retry(pending, exc)
         self._emits = True
-        self._take_off_here(flight)
+        self._launch_or_settle(pending)
 
-    def _settle(self, flight: Flight, exc: BaseException) -> None:
-        state = losses.lost(flight, exc)
+    def _settle(self, pending: PendingTask, exc: BaseException) -> None:
+        state = losses.lost(pending, exc)
         _run_log().error(
-            "Task run '%s' has %s: %s", flight.name, state.type.value.lower(), state.message
+            "Task run '%s' has %s: %s", pending.name, state.type.value.lower(), state.message
         )
-        self._report(flight, state)
-        flight.future.lose()
+        self._report(pending, state)
+        pending.future.forget_refs()
 
-    def _report(self, flight: Flight, state: Any, overrules: bool = False) -> None:
+    def _report(self, pending: PendingTask, state: Any, overrules: bool = False) -> None:
         try:
-            losses.report(flight, state, overrules=overrules)
+            losses.report(pending, state, overrules=overrules)
             self._emits = True
         except Exception:
-            _log.exception("The state of task run %s could not be reported", flight.name)
-        self._landed(flight, state)
+            _log.exception("The state of task run %s could not be reported", pending.name)
+        self._resolve(pending, state)
 
     def _in_background(self, work: Callable[..., None], *arguments: Any) -> None:
         with self._changed:

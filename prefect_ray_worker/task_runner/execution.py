@@ -13,24 +13,24 @@ from prefect.task_engine import run_task_async, run_task_sync
 from prefect.tasks import Task
 
 from prefect_ray_worker.prefect_api.compat import crashed_state
-from prefect_ray_worker.task_runner.futures import ArrivedFuture
-from prefect_ray_worker.task_runner.inputs import arrive
+from prefect_ray_worker.task_runner.futures import DoneFuture
+from prefect_ray_worker.task_runner.inputs import fill_slots
 from prefect_ray_worker.task_runner.options import inherit
-from prefect_ray_worker.task_runner.pickling import Blob, Parcel, unpack
+from prefect_ray_worker.task_runner.pickling import Blob, Packed, unpack
 from prefect_ray_worker.task_runner.process import Interrupts, TaskProcess
-from prefect_ray_worker.task_runner.task_end import NOT_LOADED, Outcome
-from prefect_ray_worker.task_runner.telemetry import Mail, mailbox
+from prefect_ray_worker.task_runner.task_end import NOT_LOADED, TaskEnd
+from prefect_ray_worker.task_runner.telemetry import TelemetryBatch, telemetry
 
 
 class Call:
-    """What one task run needs beside its task and its surroundings.
+    """What one task run needs beside its task and its flow context.
 
     Attributes:
         task_run_id: The run.
-        parameters: Parcel of the parameters, with placeholders.
-        wait_for: Parcel of what it waits for, with placeholders, or None.
-        slots: What each slot's content is: the outcome of a run, or its position in the arguments,
-            and the position of its result; or a parcel.
+        parameters: The packed parameters, with placeholders.
+        wait_for: The packed upstream runs it waits for, with placeholders, or None.
+        slots: What each slot's content is: the end of a run, or its position in the arguments,
+            and the position of its result; or a packed value.
         dependencies: The upstream runs, for Prefect.
         context: What differs between submits: tags, parent task run, assets.
         inherited: Options of Ray for nested submits.
@@ -47,8 +47,8 @@ class Call:
     )
 
     task_run_id: UUID
-    parameters: Parcel
-    wait_for: Parcel | None
+    parameters: Packed
+    wait_for: Packed | None
     slots: list[Any]
     dependencies: dict[str, set[Any]]
     context: bytes
@@ -67,30 +67,30 @@ def _call(*fields: Any) -> Call:
 
 
 def run(
-    surroundings: Blob, task: Blob, call: Call, *arguments: Any
-) -> tuple[Outcome, Parcel, tuple[Outcome, Mail]]:
-    """Run a task and return its outcome, its result, and the outcome again with the mail.
+    flow_context: Blob, task: Blob, call: Call, *arguments: Any
+) -> tuple[TaskEnd, Packed, tuple[TaskEnd, TelemetryBatch]]:
+    """Run a task; return its end, its packed result, and the end again with its telemetry.
 
     Args:
-        surroundings: Of the flow run.
+        flow_context: The pickled context of the flow run.
         task: The pickled task.
         call: This run.
         *arguments: Outcomes and results of upstream runs, and whatever else Ray was to fetch.
     """
     try:
-        state = _run(surroundings, task, call, arguments)
+        state = _run(flow_context, task, call, arguments)
     except KeyboardInterrupt as exc:  # cancelled before the engine had it
         state = _crashed(exc)
     finally:
         Interrupts.disarm()
     state.state_details.task_run_id = call.task_run_id
-    outcome, parcel = Outcome.of(state)
-    return outcome, parcel, (outcome, mailbox(in_task_process=True).take())
+    end, packed = TaskEnd.of(state)
+    return end, packed, (end, telemetry(in_task_process=True).take())
 
 
-def _run(surroundings: Blob, blob: Blob, call: Call, arguments: tuple[Any, ...]) -> State[Any]:
+def _run(flow_context: Blob, blob: Blob, call: Call, arguments: tuple[Any, ...]) -> State[Any]:
     try:
-        process = TaskProcess.of(surroundings)
+        process = TaskProcess.of(flow_context)
         context = process.context.copy()
         task = context.run(process.task, blob)
         engine = context.run(_engine_arguments, process, task, call, arguments)
@@ -114,7 +114,7 @@ def _engine(
 def _engine_arguments(
     process: TaskProcess, task: Task[Any, Any], call: Call, arguments: tuple[Any, ...]
 ) -> dict[str, Any]:
-    arrive([_arrival(slot, arguments) for slot in call.slots])
+    fill_slots([_slot_value(slot, arguments) for slot in call.slots])
     inherit(call.inherited)
     return {
         "task_run_id": call.task_run_id,
@@ -131,12 +131,12 @@ def _engine_arguments(
     }
 
 
-def _arrival(slot: Any, arguments: tuple[Any, ...]) -> Any:
+def _slot_value(slot: Any, arguments: tuple[Any, ...]) -> Any:
     match slot:
         case ("run", UUID() as task_run_id, end, result):
-            outcome: Outcome = end if isinstance(end, Outcome) else arguments[end]
+            end: TaskEnd = end if isinstance(end, TaskEnd) else arguments[end]
             load = None if result is None else partial(unpack, arguments[result])
-            return ArrivedFuture(task_run_id, outcome.restore(load))
+            return DoneFuture(task_run_id, end.restore(load))
         case ("reference", int() as position):
             return arguments[position]
         case _:

@@ -15,7 +15,7 @@ from prefect.utilities.engine import link_state_to_task_run_result
 
 from prefect_ray_worker.prefect_api.compat import raise_if_suspended
 from prefect_ray_worker.task_runner.pickling import unpack
-from prefect_ray_worker.task_runner.task_end import Outcome, RemoteRecord, describe
+from prefect_ray_worker.task_runner.task_end import RemoteRecord, TaskEnd, describe
 
 R = TypeVar("R")
 
@@ -40,10 +40,10 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
 
     def __init__(self, task_run_id: UUID) -> None:
         super().__init__(task_run_id)
-        # Of Ray: the outcome until it is here, the result, None where Ray has lost it.
-        self.outcome_ref: Any = None
+        # Of Ray: the end until it is here, the result, None where Ray has lost it.
+        self.end_ref: Any = None
         self.result_ref: Any = None
-        self._outcome: Outcome | None = None
+        self._end: TaskEnd | None = None
         self._is_done = False
         self._is_used = False
         self._waiters: list[Callable[[PrefectFuture[R]], None]] | None = None
@@ -51,12 +51,12 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
     @property
     def is_in_ray(self) -> bool:
         """Whether other tasks can have its result from Ray, when it has ended at the latest."""
-        return self.outcome_ref is not None or self._outcome is not None
+        return self.end_ref is not None or self._end is not None
 
     @property
-    def outcome(self) -> Outcome | None:
+    def end(self) -> TaskEnd | None:
         """What the task's process has said of its end, once it is here."""
-        return self._outcome
+        return self._end
 
     @property
     def is_done(self) -> bool:
@@ -66,9 +66,9 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
     @property
     def state(self) -> State[Any]:
         """The run's state: the final one if it is known here, else what the API says."""
-        outcome = self._outcome
-        if self._final_state is None and outcome is not None:
-            self._final_state = outcome.restore(self.load)
+        end = self._end
+        if self._final_state is None and end is not None:
+            self._final_state = end.restore(self.load)
         return super().state
 
     def wait(self, timeout: float | None = None) -> None:
@@ -107,13 +107,13 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
         from ray.exceptions import RayError
 
         try:
-            parcel: Any = ray.get(self.result_ref)
+            packed: Any = ray.get(self.result_ref)
         except RayError as exc:
             raise CrashedRun(
                 f"Task run {self._task_run_id} has completed, but its result cannot be had: "
                 f"{describe(exc)}"
             ) from exc
-        result = unpack(parcel)
+        result = unpack(packed)
         # Where the result is passed on, Prefect draws this run as the upstream one.
         link_state_to_task_run_result(self.state, result)
         return result
@@ -144,15 +144,15 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
                 return
         fn(self)
 
-    def land(self, end: "State[Any] | Outcome") -> None:
+    def resolve(self, end: "State[Any] | TaskEnd") -> None:
         """Resolve with the final state, or with what the task's process has said of it."""
         with self._changing:
             if self._is_done:
                 return
-            if isinstance(end, Outcome):
+            if isinstance(end, TaskEnd):
                 # Before the reference goes: a future that is submitted with has one or the other.
-                self._outcome = end
-                self.outcome_ref = None
+                self._end = end
+                self.end_ref = None
             else:
                 self._final_state = end
             self._is_done = True
@@ -163,10 +163,10 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
             except Exception:  # one of those who wait must not keep it from the others
                 _log.exception("A callback of task run %s has failed", self._task_run_id)
 
-    def lose(self) -> None:
-        """Forget what Ray had of a run whose outcome has not come: it will not any more."""
-        if self._outcome is None:
-            self.outcome_ref = self.result_ref = None
+    def forget_refs(self) -> None:
+        """Forget what Ray had of a run whose end has not come: it will not any more."""
+        if self._end is None:
+            self.end_ref = self.result_ref = None
 
     def fetch_if_used(self) -> None:
         """Fetch the result if somebody has waited for it, or has the state."""
@@ -197,47 +197,45 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
         return isinstance(other, RayTaskFuture) and other.task_run_id == self.task_run_id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        outcome_ref, outcome = self.outcome_ref, self._outcome
-        if outcome is not None:
-            return _landed_in_other_process, (self._task_run_id, outcome, self.result_ref)
-        if outcome_ref is not None:
-            return _in_other_process, (self._task_run_id, outcome_ref, self.result_ref)
+        end_ref, end = self.end_ref, self._end
+        if end is not None:
+            return _done_in_other_process, (self._task_run_id, end, self.result_ref)
+        if end_ref is not None:
+            return _in_other_process, (self._task_run_id, end_ref, self.result_ref)
         if self._is_done:
-            return ArrivedFuture, (self._task_run_id, self.state)
+            return DoneFuture, (self._task_run_id, self.state)
         raise TypeError(
             f"The future of task run {self._task_run_id} waits for its turn to be submitted to "
             "Ray, and cannot be pickled before that; wait for it first."
         )
 
 
-def _in_other_process(task_run_id: UUID, outcome_ref: Any, result_ref: Any) -> RayTaskFuture[Any]:
+def _in_other_process(task_run_id: UUID, end_ref: Any, result_ref: Any) -> RayTaskFuture[Any]:
     future: RayTaskFuture[Any] = RayTaskFuture(task_run_id)
-    future.outcome_ref, future.result_ref = outcome_ref, result_ref
+    future.end_ref, future.result_ref = end_ref, result_ref
 
-    def arrived(done: "concurrent.futures.Future[Outcome]") -> None:
+    def arrived(done: "concurrent.futures.Future[TaskEnd]") -> None:
         try:
-            future.land(done.result())
+            future.resolve(done.result())
         except BaseException as exc:  # it has to reach whoever waits
-            message = f"Its outcome did not arrive ({type(exc).__name__}: {exc})"
+            message = f"Its end did not arrive ({type(exc).__name__}: {exc})"
             state: State[Any] = Crashed(message=message, data=exc)
             state.state_details.task_run_id = task_run_id
-            future.land(state)
-            future.lose()
+            future.resolve(state)
+            future.forget_refs()
 
-    outcome_ref.future().add_done_callback(arrived)
+    end_ref.future().add_done_callback(arrived)
     return future
 
 
-def _landed_in_other_process(
-    task_run_id: UUID, outcome: Outcome, result_ref: Any
-) -> RayTaskFuture[Any]:
+def _done_in_other_process(task_run_id: UUID, end: TaskEnd, result_ref: Any) -> RayTaskFuture[Any]:
     future: RayTaskFuture[Any] = RayTaskFuture(task_run_id)
     future.result_ref = result_ref
-    future.land(outcome)
+    future.resolve(end)
     return future
 
 
-class ArrivedFuture(PrefectTaskRunFuture[R], Generic[R]):
+class DoneFuture(PrefectTaskRunFuture[R], Generic[R]):
     """An upstream run as a task's process sees it: done.
 
     Args:
@@ -266,8 +264,8 @@ class ArrivedFuture(PrefectTaskRunFuture[R], Generic[R]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         assert self._final_state is not None
-        return _rearrive, (self._task_run_id, *Outcome.of(self._final_state))
+        return _remake, (self._task_run_id, *TaskEnd.of(self._final_state))
 
 
-def _rearrive(task_run_id: UUID, outcome: Outcome, parcel: Any) -> ArrivedFuture[Any]:
-    return ArrivedFuture(task_run_id, outcome.restore(lambda: unpack(parcel)))
+def _remake(task_run_id: UUID, end: TaskEnd, packed: Any) -> DoneFuture[Any]:
+    return DoneFuture(task_run_id, end.restore(lambda: unpack(packed)))

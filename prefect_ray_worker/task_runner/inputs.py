@@ -23,7 +23,7 @@ from prefect.utilities.annotations import (
 from prefect.utilities.collections import StopVisiting, visit_collection
 from prefect.utilities.engine import get_state_for_result
 
-from prefect_ray_worker.task_runner.futures import ArrivedFuture, RayTaskFuture
+from prefect_ray_worker.task_runner.futures import DoneFuture, RayTaskFuture
 
 Dependencies = dict[str, set[RunInput]]
 Source = Any
@@ -38,7 +38,7 @@ def _annotate(annotation: BaseAnnotation[Any]) -> tuple[Any, ...]:
 for _kind in (allow_failure, opaque, quote, unmapped):
     copyreg.pickle(_kind, _annotate)
 
-_arrivals: ContextVar[list[Any]] = ContextVar("arrivals")
+_slot_values: ContextVar[list[Any]] = ContextVar("values")
 
 
 class Placeholder:
@@ -50,16 +50,16 @@ class Placeholder:
         self.slot = slot
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrived, (self.slot,)
+        return _take, (self.slot,)
 
 
-def _arrived(slot: int) -> Any:
-    return _arrivals.get()[slot]
+def _take(slot: int) -> Any:
+    return _slot_values.get()[slot]
 
 
-def arrive(arrivals: list[Any]) -> None:
+def fill_slots(values: list[Any]) -> None:
     """Let placeholders that are unpickled in this context become these."""
-    _arrivals.set(arrivals)
+    _slot_values.set(values)
 
 
 class Inputs:
@@ -145,5 +145,5 @@ def foreign_among(sources: Iterable[Source]) -> list[PrefectFuture[Any]]:
         for source in sources
         if isinstance(source, PrefectFuture)
         and not (isinstance(source, RayTaskFuture) and source.is_in_ray)
-        and not isinstance(source, ArrivedFuture)
+        and not isinstance(source, DoneFuture)
     ]

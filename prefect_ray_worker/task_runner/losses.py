@@ -21,7 +21,7 @@ from prefect.logging import get_logger
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Pending
 from prefect.utilities.engine import emit_task_run_state_change_event
 
-from prefect_ray_worker.task_runner.pending import Flight
+from prefect_ray_worker.task_runner.pending import PendingTask
 from prefect_ray_worker.task_runner.task_end import describe
 
 _log = get_logger("task_runner.ray")
@@ -37,48 +37,48 @@ _CANCELLED = "The task was cancelled with its flow, before it could end by itsel
 _UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.SCHEDULED]
 
 
-def lost(flight: Flight, exc: BaseException) -> State[Any]:
+def lost(pending: PendingTask, exc: BaseException) -> State[Any]:
     """Return the final state of a run whose process did not say one.
 
     Args:
-        flight: The run.
+        pending: The run.
         exc: What Ray says.
     """
     from ray.exceptions import TaskCancelledError
 
     if isinstance(exc, TaskCancelledError):
-        return _of(flight, Cancelled(message="The task was cancelled in Ray, not by its flow."))
-    return _of(flight, Crashed(message=describe(exc)))  # its result is a CrashedRun
+        return _of(pending, Cancelled(message="The task was cancelled in Ray, not by its flow."))
+    return _of(pending, Crashed(message=describe(exc)))  # its result is a CrashedRun
 
 
-def cancelled(flight: Flight) -> State[Any]:
+def cancelled(pending: PendingTask) -> State[Any]:
     """Return the final state of a run that was cancelled and has not said how it ended."""
-    return _of(flight, Cancelled(message=_CANCELLED))
+    return _of(pending, Cancelled(message=_CANCELLED))
 
 
-def _of(flight: Flight, state: State[Any]) -> State[Any]:
-    state.state_details.task_run_id = flight.future.task_run_id
-    state.state_details.flow_run_id = flight.flow_run_id
+def _of(pending: PendingTask, state: State[Any]) -> State[Any]:
+    state.state_details.task_run_id = pending.future.task_run_id
+    state.state_details.flow_run_id = pending.flow_run_id
     return state
 
 
 def report(
-    flight: Flight, state: State[Any], *, must_exist: bool = False, overrules: bool = False
+    pending: PendingTask, state: State[Any], *, must_exist: bool = False, overrules: bool = False
 ) -> None:
     """Tell the Prefect API of a state that the task's process could not tell of.
 
     Args:
-        flight: The run.
+        pending: The run.
         state: The state.
         must_exist: Whether a run that Prefect does not know shall stay unknown to it.
         overrules: Whether the state is to follow a final one of the task's process.
     """
     seconds = 0.0 if must_exist else _KNOWN_SECONDS
-    known = _read(flight.future.task_run_id, seconds, final=overrules)
+    known = _read(pending.future.task_run_id, seconds, final=overrules)
     if known is None:
         if must_exist:
             return
-        known = _never_seen(flight)
+        known = _never_seen(pending)
     before = known.state or Pending()
     if before.is_final() and not overrules:
         return
@@ -89,7 +89,7 @@ def report(
 
 
 def report_cancelled(
-    flights: Collection[Flight], killed: Collection[Flight], seconds: float
+    tasks: Collection[PendingTask], killed: Collection[PendingTask], seconds: float
 ) -> bool:
     """Tell the Prefect API that runs, and what they have submitted themselves, are cancelled.
 
@@ -97,42 +97,42 @@ def report_cancelled(
     has said just before its process was killed may still be on its way, so we look repeatedly.
 
     Args:
-        flights: Runs that have not said how they ended.
+        tasks: Runs that have not said how they ended.
         killed: Those of them whose process was killed, and may not have said that it began.
         seconds: How long to look for them.
 
     Returns:
         Whether there was anything to tell.
     """
-    ids = {flight.future.task_run_id for flight in flights}
+    ids = {pending.future.task_run_id for pending in tasks}
     told: set[UUID] = set()
     deadline = time.monotonic() + seconds
     with get_client(sync_client=True) as client:
         while True:
-            for run in _unfinished_of(client, flights, ids):
+            for run in _unfinished_of(client, tasks, ids):
                 if run.id not in told:
                     told.add(run.id)
                     _tell_cancelled(run)
             if ids <= told or time.monotonic() >= deadline:
                 break
             time.sleep(_ASK_SECONDS)
-    for flight in killed:
-        if flight.future.task_run_id not in told:
-            told.add(flight.future.task_run_id)
-            _tell_cancelled(_never_seen(flight))
+    for pending in killed:
+        if pending.future.task_run_id not in told:
+            told.add(pending.future.task_run_id)
+            _tell_cancelled(_never_seen(pending))
     return bool(told)
 
 
 def _unfinished_of(
-    client: SyncPrefectClient, flights: Collection[Flight], ids: set[UUID]
+    client: SyncPrefectClient, tasks: Collection[PendingTask], ids: set[UUID]
 ) -> list[TaskRun]:
     """Return the unfinished runs among some, with their nested ones."""
-    flow_runs = list({f.flow_run_id for f in flights if f.flow_run_id is not None})
+    flow_runs = list({f.flow_run_id for f in tasks if f.flow_run_id is not None})
     found: list[TaskRun] = []
     if flow_runs:
         of_these = FlowRunFilter(id=FlowRunFilterId(any_=flow_runs))
         found += _unfinished(client, flow_run_filter=of_these)
-    apart = [f.future.task_run_id for f in flights if f.flow_run_id is None]
+    apart = [f.future.task_run_id for f in tasks if f.flow_run_id is None]
     for start in range(0, len(apart), _PAGE):
         some = TaskRunFilterId(any_=apart[start : start + _PAGE])
         found += _unfinished(client, task_run_id=some)
@@ -195,14 +195,14 @@ def _read(task_run_id: UUID, seconds: float, *, final: bool) -> TaskRun | None:
             time.sleep(_ASK_SECONDS)
 
 
-def _never_seen(flight: Flight) -> TaskRun:
+def _never_seen(pending: PendingTask) -> TaskRun:
     """Make up the run as the engine would have: it has died before it could say anything."""
-    task, run_id = flight.task, flight.future.task_run_id
+    task, run_id = pending.task, pending.future.task_run_id
     state: State[Any] = Pending(timestamp=datetime.now(UTC) - timedelta(milliseconds=1))
     return TaskRun(
         id=run_id,
         name=f"{task.name}-{str(run_id)[-3:]}",
-        flow_run_id=flight.flow_run_id,
+        flow_run_id=pending.flow_run_id,
         task_key=task.task_key,
         dynamic_key=str(run_id),
         task_version=task.version,
@@ -211,8 +211,8 @@ def _never_seen(flight: Flight) -> TaskRun:
             retry_delay=task.retry_delay_seconds,
             retry_jitter_factor=task.retry_jitter_factor,
         ),
-        tags=sorted(flight.tags),
-        task_inputs=cast("Any", {k: list(v) for k, v in flight.dependencies.items()}),
+        tags=sorted(pending.tags),
+        task_inputs=cast("Any", {k: list(v) for k, v in pending.dependencies.items()}),
         expected_start_time=cast("Any", state.timestamp),
         state=state,
         state_id=state.id,
@@ -221,7 +221,7 @@ def _never_seen(flight: Flight) -> TaskRun:
     )
 
 
-def report_retry(flight: Flight, exc: BaseException) -> None:
+def report_retry(pending: PendingTask, exc: BaseException) -> None:
     """Show in the Prefect API that a run has lost its process and is run again."""
     state: State[Any] = AwaitingRetry(message=f"Run again by infra_retries. {describe(exc)}")
-    report(flight, state, must_exist=True)
+    report(pending, state, must_exist=True)

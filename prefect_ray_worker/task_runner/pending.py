@@ -1,4 +1,4 @@
-"""`Caller`: turns submits into calls of Ray's."""
+"""`TaskPreparer`: turns submits into calls of a Ray function."""
 
 import weakref
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,20 @@ from prefect.futures import PrefectFlowRunFuture
 from prefect.tasks import Task
 
 from prefect_ray_worker.errors import Unpicklable
-from prefect_ray_worker.task_runner.context import Surroundings
-from prefect_ray_worker.task_runner.futures import ArrivedFuture, RayTaskFuture
+from prefect_ray_worker.task_runner.context import ContextPickler
+from prefect_ray_worker.task_runner.futures import DoneFuture, RayTaskFuture
 from prefect_ray_worker.task_runner.inputs import Dependencies, Inputs, Source
 from prefect_ray_worker.task_runner.options import DEFAULTS, options_for, to_inherit
-from prefect_ray_worker.task_runner.pickling import Blob, Parcel, culprit, dumps, pack
-from prefect_ray_worker.task_runner.task_end import Outcome
+from prefect_ray_worker.task_runner.pickling import Blob, Packed, culprit, dumps, pack
+from prefect_ray_worker.task_runner.task_end import TaskEnd
 
 _RETURNS = 3
 _NOTHING: dict[str, Any] = {}
 
 
 @dataclass(eq=False, slots=True)
-class Flight:
-    """A task run between its submit and its landing.
+class PendingTask:
+    """A task run that is submitted and has not ended.
 
     Thousands may wait for their turn: what all tasks have alike is not kept for each.
 
@@ -36,15 +36,15 @@ class Flight:
         with_result: The slots whose result is wanted, and not only that they are done.
         dependencies: What Prefect draws as its upstream runs, for each parameter.
         remote: The function of Ray's with the run's options.
-        surroundings: Of its flow run.
+        flow_context: The pickled context of its flow run.
         blob: The pickled task.
-        parameters: Parcel of the parameters.
-        wait_for: Parcel of what it waits for.
-        circumstances: What is particular to this submit.
+        parameters: The packed parameters.
+        wait_for: The packed upstream runs it waits for.
+        submit_context: The pickled context of this submit.
         inherited: Options of Ray for nested submits.
         tags: Of the run, for a state that we report ourselves.
         flow_run_id: Likewise.
-        mail_ref: Of Ray: the outcome and the mail; None before Ray has the task.
+        telemetry_ref: Reference to the end and its telemetry; None before Ray has the task.
         infra_retries: How often it may be run again after its process has died.
         given: The upstream runs that Ray was told to wait for.
     """
@@ -55,15 +55,15 @@ class Flight:
     with_result: frozenset[int]
     dependencies: Dependencies
     remote: Any
-    surroundings: Blob
+    flow_context: Blob
     blob: Blob
-    parameters: Parcel
-    wait_for: Parcel | None
-    circumstances: bytes
+    parameters: Packed
+    wait_for: Packed | None
+    submit_context: bytes
     inherited: dict[str, Any]
     tags: AbstractSet[str]
     flow_run_id: UUID | None
-    mail_ref: Any = None
+    telemetry_ref: Any = None
     infra_retries: int = 0
     given: Sequence[RayTaskFuture[Any]] = ()
 
@@ -95,17 +95,17 @@ class Flight:
             wait_for=self.wait_for,
             slots=slots,
             dependencies=self.dependencies,
-            context=self.circumstances,
+            context=self.submit_context,
             inherited=self.inherited,
         )
         remote = self.remote.options(name=self.name)
         try:
-            outcome, result, self.mail_ref = remote.remote(
-                self.surroundings, self.blob, call, *arguments
+            end, result, self.telemetry_ref = remote.remote(
+                self.flow_context, self.blob, call, *arguments
             )
         except (TypeError, ValueError) as exc:  # some options are looked at only now
             raise ValueError(f"remote_options of {self.name!r}: {exc}") from exc
-        self.future.outcome_ref, self.future.result_ref = outcome, result
+        self.future.end_ref, self.future.result_ref = end, result
 
     def _slot(
         self, index: int, source: Any, arguments: list[Any], given: list[RayTaskFuture[Any]]
@@ -117,16 +117,16 @@ class Flight:
             given.append(source)
             return self._run_slot(index, source, arguments)
         if isinstance(source, State):
-            return "parcel", pack(source)
+            return "packed", pack(source)
         source.wait()  # it is done: without this, Prefect's own futures ask the API for their state
         if isinstance(source, PrefectFlowRunFuture):
-            return "parcel", pack(source.state)
-        return "parcel", pack(ArrivedFuture(source.task_run_id, source.state))
+            return "packed", pack(source.state)
+        return "packed", pack(DoneFuture(source.task_run_id, source.state))
 
     def _run_slot(self, index: int, source: RayTaskFuture[Any], arguments: list[Any]) -> Any:
-        # In this order: the reference goes when the outcome has come.
-        end = source.outcome_ref or source.outcome
-        if not isinstance(end, Outcome):
+        # In this order: the reference goes when the end has come.
+        end = source.end_ref or source.end
+        if not isinstance(end, TaskEnd):
             arguments.append(end)
             end = len(arguments) - 1
         result = None
@@ -136,19 +136,21 @@ class Flight:
         return "run", source.task_run_id, end, result
 
 
-class Caller:
-    """Prepares submits of one started runner.
+class TaskPreparer:
+    """Prepare the submits of one started runner.
 
     Args:
-        surroundings: Pickles what is around the submits.
+        contexts: Pickles the contexts of the submits.
     """
 
-    def __init__(self, surroundings: Surroundings) -> None:
-        self._surroundings = surroundings
+    def __init__(self, contexts: ContextPickler) -> None:
+        self._contexts = contexts
         self._remotes: dict[bytes, Any] = {}
         self._tasks: weakref.WeakKeyDictionary[Any, Blob] = weakref.WeakKeyDictionary()
 
-    def prepare(self, task: Task[Any, Any], future: RayTaskFuture[Any], inputs: Inputs) -> Flight:
+    def prepare(
+        self, task: Task[Any, Any], future: RayTaskFuture[Any], inputs: Inputs
+    ) -> PendingTask:
         """Pickle what a task run needs.
 
         Raises:
@@ -159,20 +161,18 @@ class Caller:
 
         flow_run = FlowRunContext.get()
         tags = TagsContext.get().current_tags
-        return Flight(
+        return PendingTask(
             task=task,
             future=future,
             sources=tuple(inputs.sources),
             with_result=frozenset(inputs.with_result),
             dependencies=inputs.dependencies or _NOTHING,
             remote=self.remote(options_for(task)),
-            surroundings=self._surroundings.here(),
+            flow_context=self._contexts.for_flow_run(),
             blob=self._pickled(task),
             parameters=_packed(task, inputs.parameters),
             wait_for=pack(inputs.wait_for) if inputs.wait_for is not None else None,
-            circumstances=self._surroundings.circumstances(
-                task, future.task_run_id, inputs.upstream
-            ),
+            submit_context=self._contexts.for_submit(task, future.task_run_id, inputs.upstream),
             inherited=to_inherit() or _NOTHING,
             tags=task.tags | tags if tags else task.tags,
             flow_run_id=flow_run.flow_run.id if flow_run and flow_run.flow_run else None,
@@ -213,7 +213,7 @@ class Caller:
         return blob
 
 
-def _packed(task: Task[Any, Any], parameters: dict[str, Any]) -> Parcel:
+def _packed(task: Task[Any, Any], parameters: dict[str, Any]) -> Packed:
     try:
         return pack(parameters)
     except Exception as exc:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from prefect.tasks import Task
 
-Parcel = tuple[bytes, list[pickle.PickleBuffer]]
+Packed = tuple[bytes, list[pickle.PickleBuffer]]
 
 # Below this, an array in shared memory costs more than a copy of it.
 _OUT_OF_BAND_BYTES = 64 * 1024
@@ -31,7 +31,7 @@ def dumps(value: Any) -> bytes:
     return cloudpickle.dumps(value)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def pack(value: Any) -> Parcel:
+def pack(value: Any) -> Packed:
     """Pickle a value; its large arrays stay apart.
 
     Raises:
@@ -56,9 +56,9 @@ def pack(value: Any) -> Parcel:
     return content, buffers
 
 
-def unpack(parcel: Parcel) -> Any:
+def unpack(packed: Packed) -> Any:
     """Return what `pack` was given; large arrays are views into Ray's store, and read-only."""
-    content, buffers = parcel
+    content, buffers = packed
     return pickle.loads(content, buffers=buffers)  # noqa: S301 (written by our own processes)
 
 

@@ -25,7 +25,7 @@ from prefect.tasks import Task
 
 from prefect_ray_worker.prefect_api.compat import tap_events
 from prefect_ray_worker.task_runner.pickling import Blob
-from prefect_ray_worker.task_runner.telemetry import Mailbox, mailbox
+from prefect_ray_worker.task_runner.telemetry import Telemetry, telemetry
 
 _KEPT_FLOW_RUNS = 4
 _KEPT_TASKS = 256
@@ -36,21 +36,21 @@ class TaskProcess:
     """One flow run, in one process of the cluster.
 
     Args:
-        surroundings: Pickled by `surroundings.Surroundings`.
+        flow_context: Pickled by `context.ContextPickler`.
 
     Attributes:
-        blob: The surroundings, for nested submits.
+        blob: The pickled flow context, for nested submits.
         context: With settings and clients entered; tasks run in copies of it.
         flow_run: Arguments for the flow run's context.
-        content: All of the surroundings.
+        content: The flow context.
     """
 
     _kept: ClassVar["OrderedDict[bytes, TaskProcess]"] = OrderedDict()
     _tasks: ClassVar["OrderedDict[bytes, Task[Any, Any]]"] = OrderedDict()
 
-    def __init__(self, surroundings: Blob) -> None:
-        self.blob = surroundings
-        self.content: dict[str, Any] = pickle.loads(surroundings.read())  # noqa: S301 (our own)
+    def __init__(self, flow_context: Blob) -> None:
+        self.blob = flow_context
+        self.content: dict[str, Any] = pickle.loads(flow_context.read())  # noqa: S301 (our own)
         _see(self.content["paths"])
         self.context = Context()
         self.context.run(self._enter, self.content["settings"])
@@ -60,16 +60,16 @@ class TaskProcess:
         self._async_context: Context | None = None
 
     @classmethod
-    def of(cls, surroundings: Blob) -> "TaskProcess":
-        """Return this process's own for these surroundings."""
-        kept = cls._kept.get(surroundings.digest)
+    def of(cls, flow_context: Blob) -> "TaskProcess":
+        """Return what this process keeps for a flow context."""
+        kept = cls._kept.get(flow_context.digest)
         if kept is None:
-            report_by_mail()
+            collect_telemetry()
             Interrupts.install()
-            kept = cls._kept[surroundings.digest] = cls(surroundings)
+            kept = cls._kept[flow_context.digest] = cls(flow_context)
             if len(cls._kept) > _KEPT_FLOW_RUNS:
                 cls._kept.popitem(last=False)
-        cls._kept.move_to_end(surroundings.digest)
+        cls._kept.move_to_end(flow_context.digest)
         _present.process = kept
         return kept
 
@@ -157,14 +157,14 @@ _present = _Present()
 
 
 @cache
-def report_by_mail() -> None:
-    """Have the events and logs of this process go to its mailbox; it has to be one of Ray's."""
-    box = mailbox(in_task_process=True)
+def collect_telemetry() -> None:
+    """Collect the events and logs of this process, which must be one of Ray's."""
+    box = telemetry(in_task_process=True)
     set_api_log_sink(lambda log: box.put(logs=[log]))
     tap_events(lambda event: _post(box, event))
 
 
-def _post(box: Mailbox, event: Event) -> None:
+def _post(box: Telemetry, event: Event) -> None:
     if _present.process is not None:
         _present.process.attach_related(event)
     box.put(events=[event.model_dump_json().encode()])

@@ -13,13 +13,13 @@ from prefect.tasks import Task
 
 from prefect_ray_worker.prefect_api.compat import await_events_sent, new_run_id
 from prefect_ray_worker.task_runner import code, session
-from prefect_ray_worker.task_runner.context import Surroundings
-from prefect_ray_worker.task_runner.dispatcher import Landing
+from prefect_ray_worker.task_runner.context import ContextPickler
+from prefect_ray_worker.task_runner.dispatcher import Dispatcher
 from prefect_ray_worker.task_runner.feasibility import Feasibility
 from prefect_ray_worker.task_runner.futures import RayTaskFuture
 from prefect_ray_worker.task_runner.inputs import Inputs
-from prefect_ray_worker.task_runner.pending import Caller
-from prefect_ray_worker.task_runner.telemetry import mailbox
+from prefect_ray_worker.task_runner.pending import TaskPreparer
+from prefect_ray_worker.task_runner.telemetry import telemetry
 
 T = TypeVar("T", bound="RayTaskRunner")
 
@@ -75,21 +75,21 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         self.ship_code = ship_code
         self.infra_retries = infra_retries
         self.max_in_flight = max_in_flight
-        self._connection: session.Connection | None = None
-        self._caller: Caller | None = None
-        self._landing: Landing | None = None
+        self._session: session.RaySession | None = None
+        self._preparer: TaskPreparer | None = None
+        self._dispatcher: Dispatcher | None = None
         self._feasibility: Feasibility | None = None
         self._flow_run: FlowRun | None = None
         # Only of a Ray that ends with the flow.
         self._futures: weakref.WeakSet[RayTaskFuture[Any]] = weakref.WeakSet()
         # Prefect starts a duplicate and cancels the original: they share what there is to cancel.
-        self._landings: set[Landing] = set()
+        self._dispatchers: set[Dispatcher] = set()
         super().__init__()
 
     def duplicate(self) -> Self:
         """Return a runner with the same settings, which is not started."""
         other = _runner(type(self), self._settings())
-        other._landings = self._landings  # noqa: SLF001 (another of us)
+        other._dispatchers = self._dispatchers  # noqa: SLF001 (another of us)
         return other
 
     def without_secrets(self) -> Self:
@@ -135,36 +135,36 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         """
         if not self._started:
             raise RuntimeError("The task runner must be started before submitting work.")
-        caller, landing = self._ready()
+        preparer, dispatcher = self._ready()
         code.travels_by_value(task.fn)
         future: RayTaskFuture[Any] = RayTaskFuture(new_run_id())
         inputs = Inputs(parameters, wait_for, dependencies)
-        flight = caller.prepare(task, future, inputs)
-        flight.infra_retries = self.infra_retries
+        pending = preparer.prepare(task, future, inputs)
+        pending.infra_retries = self.infra_retries
         if self._feasibility is not None:
             self._feasibility.check(task)
-        landing.launch(flight)
-        if self._connection is not None and self._connection.is_ours:
+        dispatcher.launch(pending)
+        if self._session is not None and self._session.is_ours:
             self._futures.add(future)
         return future
 
     def cancel_all(self) -> None:
         """Cancel every task of this runner and of its duplicates: gently, then by force."""
-        for landing in list(self._landings):
-            landing.cancel()
+        for dispatcher in list(self._dispatchers):
+            dispatcher.cancel()
 
     def __enter__(self) -> Self:
         super().__enter__()
         # In a process of the cluster each task comes by here: nothing is done before a submit.
         if not session.is_task_process():
             try:
-                self._connection = session.connect(
+                self._session = session.connect(
                     self.address, self.init_kwargs, ship_code=self.ship_code
                 )
             except BaseException:
                 self._started = False
                 raise
-            if self._connection.is_ours:
+            if self._session.is_ours:
                 warm_up()
         return self
 
@@ -175,18 +175,18 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
             self._leave()
             super().__exit__(*exc_info)
 
-    def _ready(self) -> tuple[Caller, Landing]:
-        if self._caller is None or self._landing is None:
+    def _ready(self) -> tuple[TaskPreparer, Dispatcher]:
+        if self._preparer is None or self._dispatcher is None:
             context = FlowRunContext.get()
             self._flow_run = context.flow_run if context else None
             if context is not None and context.flow is not None:
                 code.travels_by_value(context.flow.fn)
-            paths = self._connection.paths if self._connection else []
-            self._caller = Caller(Surroundings(paths))
-            self._landing = Landing(self._limit(), mailbox())
-            self._landings.add(self._landing)
+            paths = self._session.paths if self._session else []
+            self._preparer = TaskPreparer(ContextPickler(paths))
+            self._dispatcher = Dispatcher(self._limit(), telemetry())
+            self._dispatchers.add(self._dispatcher)
             self._feasibility = Feasibility()
-        return self._caller, self._landing
+        return self._preparer, self._dispatcher
 
     def _limit(self) -> int:
         if self.max_in_flight is not None:
@@ -204,28 +204,28 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         return not goes_on
 
     def _end(self, *, cancel: bool) -> None:
-        landing = self._landing
-        if landing is None:
+        dispatcher = self._dispatcher
+        if dispatcher is None:
             return
         try:
             if cancel:
-                landing.cancel()
+                dispatcher.cancel()
             else:
-                landing.finish()
+                dispatcher.finish()
         except BaseException:
-            landing.cancel()
+            dispatcher.cancel()
             raise
         finally:
-            landing.stop()
-            self._landings.discard(landing)
-            if self._connection is not None:
-                mailbox().flush(_FLUSH_SECONDS)
-                if landing.has_reported:
+            dispatcher.stop()
+            self._dispatchers.discard(dispatcher)
+            if self._session is not None:
+                telemetry().flush(_FLUSH_SECONDS)
+                if dispatcher.has_reported:
                     await_events_sent(_EVENTS_SECONDS)
 
     def _leave(self) -> None:
-        ours = self._connection
-        self._caller = self._landing = self._feasibility = self._connection = None
+        ours = self._session
+        self._preparer = self._dispatcher = self._feasibility = self._session = None
         if ours is not None and ours.is_ours:
             for future in list(self._futures):
                 future.fetch_if_used()

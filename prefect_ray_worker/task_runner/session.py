@@ -1,4 +1,4 @@
-"""`Connection`: the Ray that a started runner uses, joined or started, and left as it was found."""
+"""`RaySession`: the Ray that a started runner uses, joined or started, and left as it was found."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def is_task_process() -> bool:
 
 
 @dataclass
-class Connection:
+class RaySession:
     """A Ray in use.
 
     Attributes:
@@ -54,7 +54,7 @@ class Connection:
             ray.shutdown()
 
 
-def connect(address: str | None, init_kwargs: Mapping[str, Any], *, ship_code: bool) -> Connection:
+def connect(address: str | None, init_kwargs: Mapping[str, Any], *, ship_code: bool) -> RaySession:
     """Join the cluster that we are in, or that is asked for, or start a Ray on this machine.
 
     Args:
@@ -70,7 +70,7 @@ def connect(address: str | None, init_kwargs: Mapping[str, Any], *, ship_code: b
 
     if ray.is_initialized():
         _log.debug("Ray is initialized already; it is used as it is")
-        return Connection(False, code.paths())
+        return RaySession(False, code.paths())
     in_job = JOB_CONFIG_VARIABLE in os.environ
     joins = in_job or address not in (None, "local") or bool(os.environ.get("RAY_ADDRESS"))
     if address in (None, "auto") and joins:
@@ -91,7 +91,7 @@ def connect(address: str | None, init_kwargs: Mapping[str, Any], *, ship_code: b
     with signal_handlers_kept(), _override(in_job and "runtime_env" in kwargs):
         _init(address, kwargs)
     _log.info("Using a Ray cluster of %s nodes", sum(bool(n.get("alive")) for n in ray.nodes()))
-    return Connection(True, paths)
+    return RaySession(True, paths)
 
 
 def _init(address: str | None, kwargs: dict[str, Any]) -> None:

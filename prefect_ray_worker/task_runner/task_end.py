@@ -1,7 +1,7 @@
-"""How a task run ended: its state on the way from the task's process to whoever waits for it.
+"""`TaskEnd`: how a task run ended.
 
-State and result travel apart. Whoever only wants to know whether a task has succeeded does not
-get its result as well, which stays in the cluster until somebody asks for it.
+State and result travel apart: waiting for a task brings its state to the driver, and the result
+stays in the cluster until it is asked for.
 """
 
 import copy
@@ -19,7 +19,7 @@ from prefect.results import (
 from prefect.states import Failed
 from pydantic import PrivateAttr
 
-from prefect_ray_worker.task_runner.pickling import Parcel, dumps, pack, unpack
+from prefect_ray_worker.task_runner.pickling import Packed, dumps, pack, unpack
 
 
 class RemoteTraceback(Exception):
@@ -99,11 +99,6 @@ class RemoteRecord(ResultRecord[Any]):
         setattr(record, "_load", load)  # noqa: B010 (it is pydantic's way to have attributes)
         return record
 
-    @property
-    def is_loaded(self) -> bool:
-        """Whether the result is in this process."""
-        return "result" in self.__dict__
-
     def __getattr__(self, item: str) -> Any:
         if item == "result" and self._load is not None:
             vars(self)["result"] = result = self._load()
@@ -119,14 +114,14 @@ def _record(metadata: ResultRecordMetadata, result: Any) -> ResultRecord[Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a task's process says of the end of a run, without the result.
+class TaskEnd:
+    """How a run ended, as its process tells it, without the result.
 
     Attributes:
         state: The state without its data, and the metadata of the data if that is a record; both
-            pickled, because an outcome is kept for as long as its future.
+            pickled, because an end is kept for as long as its future.
         kind: What the data is: a record whose result travels apart, an error, or a value.
-        content: The packed error, or the value's parcel.
+        content: The packed error, or the packed value.
         trouble: Why the API does not know of this end yet: `NOT_LOADED`, `UNSENDABLE` or nothing.
     """
 
@@ -136,20 +131,20 @@ class Outcome:
     trouble: str = ""
 
     @classmethod
-    def of(cls, state: State[Any]) -> tuple["Outcome", Parcel]:
-        """Take a state apart into an outcome and the parcel of its result.
+    def of(cls, state: State[Any]) -> tuple["TaskEnd", Packed]:
+        """Split a state into an end and its packed result.
 
-        A result that cannot be pickled makes the outcome Failed, with `UNSENDABLE` as its trouble.
+        A result that cannot be pickled makes the end Failed, with `UNSENDABLE` as its trouble.
         """
         trouble = state.name if state.name in (NOT_LOADED, UNSENDABLE) else ""
         data = state.data
         record: ResultRecord[Any] | None = data if isinstance(data, ResultRecord) else None
         if record is not None and state.is_completed():
             try:
-                parcel = pack(record.result)
+                packed = pack(record.result)
             except Exception as exc:  # anything may happen in a user's __reduce__
                 return cls.of(_unsendable(state, record.result, exc))
-            return cls(_bare(state, record.metadata), "record"), parcel
+            return cls(_bare(state, record.metadata), "record"), packed
         value = record.result if record is not None else data
         if isinstance(value, BaseException):
             return cls(_bare(state), "error", PackedError.of(value), trouble), (b"", [])
@@ -208,7 +203,7 @@ def _bare(state: State[Any], metadata: ResultRecordMetadata | None = None) -> by
 
 
 def describe(exc: BaseException) -> str:
-    """Say in words why Ray has no outcome of a task."""
+    """Explain why Ray has no end of a task."""
     from ray import exceptions as ray
 
     cause = getattr(exc, "cause", None)
@@ -242,7 +237,7 @@ def describe(exc: BaseException) -> str:
 
 
 def is_infrastructure(exc: BaseException) -> bool:
-    """Say whether running the task again could help: its process or its node has gone."""
+    """Return whether the process or the node has died, so that another try could help."""
     from ray import exceptions as ray
 
     return isinstance(exc, (ray.WorkerCrashedError, ray.NodeDiedError, ray.OutOfMemoryError))

@@ -1,9 +1,9 @@
-"""`Mailbox`: the events and logs of a process, on their way to the Prefect API.
+"""`Telemetry`: sends the events and logs of a process to the Prefect API.
 
-Every task process that reported by itself would open a websocket of its own, and Ray kills such
-processes without letting them send what they still hold. So a task's mail comes back with its
-state, and the driver posts it, in few large requests. Only what a task has to say while it runs
-on is posted by its own process, after a moment.
+Task processes that reported for themselves would each open a websocket, and Ray kills such
+processes before they have sent everything. So a task's telemetry comes back with its end, and the
+driver sends it in few large requests. Only a task that runs for longer has its telemetry sent by
+its own process, after a moment.
 """
 
 import json
@@ -21,15 +21,15 @@ from prefect.logging import get_logger
 
 from prefect_ray_worker.prefect_api.compat import send_event_by_websocket
 
-Mail = tuple[list[bytes], list[dict[str, Any]]]
+TelemetryBatch = tuple[list[bytes], list[dict[str, Any]]]
 """Events, as JSON, and log records, as `LogCreate` dumps."""
 
-# A driver posts what has come together in this time; a task that ends sooner posts nothing itself.
+# A driver sends what has come together in this time; a task that ends sooner sends nothing itself.
 _MOMENT_SECONDS = 0.25
 _TASK_MOMENT_SECONDS = 0.4
 _BATCH = 500
 _LOG_BATCH_BYTES = 2_000_000
-# Mail that waits for an API that does not answer; what comes then waits with it, for a while.
+# What may wait for an API that does not answer; more is held back for a while.
 _MOST_WAITING = 100_000
 _BACK_PRESSURE_SECONDS = 10.0
 _PATIENCE_SECONDS = 60.0
@@ -38,11 +38,11 @@ _RETRY_SECONDS = 1.0
 _log = get_logger("task_runner.ray")
 
 
-class Mailbox:
-    """Collects mail and posts it from a thread of its own, which starts with the first item.
+class Telemetry:
+    """Collect events and logs, and send them from a thread that starts with the first item.
 
     Args:
-        in_task_process: Whether the mail should rather be taken along with a task's state.
+        in_task_process: Whether tasks should rather take them along with their end.
     """
 
     def __init__(self, *, in_task_process: bool = False) -> None:
@@ -52,12 +52,12 @@ class Mailbox:
         self._settings: SettingsContext | None = None
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._is_posting = False
+        self._is_sending = False
         self._is_wanted = False
         self._oldest = 0.0
 
     def put(self, events: Sequence[bytes] = (), logs: Sequence[dict[str, Any]] = ()) -> None:
-        """Take mail; wait for a while where the API is far behind."""
+        """Add events and logs; wait for a while if the API is far behind."""
         with self._changed:
             if len(self._events) + len(self._logs) >= _MOST_WAITING:
                 self._changed.wait_for(self._has_room, _BACK_PRESSURE_SECONDS)
@@ -67,17 +67,17 @@ class Mailbox:
             self._logs += logs
             self._settings = SettingsContext.get() or self._settings
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="ray-mail", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="ray-telemetry", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 
-    def take(self) -> Mail:
-        """Return what has not been posted, and forget it."""
+    def take(self) -> TelemetryBatch:
+        """Return what has not been sent, and forget it."""
         with self._changed:
             return self._take()
 
     def flush(self, seconds: float) -> bool:
-        """Post everything now; return whether it was done in time."""
+        """Send everything now; return whether it was done in time."""
         with self._changed:
             self._is_wanted = True
             self._changed.notify_all()
@@ -85,17 +85,17 @@ class Mailbox:
             self._is_wanted = False
         return done
 
-    def _take(self) -> Mail:
-        mail = self._events, self._logs
+    def _take(self) -> TelemetryBatch:
+        batch = self._events, self._logs
         self._events, self._logs = [], []
         self._changed.notify_all()
-        return mail
+        return batch
 
     def _has_room(self) -> bool:
         return len(self._events) + len(self._logs) < _MOST_WAITING
 
     def _is_empty(self) -> bool:
-        return not (self._events or self._logs or self._is_posting)
+        return not (self._events or self._logs or self._is_sending)
 
     def _run(self) -> None:
         while True:
@@ -105,32 +105,32 @@ class Mailbox:
                 if rest > 0 and not self._is_wanted:
                     self._changed.wait_for(lambda: self._is_wanted, rest)
                 events, logs = self._take()
-                self._is_posting = True
+                self._is_sending = True
                 settings = self._settings
             try:
                 if events or logs:
-                    Context().run(self._post, settings, events, logs)
+                    Context().run(self._send, settings, events, logs)
             except Exception:
                 _log.exception("Events or logs of tasks could not be sent to the Prefect API")
             finally:
                 with self._changed:
-                    self._is_posting = False
+                    self._is_sending = False
                     self._changed.notify_all()
 
-    def _post(
+    def _send(
         self, settings: SettingsContext | None, events: list[bytes], logs: list[dict[str, Any]]
     ) -> None:
         if settings is not None:
             settings.model_copy().__enter__()
-        post = _post_office(settings)
+        sender = _sender_for(settings)
         for start in range(0, len(events), _BATCH):
-            post.events(events[start : start + _BATCH])
+            sender.events(events[start : start + _BATCH])
         for batch in _by_size(logs):
-            post.logs(batch)
+            sender.logs(batch)
 
 
-class PostOffice:
-    """Posts to one Prefect API.
+class TelemetrySender:
+    """Send events and logs to one Prefect API.
 
     Args:
         client: An open client, for this thread only.
@@ -173,17 +173,17 @@ class PostOffice:
                 return
 
 
-_offices: dict[str, PostOffice] = {}
+_senders: dict[str, TelemetrySender] = {}
 
 
-def _post_office(settings: SettingsContext | None) -> PostOffice:
+def _sender_for(settings: SettingsContext | None) -> TelemetrySender:
     # Keyed by what a client is made of: making one costs 18 ms, and a thread to keep it.
     key = repr(settings.settings.api) + repr(settings.settings.client) if settings else ""
-    if key not in _offices:
+    if key not in _senders:
         client = get_client(sync_client=True)
         client.__enter__()
-        _offices[key] = PostOffice(client)
-    return _offices[key]
+        _senders[key] = TelemetrySender(client)
+    return _senders[key]
 
 
 def _by_size(logs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -199,16 +199,16 @@ def _by_size(logs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return batches
 
 
-_mailbox: Mailbox | None = None
+_telemetry: Telemetry | None = None
 
 
-def mailbox(*, in_task_process: bool = False) -> Mailbox:
-    """Return this process's mailbox.
+def telemetry(*, in_task_process: bool = False) -> Telemetry:
+    """Return this process's telemetry.
 
     Args:
         in_task_process: Which kind to make, if there is none yet.
     """
-    global _mailbox  # noqa: PLW0603 (one for a process)
-    if _mailbox is None:
-        _mailbox = Mailbox(in_task_process=in_task_process)
-    return _mailbox
+    global _telemetry  # noqa: PLW0603 (one for a process)
+    if _telemetry is None:
+        _telemetry = Telemetry(in_task_process=in_task_process)
+    return _telemetry

@@ -92,7 +92,7 @@ def test_results_stay_in_the_cluster_until_asked_for(runner: RayTaskRunner) -> N
     def body() -> Any:
         futures = [big.submit() for _ in range(3)]
         wait(futures)
-        lazy = [not f.state.data.is_loaded for f in futures]  # type: ignore[union-attr]
+        lazy = ["result" not in vars(f.state.data) for f in futures]
         return all(lazy), len(futures[0].result()), length.submit(futures[1]).result()
 
     assert in_flow(runner, body) == (True, 5_000_000, 5_000_000)
@@ -169,13 +169,13 @@ def test_upstream_runs_are_drawn(runner: RayTaskRunner) -> None:
 def test_futures_are_hashable_and_pickle() -> None:
     from uuid import uuid4
 
-    from prefect_ray_worker.task_runner.futures import ArrivedFuture, RayTaskFuture
+    from prefect_ray_worker.task_runner.futures import DoneFuture, RayTaskFuture
 
     future: RayTaskFuture[int] = RayTaskFuture(uuid4())
     assert future in {future}
     with pytest.raises(TypeError, match="waits for its turn"):
         pickle.dumps(future)
-    future.land(Completed(data=1))
+    future.resolve(Completed(data=1))
     arrived = pickle.loads(pickle.dumps(future))
-    assert isinstance(arrived, ArrivedFuture)
+    assert isinstance(arrived, DoneFuture)
     assert arrived.result() == 1
