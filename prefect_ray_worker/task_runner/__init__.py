@@ -1,9 +1,9 @@
 """`RayTaskRunner`: runs the tasks of a flow on a Ray cluster.
 
-In: submits (`runner`, `inputs`, `context`, `pending`). Out: futures and states (`futures`, `task_end`).
-The driver's side is `session`, `code`, `dispatcher`, `losses`; a task's process has `execution` and
-`process`; both use `pickling` and `telemetry`. Only this folder imports `ray`, and it knows nothing
-of the worker. What all tasks of a flow run share is made once; what a task reports is never lost.
+In: submits (`runner`, `inputs`, `pending`). Out: futures and states (`futures`, `task_end`).
+The driver also has `session`, `code`, `context`, `dispatcher` and `losses`; a task's process has
+`execution` and `process`. `call` travels between them; both use `pickling` and `telemetry`.
+Only this folder imports `ray`. It knows nothing of the worker.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -29,6 +29,7 @@ from prefect.flows import Flow
 from prefect.logging import get_logger
 from prefect.tasks import MaterializingTask, Task
 
+from prefect_ray_worker.task_runner.call import FlowContext
 from prefect_ray_worker.task_runner.pickling import Blob, dumps
 from prefect_ray_worker.task_runner.process import TaskProcess, collect_telemetry
 from prefect_ray_worker.task_runner.telemetry import telemetry
@@ -89,14 +90,14 @@ class ContextPickler:
 
     def _pickle(self, flow_run: FlowRunContext | None) -> bytes:
         context = portable_context(serialize_context())
-        content = {
-            "settings": context["settings_context"],
-            "flow_run": context["flow_run_context"],
-            "deployment_id": context["deployment_id"],
-            "deployment_parameters": context["deployment_parameters"],
-            "related": _related() if flow_run is not None else [],
-            "paths": self._paths,
-        }
+        content = FlowContext(
+            settings=context["settings_context"],
+            flow_run=context["flow_run_context"],
+            deployment_id=context["deployment_id"],
+            deployment_parameters=context["deployment_parameters"],
+            related=_related() if flow_run is not None else [],
+            paths=self._paths,
+        )
         return dumps(content)
 
 

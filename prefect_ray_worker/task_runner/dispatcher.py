@@ -195,7 +195,7 @@ class Dispatcher:
         except BaseException as exc:  # it has to reach whoever waits
             self._look_into(pending, exc, done)
             return
-        self._telemetry.put(*batch)
+        self._telemetry.put(batch.events, batch.logs)
         if end.trouble:
             state = end.restore(pending.future.load)
             state.name = state.type.value.title()

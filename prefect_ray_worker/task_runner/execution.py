@@ -3,9 +3,7 @@
 import socket
 from asyncio import CancelledError
 from contextvars import Context
-from functools import partial
 from typing import Any
-from uuid import UUID
 
 from prefect.client.schemas.objects import State
 from prefect.states import Crashed
@@ -13,57 +11,13 @@ from prefect.task_engine import run_task_async, run_task_sync
 from prefect.tasks import Task
 
 from prefect_ray_worker.prefect_api.compat import crashed_state
-from prefect_ray_worker.task_runner.futures import DoneFuture
+from prefect_ray_worker.task_runner.call import Call
 from prefect_ray_worker.task_runner.inputs import fill_slots
 from prefect_ray_worker.task_runner.options import inherit
 from prefect_ray_worker.task_runner.pickling import Blob, Packed, unpack
 from prefect_ray_worker.task_runner.process import Interrupts, TaskProcess
 from prefect_ray_worker.task_runner.task_end import NOT_LOADED, TaskEnd
 from prefect_ray_worker.task_runner.telemetry import TelemetryBatch, telemetry
-
-
-class Call:
-    """What one task run needs beside its task and its flow context.
-
-    Attributes:
-        task_run_id: The run.
-        parameters: The packed parameters, with placeholders.
-        wait_for: The packed upstream runs it waits for, with placeholders, or None.
-        slots: What each slot's content is: the end of a run, or its position in the arguments,
-            and the position of its result; or a packed value.
-        dependencies: The upstream runs, for Prefect.
-        context: What differs between submits: tags, parent task run, assets.
-        inherited: Options of Ray for nested submits.
-    """
-
-    __slots__ = (
-        "context",
-        "dependencies",
-        "inherited",
-        "parameters",
-        "slots",
-        "task_run_id",
-        "wait_for",
-    )
-
-    task_run_id: UUID
-    parameters: Packed
-    wait_for: Packed | None
-    slots: list[Any]
-    dependencies: dict[str, set[Any]]
-    context: bytes
-    inherited: dict[str, Any]
-
-    def __init__(self, **fields: Any) -> None:
-        for name, value in fields.items():
-            setattr(self, name, value)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _call, tuple(getattr(self, name) for name in self.__slots__)
-
-
-def _call(*fields: Any) -> Call:
-    return Call(**dict(zip(Call.__slots__, fields, strict=True)))
 
 
 def run(
@@ -75,7 +29,7 @@ def run(
         flow_context: The pickled context of the flow run.
         task: The pickled task.
         call: This run.
-        *arguments: Outcomes and results of upstream runs, and whatever else Ray was to fetch.
+        *arguments: The ends and results of upstream runs, and the values of other references.
     """
     try:
         state = _run(flow_context, task, call, arguments)
@@ -114,7 +68,7 @@ def _engine(
 def _engine_arguments(
     process: TaskProcess, task: Task[Any, Any], call: Call, arguments: tuple[Any, ...]
 ) -> dict[str, Any]:
-    fill_slots([_slot_value(slot, arguments) for slot in call.slots])
+    fill_slots([slot.value(arguments) for slot in call.slots])
     inherit(call.inherited)
     return {
         "task_run_id": call.task_run_id,
@@ -124,23 +78,11 @@ def _engine_arguments(
         "return_type": "state",
         "context": {
             "flow_run_context": process.flow_run,
-            "deployment_id": process.content["deployment_id"],
-            "deployment_parameters": process.content["deployment_parameters"],
-            **(unpack((call.context, [])) if call.context else {}),
+            "deployment_id": process.content.deployment_id,
+            "deployment_parameters": process.content.deployment_parameters,
+            **(unpack(Packed(call.context)) if call.context else {}),
         },
     }
-
-
-def _slot_value(slot: Any, arguments: tuple[Any, ...]) -> Any:
-    match slot:
-        case ("run", UUID() as task_run_id, end, result):
-            end: TaskEnd = end if isinstance(end, TaskEnd) else arguments[end]
-            load = None if result is None else partial(unpack, arguments[result])
-            return DoneFuture(task_run_id, end.restore(load))
-        case ("reference", int() as position):
-            return arguments[position]
-        case _:
-            return unpack(slot[1])
 
 
 def _crashed(exc: BaseException) -> State[Any]:

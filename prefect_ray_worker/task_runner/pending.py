@@ -12,12 +12,12 @@ from prefect.futures import PrefectFlowRunFuture
 from prefect.tasks import Task
 
 from prefect_ray_worker.errors import Unpicklable
+from prefect_ray_worker.task_runner.call import Call, ReferenceSlot, RunSlot, Slot, ValueSlot
 from prefect_ray_worker.task_runner.context import ContextPickler
 from prefect_ray_worker.task_runner.futures import DoneFuture, RayTaskFuture
 from prefect_ray_worker.task_runner.inputs import Dependencies, Inputs, Source
 from prefect_ray_worker.task_runner.options import DEFAULTS, options_for, to_inherit
 from prefect_ray_worker.task_runner.pickling import Blob, Packed, culprit, dumps, pack
-from prefect_ray_worker.task_runner.task_end import TaskEnd
 
 _RETURNS = 3
 _NOTHING: dict[str, Any] = {}
@@ -83,8 +83,6 @@ class PendingTask:
         Raises:
             ValueError: For options that Ray does not take.
         """
-        from prefect_ray_worker.task_runner.execution import Call
-
         arguments: list[Any] = []
         given: list[RayTaskFuture[Any]] = []
         slots = [self._slot(i, source, arguments, given) for i, source in enumerate(self.sources)]
@@ -109,31 +107,32 @@ class PendingTask:
 
     def _slot(
         self, index: int, source: Any, arguments: list[Any], given: list[RayTaskFuture[Any]]
-    ) -> Any:
+    ) -> Slot:
         if not hasattr(source, "task_run_id") and not isinstance(source, State):
             arguments.append(source)
-            return "reference", len(arguments) - 1
+            return ReferenceSlot(len(arguments) - 1)
         if isinstance(source, RayTaskFuture) and source.is_in_ray:
             given.append(source)
             return self._run_slot(index, source, arguments)
         if isinstance(source, State):
-            return "packed", pack(source)
+            return ValueSlot(pack(source))
         source.wait()  # it is done: without this, Prefect's own futures ask the API for their state
         if isinstance(source, PrefectFlowRunFuture):
-            return "packed", pack(source.state)
-        return "packed", pack(DoneFuture(source.task_run_id, source.state))
+            return ValueSlot(pack(source.state))
+        return ValueSlot(pack(DoneFuture(source.task_run_id, source.state)))
 
-    def _run_slot(self, index: int, source: RayTaskFuture[Any], arguments: list[Any]) -> Any:
+    def _run_slot(self, index: int, source: RayTaskFuture[Any], arguments: list[Any]) -> Slot:
         # In this order: the reference goes when the end has come.
-        end = source.end_ref or source.end
-        if not isinstance(end, TaskEnd):
-            arguments.append(end)
+        end_ref, end = source.end_ref, source.end
+        if end_ref is not None:
+            arguments.append(end_ref)
             end = len(arguments) - 1
+        assert end is not None
         result = None
         if index in self.with_result:
             arguments.append(source.result_ref)
             result = len(arguments) - 1
-        return "run", source.task_run_id, end, result
+        return RunSlot(source.task_run_id, end, result)
 
 
 class TaskPreparer:

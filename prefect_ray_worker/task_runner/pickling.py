@@ -7,12 +7,24 @@ name, and not one of Ray's that hides the task's state.
 import hashlib
 import pickle
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from prefect.tasks import Task
 
-Packed = tuple[bytes, list[pickle.PickleBuffer]]
+
+@dataclass(frozen=True)
+class Packed:
+    """A pickled value.
+
+    Attributes:
+        content: The pickle.
+        buffers: Its large arrays, which Ray moves without copying them.
+    """
+
+    content: bytes
+    buffers: list[pickle.PickleBuffer] = field(default_factory=list)
+
 
 # Below this, an array in shared memory costs more than a copy of it.
 _OUT_OF_BAND_BYTES = 64 * 1024
@@ -53,13 +65,12 @@ def pack(value: Any) -> Packed:
     content = cloudpickle.dumps(  # pyright: ignore[reportPrivateImportUsage]
         value, protocol=5, buffer_callback=stays_in_band
     )
-    return content, buffers
+    return Packed(content, buffers)
 
 
 def unpack(packed: Packed) -> Any:
     """Return what `pack` was given; large arrays are views into Ray's store, and read-only."""
-    content, buffers = packed
-    return pickle.loads(content, buffers=buffers)  # noqa: S301 (written by our own processes)
+    return pickle.loads(packed.content, buffers=packed.buffers)  # noqa: S301 (written by our own processes)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from prefect.results import ResultStore
 from prefect.tasks import Task
 
 from prefect_ray_worker.prefect_api.compat import tap_events
+from prefect_ray_worker.task_runner.call import FlowContext
 from prefect_ray_worker.task_runner.pickling import Blob
 from prefect_ray_worker.task_runner.telemetry import Telemetry, telemetry
 
@@ -50,12 +51,12 @@ class TaskProcess:
 
     def __init__(self, flow_context: Blob) -> None:
         self.blob = flow_context
-        self.content: dict[str, Any] = pickle.loads(flow_context.read())  # noqa: S301 (our own)
-        _see(self.content["paths"])
+        self.content: FlowContext = pickle.loads(flow_context.read())  # noqa: S301 (our own)
+        _see(self.content.paths)
         self.context = Context()
-        self.context.run(self._enter, self.content["settings"])
-        self.flow_run = self._flow_run(self.content["flow_run"])
-        self._related = [RelatedResource(r) for r in self.content["related"]]
+        self.context.run(self._enter, self.content.settings)
+        self.flow_run = self._flow_run(self.content.flow_run)
+        self._related = [RelatedResource(r) for r in self.content.related]
         self._runner: asyncio.Runner | None = None
         self._async_context: Context | None = None
 

@@ -147,9 +147,9 @@ class TaskEnd:
             return cls(_bare(state, record.metadata), "record"), packed
         value = record.result if record is not None else data
         if isinstance(value, BaseException):
-            return cls(_bare(state), "error", PackedError.of(value), trouble), (b"", [])
+            return cls(_bare(state), "error", PackedError.of(value), trouble), Packed(b"")
         try:
-            return cls(_bare(state), "value", pack(value), trouble), (b"", [])
+            return cls(_bare(state), "value", pack(value), trouble), Packed(b"")
         except Exception as exc:
             return cls.of(_unsendable(state, value, exc))
 

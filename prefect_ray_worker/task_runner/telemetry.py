@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextvars import Context
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -21,8 +22,19 @@ from prefect.logging import get_logger
 
 from prefect_ray_worker.prefect_api.compat import send_event_by_websocket
 
-TelemetryBatch = tuple[list[bytes], list[dict[str, Any]]]
-"""Events, as JSON, and log records, as `LogCreate` dumps."""
+
+@dataclass(frozen=True)
+class TelemetryBatch:
+    """Some events and logs.
+
+    Attributes:
+        events: Events as JSON.
+        logs: Log records, as `LogCreate` dumps them.
+    """
+
+    events: list[bytes]
+    logs: list[dict[str, Any]]
+
 
 # A driver sends what has come together in this time; a task that ends sooner sends nothing itself.
 _MOMENT_SECONDS = 0.25
@@ -86,7 +98,7 @@ class Telemetry:
         return done
 
     def _take(self) -> TelemetryBatch:
-        batch = self._events, self._logs
+        batch = TelemetryBatch(self._events, self._logs)
         self._events, self._logs = [], []
         self._changed.notify_all()
         return batch
@@ -104,12 +116,12 @@ class Telemetry:
                 rest = self._oldest + self._moment - time.monotonic()
                 if rest > 0 and not self._is_wanted:
                     self._changed.wait_for(lambda: self._is_wanted, rest)
-                events, logs = self._take()
+                batch = self._take()
                 self._is_sending = True
                 settings = self._settings
             try:
-                if events or logs:
-                    Context().run(self._send, settings, events, logs)
+                if batch.events or batch.logs:
+                    Context().run(self._send, settings, batch)
             except Exception:
                 _log.exception("Events or logs of tasks could not be sent to the Prefect API")
             finally:
@@ -117,16 +129,14 @@ class Telemetry:
                     self._is_sending = False
                     self._changed.notify_all()
 
-    def _send(
-        self, settings: SettingsContext | None, events: list[bytes], logs: list[dict[str, Any]]
-    ) -> None:
+    def _send(self, settings: SettingsContext | None, batch: TelemetryBatch) -> None:
         if settings is not None:
             settings.model_copy().__enter__()
         sender = _sender_for(settings)
-        for start in range(0, len(events), _BATCH):
-            sender.events(events[start : start + _BATCH])
-        for batch in _by_size(logs):
-            sender.logs(batch)
+        for start in range(0, len(batch.events), _BATCH):
+            sender.events(batch.events[start : start + _BATCH])
+        for lines in _by_size(batch.logs):
+            sender.logs(lines)
 
 
 class TelemetrySender:

@@ -1,0 +1,114 @@
+"""What travels to the cluster beside a task: the `FlowContext` once, and a `Call` for each run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+from uuid import UUID
+
+from prefect_ray_worker.task_runner.futures import DoneFuture
+from prefect_ray_worker.task_runner.pickling import Packed, unpack
+from prefect_ray_worker.task_runner.task_end import TaskEnd
+
+
+@dataclass(frozen=True)
+class FlowContext:
+    """What all tasks of a flow run share.
+
+    Attributes:
+        settings: Prefect's settings; empty if there are none.
+        flow_run: Arguments for the flow run's context; empty outside a flow.
+        deployment_id: Of the flow run.
+        deployment_parameters: Likewise.
+        related: Resources that Prefect relates to every event of the flow run.
+        paths: Folders that imports find in a task's process.
+    """
+
+    settings: dict[str, Any]
+    flow_run: dict[str, Any]
+    deployment_id: Any
+    deployment_parameters: Any
+    related: list[dict[str, str]]
+    paths: list[str]
+
+
+class Slot(Protocol):
+    """Describe what a placeholder in the parameters becomes in the task's process."""
+
+    def value(self, arguments: Sequence[Any]) -> Any:
+        """Return it, given the values of the references that Ray has resolved."""
+        ...
+
+
+@dataclass(frozen=True)
+class ReferenceSlot:
+    """An object reference that the user has passed.
+
+    Attributes:
+        position: Of its value in the arguments.
+    """
+
+    position: int
+
+    def value(self, arguments: Sequence[Any]) -> Any:
+        """Return the value of the reference."""
+        return arguments[self.position]
+
+
+@dataclass(frozen=True)
+class RunSlot:
+    """An upstream run on the cluster.
+
+    Attributes:
+        task_run_id: The run.
+        end: How it ended, or the position of that in the arguments.
+        result: The position of its packed result in the arguments, if that is wanted.
+    """
+
+    task_run_id: UUID
+    end: TaskEnd | int
+    result: int | None
+
+    def value(self, arguments: Sequence[Any]) -> DoneFuture[Any]:
+        """Return the run as a future that is done."""
+        end: TaskEnd = arguments[self.end] if isinstance(self.end, int) else self.end
+        load = None if self.result is None else partial(unpack, arguments[self.result])
+        return DoneFuture(self.task_run_id, end.restore(load))
+
+
+@dataclass(frozen=True)
+class ValueSlot:
+    """A value that the driver had, such as the end of a run that is not on the cluster.
+
+    Attributes:
+        packed: The value.
+    """
+
+    packed: Packed
+
+    def value(self, arguments: Sequence[Any]) -> Any:
+        """Return the value."""
+        return unpack(self.packed)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One task run.
+
+    Attributes:
+        task_run_id: The run.
+        parameters: The packed parameters, with placeholders.
+        wait_for: The packed upstream runs it waits for, with placeholders, or None.
+        slots: What the placeholders become.
+        dependencies: The upstream runs, for Prefect.
+        context: The pickled submit context: tags, parent task run, assets.
+        inherited: Ray options for nested submits.
+    """
+
+    task_run_id: UUID
+    parameters: Packed
+    wait_for: Packed | None
+    slots: list[Slot]
+    dependencies: dict[str, set[Any]]
+    context: bytes
+    inherited: dict[str, Any]
