@@ -13,8 +13,8 @@ from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFoun
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
-from prefect_ray_worker.clusters.addressing import Addressing, warn_of_local_api
-from prefect_ray_worker.clusters.local.state import state_directory
+from prefect_ray_worker.clusters.choice import ClusterSources
+from prefect_ray_worker.clusters.existing import warn_of_local_api
 from prefect_ray_worker.clusters.open import OpenClusters
 from prefect_ray_worker.config.block import LOGO_URL, RayCluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
@@ -105,12 +105,12 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         # Left in the opposite order: first the followers of adopted runs, then Prefect's runs,
         # which need clusters and the cancelling loop to the last, then these.
         settings = worker_settings()
-        self._addressing = Addressing(state_directory(PREFECT_HOME.value()), settings.address)
-        self._followed = FollowedRuns(self._addressing.discount)
+        self._sources = ClusterSources.of_worker(PREFECT_HOME.value(), settings.address)
+        self._followed = FollowedRuns(self._sources.count_as_ended)
         self._cancelling = CancellingRuns(
             self._ask_cancelling, interval=min(settings.poll_interval_seconds, 2.0)
         )
-        stack.push_async_callback(self._addressing.leave, worker_logger(self).info)
+        stack.push_async_callback(self._sources.release, worker_logger(self).info)
         self._clusters = await stack.enter_async_context(
             OpenClusters(interval=settings.poll_interval_seconds)
         )
@@ -125,7 +125,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             me,
             self._pool,
             self._services,
-            self._addressing,
+            self._sources,
             self._followed,
             self._configuration_of,
             interval=interval,
@@ -141,7 +141,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
                 "PREFECT_INTEGRATIONS_RAY_WORKER_SEND_SECRETS is on: the Prefect API key goes in "
                 "clear into every Ray Job, for everyone to read who can list the cluster's jobs."
             )
-        await self._addressing.rejoin(worker_logger(self).info)
+        await self._sources.sweep(worker_logger(self).info)
         await self._offer_block()
         followers.start_soon(self._services.waiting.run, name="ray-waiting")
         followers.start_soon(self._recovery.run, name="ray-recovery")
@@ -207,9 +207,9 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     ) -> tuple[Follower, InfrastructurePid]:
         logger = self.get_flow_run_logger(flow_run)
         with self._followed.in_hand(flow_run.id):
-            connection = await self._addressing.resolve(configuration, logger.info)
-            warn_of_local_api(connection, PREFECT_API_URL.value(), logger.warning)
-            attempt = await present_attempt(self._services, flow_run, configuration, connection)
+            cluster = await self._sources.acquire(configuration, logger.info)
+            warn_of_local_api(cluster, PREFECT_API_URL.value(), logger.warning)
+            attempt = await present_attempt(self._services, flow_run, configuration, cluster)
             submitter = Submitter(self._services, attempt)
             with self._followed.submitting(attempt.job_id, attempt):
                 await self._recovery.own(attempt)
@@ -238,23 +238,23 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             pid = InfrastructurePid.parse(infrastructure_pid)
         except ValueError as exc:
             raise InfrastructureNotAvailable(f"{exc}; it belongs to another worker type.") from None
-        connection = await self._addressing.find(configuration)
-        if connection is None or connection.address != pid.address:
-            configured = connection.address if connection else "no running cluster"
+        cluster = await self._sources.find(configuration)
+        if cluster is None or cluster.ref != pid.cluster:
+            configured = cluster.ref if cluster else "no running cluster"
             raise InfrastructureNotAvailable(
-                f"The job is on the Ray cluster {pid.address}, and this worker is configured for "
+                f"The job is on the Ray cluster {pid.cluster}, and this worker is configured for "
                 f"{configured}."
             )
-        cluster = await self._clusters.get(connection)
+        opened = await self._clusters.get(cluster)
         stopping = await stop_and_confirm(
-            cluster.client,
+            opened.client,
             pid.submission_id,
             grace_seconds=max(grace_seconds, configuration.stop_grace_seconds),
             timing=self.timing,
         )
         match stopping:
             case Stopping.GONE:
-                raise InfrastructureNotFound(f"{pid.address} has no job {pid.submission_id}.")
+                raise InfrastructureNotFound(f"{pid.cluster} has no job {pid.submission_id}.")
             case Stopping.UNREACHABLE | Stopping.UNCONFIRMED:
                 raise InfrastructureNotAvailable(
                     f"The Ray Job {pid.submission_id} could not be stopped: {stopping.value}."

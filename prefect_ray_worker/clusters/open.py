@@ -9,10 +9,11 @@ import anyio
 import anyio.abc
 
 from prefect_ray_worker.clusters.poller import ClusterPoller
+from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.logs.read import ClusterLogs
 from prefect_ray_worker.ray_api.client import JobsClient
-from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.logs import LogsClient
+from prefect_ray_worker.shared.ids import ClusterRef
 
 # Ray creates an actor for each job, so more at once gain nothing. Half of the client's sockets:
 # polls of running jobs must not queue behind a burst of submissions.
@@ -24,12 +25,16 @@ class OpenCluster:
     """A cluster in use.
 
     Attributes:
+        ref: Identifies it.
+        reachable_from: Name of the only machine that can reach it; None if others can.
         client: Client of its Jobs API.
         poller: The one loop that polls it.
         logs: Reads the logs of its jobs.
         submissions: Limits concurrent submissions.
     """
 
+    ref: ClusterRef
+    reachable_from: str | None
     client: JobsClient
     poller: ClusterPoller
     logs: ClusterLogs
@@ -45,7 +50,7 @@ class OpenClusters:
 
     def __init__(self, *, interval: float) -> None:
         self._interval = interval
-        self._open: dict[Connection, OpenCluster] = {}
+        self._open: dict[Cluster, OpenCluster] = {}
         self._opening = anyio.Lock()
         self._stack = AsyncExitStack()
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -71,20 +76,23 @@ class OpenClusters:
         """The clients of all clusters that were used so far."""
         return tuple(cluster.client for cluster in self._open.values())
 
-    async def get(self, connection: Connection) -> OpenCluster:
-        """Return the cluster behind a connection; open it and start its poller if it is new."""
+    async def get(self, cluster: Cluster) -> OpenCluster:
+        """Return an open cluster; open it and start its poller if it is not open yet."""
         if self._tasks is None:
             raise RuntimeError("Use OpenClusters as an async context manager.")
         async with self._opening:
-            if connection not in self._open:
+            if cluster not in self._open:
+                connection = cluster.connection
                 client = await self._stack.enter_async_context(JobsClient(connection))
                 logs = await self._stack.enter_async_context(LogsClient(connection))
                 poller = ClusterPoller(client, interval=self._interval)
-                self._tasks.start_soon(poller.run, name=f"ray-poller {connection.address}")
-                self._open[connection] = OpenCluster(
+                self._tasks.start_soon(poller.run, name=f"ray-poller {cluster.ref}")
+                self._open[cluster] = OpenCluster(
+                    cluster.ref,
+                    cluster.reachable_from,
                     client,
                     poller,
                     ClusterLogs(logs),
                     anyio.CapacityLimiter(_SUBMISSIONS_AT_ONCE),
                 )
-            return self._open[connection]
+            return self._open[cluster]

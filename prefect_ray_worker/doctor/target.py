@@ -11,8 +11,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
-from prefect_ray_worker.clusters.addressing import Addressing
-from prefect_ray_worker.clusters.local.state import state_directory
+from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.errors import InvalidConfiguration
@@ -108,14 +107,14 @@ async def _target(
     pool: str | None,
 ) -> Target:
     configuration = await RayJobConfiguration.from_template_and_values(template, values, client)
-    addressing = Addressing(state_directory(PREFECT_HOME.value()), settings.address)
-    connection = await addressing.find(configuration)
-    if connection is None:
+    sources = ClusterSources.of_worker(PREFECT_HOME.value(), settings.address)
+    cluster = await sources.find(configuration)
+    if cluster is None:
         raise InvalidConfiguration(
             "No cluster is named, and no worker has started one on this machine. Name "
             "http://<head>:8265 or a work pool, or set PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS."
         )
-    return Target(configuration, connection, pool)
+    return Target(configuration, cluster.connection, pool)
 
 
 async def _template_of(name: str, client: PrefectClient) -> dict[str, Any]:

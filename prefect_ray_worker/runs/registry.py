@@ -23,11 +23,11 @@ class FollowedRuns:
     """The attempts that one process submits or follows.
 
     Args:
-        discount: Called with the id of a job that may start late, and will be stopped then.
+        count_as_ended: Called with the id of a job that may start late, and will be stopped then.
     """
 
-    def __init__(self, discount: Callable[[str], None]) -> None:
-        self._discount = discount
+    def __init__(self, count_as_ended: Callable[[str], None]) -> None:
+        self._count_as_ended = count_as_ended
         self._followers: dict[str, tuple[Follower, anyio.CancelScope]] = {}
         self._submitting: dict[str, int] = {}
         self._in_hand: set[UUID] = set()
@@ -114,7 +114,7 @@ class FollowedRuns:
             finally:
                 del self._followers[job_id]
         if follower.may_still_start:
-            self._discount(job_id)
+            self._count_as_ended(job_id)
             self.in_background(follower.prevent_start, f"ray-prevent-start {job_id}")
         return settled
 

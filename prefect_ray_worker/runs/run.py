@@ -10,8 +10,8 @@ from uuid import UUID
 from prefect.client.schemas.objects import FlowRun, State, StateType
 
 from prefect_ray_worker.clusters.open import OpenCluster
+from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.resources import asked_for
 from prefect_ray_worker.runs.judge import Limits
 from prefect_ray_worker.runs.services import Services
@@ -99,7 +99,7 @@ async def present_attempt(
     services: Services,
     flow_run: FlowRun,
     configuration: RayJobConfiguration,
-    connection: Connection,
+    cluster: Cluster,
 ) -> RunAttempt:
     """Read the present attempt at a run from Prefect.
 
@@ -107,13 +107,13 @@ async def present_attempt(
         services: What the worker's runs share.
         flow_run: The run.
         configuration: Prepared for it.
-        connection: The cluster that has its job, or gets it.
+        cluster: The cluster that has its job, or gets it.
     """
     return RunAttempt(
         flow_run=flow_run,
         history=await services.flow_runs.states(flow_run.id),
         configuration=configuration,
-        cluster=await services.clusters.get(connection),
+        cluster=await services.clusters.get(cluster),
         limits=Limits(
             start=configuration.start_timeout_seconds,
             run=configuration.run_timeout_seconds,

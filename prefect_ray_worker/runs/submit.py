@@ -240,7 +240,7 @@ class Submitter:
         attempt.log.info(
             "Ray Job %s %s. Dashboard: %s", attempt.job_id, said, attempt.dashboard_page
         )
-        return InfrastructurePid(attempt.address, attempt.job_id, self.session)
+        return InfrastructurePid(attempt.cluster.ref, attempt.job_id, self.session)
 
     async def _prepare(self, client: JobsClient) -> None:
         self.submitted_at = self.submitted_at or anyio.current_time()

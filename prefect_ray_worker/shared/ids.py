@@ -19,30 +19,69 @@ INFRASTRUCTURE_RETRY = "AwaitingInfrastructureRetry"
 STARTING = "Starting"
 """Name of the Pending state that a driver puts its run into: the server grants it only once."""
 
+_ADDRESS = "address"
 _PATH = "/api/jobs/"
 _RUN_KEY = "prefect.io/flow-run-id"
 _POOL_KEY = "prefect.io/work-pool-id"
 
 
 @dataclass(frozen=True)
-class InfrastructurePid:
-    """What Prefect keeps as a flow run's `infrastructure_pid`: the job's own URL.
+class ClusterRef:
+    """Identifies a cluster, for every process alike: compare these, never addresses.
 
-    `http://head:8265/api/jobs/prefect-<flow run>-<attempt>#<session name>`
+    Written as the address itself (`http://head:8265`), or as `<kind>:<name>`.
 
     Attributes:
-        address: Address of the dashboard that took the job.
-        submission_id: The job's id there.
-        session_name: The life of the cluster that took it, where the cluster says so.
+        kind: `address`, or the kind of name that follows.
+        name: The address of the dashboard, or the cluster's name among those of its kind.
     """
 
-    address: str
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return self.name if self.kind == _ADDRESS else f"{self.kind}:{self.name}"
+
+    @classmethod
+    def of_address(cls, address: str) -> "ClusterRef":
+        """Return the reference to the cluster at the (normalized) address of a dashboard."""
+        return cls(_ADDRESS, address)
+
+    @classmethod
+    def parse(cls, text: str) -> "ClusterRef":
+        """Read back what `str()` wrote.
+
+        Raises:
+            ValueError: The text refers to no cluster.
+        """
+        kind, colon, name = text.partition(":")
+        if kind in ("http", "https") and name.startswith("//"):
+            return cls.of_address(text)
+        if not colon or not name or not kind.isidentifier() or kind == _ADDRESS:
+            raise ValueError(f"{text!r} does not refer to a Ray cluster")
+        return cls(kind, name)
+
+
+@dataclass(frozen=True)
+class InfrastructurePid:
+    """What Prefect keeps as a flow run's `infrastructure_pid`: the job, and its cluster.
+
+    `http://head:8265/api/jobs/prefect-<flow run>-<attempt>#<session name>`: for a cluster by
+    address this is the job's own URL.
+
+    Attributes:
+        cluster: The cluster that took the job.
+        submission_id: The job's id there.
+        session_name: The cluster's session that took it, where the cluster says so.
+    """
+
+    cluster: ClusterRef
     submission_id: str
     session_name: str | None = None
 
     def __str__(self) -> str:
         session = f"#{self.session_name}" if self.session_name else ""
-        return f"{self.address}{_PATH}{self.submission_id}{session}"
+        return f"{self.cluster}{_PATH}{self.submission_id}{session}"
 
     @classmethod
     def parse(cls, text: str) -> "InfrastructurePid":
@@ -52,10 +91,14 @@ class InfrastructurePid:
             ValueError: The text is not the pid of a Ray Job.
         """
         url, session = urldefrag(text)
-        address, separator, submission_id = url.rpartition(_PATH)
-        if not separator or not address or not submission_id or "/" in submission_id:
+        written, _, submission_id = url.rpartition(_PATH)
+        try:
+            cluster = ClusterRef.parse(written)
+        except ValueError:
+            cluster = None
+        if cluster is None or not submission_id or "/" in submission_id:
             raise ValueError(f"{text!r} is not the infrastructure pid of a Ray Job")
-        return cls(address, submission_id, session or None)
+        return cls(cluster, submission_id, session or None)
 
 
 class StateOfRun(Protocol):

@@ -48,7 +48,7 @@ async def measure(pool: Pool, folder: Path, variables: dict[str, Any]) -> dict[s
     run = await pool.wait_for(run_id, StateType.COMPLETED)
     ended = float(marker.with_suffix(".end").read_text())
     place = InfrastructurePid.parse(run.infrastructure_pid or "")
-    async with JobsClient(Connection(place.address)) as client:
+    async with JobsClient(Connection(place.cluster.name)) as client:
 
         async def job_end() -> Any:
             job = await client.get(place.submission_id)

@@ -64,7 +64,7 @@ async def ends(
 async def ended_job(pool: Pool, run_id: UUID, *, seconds: float = 30) -> JobDetails:
     """Wait until the run's present job has ended, and return it."""
     pid = InfrastructurePid.parse((await pool.read(run_id)).infrastructure_pid or "")
-    async with JobsClient(Connection(pid.address)) as client:
+    async with JobsClient(Connection(pid.cluster.name)) as client:
 
         async def there() -> JobDetails | None:
             job = await client.get(pid.submission_id)

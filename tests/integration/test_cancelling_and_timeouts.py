@@ -9,7 +9,7 @@ from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFoun
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
-from prefect_ray_worker.shared.ids import InfrastructurePid
+from prefect_ray_worker.shared.ids import ClusterRef, InfrastructurePid
 from prefect_ray_worker.worker import RayJobConfiguration
 from tests.integration.harness import Pool
 from tests.real_ray import RealRay
@@ -23,8 +23,12 @@ NOWHERE = {"no_such_resource": 1.0}
 async def job_of(pool: Pool, run_id: object) -> JobDetails:
     run = await pool.read(run_id)  # type: ignore[arg-type]
     pid = InfrastructurePid.parse(run.infrastructure_pid or "")
-    async with JobsClient(Connection(pid.address)) as client:
+    async with JobsClient(Connection(pid.cluster.name)) as client:
         return await client.get(pid.submission_id)
+
+
+def pid_of_no_job(address: str) -> str:
+    return str(InfrastructurePid(ClusterRef.of_address(address), "prefect-no-such-job"))
 
 
 async def test_cancelled_while_pending(pool: Pool) -> None:
@@ -149,12 +153,8 @@ async def test_kill_infrastructure_tells_gone_from_unreachable(
         await wait_until(lambda: worker.is_setup, description="the worker to be set up")
         here = RayJobConfiguration(address=ray_cluster.address, stop_grace_seconds=1)
         with pytest.raises(InfrastructureNotFound):
-            await worker.kill_infrastructure(
-                str(InfrastructurePid(ray_cluster.address, "prefect-no-such-job")), here
-            )
+            await worker.kill_infrastructure(pid_of_no_job(ray_cluster.address), here)
         with pytest.raises(InfrastructureNotAvailable, match="configured for"):
-            await worker.kill_infrastructure(
-                str(InfrastructurePid("http://other:8265", "prefect-no-such-job")), here
-            )
+            await worker.kill_infrastructure(pid_of_no_job("http://other:8265"), here)
         with pytest.raises(InfrastructureNotAvailable, match="another worker type"):
             await worker.kill_infrastructure("host:1234", here)

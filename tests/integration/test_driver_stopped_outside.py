@@ -25,7 +25,7 @@ _RESCHEDULE = {"env": {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule"
 async def stop(pool: Pool, run_id: UUID) -> None:
     """Stop a run's job as `ray job stop` does."""
     pid = InfrastructurePid.parse((await pool.read(run_id)).infrastructure_pid or "")
-    async with JobsClient(Connection(pid.address)) as client:
+    async with JobsClient(Connection(pid.cluster.name)) as client:
         assert await client.stop(pid.submission_id)
 
 

@@ -25,12 +25,12 @@ async def test_embedded_ray_runs_a_deployment_and_ends_with_its_worker(
         run = await pool.wait_for(run_id, seconds=120)
         assert run.state is not None
         assert run.state.is_completed()
-        said = await pool.wait_for_log(run_id, "Started a Ray cluster on this machine")
+        said = await pool.wait_for_log(run_id, "Started a local Ray cluster")
         assert "http://127.0.0.1:" in said
         pid = InfrastructurePid.parse(run.infrastructure_pid or "")
         info = await cluster.find()
         assert info is not None
-        assert info.address == pid.address
+        assert info.address == pid.cluster.name
         await pool.wait_for_log(run_id, "is SUCCEEDED")
     assert await cluster.find() is None
 

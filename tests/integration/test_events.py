@@ -247,4 +247,4 @@ async def test_on_a_real_ray(pool: Pool) -> None:
     (artifact,) = await pool.client.read_artifacts(
         artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
     )
-    assert f"{pid.address}/#/jobs/{pid.submission_id}" in str(artifact.data)
+    assert f"{pid.cluster.name}/#/jobs/{pid.submission_id}" in str(artifact.data)

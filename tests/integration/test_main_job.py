@@ -25,8 +25,8 @@ async def test_completed_run_is_a_ray_job(pool: Pool, ray_cluster: RealRay) -> N
     assert run.state.type == StateType.COMPLETED
     assert run.infrastructure_pid is not None
     pid = InfrastructurePid.parse(run.infrastructure_pid)
-    assert pid.address == ray_cluster.address
-    async with JobsClient(Connection(pid.address)) as client:
+    assert pid.cluster.name == ray_cluster.address
+    async with JobsClient(Connection(pid.cluster.name)) as client:
         job = await client.get(pid.submission_id)
         version = await client.version()
     assert pid.session_name == version.session_name

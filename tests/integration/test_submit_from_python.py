@@ -79,7 +79,7 @@ async def test_submit_returns_when_ray_has_the_job(storing_pool: Pool, tmp_path:
         await wait_until(accepted, timeout=30, description="the job to be accepted")
         run = await storing_pool.read(future.flow_run_id)
         pid = InfrastructurePid.parse(run.infrastructure_pid or "")
-        async with JobsClient(Connection(pid.address)) as client:
+        async with JobsClient(Connection(pid.cluster.name)) as client:
             assert not (await client.get(pid.submission_id)).is_terminal
         assert run.state is not None
         assert not run.state.is_final()

@@ -7,7 +7,9 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 
 from prefect_ray_worker import metrics
-from prefect_ray_worker.clusters.addressing import Addressing
+from prefect_ray_worker.clusters.choice import ClusterSources
+from prefect_ray_worker.clusters.existing import cluster_at
+from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import (
     InvalidConfiguration,
@@ -57,7 +59,7 @@ class Adoption:
     """Adopts runs for one worker.
 
     Args:
-        addressing: Finds clusters.
+        sources: Finds clusters.
         services: What the worker's runs share.
         followed: Where the adopted runs are followed.
         configuration_of: Builds the configuration of a run, as for its submission.
@@ -65,12 +67,12 @@ class Adoption:
 
     def __init__(
         self,
-        addressing: Addressing,
+        sources: ClusterSources,
         services: Services,
         followed: FollowedRuns,
         configuration_of: ConfigurationOf,
     ) -> None:
-        self._addressing = addressing
+        self._sources = sources
         self._services = services
         self._followed = followed
         self._configuration_of = configuration_of
@@ -107,8 +109,8 @@ class Adoption:
     async def _with_pid(
         self, found: OrphanedRun, pid: InfrastructurePid, configuration: RayJobConfiguration
     ) -> Follower | None:
-        connection = await self._connection_of(pid, configuration)
-        attempt = await present_attempt(self._services, found.flow_run, configuration, connection)
+        cluster = await self._cluster_of(pid, configuration)
+        attempt = await present_attempt(self._services, found.flow_run, configuration, cluster)
         if attempt.job_id != found.job_id:
             return None  # the run has gone on meanwhile; the next look finds it as it is
         # Nobody may have looked for long: the head may have been away meanwhile.
@@ -121,12 +123,12 @@ class Adoption:
     ) -> Follower | None:
         """Go on with a run whose worker died before it had said where the job is."""
         log = self._services.logger_of(found.flow_run)
-        connection = await self._addressing.find(configuration)
-        if connection is None:
+        cluster = await self._sources.find(configuration)
+        if cluster is None:
             if type_of_state(found.flow_run) == StateType.RUNNING:
                 return None  # a Ray that does not run has no job that does
-            connection = await self._addressing.resolve(configuration, log.info)
-        attempt = await present_attempt(self._services, found.flow_run, configuration, connection)
+            cluster = await self._sources.acquire(configuration, log.info)
+        attempt = await present_attempt(self._services, found.flow_run, configuration, cluster)
         if attempt.job_id != found.job_id:
             return None
         match type_of_state(found.flow_run):
@@ -174,13 +176,13 @@ class Adoption:
             return None  # asked again with the next look
         if not is_job_of(attempt.run_id, job.metadata):
             return None
-        return InfrastructurePid(attempt.address, attempt.job_id, session)
+        return InfrastructurePid(attempt.cluster.ref, attempt.job_id, session)
 
-    async def _connection_of(
+    async def _cluster_of(
         self, pid: InfrastructurePid, configuration: RayJobConfiguration
-    ) -> Connection:
-        configured = await self._addressing.find(configuration)
-        if configured is not None and configured.address == pid.address:
+    ) -> Cluster:
+        configured = await self._sources.find(configuration)
+        if configured is not None and configured.ref == pid.cluster:
             return configured
         # The pool points elsewhere by now, and its credentials go nowhere else.
-        return Connection(pid.address)
+        return cluster_at(Connection(str(pid.cluster)))

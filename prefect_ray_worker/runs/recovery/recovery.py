@@ -7,10 +7,10 @@ from types import TracebackType
 import anyio
 from prefect.client.schemas.objects import WorkPool
 
-from prefect_ray_worker.clusters.addressing import Addressing
+from prefect_ray_worker.clusters.choice import ClusterSources
+from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration
-from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.runs.recovery.adopt import Adoption, ConfigurationOf
 from prefect_ray_worker.runs.recovery.ownership import OWNER_LABEL, Worker, given_up_label, label_of
 from prefect_ray_worker.runs.recovery.reconcile import Reconciler, Situation
@@ -33,7 +33,7 @@ class Recovery:
         me: This process.
         pool: Returns the worker's pool.
         services: What the worker's runs share.
-        addressing: Finds clusters.
+        sources: Finds clusters.
         followed: What this process follows.
         configuration_of: Builds the configuration of a run.
         interval: Seconds between two looks for runs that nobody follows.
@@ -44,7 +44,7 @@ class Recovery:
         me: Worker,
         pool: Callable[[], WorkPool],
         services: Services,
-        addressing: Addressing,
+        sources: ClusterSources,
         followed: FollowedRuns,
         configuration_of: ConfigurationOf,
         *,
@@ -52,12 +52,11 @@ class Recovery:
     ) -> None:
         self._me = me
         self._pool = pool
-        self._addressing = addressing
-        self._host = services.host
+        self._sources = sources
         self._flow_runs = services.flow_runs
         self._followed = followed
         situation = Situation(me, services.host, pool, services.unreachable_limit)
-        adoption = Adoption(addressing, services, followed, configuration_of)
+        adoption = Adoption(sources, services, followed, configuration_of)
         self._reconciler = Reconciler(
             situation, self._flow_runs, followed, adoption, services.lease, interval=interval
         )
@@ -71,7 +70,7 @@ class Recovery:
 
     async def own(self, attempt: RunAttempt) -> None:
         """Say on a run that this process looks after an attempt, before its job is submitted."""
-        label = label_of(self._me, attempt_in(attempt.job_id), self._host_of(attempt))
+        label = label_of(self._me, attempt_in(attempt.job_id), attempt.cluster.reachable_from)
         await self._flow_runs.label(attempt.run_id, {OWNER_LABEL: label})
 
     async def give_up(
@@ -93,7 +92,7 @@ class Recovery:
                 for attempt in left:
                     tasks.start_soon(self._give_up, attempt, limiter)
 
-    async def _home(self) -> Connection | None:
+    async def _home(self) -> Cluster | None:
         pool = self._pool()
         try:
             configuration = await RayJobConfiguration.from_template_and_values(
@@ -101,16 +100,12 @@ class Recovery:
             )
         except InvalidConfiguration:
             return None  # each of its runs says so
-        return await self._addressing.find(configuration)
+        return await self._sources.find(configuration)
 
     async def _give_up(self, attempt: RunAttempt, limiter: anyio.CapacityLimiter) -> None:
-        label = given_up_label(self._me, attempt_in(attempt.job_id), self._host_of(attempt))
+        label = given_up_label(self._me, attempt_in(attempt.job_id), attempt.cluster.reachable_from)
         try:
             async with limiter:
                 await self._flow_runs.label(attempt.run_id, {OWNER_LABEL: label})
         except Exception as exc:  # noqa: BLE001 (others take it over a little later)
             _log.debug("The run %s could not be given up: %s", attempt.run_id, exc)
-
-    def _host_of(self, attempt: RunAttempt) -> str | None:
-        local = attempt.cluster.client.connection.is_loopback
-        return self._host if local else None

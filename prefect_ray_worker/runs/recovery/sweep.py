@@ -15,10 +15,10 @@ import anyio
 from prefect.client.schemas.objects import WorkPool
 
 from prefect_ray_worker.clusters.open import OpenClusters
+from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.errors import JobNotFound, JobsApiError
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.client import JobsClient
-from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import TERMINAL_STATUSES, JobDetails
 from prefect_ray_worker.runs.recovery.ownership import heir
 from prefect_ray_worker.shared.backoff import jittered
@@ -53,7 +53,7 @@ class Sweeper:
         pool: Callable[[], WorkPool],
         clusters: OpenClusters,
         flow_runs: FlowRuns,
-        home: Callable[[], Awaitable[Connection | None]],
+        home: Callable[[], Awaitable[Cluster | None]],
         *,
         interval: float = _INTERVAL_SECONDS,
     ) -> None:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
+from prefect_ray_worker.clusters.existing import cluster_at
 from prefect_ray_worker.clusters.open import OpenCluster, OpenClusters
 from prefect_ray_worker.clusters.poller import Seen, Unreachable
 from prefect_ray_worker.ray_api.connection import Connection
@@ -19,7 +20,7 @@ INTERVAL = 0.1
 @asynccontextmanager
 async def watching(ray: FakeRay) -> AsyncIterator[OpenCluster]:
     async with OpenClusters(interval=INTERVAL) as clusters:
-        yield await clusters.get(Connection(ray.address))
+        yield await clusters.get(cluster_at(Connection(ray.address)))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import anyio
 import httpx
 import pytest
 
+from prefect_ray_worker.clusters.existing import cluster_at
 from prefect_ray_worker.clusters.open import OpenCluster, OpenClusters
 from prefect_ray_worker.clusters.poller import JobWatch, Missing, Observation, Seen, Unreachable
 from prefect_ray_worker.ray_api import client
@@ -33,7 +34,7 @@ async def ray() -> AsyncIterator[FakeRay]:
 @asynccontextmanager
 async def watching(ray: FakeRay, token: str | None = None) -> AsyncIterator[OpenCluster]:
     async with OpenClusters(interval=INTERVAL) as clusters:
-        yield await clusters.get(Connection(ray.address, TokenSource(literal=token)))
+        yield await clusters.get(cluster_at(Connection(ray.address, TokenSource(literal=token))))
 
 
 async def news(watch: JobWatch, seconds: float = 5) -> Observation:
@@ -99,7 +100,7 @@ async def test_an_end_is_told_within_two_intervals(ray: FakeRay) -> None:
 async def test_a_job_added_while_the_poller_rests_is_looked_at_at_once(ray: FakeRay) -> None:
     ray.add_job("late")
     async with OpenClusters(interval=30) as clusters:
-        cluster = await clusters.get(Connection(ray.address))
+        cluster = await clusters.get(cluster_at(Connection(ray.address)))
         with ExitStack() as stack:
             for watch in many(stack, ray, cluster):
                 await news(watch)
@@ -111,7 +112,7 @@ async def test_a_burst_of_new_jobs_is_not_a_list_for_each(ray: FakeRay) -> None:
     """A list costs the head one look-up for each job that it knows, so a burst must share them."""
     ray.faults.add(Fault("GET", LIST, kind=Kind.SLOW, delay=0.05, times=None))
     async with OpenClusters(interval=5) as clusters:
-        cluster = await clusters.get(Connection(ray.address))
+        cluster = await clusters.get(cluster_at(Connection(ray.address)))
         with ExitStack() as stack:
             for watch in many(stack, ray, cluster, 10):
                 await news(watch)
@@ -296,9 +297,9 @@ async def test_unwatching_ends_the_requests(ray: FakeRay) -> None:
 
 async def test_equal_connections_share_a_poll_and_others_do_not(ray: FakeRay) -> None:
     async with OpenClusters(interval=INTERVAL) as clusters:
-        first = await clusters.get(Connection(ray.address))
-        assert await clusters.get(Connection(ray.address)) is first
-        other = await clusters.get(Connection(ray.address, TokenSource(literal="t")))
+        first = await clusters.get(cluster_at(Connection(ray.address)))
+        assert await clusters.get(cluster_at(Connection(ray.address))) is first
+        other = await clusters.get(cluster_at(Connection(ray.address, TokenSource(literal="t"))))
         assert other is not first
 
 
@@ -306,8 +307,8 @@ async def test_a_cluster_that_is_down_does_not_slow_the_others(ray: FakeRay) -> 
     async with FakeRay() as down, OpenClusters(interval=INTERVAL) as clusters:
         await down.stop_listening()
         ray.add_job("a")
-        bad = await clusters.get(Connection(down.address))
-        good = await clusters.get(Connection(ray.address))
+        bad = await clusters.get(cluster_at(Connection(down.address)))
+        good = await clusters.get(cluster_at(Connection(ray.address)))
         with bad.poller.watch("a") as silent, good.poller.watch("a") as heard:
             assert isinstance(await news(silent), Unreachable)
             for _ in range(4):

@@ -4,9 +4,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from prefect_ray_worker.shared.ids import InfrastructurePid, is_job_of, submission_id
+from prefect_ray_worker.shared.ids import ClusterRef, InfrastructurePid, is_job_of, submission_id
 
 RUN = UUID("11111111-2222-3333-4444-555555555555")
+HEAD = ClusterRef.of_address("http://head:8265")
 
 
 def test_submission_id_is_a_function_of_run_and_claim() -> None:
@@ -32,9 +33,10 @@ def test_submission_id_has_only_characters_that_ray_takes() -> None:
 @pytest.mark.parametrize(
     "pid",
     [
-        InfrastructurePid("http://head:8265", "prefect-x-1", "session_2026-11-23_1_2"),
-        InfrastructurePid("https://ingress/ray", "prefect-x-1"),
-        InfrastructurePid("http://[::1]:8265", "prefect-x-1", "session_1"),
+        InfrastructurePid(HEAD, "prefect-x-1", "session_2026-11-23_1_2"),
+        InfrastructurePid(ClusterRef.of_address("https://ingress/ray"), "prefect-x-1"),
+        InfrastructurePid(ClusterRef.of_address("http://[::1]:8265"), "prefect-x-1", "session_1"),
+        InfrastructurePid(ClusterRef("kuberay", "ns/ray-1@uid-2"), "prefect-x-1", "session_1"),
     ],
 )
 def test_pid_reads_back(pid: InfrastructurePid) -> None:
@@ -42,11 +44,27 @@ def test_pid_reads_back(pid: InfrastructurePid) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "host:1234", "http://head:8265", "/api/jobs/x", "a/api/jobs/"]
+    "text",
+    [
+        "",
+        "host:1234",
+        "http://head:8265",
+        "/api/jobs/x",
+        "a/api/jobs/",
+        "a/api/jobs/x",
+        ":a/api/jobs/x",
+        "address:http://head:8265/api/jobs/x",
+    ],
 )
 def test_foreign_pid_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not the infrastructure pid"):
         InfrastructurePid.parse(text)
+
+
+def test_the_pid_of_an_earlier_release_is_read() -> None:
+    text = "http://head:8265/api/jobs/prefect-x-1#session_2026-11-23_1_2"
+    assert InfrastructurePid.parse(text).cluster == HEAD
+    assert str(InfrastructurePid.parse(text)) == text
 
 
 def test_job_is_ours_by_its_metadata_only() -> None:

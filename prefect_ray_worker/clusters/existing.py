@@ -1,0 +1,68 @@
+"""`ExistingClusters`: clusters that run already, by the address of their dashboard."""
+
+import platform
+
+from prefect_ray_worker.clusters.source import Cluster, ClusterPlan, Tell
+from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.ray_api.connection import Connection, normalize_address
+from prefect_ray_worker.shared.ids import ClusterRef
+from prefect_ray_worker.shared.loopback import is_loopback_url
+
+ADDRESS_SETTING = "PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS"
+
+
+class ExistingClusters:
+    """The cluster that the job variable `address` names, or the block `cluster`, or the setting.
+
+    Ray's own `RAY_ADDRESS` is never read: a worker on a Ray node would send its runs elsewhere.
+
+    Args:
+        default_address: Value of `PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS`.
+
+    Raises:
+        InvalidConfiguration: The setting is no address.
+    """
+
+    def __init__(self, default_address: str | None) -> None:
+        self._default = (
+            Connection(normalize_address(default_address, variable=ADDRESS_SETTING))
+            if default_address
+            else None
+        )
+
+    def plan(self, configuration: RayJobConfiguration) -> ClusterPlan | None:
+        """Return the cluster that the run or the setting names, or None."""
+        connection = configuration.connection() or self._default
+        return None if connection is None else ClusterPlan(cluster_at(connection))
+
+    async def acquire(self, plan: ClusterPlan, tell: Tell) -> Cluster:
+        """Return the planned cluster; it runs already."""
+        if plan.cluster is None:
+            raise ValueError("This plan was made by another source.")
+        return plan.cluster
+
+    async def look(self, plan: ClusterPlan) -> Cluster | None:
+        """Return the planned cluster."""
+        return plan.cluster
+
+    async def sweep(self, tell: Tell) -> None:
+        """Do nothing: somebody else starts and stops these clusters."""
+
+    async def release(self, tell: Tell, ended: frozenset[str]) -> None:
+        """Do nothing: somebody else starts and stops these clusters."""
+
+
+def cluster_at(connection: Connection) -> Cluster:
+    """Return the cluster behind an address; one on loopback exists for this machine only."""
+    only_here = platform.node() if connection.is_loopback else None
+    return Cluster(ClusterRef.of_address(connection.address), connection, only_here)
+
+
+def warn_of_local_api(cluster: Cluster, api_url: str | None, tell: Tell) -> None:
+    """Warn if the cluster would look for the Prefect API on its own nodes."""
+    if api_url and is_loopback_url(api_url) and not cluster.connection.is_loopback:
+        tell(
+            f"PREFECT_API_URL is {api_url}: on the nodes of {cluster.ref} that is the node itself. "
+            "If the run stays Pending, set env.PREFECT_API_URL to an address that the cluster can "
+            "reach."
+        )

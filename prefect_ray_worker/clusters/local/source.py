@@ -1,0 +1,103 @@
+"""`LocalClusters`: the source of runs that name no cluster: a Ray on the worker's machine."""
+
+import platform
+from pathlib import Path
+
+import anyio
+
+from prefect_ray_worker.clusters.local.cluster import LocalCluster, LocalClusterInfo
+from prefect_ray_worker.clusters.source import Cluster, ClusterPlan, Tell
+from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.errors import JobsApiError, LocalClusterError
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.tokens import TokenSource
+from prefect_ray_worker.shared.ids import ClusterRef
+
+_RELEASE_SECONDS = 20.0
+
+
+class LocalClusters:
+    """Starts a Ray on this machine for runs that name no cluster, and stops it with the worker.
+
+    Args:
+        directory: Where the embedded Ray keeps its state.
+        in_use: Whether runs may come to it without naming a cluster, so that one which an earlier
+            worker has left is worth taking over.
+    """
+
+    def __init__(self, directory: Path, *, in_use: bool) -> None:
+        self._local = LocalCluster(directory)
+        self._in_use = in_use
+        self._holds = False
+
+    def plan(self, configuration: RayJobConfiguration) -> ClusterPlan | None:
+        """Plan the local cluster for every run; its address is known once it has started."""
+        return ClusterPlan(cluster=None)
+
+    async def acquire(self, plan: ClusterPlan, tell: Tell) -> Cluster:
+        """Return the local cluster, started if there is none.
+
+        Raises:
+            LocalClusterError: Ray is not installed or did not start.
+        """
+        info = await self._local.ensure()
+        if info.started or not self._holds:
+            verb = "Started" if info.started else "Using"
+            tell(
+                f"{verb} a local Ray cluster, because no address is configured. "
+                f"Dashboard: {info.address} (its token is in {info.token_path})"
+            )
+        self._holds = True
+        return _cluster(info)
+
+    async def look(self, plan: ClusterPlan) -> Cluster | None:
+        """Return the local cluster if its process runs."""
+        info = await self._local.find()
+        return None if info is None else _cluster(info)
+
+    async def sweep(self, tell: Tell) -> None:
+        """Take charge of a local cluster that an earlier worker has left, so that we stop it."""
+        if self._in_use and await self._local.find() is not None:
+            try:
+                await self.acquire(ClusterPlan(cluster=None), tell)
+            except LocalClusterError as exc:
+                tell(f"The local Ray cluster that an earlier worker left cannot be used: {exc}")
+
+    async def release(self, tell: Tell, ended: frozenset[str]) -> None:
+        """Stop the local cluster, unless jobs run on it or another worker uses it."""
+        if not self._holds:
+            return
+        with anyio.move_on_after(_RELEASE_SECONDS, shield=True):
+            info = await self._local.find()
+            running = 0 if info is None else await _count_running(info, ended)
+            try:
+                stopped = await self._local.release(jobs_running=running > 0)
+            except LocalClusterError as exc:
+                tell(str(exc))
+                return
+            if stopped:
+                tell("Stopped the local Ray cluster.")
+            elif running and info is not None:
+                tell(
+                    f"{running} Ray Job(s) are still running at {info.address}, so Ray was left "
+                    "up. The next worker finds it and stops it at its own end. To stop it now: "
+                    f"`kill {info.pid}`."
+                )
+
+
+async def _count_running(info: LocalClusterInfo, ended: frozenset[str]) -> int:
+    try:
+        async with JobsClient(_cluster(info).connection) as client:
+            jobs = await client.list()
+    except JobsApiError:
+        return 0
+    return sum(
+        job.type == "SUBMISSION" and not job.is_terminal and job.submission_id not in ended
+        for job in jobs
+    )
+
+
+def _cluster(info: LocalClusterInfo) -> Cluster:
+    connection = Connection(info.address, TokenSource(path=info.token_path))
+    return Cluster(ClusterRef.of_address(info.address), connection, platform.node())

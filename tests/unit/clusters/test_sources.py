@@ -1,0 +1,90 @@
+"""Which cluster a run goes to, and who can reach it."""
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from prefect_ray_worker.clusters.choice import ClusterSources
+from prefect_ray_worker.clusters.existing import ExistingClusters, cluster_at, warn_of_local_api
+from prefect_ray_worker.config.block import RayCluster
+from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.shared.ids import ClusterRef
+
+JOB = "http://job:8265"
+BLOCK = "http://block:8265"
+SETTING = "http://setting:8265"
+
+
+def sources(directory: Path, setting: str | None = None) -> ClusterSources:
+    return ClusterSources.of_worker(directory, setting)
+
+
+@pytest.mark.parametrize(
+    ("variables", "setting", "expected"),
+    [
+        ({"address": JOB, "cluster": RayCluster(address=BLOCK)}, SETTING, JOB),
+        ({"cluster": RayCluster(address=BLOCK)}, SETTING, BLOCK),
+        ({}, SETTING, SETTING),
+    ],
+)
+async def test_precedence_is_job_variable_block_setting(
+    variables: dict[str, object], setting: str, expected: str, tmp_path: Path
+) -> None:
+    configuration = RayJobConfiguration(**variables)
+    told: list[str] = []
+    chosen = sources(tmp_path, setting)
+    cluster = await chosen.acquire(configuration, told.append)
+    assert cluster.ref == ClusterRef.of_address(expected)
+    assert await chosen.find(configuration) == cluster
+    await chosen.sweep(told.append)
+    await chosen.release(told.append)
+    assert not told, "clusters that run already are neither started nor stopped"
+
+
+async def test_looking_for_a_local_cluster_starts_none(tmp_path: Path) -> None:
+    chosen = sources(tmp_path / "state")
+    assert await chosen.find(RayJobConfiguration()) is None
+    await chosen.sweep(pytest.fail)
+    await chosen.release(pytest.fail)
+    assert not (tmp_path / "state").exists()
+
+
+async def test_the_environment_of_ray_chooses_no_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:8265")
+    assert await sources(tmp_path).find(RayJobConfiguration()) is None
+
+
+def test_a_setting_that_is_no_address_is_refused_by_its_name() -> None:
+    with pytest.raises(InvalidConfiguration, match="PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS"):
+        ExistingClusters("ray://head:10001")
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [("http://127.0.0.1:8265", platform.node()), ("http://head:8265", None)],
+)
+def test_a_cluster_on_loopback_is_reachable_from_this_machine_only(
+    address: str, host: str | None
+) -> None:
+    assert cluster_at(Connection(address)).reachable_from == host
+
+
+@pytest.mark.parametrize(
+    ("api", "address", "warned"),
+    [
+        ("http://127.0.0.1:4200/api", "http://head:8265", True),
+        ("http://0.0.0.0:4200/api", "http://head:8265", True),
+        ("http://127.0.0.1:4200/api", "http://localhost:8265", False),
+        ("https://prefect/api", "http://head:8265", False),
+        (None, "http://head:8265", False),
+    ],
+)
+def test_an_api_on_loopback_is_warned_of(api: str | None, address: str, warned: bool) -> None:
+    told: list[str] = []
+    warn_of_local_api(cluster_at(Connection(address)), api, told.append)
+    assert bool(told) is warned
