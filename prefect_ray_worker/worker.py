@@ -118,7 +118,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         stack.callback(services.cancel_scope.cancel)
         services.start_soon(self._cancelling.run, name="ray-cancelling")
         await super().setup()
-        me = Worker(self.name, instance=uuid4().hex[:12])
+        me = Worker(self.name, instance=uuid4().hex[:12], host=platform.node())
         interval = max(self.heartbeat_interval_seconds / 2, _SHORTEST_INTERVAL_SECONDS)
         self._services = self._shared_by_runs(settings, me, _FRESH_LOOKS * interval)
         self._recovery = Recovery(
@@ -159,7 +159,6 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             delivery=Delivery(settings.node_secrets, settings.send_secrets),
             ship_driver=settings.ship_driver,
             unreachable_limit=settings.unreachable_limit_seconds,
-            host=platform.node(),
             logs_of=partial(self._logs_of, anyio.CapacityLimiter(_LOG_REQUESTS_AT_ONCE)),
             logger_of=self.get_flow_run_logger,
             related=partial(related_resources, self),

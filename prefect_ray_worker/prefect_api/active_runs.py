@@ -37,12 +37,16 @@ class ActiveRun:
     Attributes:
         id: The flow run.
         state: The type of its state; Running for one that waits in its process for a retry.
+        state_id: The id of its state.
+        state_name: The name of its state.
         since: When it came into that state, on the clock of the Prefect server.
         labels: Its labels.
     """
 
     id: UUID
     state: StateType
+    state_id: UUID
+    state_name: str
     since: datetime
     labels: dict[str, object]
 
@@ -112,6 +116,8 @@ def _active(record: dict[str, Any]) -> ActiveRun | None:
     return ActiveRun(
         id=UUID(record["id"]),
         state=type_,
+        state_id=UUID(state["id"]),
+        state_name=state["name"] or "",
         since=datetime.fromisoformat(state["timestamp"]),
         labels=record.get("labels") or {},
     )

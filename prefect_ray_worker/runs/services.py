@@ -87,7 +87,6 @@ class Services:
         delivery: How secrets reach the jobs.
         ship_driver: Whether to bring our package to the cluster.
         unreachable_limit: Seconds for which a cluster may be silent.
-        host: Name of this machine.
         logs_of: Returns the logs of a flow run in Prefect.
         logger_of: Returns a logger that logs to a flow run.
         related: Returns what the events of a run are related to.
@@ -104,7 +103,6 @@ class Services:
     delivery: Delivery
     ship_driver: bool
     unreachable_limit: float
-    host: str
     logs_of: Callable[[UUID], LogSink]
     logger_of: Callable[[FlowRun], "Logger | LoggerAdapter[Any]"]
     related: Callable[[RayJobConfiguration], Sequence[RelatedResource]]

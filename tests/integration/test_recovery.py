@@ -11,7 +11,7 @@ import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.states import Pending
 
-from prefect_ray_worker.runs.recovery import reconcile
+from prefect_ray_worker.runs.recovery import ownership
 from prefect_ray_worker.runs.recovery.ownership import OWNER_LABEL
 from prefect_ray_worker.shared.ids import InfrastructurePid, present_claim, submission_id
 from tests.fake_ray import Fault, Kind
@@ -131,11 +131,23 @@ async def test_run_that_was_claimed_and_never_submitted_is_submitted(stage: Stag
         await stage.ends(run_id, StateType.CRASHED, "exit code 7")
 
 
+async def test_label_of_an_earlier_attempt_shuts_nobody_out(stage: Stage) -> None:
+    """Attempt 2 was claimed by a worker that died before its label: 5 of 6 runs stayed Pending."""
+    earlier = {OWNER_LABEL: "0123456789ab 123 - first", "prefect.worker.name": "dead"}
+    runs = [await claimed_run(stage, earlier) for _ in range(6)]
+    async with stage.heir(name="first"), stage.heir(name="second"):
+        for run_id in runs:
+            job = await stage.job_of(run_id)
+            assert job.submission_id == await job_id_of(stage, run_id)
+        owners = [await owner_of(stage, run_id) for run_id in runs]
+        assert {owner.rpartition(" ")[2] for owner in owners} <= {"first", "second"}
+
+
 async def test_unlabelled_claim_is_taken_over_once_it_is_old(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its worker died so early that nothing says which it was."""
-    monkeypatch.setattr(reconcile, "_SETTLED_SECONDS", 5.0)
+    monkeypatch.setattr(ownership, "_SETTLED_SECONDS", 5.0)
     run_id = await claimed_run(stage)
     async with stage.heir():
         await anyio.sleep(3)
@@ -147,7 +159,7 @@ async def test_unlabelled_claim_may_wait_for_its_turn_here(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a burst of hundreds: it would be adopted from the queue, and submitted twice."""
-    monkeypatch.setattr(reconcile, "_SETTLED_SECONDS", 1.0)
+    monkeypatch.setattr(ownership, "_SETTLED_SECONDS", 1.0)
     stage.ray.faults.add(Fault("POST", "/api/jobs/$", Kind.HANG, times=1))
     async with stage.heir(name="busy"):
         await stage.start()

@@ -1,9 +1,9 @@
-"""Which worker looks after which run: pure, decided from what every worker can read.
+"""Decide which worker follows which run. Pure: every worker decides alike, from the same facts.
 
-The worker that submits a run owns it, and says so in a label on the flow run. When that worker
-is not online any more, the run falls to one heir: the online worker that comes first for it by
-rendezvous hashing, so that all come to the same answer without talking to each other, and the
-runs of a dead worker spread over the living.
+The worker that submits a run owns it, and says so in a label on the flow run. When that worker is
+offline, the run falls to an heir: the online worker that comes first for it by rendezvous hashing.
+So all workers come to the same answer without talking to each other, and the runs of a dead worker
+spread over the living.
 """
 
 import hashlib
@@ -13,56 +13,170 @@ from enum import Enum
 from uuid import UUID
 
 OWNER_LABEL = "prefect-ray-worker.owner"
-# Given by Prefect's own worker when it begins to submit a run (3.8.8).
+# Set by Prefect's own worker after its claim, before our label (3.8.8).
 _SUBMITTER_LABEL = "prefect.worker.name"
 _NONE = "-"
+
+_SETTLED_SECONDS = 60.0
+_SETTLED_IN_A_BURST_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class Worker:
-    """One process of a worker. A worker that is started again has its name, and is another.
+    """One process of a worker. A worker that is started again keeps its name, not its instance.
 
     Attributes:
         name: As Prefect knows it.
         instance: Random; differs for each process. Without white space.
+        host: Its machine.
     """
 
     name: str
     instance: str
+    host: str = ""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who looks after a run, as far as its labels tell.
+    """Which worker owns an attempt at a run, as far as the labels tell.
 
     Attributes:
-        name: The worker's name; None if no worker has got as far as saying so.
-        instance: Its process; None if only Prefect's own label tells.
+        name: The worker's name; None if no worker has said so yet.
+        instance: Its process; None if only Prefect's own label tells, or it gave the run up.
         host: The machine whose own Ray has the job; None for a cluster that others can reach.
+        gave_up: Whether it gave the attempt up, as a worker does that is stopped.
     """
 
     name: str | None
     instance: str | None = None
     host: str | None = None
+    gave_up: bool = False
 
 
 NOBODY = Owner(None)
 
 
+class Place(Enum):
+    """Where a run's job is, or goes, seen from the worker that decides."""
+
+    OURS = "ours"
+    """The cluster that this worker would use for the run."""
+
+    ELSEWHERE = "elsewhere"
+    """Another cluster has the job: a worker of that cluster is the better heir."""
+
+    FOREIGN = "foreign"
+    """It is not known to be submitted, and was to go to another cluster than this worker's."""
+
+    UNSERVED = "unserved"
+    """It was not submitted, and this worker does not serve the run's queue."""
+
+
 class Decision(Enum):
-    """What a worker does about a run."""
+    """What a worker does about a run. The `READ_…` ask for one more fact, and decide again."""
 
     KEEP = "keep"
     """It follows the run, and goes on."""
 
     TAKE = "take"
-    """Nobody follows the run, and it is the one to do so."""
+    """No worker follows the run, and this one begins to."""
 
     DROP = "drop"
-    """It follows the run, and another worker has taken it over meanwhile."""
+    """It follows the run, and another worker has taken it over."""
 
     LEAVE = "leave"
-    """It is not its business."""
+    """The run is another worker's business."""
+
+    WAIT = "wait"
+    """No worker follows the run, and it is another worker's turn to take it."""
+
+    BURY = "bury"
+    """No worker that could follow the run is left, and the run has been silent for too long."""
+
+    READ_HISTORY = "read history"
+    """`Facts.label_is_current` and `Facts.predates_me` are needed."""
+
+    READ_PLACE = "read place"
+    """`Facts.place` is needed."""
+
+    READ_LIFE = "read life"
+    """`Facts.shows_life` is needed."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a worker knows of a run when it decides about it.
+
+    Attributes:
+        run_id: The run.
+        me: The worker that decides.
+        online: Names of the workers of the pool that are online.
+        labelled: The owner that the run's own label names; it may be an earlier attempt's.
+        submitter: The worker that Prefect's label names; it may be an earlier attempt's.
+        follows: Whether this process follows, or submits, the present attempt.
+        in_hand: Whether Prefect has given this process the run, and it is not submitted yet.
+        queueing: Whether Prefect has given this process runs that are not submitted yet.
+        starting: Whether this is the process's first look since it was started.
+        spoke: Whether the state shows that the attempt was submitted.
+        pending: Whether the state is Pending.
+        over: Whether the run has ended, and only its log, or its children, are left.
+        age: Seconds since the run came into its state.
+        orphaned_for: Seconds for which this process has been waiting for its turn.
+        turn: Seconds that each heir has before it is the next one's turn.
+        silence_limit: Seconds without a sign of life after which a run counts as dead.
+        label_is_current: Whether the label is the present attempt's. None: not read yet.
+        predates_me: Whether the attempt began before this process. None: not read yet.
+        place: Where the job is, or goes. None: not read yet.
+        shows_life: Whether the run gave a sign of life within the limit. None: not read yet.
+    """
+
+    run_id: UUID
+    me: Worker
+    online: frozenset[str]
+    labelled: Owner | None = None
+    submitter: str | None = None
+    follows: bool = False
+    in_hand: bool = False
+    queueing: bool = False
+    starting: bool = False
+    spoke: bool = False
+    pending: bool = False
+    over: bool = False
+    age: float = 0.0
+    orphaned_for: float = 0.0
+    turn: float = 60.0
+    silence_limit: float = 3600.0
+    label_is_current: bool | None = None
+    predates_me: bool | None = None
+    place: Place | None = None
+    shows_life: bool | None = None
+
+    @property
+    def owner(self) -> Owner:
+        """The owner of the present attempt, if the label is taken for the present one's."""
+        if self.labelled is not None and self.label_is_current is not False:
+            return self.labelled
+        return Owner(self.submitter) if self.submitter else NOBODY
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the run is old enough for its worker to have written the label.
+
+        A worker labels a run within moments of its claim, unless the Prefect API is slow, or
+        hundreds of runs wait for their turn before this one.
+        """
+        may_queue = self.submitter in self.online or self.queueing
+        return self.age > (_SETTLED_IN_A_BURST_SECONDS if may_queue else _SETTLED_SECONDS)
+
+    @property
+    def is_predecessors(self) -> bool:
+        """Whether the owner has this worker's name and was there before: a process that has gone.
+
+        Two workers of one name cannot be told apart from one that was restarted: the one that
+        started last takes the runs of the other over.
+        """
+        same_name = self.owner.name == self.me.name and self.owner.instance != self.me.instance
+        return same_name and (self.starting or self.predates_me is True)
 
 
 def label_of(worker: Worker, attempt: str, host: str | None = None) -> str:
@@ -81,85 +195,161 @@ def given_up_label(worker: Worker, attempt: str, host: str | None = None) -> str
     return label_of(Worker(worker.name, _NONE), attempt, host)
 
 
-def owner_in(labels: Mapping[str, object], attempt: str) -> Owner:
-    """Return the owner of an attempt at a run.
-
-    Args:
-        labels: The flow run's labels. They stay from one attempt to the next.
-        attempt: The attempt.
-    """
-    labelled = labelled_owner(labels)
-    if labelled is not None and labelled[0] == attempt:
-        return labelled[1]
-    submitter = labels.get(_SUBMITTER_LABEL)
-    return Owner(str(submitter)) if submitter else NOBODY
-
-
 def labelled_owner(labels: Mapping[str, object]) -> tuple[str, Owner] | None:
-    """Return the attempt and the owner that a run's label names, be it the present or not."""
+    """Return the attempt and the owner that a run's label names.
+
+    Labels stay from one attempt to the next, so the attempt may be an earlier one.
+    """
     parts = str(labels.get(OWNER_LABEL, "")).split(" ", maxsplit=3)
     if len(parts) != 4:
         return None
     attempt, instance, host, name = parts
-    owner = Owner(name or None, _none_if_empty(instance), _none_if_empty(host))
+    owner = Owner(
+        name or None,
+        _none_if_empty(instance),
+        _none_if_empty(host),
+        gave_up=instance == _NONE,
+    )
     return attempt, owner
 
 
-def is_given_up(labels: Mapping[str, object], attempt: str) -> bool:
-    """Say whether the worker of an attempt has given it up, as one does that is stopped."""
+def submitter_in(labels: Mapping[str, object]) -> str | None:
+    """Return the worker that Prefect's own label names."""
+    submitter = labels.get(_SUBMITTER_LABEL)
+    return str(submitter) if submitter else None
+
+
+def owner_in(labels: Mapping[str, object], attempt: str) -> Owner:
+    """Return the owner of an attempt at a run, as the labels of the run tell."""
     labelled = labelled_owner(labels)
-    return labelled is not None and labelled[0] == attempt and labelled[1].instance is None
+    if labelled is not None and labelled[0] == attempt:
+        return labelled[1]
+    submitter = submitter_in(labels)
+    return Owner(submitter) if submitter else NOBODY
+
+
+def heirs(run_id: UUID, online: Collection[str]) -> list[str]:
+    """Return the workers to whom an orphaned run falls, in the order of their turns."""
+    return sorted(online, key=lambda name: _weight(run_id, name), reverse=True)
 
 
 def heir(run_id: UUID, online: Collection[str]) -> str | None:
-    """Return the worker to whom an orphaned run falls; None if none is online."""
-    return max(online, key=lambda name: _weight(run_id, name), default=None)
+    """Return the worker whose turn is first; None if none is online."""
+    return next(iter(heirs(run_id, online)), None)
 
 
-def decide(
-    owner: Owner,
-    me: Worker,
-    online: frozenset[str],
-    *,
-    run_id: UUID,
-    follows: bool,
-    starting: bool,
-    settled: bool,
-    given_up: bool = False,
-) -> Decision:
-    """Say what a worker does about a run.
+def decide(facts: Facts) -> Decision:
+    """Say what a worker does about a run, or which fact it has to read first."""
+    if facts.in_hand:
+        return Decision.LEAVE
+    if facts.label_is_current is not None:
+        return _decide(facts)
+    if facts.labelled is None:
+        return Decision.LEAVE if _is_new(facts) else Decision.READ_HISTORY
+    # The label is most likely the present attempt's; reading histories costs a request each.
+    provisional = _decide(facts)
+    untouched = provisional in (Decision.KEEP, Decision.LEAVE, Decision.DROP)
+    return provisional if untouched and not _may_be_stale(facts) else Decision.READ_HISTORY
 
-    Args:
-        owner: The owner of the run's present attempt.
-        me: The worker that decides.
-        online: Names of the workers of the pool that are online.
-        run_id: The run.
-        follows: Whether the worker's own process follows or submits this very attempt.
-        starting: Whether this is the worker's first look since it was started: what has its
-            name and was there before is its predecessor's.
-        settled: Whether the attempt is old enough for its label to have been written.
-        given_up: Whether its worker has given it up.
-    """
-    heirs = online if owner.host is None else frozenset({me.name})
-    if given_up and len(heirs) > 1:
-        # Prefect counts a worker that has just been stopped as online for a while.
-        heirs -= {owner.name}
+
+def _decide(facts: Facts) -> Decision:
+    owner, me = facts.owner, facts.me
+    if owner.host not in (None, me.host):
+        return _on_another_machine(facts)
     if owner.instance == me.instance:
-        return Decision.KEEP if follows else Decision.TAKE
+        return Decision.KEEP if facts.follows else Decision.TAKE
+    if owner.instance is None and facts.follows:
+        return Decision.KEEP
+    if facts.is_predecessors:
+        return _take(facts, Decision.TAKE)
     if owner.instance is None:
-        if follows:
-            return Decision.KEEP
-        if owner.name == me.name and starting:
+        # Its worker died between its claim and its label, or gave it up. One that is still at it
+        # loses nothing: whichever worker submits, it is the same job.
+        offline = owner.name is not None and owner.name not in facts.online
+        orphaned = facts.is_settled or owner.gave_up or offline
+        return _in_turn(facts) if orphaned else Decision.LEAVE
+    if owner.name == me.name and facts.predates_me is None:
+        return Decision.READ_HISTORY  # a process of our name: has it gone, or is it younger?
+    if owner.name not in facts.online:
+        taken = _in_turn(facts)
+        return Decision.DROP if facts.follows and taken is not Decision.TAKE else taken
+    return Decision.DROP if facts.follows else Decision.LEAVE
+
+
+def _is_new(facts: Facts) -> bool:
+    """Say whether a run without a label was claimed a moment ago, by a worker that is at it.
+
+    In a burst there are hundreds, and to find out their attempts takes a request for each.
+    """
+    if not facts.pending or facts.is_settled:
+        return False
+    if facts.submitter is None:
+        return facts.queueing  # it may be next
+    predecessors = facts.starting and facts.submitter == facts.me.name
+    return facts.submitter in facts.online and not predecessors
+
+
+def _may_be_stale(facts: Facts) -> bool:
+    """Say whether the label may be an earlier attempt's: no sign that this one was submitted."""
+    if facts.spoke or facts.over:
+        return False
+    if not facts.pending:
+        return True
+    # Prefect's label is written before ours: another name in it is a later claim.
+    submitter = facts.submitter
+    another = facts.labelled is not None and submitter not in (None, facts.labelled.name)
+    return facts.is_settled or (another and submitter not in facts.online)
+
+
+def _on_another_machine(facts: Facts) -> Decision:
+    """Decide about a job on the own Ray of another machine, where this worker cannot ask."""
+    if facts.follows or facts.owner.name in facts.online:
+        return Decision.LEAVE
+    return _bury(facts, Decision.LEAVE)
+
+
+def _bury(facts: Facts, otherwise: Decision) -> Decision:
+    is_heir = heir(facts.run_id, facts.online) == facts.me.name
+    if facts.over or facts.age < facts.silence_limit or not is_heir:
+        return otherwise
+    if facts.shows_life is None:
+        return Decision.READ_LIFE
+    return otherwise if facts.shows_life else Decision.BURY
+
+
+def _in_turn(facts: Facts) -> Decision:
+    """Take an orphan once it is this worker's turn.
+
+    The first heir takes it at once. The others come after it, in case it cannot.
+    """
+    candidates = facts.online if facts.owner.host is None else frozenset({facts.me.name})
+    if facts.owner.gave_up and len(candidates) > 1:
+        # Prefect counts a worker that has just been stopped as online for a while.
+        candidates -= {facts.owner.name}
+    if facts.me.name not in candidates:
+        return Decision.LEAVE
+    order = heirs(facts.run_id, candidates)
+    rank = order.index(facts.me.name)
+    if facts.orphaned_for < rank * facts.turn:
+        return Decision.WAIT
+    last_resort = facts.orphaned_for >= (len(order) + rank) * facts.turn
+    return _take(facts, Decision.TAKE if last_resort else Decision.WAIT)
+
+
+def _take(facts: Facts, from_elsewhere: Decision) -> Decision:
+    if facts.follows:
+        return Decision.TAKE
+    match facts.place:
+        case None:
+            return Decision.READ_PLACE
+        case Place.OURS:
             return Decision.TAKE
-        # Its worker died between its claim and its label, or has given it up. One that is still
-        # at it loses nothing: whoever submits, it is the same job.
-        orphaned = settled or given_up or (owner.name is not None and owner.name not in online)
-        return Decision.TAKE if orphaned and heir(run_id, heirs) == me.name else Decision.LEAVE
-    if owner.name == me.name and starting:
-        return Decision.TAKE
-    if owner.name not in online and heir(run_id, heirs) == me.name:
-        return Decision.TAKE
-    return Decision.DROP if follows else Decision.LEAVE
+        case Place.ELSEWHERE:
+            return from_elsewhere
+        case Place.FOREIGN:
+            return _bury(facts, Decision.WAIT)
+        case Place.UNSERVED:
+            return Decision.WAIT
 
 
 def _none_if_empty(part: str) -> str | None:

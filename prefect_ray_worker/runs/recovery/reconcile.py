@@ -1,14 +1,16 @@
-"""`Reconciler`: looks, again and again, for runs of the pool that nobody looks after.
+"""Look, again and again, for runs of the pool that no worker follows.
 
-Level-triggered: it compares what Prefect says goes on with what this process follows, and acts on
-the difference, whatever has caused it: a worker that was killed, one that was asleep, a following
-that failed, a run that was deleted.
+Level-triggered: each look compares what Prefect says goes on with what this process follows, and
+acts on the difference, whatever caused it: a worker that was killed, one that was asleep, a
+follower that failed, a run that was deleted. This module collects the facts and does what
+`ownership.decide` says; it decides nothing itself.
 """
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID
 
@@ -17,37 +19,42 @@ from anyio.lowlevel import checkpoint
 from prefect.client.schemas.objects import FlowRun, StateType, WorkPool
 
 from prefect_ray_worker.prefect_api.active_runs import ActiveRun
-from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
+from prefect_ray_worker.prefect_api.flow_runs import INFRASTRUCTURE_PENDING, FlowRuns
 from prefect_ray_worker.runs.recovery.adopt import Adoption, OrphanedRun
 from prefect_ray_worker.runs.recovery.ownership import (
     OWNER_LABEL,
     Decision,
+    Facts,
+    Owner,
+    Place,
     Worker,
     decide,
-    heir,
-    is_given_up,
     label_of,
     labelled_owner,
     owner_in,
+    submitter_in,
 )
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.services import Lease
 from prefect_ray_worker.shared.backoff import Backoff, jittered
 from prefect_ray_worker.shared.ids import (
+    STARTING,
     InfrastructurePid,
     attempt_in,
+    attempt_name,
     job_of_attempt,
     present_claim,
-    submission_id,
 )
 
-# A worker labels a run within moments of its claim, unless the Prefect API is slow, or hundreds of
-# runs wait for their turn before this one.
-_SETTLED_SECONDS = 60.0
-_SETTLED_IN_A_BURST_SECONDS = 300.0
 # Two workers that saw different lists of workers may both claim a run: the label that stands
 # after this time is the one that counts.
 _CLAIM_SECONDS = 1.0
+# As long as the first heir of a run may take to claim it before it is the next one's turn.
+_LOOKS_PER_TURN = 4
+# Name of the Pending state that the server grants with a claim.
+_CLAIM = "Pending"
+# Names of Pending states that nobody reports before the job is submitted.
+_SUBMITTED = frozenset({STARTING, INFRASTRUCTURE_PENDING})
 
 _log = logging.getLogger("prefect.workers.ray.recovery")
 
@@ -58,16 +65,23 @@ class Situation:
 
     Attributes:
         me: This process.
-        host: This machine.
         pool: Returns the worker's pool, which has another id once it is made anew.
         unreachable_limit: Seconds without a sign of life after which a run on a machine that is
             gone counts as dead.
     """
 
     me: Worker
-    host: str
     pool: Callable[[], WorkPool]
     unreachable_limit: float
+
+
+@dataclass(frozen=True)
+class _KnownAttempt:
+    """The present attempt at a run, for as long as the run is in this state."""
+
+    state_id: UUID
+    name: str
+    began: datetime
 
 
 class Reconciler:
@@ -99,6 +113,9 @@ class Reconciler:
         self._interval = interval
         self._starting = True
         self._lease = lease
+        self._born = datetime.now(UTC)
+        self._attempts: dict[UUID, _KnownAttempt] = {}
+        self._waits_since: dict[UUID, float] = {}
 
     async def run(self) -> None:
         """Look, for ever; meant for a background task of whoever owns this."""
@@ -128,11 +145,12 @@ class Reconciler:
         for run in runs.values():
             await checkpoint()  # there may be thousands, and most take no request
             with _going_on_without(run.id):
-                job_id = await self._examine(api, run, online)
-                to_take += [(run, job_id)] if job_id is not None else []
+                decision, attempt = await self._decided(run, online)
+                await self._act(decision, run, attempt, to_take)
         self._starting = False
         self._lease.renew(began)
-        for found in await self._claimed(api, to_take):
+        self._forget_all_but(runs)
+        for found in await self._claimed(to_take):
             self._followed.in_background(
                 partial(self._adoption.adopt, found), f"ray-adopt {found.flow_run.id}"
             )
@@ -143,67 +161,100 @@ class Reconciler:
                 follower.attempt.log.warning("The flow run was deleted; its Ray Job is stopped.")
                 follower.run_was_deleted()
 
-    async def _examine(self, api: FlowRuns, run: ActiveRun, online: frozenset[str]) -> str | None:
-        """Return the job of a run that this process is to take over; drop it if another has."""
-        me = self._here.me
-        labelled = labelled_owner(run.labels)
-        if self._followed.has_in_hand(run.id) or (labelled is None and self._is_new(run, online)):
-            return None
-        if labelled is not None and labelled[1].instance and labelled[1].name in online:
-            attempt, owner = labelled
-            job_id = job_of_attempt(run.id, attempt)
-            if owner.instance == me.instance and job_id in self._followed:
-                return None
-            if owner.name != me.name:
-                # Should the label be an earlier attempt's, its owner looks further than this.
+    async def _act(
+        self,
+        decision: Decision,
+        run: ActiveRun,
+        attempt: str,
+        to_take: list[tuple[ActiveRun, str]],
+    ) -> None:
+        job_id = job_of_attempt(run.id, attempt)
+        if decision is Decision.WAIT:
+            self._waits_since.setdefault(run.id, anyio.current_time())
+        else:
+            self._waits_since.pop(run.id, None)
+        match decision:
+            case Decision.TAKE:
+                to_take.append((run, job_id))
+            case Decision.DROP:
                 self._followed.drop(job_id)
-                return None
-        # What is recorded may be an earlier attempt's.
-        claim = present_claim(await api.states(run.id)) or run.id
-        job_id = submission_id(run.id, claim)
-        attempt = attempt_in(job_id)
-        owner = owner_in(run.labels, attempt)
-        follows = job_id in self._followed
-        if owner.host not in (None, self._here.host):
-            if not follows and owner.name not in online:
-                await self._bury(api, run, online, owner.host)
-            return None
-        decision = decide(
-            owner,
-            me,
+            case Decision.BURY:
+                await self._bury(run, owner_in(run.labels, attempt))
+            case _:
+                pass
+
+    def _forget_all_but(self, runs: Collection[UUID]) -> None:
+        """Keep no notes about runs that have ended."""
+        for notes in (self._attempts, self._waits_since):
+            for run_id in notes.keys() - set(runs):
+                del notes[run_id]
+
+    async def _decided(self, run: ActiveRun, online: frozenset[str]) -> tuple[Decision, str]:
+        """Decide about a run; return that, and the name of its present attempt."""
+        attempt, facts = self._facts_of(run, online)
+        while True:
+            decision = decide(facts)
+            match decision:
+                case Decision.READ_HISTORY:
+                    attempt, facts = await self._with_history(run, facts)
+                case Decision.READ_PLACE:
+                    facts = replace(facts, place=Place.OURS)
+                case Decision.READ_LIFE:
+                    limit = self._here.unreachable_limit
+                    alive = await self._api.shows_life(run.id, within=limit)
+                    facts = replace(facts, shows_life=alive)
+                case _:
+                    return decision, attempt
+
+    def _facts_of(self, run: ActiveRun, online: frozenset[str]) -> tuple[str, Facts]:
+        """Return what is known of a run without a request for it."""
+        labelled = labelled_owner(run.labels)
+        attempt, owner = labelled if labelled is not None else ("", None)
+        is_current = None
+        if run.state == StateType.PENDING and run.state_name == _CLAIM:
+            # The state that the listing shows is the claim itself.
+            claimed = attempt_name(run.state_id)
+            attempt, is_current = claimed, attempt == claimed
+        waits_since = self._waits_since.get(run.id)
+        return attempt, Facts(
+            run.id,
+            self._here.me,
             online,
-            run_id=run.id,
-            follows=follows,
+            labelled=owner,
+            submitter=submitter_in(run.labels),
+            follows=job_of_attempt(run.id, attempt) in self._followed,
+            in_hand=self._followed.has_in_hand(run.id),
+            queueing=self._followed.has_any_in_hand,
             starting=self._starting,
-            settled=self._is_settled(run, owner.name, online),
-            given_up=is_given_up(run.labels, attempt),
+            spoke=run.state == StateType.RUNNING or run.state_name in _SUBMITTED,
+            pending=run.state == StateType.PENDING,
+            age=run.age,
+            orphaned_for=0 if waits_since is None else anyio.current_time() - waits_since,
+            turn=self._interval * _LOOKS_PER_TURN,
+            silence_limit=self._here.unreachable_limit,
+            label_is_current=is_current,
         )
-        if decision is Decision.DROP:
-            self._followed.drop(job_id)
-        return job_id if decision is Decision.TAKE and not follows else None
 
-    def _is_new(self, run: ActiveRun, online: frozenset[str]) -> bool:
-        """Say whether a run was claimed a moment ago, by a worker that is at it.
+    async def _with_history(self, run: ActiveRun, facts: Facts) -> tuple[str, Facts]:
+        """Return the name of the present attempt, and the facts that the run's history tells."""
+        known = self._attempts.get(run.id)
+        if known is None or known.state_id != run.state_id:
+            history = await self._api.states(run.id)
+            claim = present_claim(history) or run.id
+            began = next((s.timestamp for s in history if s.id == claim), run.since)
+            known = _KnownAttempt(run.state_id, attempt_name(claim), began)
+            self._attempts[run.id] = known
+        labelled = labelled_owner(run.labels)
+        return known.name, replace(
+            facts,
+            label_is_current=labelled is not None and labelled[0] == known.name,
+            predates_me=known.began < self._born,
+            follows=job_of_attempt(run.id, known.name) in self._followed,
+        )
 
-        In a burst there are hundreds, and to find out their attempts takes a request for each.
-        """
-        submitter = owner_in(run.labels, "").name
-        if run.state != StateType.PENDING or self._is_settled(run, submitter, online):
-            return False
-        if submitter is None:
-            return self._followed.has_any_in_hand  # it may be next
-        predecessors = self._starting and submitter == self._here.me.name
-        return submitter in online and not predecessors
-
-    def _is_settled(self, run: ActiveRun, submitter: str | None, online: frozenset[str]) -> bool:
-        """Say whether a run is old enough for its worker's label to have been written."""
-        may_queue = submitter in online or self._followed.has_any_in_hand
-        return run.age > (_SETTLED_IN_A_BURST_SECONDS if may_queue else _SETTLED_SECONDS)
-
-    async def _claimed(
-        self, api: FlowRuns, to_take: list[tuple[ActiveRun, str]]
-    ) -> list[OrphanedRun]:
+    async def _claimed(self, to_take: list[tuple[ActiveRun, str]]) -> list[OrphanedRun]:
         """Say on the runs that they are ours, and return those of which that is still true."""
+        api = self._api
         for run, job_id in to_take:
             attempt = attempt_in(job_id)
             host = owner_in(run.labels, attempt).host
@@ -218,25 +269,21 @@ class Reconciler:
             if run is None:
                 continue
             owner = owner_in(run.labels, attempt_in(job_id))
-            if owner.instance == self._here.me.instance:
+            # What is followed already needed the label only.
+            if owner.instance == self._here.me.instance and job_id not in self._followed:
                 claimed.append(OrphanedRun(run, job_id, _pid_if(run, job_id)))
         return claimed
 
-    async def _bury(
-        self, api: FlowRuns, run: ActiveRun, online: frozenset[str], host: str | None
-    ) -> None:
-        """Crash a run whose machine nobody can ask, once it has given no sign of life for long."""
+    async def _bury(self, run: ActiveRun, owner: Owner) -> None:
+        """Settle a run of which no worker can find out more."""
         limit = self._here.unreachable_limit
-        if run.age < limit or heir(run.id, online) != self._here.me.name:
-            return
-        if await api.shows_life(run.id, within=limit):
-            return
-        await api.crash(
-            run.id,
-            f"The run was on a Ray of the machine {host}, no worker is online there any more, and "
-            f"it has given no sign of life for {limit:g} s. Start a worker on that machine to "
-            "have such runs looked after, or give the pool the address of a shared cluster.",
+        message = (
+            f"The run was on a Ray of the machine {owner.host}, no worker is online there any "
+            f"more, and it has given no sign of life for {limit:g} s. Start a worker on that "
+            "machine to have such runs looked after, or give the pool the address of a shared "
+            "cluster."
         )
+        await self._api.crash(run.id, message)
 
 
 @contextmanager

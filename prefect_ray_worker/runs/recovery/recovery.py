@@ -55,7 +55,7 @@ class Recovery:
         self._sources = sources
         self._flow_runs = services.flow_runs
         self._followed = followed
-        situation = Situation(me, services.host, pool, services.unreachable_limit)
+        situation = Situation(me, pool, services.unreachable_limit)
         adoption = Adoption(sources, services, followed, configuration_of)
         self._reconciler = Reconciler(
             situation, self._flow_runs, followed, adoption, services.lease, interval=interval

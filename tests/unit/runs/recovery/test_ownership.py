@@ -1,5 +1,7 @@
 """Which worker looks after which run: every worker decides alike, from what all can read."""
 
+from dataclasses import replace
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -7,23 +9,44 @@ import pytest
 from prefect_ray_worker.runs.recovery.ownership import (
     OWNER_LABEL,
     Decision,
+    Facts,
     Owner,
+    Place,
     Worker,
     decide,
     given_up_label,
     heir,
-    is_given_up,
+    heirs,
     label_of,
+    labelled_owner,
     owner_in,
 )
 
-ME = Worker("RayWorker me", "aaa")
+ME = Worker("RayWorker me", "aaa", "here")
 RUN = UUID(int=7)
+ALONE = frozenset({ME.name})
+WITH_OTHER = frozenset({ME.name, "other"})
+MINE = Owner(ME.name, "aaa")
+TWINS = Owner(ME.name, "bbb")
+OTHERS = Owner("other", "ccc")
+HOUR = 3600.0
 
 
-def decided(owner: Owner, online: set[str], **facts: bool) -> Decision:
-    facts = {"follows": False, "starting": False, "settled": True, **facts}
-    return decide(owner, ME, frozenset(online), run_id=RUN, **facts)
+def facts(**known: Any) -> Facts:
+    """Return facts of a run whose attempt is known, and that is Running on our cluster."""
+    known = {"online": WITH_OTHER, "spoke": True, "label_is_current": True, **known}
+    return Facts(RUN, ME, **{"place": Place.OURS, "predates_me": False, **known})
+
+
+def claimed(**known: Any) -> Facts:
+    """Return facts of a run that was claimed and not labelled, as far as can be told."""
+    return facts(**{"spoke": False, "pending": True, "label_is_current": False, **known})
+
+
+def unread(**known: Any) -> Facts:
+    """Return facts of a run whose history has not been read."""
+    known = {"label_is_current": None, "predates_me": None, "place": None, **known}
+    return facts(**known)
 
 
 def test_label_reads_back_for_its_own_attempt_only() -> None:
@@ -35,20 +58,36 @@ def test_label_reads_back_for_its_own_attempt_only() -> None:
 
 def test_given_up_label_keeps_the_name_and_the_host() -> None:
     labels = {OWNER_LABEL: given_up_label(ME, "0123456789ab", "node-7")}
-    assert owner_in(labels, "0123456789ab") == Owner("RayWorker me", None, "node-7")
-    assert is_given_up(labels, "0123456789ab")
-    assert not is_given_up(labels, "ba9876543210")
-    assert not is_given_up({OWNER_LABEL: label_of(ME, "0123456789ab")}, "0123456789ab")
+    assert owner_in(labels, "0123456789ab") == Owner("RayWorker me", None, "node-7", gave_up=True)
+    assert not owner_in({OWNER_LABEL: label_of(ME, "0123456789ab")}, "0123456789ab").gave_up
+
+
+@pytest.mark.parametrize(
+    ("label", "owner"),
+    [
+        ("0123456789ab aaa - RayWorker 1 of 2", Owner("RayWorker 1 of 2", "aaa")),
+        ("0123456789ab aaa node-7 w", Owner("w", "aaa", "node-7")),
+        ("0123456789ab - node-7 w", Owner("w", None, "node-7", gave_up=True)),
+    ],
+)
+def test_label_of_an_older_release_is_read(label: str, owner: Owner) -> None:
+    """A run in flight across an upgrade has the label that its worker wrote."""
+    assert labelled_owner({OWNER_LABEL: label}) == ("0123456789ab", owner)
+
+
+@pytest.mark.parametrize("label", ["", "0123456789ab", "0123456789ab aaa -", 7])
+def test_label_that_is_none_of_ours_names_no_owner(label: object) -> None:
+    assert labelled_owner({OWNER_LABEL: label}) is None
 
 
 def test_every_orphan_has_one_heir_and_all_workers_agree() -> None:
     online = {f"worker {i}" for i in range(5)}
-    heirs = [heir(uuid4(), online) for _ in range(500)]
-    counts = {name: heirs.count(name) for name in online}
+    first = [heir(uuid4(), online) for _ in range(500)]
+    counts = {name: first.count(name) for name in online}
     assert sum(counts.values()) == 500
     assert min(counts.values()) > 50, "the runs of a dead worker spread over the living"
     run = uuid4()
-    assert heir(run, sorted(online)) == heir(run, sorted(online, reverse=True))
+    assert heirs(run, sorted(online)) == heirs(run, sorted(online, reverse=True))
     assert heir(run, set()) is None
 
 
@@ -61,53 +100,148 @@ def test_a_worker_that_leaves_moves_its_own_runs_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "online", "facts", "decision"),
+    ("known", "decision"),
     [
         # Ours.
-        (Owner(ME.name, "aaa"), {ME.name}, {"follows": True}, Decision.KEEP),
-        (Owner(ME.name, "aaa"), {ME.name}, {}, Decision.TAKE),  # its following has failed
-        # A predecessor's of our name: at our start its runs are ours; later it is a live twin.
-        (Owner(ME.name, "bbb"), {ME.name}, {"starting": True}, Decision.TAKE),
-        (Owner(ME.name, "bbb"), {ME.name}, {}, Decision.LEAVE),
-        (Owner(ME.name, "bbb"), {ME.name}, {"follows": True}, Decision.DROP),
+        (facts(labelled=MINE, follows=True), Decision.KEEP),
+        (facts(labelled=MINE), Decision.TAKE),  # its following has failed
+        (facts(labelled=TWINS, in_hand=True), Decision.LEAVE),  # Prefect has just given it to us
+        # A predecessor's of our name is ours, whenever we find it; a younger twin's is not.
+        (facts(labelled=TWINS, starting=True), Decision.TAKE),
+        (facts(labelled=TWINS, predates_me=True), Decision.TAKE),
+        (facts(labelled=TWINS, predates_me=None), Decision.READ_HISTORY),
+        (facts(labelled=TWINS), Decision.LEAVE),
+        (facts(labelled=TWINS, follows=True), Decision.DROP),
         # Another worker's.
-        (Owner("other", "ccc"), {ME.name, "other"}, {}, Decision.LEAVE),
-        (Owner("other", "ccc"), {ME.name, "other"}, {"follows": True}, Decision.DROP),
-        (Owner("other", "ccc"), {ME.name}, {}, Decision.TAKE),
-        # Claimed and not labelled yet.
-        (Owner("other"), {ME.name, "other"}, {"settled": False}, Decision.LEAVE),
-        (Owner("other"), {ME.name}, {"settled": False}, Decision.TAKE),
-        (Owner(None), {ME.name}, {"settled": False}, Decision.LEAVE),
-        (Owner(None), {ME.name}, {}, Decision.TAKE),
-        (Owner(ME.name), {ME.name}, {"settled": False, "follows": True}, Decision.KEEP),
-        (Owner(ME.name), {ME.name}, {"settled": False, "starting": True}, Decision.TAKE),
-        (Owner(ME.name), {ME.name}, {"settled": False}, Decision.LEAVE),
+        (facts(labelled=OTHERS), Decision.LEAVE),
+        (facts(labelled=OTHERS, follows=True), Decision.DROP),
+        (facts(labelled=OTHERS, online=ALONE), Decision.TAKE),
+        (facts(labelled=OTHERS, online=ALONE, follows=True), Decision.TAKE),
+        (facts(labelled=OTHERS, online=ALONE, over=True), Decision.TAKE),
+        # Claimed and not labelled.
+        (claimed(submitter="other"), Decision.LEAVE),
+        (claimed(submitter="other", online=ALONE), Decision.TAKE),
+        (claimed(submitter="other", online=ALONE, age=61), Decision.TAKE),
+        (claimed(), Decision.LEAVE),
+        (claimed(online=ALONE, age=61), Decision.TAKE),
+        (claimed(online=ALONE, age=61, queueing=True), Decision.LEAVE),
+        (claimed(online=ALONE, age=301, queueing=True), Decision.TAKE),
+        (claimed(submitter=ME.name, follows=True), Decision.KEEP),
+        (claimed(submitter=ME.name, starting=True), Decision.TAKE),
+        (claimed(submitter=ME.name), Decision.LEAVE),
+        # Labelled for an earlier attempt only: that owner has nothing to do with this one.
+        (claimed(labelled=OTHERS, submitter="dead", online=ALONE), Decision.TAKE),
+        (claimed(labelled=MINE, submitter="other"), Decision.LEAVE),
         # Given up by a worker that still counts as online, and is no heir of its own runs then.
-        (Owner("other"), {ME.name, "other"}, {"settled": False, "given_up": True}, Decision.TAKE),
-        (Owner(ME.name), {ME.name, "x"}, {"settled": False, "given_up": True}, Decision.LEAVE),
-        (Owner(ME.name), {ME.name}, {"settled": False, "given_up": True}, Decision.TAKE),
-        # On the own Ray of this machine, where no other worker can ask.
-        (Owner("dead", "ddd", "here"), {ME.name, "a", "b", "c"}, {}, Decision.TAKE),
+        (facts(labelled=Owner("other", gave_up=True)), Decision.TAKE),
+        (facts(labelled=Owner(ME.name, gave_up=True)), Decision.LEAVE),
+        (facts(labelled=Owner(ME.name, gave_up=True), online=ALONE), Decision.TAKE),
+        # On the own Ray of this machine, where no worker of another machine can ask.
+        (facts(labelled=Owner("dead", "ddd", "here"), online=ALONE | {"a", "b"}), Decision.TAKE),
+        # On the own Ray of another machine: buried once it has been silent for too long.
+        (facts(labelled=Owner("other", "ccc", "there"), age=HOUR), Decision.LEAVE),
+        (facts(labelled=Owner("dead", "ddd", "there"), online=ALONE, age=60), Decision.LEAVE),
+        (facts(labelled=Owner("dead", "ddd", "there"), online=ALONE, age=HOUR), Decision.READ_LIFE),
+        (
+            facts(labelled=Owner("dead", "ddd", "there"), online=ALONE, age=HOUR, shows_life=True),
+            Decision.LEAVE,
+        ),
+        (
+            facts(labelled=Owner("dead", "ddd", "there"), online=ALONE, age=HOUR, shows_life=False),
+            Decision.BURY,
+        ),
+        (
+            facts(labelled=Owner("dead", "ddd", "there"), online=ALONE, age=HOUR, over=True),
+            Decision.LEAVE,
+        ),
     ],
 )
-def test_table(owner: Owner, online: set[str], facts: dict[str, bool], decision: Decision) -> None:
-    assert decided(owner, online, **facts) == decision
+def test_table(known: Facts, decision: Decision) -> None:
+    assert decide(known) == decision
 
 
-def test_only_the_heir_takes_an_orphan() -> None:
+@pytest.mark.parametrize(
+    ("known", "decision"),
+    [
+        # The label of a run whose driver has spoken is the present attempt's.
+        (unread(labelled=OTHERS), Decision.LEAVE),
+        (unread(labelled=OTHERS, follows=True), Decision.DROP),
+        (unread(labelled=MINE, follows=True), Decision.KEEP),
+        # A run is taken only after its history was read.
+        (unread(labelled=MINE), Decision.READ_HISTORY),
+        (unread(labelled=OTHERS, online=ALONE), Decision.READ_HISTORY),
+        (unread(labelled=TWINS, starting=True), Decision.READ_HISTORY),
+        # Without a sign that the present attempt was submitted, the label may be an earlier one's.
+        (unread(labelled=OTHERS, spoke=False), Decision.READ_HISTORY),
+        (unread(labelled=OTHERS, spoke=False, over=True), Decision.LEAVE),
+        (unread(labelled=OTHERS, spoke=False, pending=True, submitter="other"), Decision.LEAVE),
+        (
+            unread(labelled=OTHERS, spoke=False, pending=True, submitter="dead"),
+            Decision.READ_HISTORY,
+        ),
+        (
+            unread(labelled=OTHERS, spoke=False, pending=True, submitter="other", age=301),
+            Decision.READ_HISTORY,
+        ),
+        # Without a label: claimed a moment ago, or left behind.
+        (unread(spoke=False, pending=True, submitter="other"), Decision.LEAVE),
+        (unread(spoke=False, pending=True, submitter="other", age=301), Decision.READ_HISTORY),
+        (unread(spoke=False, pending=True, submitter="dead"), Decision.READ_HISTORY),
+        (unread(spoke=False, pending=True), Decision.READ_HISTORY),
+        (unread(spoke=False, pending=True, queueing=True), Decision.LEAVE),
+        (
+            unread(spoke=False, pending=True, submitter=ME.name, starting=True),
+            Decision.READ_HISTORY,
+        ),
+        (unread(), Decision.READ_HISTORY),
+    ],
+)
+def test_history_is_read_only_where_the_answer_depends_on_it(
+    known: Facts, decision: Decision
+) -> None:
+    assert decide(known) == decision
+
+
+@pytest.mark.parametrize(
+    ("place", "waited", "decision"),
+    [
+        (None, 0, Decision.READ_PLACE),
+        (Place.OURS, 0, Decision.TAKE),
+        (Place.ELSEWHERE, 0, Decision.WAIT),
+        (Place.ELSEWHERE, HOUR, Decision.TAKE),
+        (Place.FOREIGN, 0, Decision.WAIT),
+        (Place.FOREIGN, HOUR, Decision.READ_LIFE),
+        (Place.UNSERVED, HOUR, Decision.WAIT),
+    ],
+)
+def test_a_worker_leaves_what_it_does_not_serve_to_those_that_do(
+    place: Place | None, waited: float, decision: Decision
+) -> None:
+    known = facts(labelled=OTHERS, online=ALONE, place=place, orphaned_for=waited, age=waited)
+    assert decide(known) == decision
+
+
+def test_only_the_heir_takes_an_orphan_at_once() -> None:
     online = {ME.name, *(f"worker {i}" for i in range(5))}
     taken = 0
     for _ in range(300):
         run = uuid4()
-        decision = decide(
-            Owner("dead", "ddd"),
-            ME,
-            frozenset(online),
-            run_id=run,
-            follows=False,
-            starting=False,
-            settled=True,
-        )
-        assert (decision is Decision.TAKE) == (heir(run, online) == ME.name)
+        known = replace(facts(labelled=OTHERS, online=frozenset(online)), run_id=run)
+        decision = decide(known)
+        is_heir = heir(run, online) == ME.name
+        assert decision == (Decision.TAKE if is_heir else Decision.WAIT)
+        assert is_heir == (decide(replace(known, follows=True)) is Decision.TAKE)
         taken += decision is Decision.TAKE
     assert 0 < taken < 300
+
+
+def test_the_other_heirs_take_an_orphan_in_their_turn() -> None:
+    """The first heir may serve another queue, or another cluster, or may just have died."""
+    run = next(r for r in (uuid4() for _ in range(999)) if _rank(r) == 2)
+    known = replace(facts(labelled=OTHERS, online=ALONE | {"a", "b"}), run_id=run)
+    waited = [decide(replace(known, orphaned_for=known.turn * n)) for n in (0, 1, 2)]
+    assert waited == [Decision.WAIT, Decision.WAIT, Decision.TAKE]
+
+
+def _rank(run: UUID) -> int:
+    return heirs(run, [ME.name, "a", "b"]).index(ME.name)
