@@ -8,9 +8,10 @@ from prefect_ray_worker.diagnosis.text import bounded, clean, last_line, useful_
 from prefect_ray_worker.diagnosis.waiting import Reason, Waiting, why_waiting
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.deaths import of_exit
-from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed, parse
+from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
 from prefect_ray_worker.shared.exits import DriverExit, describe_exit
 from prefect_ray_worker.shared.resources import Asked, ClusterResources
+from prefect_ray_worker.shared.verdict_line import find_verdict
 
 # Ray 2.60, `dashboard/consts.py`.
 _RAYS_START_LIMIT, _RAYS_START_LIMIT_SECONDS = "RAY_JOB_START_TIMEOUT_SECONDS", 900.0
@@ -19,10 +20,15 @@ _OF_WAITING = {
     Reason.INFEASIBLE: Category.RESOURCES_INFEASIBLE,
     Reason.BUSY: Category.RESOURCES_BUSY,
 }
-# What the driver's own processes say last, when another of them has died.
-_SAID_BY_SUPERVISOR = frozenset(
-    {Category.OUT_OF_MEMORY, Category.KILLED_BY_SIGNAL, Category.DRIVER_EXITED}
-)
+# How the driver of an older release began its last line, without a seal. Only an exit code of ours
+# and a category that this code can mean make such a line credible.
+_PLAIN_VERDICTS: dict[int, tuple[Category, ...]] = {
+    DriverExit.NO_PREFECT: (Category.PREFECT_MISSING, Category.PREFECT_VERSION_MISMATCH),
+    DriverExit.NOT_AUTHORIZED: (Category.PREFECT_API_UNAUTHORIZED,),
+    DriverExit.API_UNREACHABLE: (Category.PREFECT_API_UNREACHABLE,),
+    DriverExit.OLD_PYTHON: (Category.PYTHON_VERSION_MISMATCH,),
+    DriverExit.WRONG_API: (Category.PREFECT_API_WRONG,),
+}
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,14 @@ class Ended:
             older releases.
         exit_code: Of the entrypoint; negative for a signal.
         message: Ray's words; for an entrypoint that failed they end in its last log lines.
+        attempt: Name of the attempt whose driver the job runs; empty for any other job.
     """
 
     status: str
     error_type: str | None = None
     exit_code: int | None = None
     message: str = ""
+    attempt: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,10 +163,9 @@ def _of_supervisor(text: str, lines: tuple[str, ...]) -> Diagnosis:
 
 def _of_driver(job: Ended, text: str, lines: tuple[str, ...]) -> Diagnosis:
     code = job.exit_code
-    said = _verdict_of_the_driver(code, text)
-    if said is not None:
-        category, message = said
-        return Diagnosis(category, message, advice="", lines=())
+    verdict = driver_verdict(job)
+    if verdict is not None:
+        return verdict
     if code in set(DriverExit):
         return diagnosed(Category.JOB_FAILED, last_line(text) or "The driver gave no reason.")
     died_of_signal = code is not None and describe_exit(code).startswith("signal ")
@@ -175,14 +182,19 @@ def _of_driver(job: Ended, text: str, lines: tuple[str, ...]) -> Diagnosis:
     return diagnosed(death.category, death.cause, advice=death.advice, lines=lines)
 
 
-def _verdict_of_the_driver(code: int | None, text: str) -> tuple[Category, str] | None:
-    """Return what a process of the driver has said last, if it is that which has ended the job."""
-    for line in reversed(text.splitlines()):
-        found = parse(line)
-        if found is None:
-            continue
-        of_death = code not in set(DriverExit) and found[0] in _SAID_BY_SUPERVISOR
-        return found if code in set(DriverExit) or of_death else None
+def driver_verdict(job: Ended) -> Diagnosis | None:
+    """Return what the driver itself has said about the end of its job, or None.
+
+    Args:
+        job: The job.
+    """
+    if job.attempt and (verdict := find_verdict(job.message, job.attempt)):
+        return verdict
+    plain = _PLAIN_VERDICTS.get(job.exit_code) if job.exit_code is not None else None
+    for line in reversed(clean(bounded(job.message))) if plain else ():
+        for category in plain or ():
+            if line.startswith(f"{category}: "):
+                return Diagnosis(category, line.removeprefix(f"{category}: "), advice="")
     return None
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from prefect_ray_worker.shared.diagnosis import parse
+from prefect_ray_worker.shared.verdict_line import without_verdicts
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 # What Ray 2.60 itself writes into the log of a job or before it, and the frame of a traceback:
@@ -66,14 +66,14 @@ def useful_lines(text: str) -> tuple[str, ...]:
     """
     useful: list[str] = []
     in_library = False
-    for line in clean(text):
+    for line in clean(without_verdicts(text)):
         if _LIBRARY_FRAME.fullmatch(line):
             in_library = True
         elif in_library and line.startswith("    "):
             continue  # what stands in that frame
         else:
             in_library = False
-            if not _BOILERPLATE.fullmatch(line) and parse(line) is None:
+            if not _BOILERPLATE.fullmatch(line):
                 useful.append(_cut(line))
     return tuple(useful[-_MOST_LINES:])
 

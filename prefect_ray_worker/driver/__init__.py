@@ -1,8 +1,6 @@
-"""What runs as the Ray Job's entrypoint, inside the cluster.
+"""What a Ray Job runs inside the cluster: prepares the flow, runs it and reports to Prefect.
 
-`supervisor` is the first process: the standard library only, so that it starts at once and
-costs little. `engine` is the second: it imports Prefect, prepares the flow and runs it. `report`
-is a third, started only when an engine died without a word.
-
-This wing is shipped with each job (see `shipping`), and knows nothing of the worker's rooms.
+Enters: a flow run and an attempt. Leaves: the run's state, an exit code and marked lines.
+`supervise` is the first process, `engine` the second; `report` starts after an engine that died
+silently. The driver ships with each job, and never imports the worker or Ray.
 """

@@ -3,17 +3,19 @@
 import sys
 
 from prefect_ray_worker._version import OLDEST_PYTHON
+from prefect_ray_worker.driver.last_words import explained
 from prefect_ray_worker.shared.category import Category
-from prefect_ray_worker.shared.exits import DriverExit, explained
+from prefect_ray_worker.shared.diagnosis import diagnosed
+from prefect_ray_worker.shared.exits import DriverExit
 
 
 def _refuse_old_python() -> None:
-    # Here and in what is imported above, nothing may need a newer Python: the Ray nodes choose it.
+    # The Ray nodes choose the Python: nothing here, or imported above, needs a newer one.
     if sys.version_info < OLDEST_PYTHON:
-        mismatch = Category.PYTHON_VERSION_MISMATCH
         found = sys.version.split()[0]
-        why = f"{mismatch}: The Python of the Ray node ({sys.executable}) is {found}."
-        sys.exit(explained(DriverExit.OLD_PYTHON, f"{why} {mismatch.advice}"))
+        cause = f"The Python of the Ray node ({sys.executable}) is {found}."
+        too_old = diagnosed(Category.PYTHON_VERSION_MISMATCH, cause)
+        sys.exit(explained(DriverExit.OLD_PYTHON, too_old, sys.argv[-1]))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,39 @@
-"""Whether an attempt may run: asked of the Prefect API before any user code, and claimed there.
+"""Asks Prefect whether this attempt may run, before any user code, and claims the run there.
 
-A network ghost, a queued stop that was lost, a re-run by hand: a driver can start when nobody
-wants it any more, or twice. Exactly one driver of the present attempt gets past this check.
+A request that arrived late, a queued stop that was lost, a re-run by hand: a driver can start when
+its run is not wanted any more, or twice. Exactly one driver of the present attempt gets past this.
 """
 
+import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.exceptions import Abort
+from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
 from prefect.utilities.engine import propose_state_sync
 
+from prefect_ray_worker.diagnosis.text import clean
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
+from prefect_ray_worker.shared.exits import DriverExit
 from prefect_ray_worker.shared.ids import STARTING, attempt_name, present_claim
+from prefect_ray_worker.shared.loopback import is_loopback_url
+from prefect_ray_worker.shared.run_rules import Patience
+
+T = TypeVar("T")
+
+_PATIENCE_SECONDS = 60.0
+_LONGEST_REASON = 400
 
 
 class Standing(Enum):
-    """What a driver finds when it asks whether it may run."""
+    """What Prefect answers a driver that asks whether it may run."""
 
     GRANTED = "granted"
     """The run waits for this attempt, and no other driver can get it any more."""
@@ -44,14 +60,40 @@ class Claim:
     reason: str = ""
 
 
-def claim(client: SyncPrefectClient, flow_run: FlowRun, attempt: str) -> Claim:
-    """Ask for the run on behalf of one attempt.
+class ApiTrouble(Exception):
+    """Raised when a driver cannot ask Prefect.
+
+    Attributes:
+        code: The exit code by which the worker knows.
+        diagnosis: What to tell the user.
+    """
+
+    def __init__(self, code: DriverExit, diagnosis: Diagnosis) -> None:
+        super().__init__(str(diagnosis))
+        self.code = code
+        self.diagnosis = diagnosis
+
+
+def claim(client: SyncPrefectClient, flow_run_id: UUID, attempt: str) -> Claim:
+    """Ask for a run on behalf of one attempt, for up to a minute where the API does not answer.
 
     Args:
         client: An open client.
-        flow_run: The run, just read.
+        flow_run_id: The run.
         attempt: The attempt that this driver was started for.
+
+    Raises:
+        ApiTrouble: Prefect cannot be asked, or does not know the run.
     """
+    try:
+        flow_run = _patiently(lambda: client.read_flow_run(flow_run_id))
+        return _claimed(client, flow_run, attempt)
+    # A ValueError: what has answered is no JSON, or describes no flow run.
+    except (ObjectNotFound, PrefectHTTPStatusError, httpx.TransportError, ValueError) as exc:
+        raise trouble_with_api(exc, str(client.api_url)) from exc
+
+
+def _claimed(client: SyncPrefectClient, flow_run: FlowRun, attempt: str) -> Claim:
     state = flow_run.state
     if state is None or state.type not in (StateType.PENDING, StateType.CANCELLING):
         name = state.name if state is not None else "without a state"
@@ -81,6 +123,48 @@ def present_attempt(client: SyncPrefectClient, flow_run_id: UUID) -> str | None:
     return _present_attempt(_history(client, flow_run_id))
 
 
+def trouble_with_api(exc: Exception, api_url: str) -> ApiTrouble:
+    """Explain why Prefect cannot be asked.
+
+    Args:
+        exc: What asking has raised.
+        api_url: The API's URL, as the driver has it.
+    """
+    place, here = clean(api_url)[0], f"the Ray node {socket.gethostname()}"  # no credentials
+    if isinstance(exc, PrefectHTTPStatusError):
+        code = exc.response.status_code
+        if code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            cause = f"The Prefect API at {place} rejected the credentials of {here} (HTTP {code})."
+            why = diagnosed(Category.PREFECT_API_UNAUTHORIZED, cause)
+            return ApiTrouble(DriverExit.NOT_AUTHORIZED, why)
+    is_silent = isinstance(exc, httpx.TransportError) or (
+        isinstance(exc, PrefectHTTPStatusError)
+        and exc.response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR
+    )
+    if is_silent:
+        hint = "; localhost means the node itself there" if is_loopback_url(api_url) else ""
+        cause = f"The Prefect API at {place} does not answer {here} ({_in_a_line(exc)}){hint}."
+        why = diagnosed(Category.PREFECT_API_UNREACHABLE, cause)
+        return ApiTrouble(DriverExit.API_UNREACHABLE, why)
+    cause = (
+        f"What answers {here} at {place} does not know the flow run, or is no Prefect API "
+        f"({_in_a_line(exc)})."
+    )
+    return ApiTrouble(DriverExit.WRONG_API, diagnosed(Category.PREFECT_API_WRONG, cause))
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    patience = Patience(_PATIENCE_SECONDS, now=time.monotonic())
+    while True:
+        try:
+            return ask()
+        except httpx.TransportError:
+            delay = patience.wait(time.monotonic())
+            if delay is None:
+                raise
+            time.sleep(delay)
+
+
 def _history(client: SyncPrefectClient, flow_run_id: UUID) -> list[State]:
     response = client.request("GET", "/flow_run_states/", params={"flow_run_id": str(flow_run_id)})
     return State.model_validate_list(response.json())
@@ -92,10 +176,15 @@ def _present_attempt(history: list[State]) -> str | None:
 
 
 def _has_begun(history: list[State]) -> bool:
-    """Say whether a driver of the present attempt has claimed the run."""
+    """Return whether a driver of the present attempt has claimed the run."""
     claim_id = present_claim(history)
     began = next((state.timestamp for state in history if state.id == claim_id), None)
     return any(
         state.name == STARTING and began is not None and state.timestamp > began
         for state in history
     )
+
+
+def _in_a_line(exc: Exception) -> str:
+    text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+    return " ".join(" ".join(clean(text)).split())[:_LONGEST_REASON]

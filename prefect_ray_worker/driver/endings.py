@@ -1,23 +1,30 @@
-"""How a driver tells Prefect that a run has ended: never over a state that stands already."""
+"""How a driver ends a run: its last state, never over one that stands already, and its hooks."""
 
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
 from uuid import UUID
 
+import anyio
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Abort
-from prefect.states import AwaitingRetry, Cancelled, Crashed
+from prefect.flows import Flow
+from prefect.logging.loggers import flow_run_logger
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed
 from prefect.utilities.engine import propose_state_sync
 
 from prefect_ray_worker.driver.claim import present_attempt
 from prefect_ray_worker.shared.category import Category
-from prefect_ray_worker.shared.diagnosis import diagnosed
+from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
+from prefect_ray_worker.shared.run_rules import RETRY_TYPE_OF_WORKERS, waits_in_process
 
-STOPPED_OUTSIDE = str(
-    diagnosed(
-        Category.STOPPED_OUTSIDE,
-        "The Ray Job was told to stop (SIGTERM) outside Prefect: by `ray job stop`, the dashboard, "
-        "or a node that goes away.",
-    )
+STOPPED_OUTSIDE = diagnosed(
+    Category.STOPPED_OUTSIDE,
+    "The Ray Job was told to stop (SIGTERM) outside Prefect: by `ray job stop`, the dashboard, "
+    "or a node that goes away.",
 )
 
 
@@ -41,27 +48,28 @@ class Endings:
         if state is not None and state.is_cancelling() and self._is_present():
             self._propose(Cancelled(message=message))
 
-    def crashed(self, message: str) -> State | None:
-        """Mark the run Crashed if it has not ended; return the state if it took."""
-        return self._propose(Crashed(message=message)) if self._goes_on_here() else None
+    def crashed(self, diagnosis: Diagnosis) -> State | None:
+        """Mark the run Crashed if it has not ended; return the state if Prefect accepted it."""
+        if not self._goes_on_here():
+            return None
+        return self._propose(Crashed(message=str(diagnosis)))
 
     def rescheduled(self) -> None:
-        """Have a run that has not ended tried again, by a worker."""
+        """Let a worker try a run again that has not ended."""
         if not self._goes_on_here():
             return
         policy = self._client.read_flow_run(self._run_id).empirical_policy
-        if policy.retry_type == "in_process":
-            # Left by an earlier retry; the server gives no worker such a run (3.8.8).
-            policy.retry_type = "reschedule"
+        if policy.retry_type == "in_process":  # left by an earlier retry
+            policy.retry_type = RETRY_TYPE_OF_WORKERS
             self._client.update_flow_run(self._run_id, empirical_policy=policy)
         self._propose(AwaitingRetry())
 
     def _goes_on_here(self) -> bool:
-        """Say whether the run goes on in this attempt: also when it waits for its next try."""
+        """Return whether the run goes on in this attempt, or waits in it for its next try."""
         run = self._client.read_flow_run(self._run_id)
         if run.state is None or not self._is_present():
             return False
-        waits_here = run.state.is_scheduled() and run.empirical_policy.retry_type == "in_process"
+        waits_here = waits_in_process(run.state.type, run.empirical_policy.retry_type)
         return run.state.is_pending() or run.state.is_running() or waits_here
 
     def _is_present(self) -> bool:
@@ -73,3 +81,68 @@ class Endings:
         except Abort:
             return None
         return result if result.type == state.type else None
+
+
+def run_hooks(
+    hooks: Iterable[Callable[..., Any]], flow: Flow[..., Any], flow_run: FlowRun, state: State
+) -> None:
+    """Run hooks as the flow engine does; one that fails does not stop the others."""
+    logger = flow_run_logger(flow_run, flow)
+    for hook in hooks:
+        name = getattr(hook, "__name__", repr(hook))
+        logger.info("Running hook %r in response to entering state %r", name, state.name)
+        try:
+            result = hook(flow, flow_run, state)
+            if inspect.isawaitable(result):
+                anyio.run(_awaited, result)
+        except Exception:
+            logger.exception("The hook %r failed", name)
+
+
+class OnceHooks:
+    """Runs a flow's `on_cancellation` hooks once: in Prefect's engine, or where that cannot, here.
+
+    Args:
+        flow: The loaded flow; its hooks are replaced by ones that know whether they have run.
+    """
+
+    def __init__(self, flow: Flow[..., Any]) -> None:
+        self._flow = flow
+        self._begun: set[int] = set()
+        self._lock = threading.Lock()
+        self._hooks = [(hook, self._once(hook)) for hook in flow.on_cancellation_hooks or []]
+        flow.on_cancellation_hooks = [once for _, once in self._hooks]
+
+    def run_cancellation_hooks(self, flow_run: FlowRun) -> None:
+        """Run the hooks that have not begun."""
+        left = [once for hook, once in self._hooks if id(hook) not in self._begun]
+        run_hooks(left, self._flow, flow_run, Cancelling())
+
+    def run_crashed_hooks(self, flow_run: FlowRun, state: State) -> None:
+        """Run the hooks of a crash that Prefect's engine does not see."""
+        run_hooks(self._flow.on_crashed_hooks or [], self._flow, flow_run, state)
+
+    def _once(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        if inspect.iscoroutinefunction(hook):
+
+            @functools.wraps(hook)
+            async def once_async(*args: Any, **kwargs: Any) -> Any:
+                return await hook(*args, **kwargs) if self._is_first(hook) else None
+
+            return once_async
+
+        @functools.wraps(hook)
+        def once(*args: Any, **kwargs: Any) -> Any:
+            return hook(*args, **kwargs) if self._is_first(hook) else None
+
+        return once
+
+    def _is_first(self, hook: Callable[..., Any]) -> bool:
+        with self._lock:
+            first = id(hook) not in self._begun
+            self._begun.add(id(hook))
+        return first
+
+
+async def _awaited(result: Any) -> None:
+    await result

@@ -1,19 +1,23 @@
 """The second process of a Ray Job: prepares the flow and runs it, in one interpreter."""
 
 import atexit
+import logging
 import os
 import sys
 import threading
+import time
 from typing import NoReturn
 
+from prefect_ray_worker.driver.last_words import explained
 from prefect_ray_worker.driver.signals import Termination
-from prefect_ray_worker.driver.supervise import lifeline
+from prefect_ray_worker.driver.supervise.processes import hold_lifeline
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import diagnosed
-from prefect_ray_worker.shared.exits import DriverExit, explained
+from prefect_ray_worker.shared.exits import DriverExit
+from prefect_ray_worker.shared.log_marks import mark, seal_of
 
-# Ray makes a reference to a variable that the node does not have an empty text; to Prefect that
-# would be a key, and a wrong one.
+# Ray expands a reference to a variable that the node does not have to an empty text. Prefect would
+# take that for a key, and a wrong one.
 _MAY_BE_EMPTY = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_CLIENT_CUSTOM_HEADERS")
 
 
@@ -23,28 +27,38 @@ def main(arguments: list[str]) -> int:
     Args:
         arguments: The flow run's id and the attempt's.
     """
-    lifeline.hold()
+    hold_lifeline()
+    flow_run_id, attempt = arguments
+    _introduce(flow_run_id, attempt)
     termination = Termination()
     termination.install()
     for name in _MAY_BE_EMPTY:
         if os.environ.get(name) == "":
             del os.environ[name]
     try:
-        # First of all: without it, all else that it brings and we need is missing too.
+        # First, because without it everything that it brings along is missing too.
         import prefect  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
         from prefect_ray_worker.driver import marking
-        from prefect_ray_worker.driver.attempt import run_attempt
+        from prefect_ray_worker.driver.flow_process import run_attempt
     except ImportError as exc:
         if (exc.name or "").partition(".")[0] != "prefect":
             raise
-        return _without_prefect(exc)
-    marking.install()
-    code = run_attempt(*arguments, termination=termination)
+        return _without_prefect(exc, attempt)
+    marking.install(seal_of(attempt))
+    code = run_attempt(flow_run_id, attempt, termination=termination)
     return leave(code, wait_for_threads=not termination.delivered)
 
 
-def _without_prefect(exc: ImportError) -> int:
+def _introduce(flow_run_id: str, attempt: str) -> None:
+    """Print the first sealed line: from here on, the worker trusts no mark without the seal."""
+    text = f"Driver of flow run {flow_run_id}, attempt {attempt}, Python {sys.version.split()[0]}."
+    seal, now = seal_of(attempt), time.time()
+    sys.stderr.write(f"{mark(text, seal=seal, is_sent=True, level=logging.DEBUG, when=now)}\n")
+    sys.stderr.flush()
+
+
+def _without_prefect(exc: ImportError, attempt: str) -> int:
     wanted = os.environ.get("PREFECT_RAY_WORKER_PREFECT_VERSION", "")
     requirement = f"prefect=={wanted}" if wanted else "prefect"
     category, missing = Category.PREFECT_MISSING, "has no Prefect"
@@ -55,19 +69,19 @@ def _without_prefect(exc: ImportError) -> int:
     version = ".".join(map(str, sys.version_info[:3]))
     cause = f"The Python {version} of the Ray cluster ({sys.executable}) {missing}."
     advice = f'Add "{requirement}" to runtime_env.pip, or install it in the image of the Ray nodes.'
-    return explained(DriverExit.NO_PREFECT, diagnosed(category, cause, advice=advice))
+    return explained(DriverExit.NO_PREFECT, diagnosed(category, cause, advice=advice), attempt)
 
 
 def leave(code: int, *, wait_for_threads: bool) -> NoReturn:
-    """Exit after all exit functions have run, but without taking the interpreter apart.
+    """Exit after all exit functions have run, but without finalizing the interpreter.
 
-    That takes a third of a second with everything that Prefect imports, and the run's slot on
-    the cluster is held for as long.
+    With all that Prefect imports, that takes a third of a second, for which the run would hold its
+    slot on the cluster.
 
     Args:
         code: The exit code.
-        wait_for_threads: Whether to let threads that are no daemons come to their end, as Python
-            does; not those of a flow that was told to end.
+        wait_for_threads: Whether to wait for threads that are no daemons, as Python does. False
+            after an interrupted flow, whose threads could go on for ever.
     """
     waited_for = [t for t in threading.enumerate() if not t.daemon] if wait_for_threads else []
     if waited_for in ([], [threading.main_thread()]):

@@ -1,7 +1,7 @@
 """Marks the lines that this process logs to its console, for the worker that reads the job's log.
 
-The worker forwards the job's output to Prefect. What Prefect's own handlers have sent already it
-must leave out, and only this process knows which records those are: see `log_marks`.
+The worker forwards the job's output to Prefect, without what Prefect's own handlers have sent
+already. Only this process knows which records those are: see `log_marks`.
 """
 
 import logging
@@ -16,11 +16,14 @@ _SENT = "_prefect_ray_sent"
 _CONSOLE = (1, 2)
 
 
-def install() -> None:
-    """Mark from now on what any handler of `logging` writes to standard output or error.
+def install(seal: str) -> None:
+    """Mark what any handler of `logging` writes to standard output or error from now on.
 
-    Handlers that a flow adds later are included. To be called once in a process, after Prefect
-    has been imported; a second call does nothing.
+    Handlers that a flow adds later are included. Call it once in a process, after Prefect has been
+    imported; a second call does nothing.
+
+    Args:
+        seal: The attempt's.
     """
     if getattr(logging.Handler.format, "marks_lines", False):
         return
@@ -40,9 +43,9 @@ def install() -> None:
         is_sent = record.__dict__.get(_SENT, False)
         level = record.levelno
         if not getattr(record, "send_to_api", True):
-            # Prefect's "View at …": for those who read the console, and of no use in Prefect.
+            # Prefect's "View at …" helps readers of the console, and is of no use in Prefect.
             level = min(level, logging.DEBUG)
-        return mark(text, is_sent=is_sent, level=level, when=record.created)
+        return mark(text, seal=seal, is_sent=is_sent, level=level, when=record.created)
 
     marked.marks_lines = True  # type: ignore[attr-defined]
     APILogHandler.prepare = prepare_and_note

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from prefect_ray_worker.shared.log_marks import find_mark
+from prefect_ray_worker.shared.ids import attempt_in
+from prefect_ray_worker.shared.log_marks import Mark, find_mark, seal_of
+from prefect_ray_worker.shared.verdict_line import without_verdicts
 
 _NAMES = {
     "DEBUG": logging.DEBUG,
@@ -195,6 +197,8 @@ class Shaper:
     def __init__(self, submission_id: str, *, entrypoint: str = "", longest: int) -> None:
         self._quotation = f"Running entrypoint for job {submission_id}: "
         self._quoted_lines = entrypoint.count("\n")
+        self._seal = seal_of(attempt_in(submission_id))
+        self._has_seal = False
         self._skip = 0
         self._longest = longest
         self._tracebacks: OrderedDict[str, Traceback] = OrderedDict()
@@ -208,7 +212,8 @@ class Shaper:
             line: The line, without its end.
             now_ms: About when it was read, in milliseconds since the epoch.
         """
-        marked = find_mark(line, now_ms=now_ms) if "\x1b" in line else None
+        line = without_verdicts(line)  # the worker tells what they say
+        marked = self._find_mark(line, now_ms) if "\x1b" in line else None
         if marked is None:
             yield from self._unmarked(plain(line))
             return
@@ -225,6 +230,15 @@ class Shaper:
             is_chatter = mark.level == logging.INFO and found.level == logging.DEBUG
             level = logging.DEBUG if is_chatter else mark.level
             yield from self._log(level, source + found.text)
+
+    def _find_mark(self, line: str, now_ms: int) -> tuple[str, Mark, str] | None:
+        marked = find_mark(line, seal=self._seal, now_ms=now_ms)
+        if marked is not None:
+            self._has_seal = True
+        elif not self._has_seal:
+            # A driver of an older release, which seals nothing. Ours prints a sealed line first.
+            marked = find_mark(line, seal="", now_ms=now_ms)
+        return marked
 
     def _unmarked(self, text: str) -> Iterator[Shaped]:
         if self._skip:

@@ -23,6 +23,8 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import FlowRunSort
 
+from prefect_ray_worker.shared.run_rules import waits_in_process
+
 GOES_ON = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 """The states of a run that an attempt has begun on and not ended."""
 
@@ -94,15 +96,11 @@ async def cancelling_runs(client: PrefectClient, work_pool_id: UUID) -> set[UUID
 def type_in_effect(state: StateType, retry_type: str | None) -> StateType:
     """Return the type of a run's state; Running for one that waits in its process for a retry.
 
-    Prefect calls that one Scheduled, but gives it to no worker (3.8.8): should its process end, it
-    would wait for ever.
-
     Args:
         state: The type that Prefect gives it.
         retry_type: Of the run's empirical policy.
     """
-    waits_in_process = state == StateType.SCHEDULED and retry_type == "in_process"
-    return StateType.RUNNING if waits_in_process else state
+    return StateType.RUNNING if waits_in_process(state, retry_type) else state
 
 
 def _active(record: dict[str, Any]) -> ActiveRun | None:

@@ -31,8 +31,8 @@ from prefect_ray_worker.prefect_api.active_runs import (
     active_runs,
     type_in_effect,
 )
-from prefect_ray_worker.shared.backoff import Backoff
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, present_claim
+from prefect_ray_worker.shared.run_rules import RETRY_TYPE_OF_WORKERS, Patience, is_passing
 
 T = TypeVar("T")
 
@@ -44,8 +44,6 @@ _PAGE = 100
 _REQUESTS_AT_ONCE = 12
 # The server refuses more, and the client's own default as well (3.8.8).
 _PAGE_OF_EVENTS = 50
-# Asked too often or too slowly; every other 4xx is about the request.
-_PASSING = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS})
 
 LINK_KEY = "ray-job"
 """Key of the artifacts that link a run to its job: lower case, digits and dashes, says Prefect."""
@@ -65,10 +63,12 @@ class FlowRuns:
 
     Args:
         client: An open Prefect client.
+        first_wait: Seconds until a failed request is sent again for the first time.
     """
 
-    def __init__(self, client: PrefectClient) -> None:
+    def __init__(self, client: PrefectClient, *, first_wait: float = 1.0) -> None:
         self._client = client
+        self._first_wait = first_wait
         self._requests = anyio.CapacityLimiter(_REQUESTS_AT_ONCE)
 
     async def read(self, flow_run_id: UUID) -> FlowRun | None:
@@ -249,9 +249,9 @@ class FlowRuns:
         used = _infrastructure_retries(history)
         if used >= allowed:
             return False
-        if run.empirical_policy.retry_type == "in_process":
-            # Left by an earlier retry; the server gives no worker such a run (3.8.8).
-            policy = run.empirical_policy.model_copy(update={"retry_type": "reschedule"})
+        if run.empirical_policy.retry_type == "in_process":  # left by an earlier retry
+            retry_type = {"retry_type": RETRY_TYPE_OF_WORKERS}
+            policy = run.empirical_policy.model_copy(update=retry_type)
             await self._patiently(
                 lambda: self._client.update_flow_run(flow_run_id, empirical_policy=policy)
             )
@@ -317,15 +317,14 @@ class FlowRuns:
             return False
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        backoff = Backoff()
-        deadline = anyio.current_time() + _PATIENCE_SECONDS
+        patience = Patience(_PATIENCE_SECONDS, now=anyio.current_time(), first=self._first_wait)
         while True:
             try:
                 async with self._requests:
                     return await ask()
             except (httpx.TransportError, PrefectHTTPStatusError) as exc:
-                delay = backoff.next()
-                if not _is_passing(exc) or anyio.current_time() + delay > deadline:
+                delay = patience.wait(anyio.current_time()) if _is_passing(exc) else None
+                if delay is None:
                     raise
                 _log.warning("The Prefect API does not answer (%s); trying again.", exc)
                 await anyio.sleep(delay)
@@ -353,7 +352,4 @@ def _may_crash(run: FlowRun, *, rename: bool) -> bool:
 
 
 def _is_passing(exc: Exception) -> bool:
-    if isinstance(exc, PrefectHTTPStatusError):
-        code = exc.response.status_code
-        return code >= httpx.codes.INTERNAL_SERVER_ERROR or code in _PASSING
-    return True
+    return not isinstance(exc, PrefectHTTPStatusError) or is_passing(exc.response.status_code)

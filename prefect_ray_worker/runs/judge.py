@@ -10,12 +10,20 @@ from enum import Enum
 
 from prefect.client.schemas.objects import StateType
 
-from prefect_ray_worker.diagnosis.job import NO_CONTEXT, Context, Ended, of_job, start_overdue
+from prefect_ray_worker.diagnosis.job import (
+    NO_CONTEXT,
+    Context,
+    Ended,
+    driver_verdict,
+    of_job,
+    start_overdue,
+)
 from prefect_ray_worker.diagnosis.waiting import why_waiting
 from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
 from prefect_ray_worker.runs.watch import Watched
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
+from prefect_ray_worker.shared.ids import attempt_in
 
 _UNDECIDED = frozenset({StateType.PENDING, StateType.RUNNING})
 
@@ -177,8 +185,26 @@ def of_ended_job(
         )
     if state not in _UNDECIDED:
         return UNTOUCHED
-    ended = Ended(job.status, job.error_type, job.driver_exit_code, job.message or "")
-    return crashed(of_job(ended, context), job)
+    return crashed(of_job(_ended(job), context), job)
+
+
+def verdict_of_driver(job: JobDetails) -> Diagnosis | None:
+    """Return what the driver of a failed job said about its end, or None.
+
+    Args:
+        job: The job.
+    """
+    return driver_verdict(_ended(job)) if job.status == JobStatus.FAILED else None
+
+
+def _ended(job: JobDetails) -> Ended:
+    return Ended(
+        job.status,
+        job.error_type,
+        job.driver_exit_code,
+        job.message or "",
+        attempt=attempt_in(job.submission_id or ""),
+    )
 
 
 def is_infrastructure_failure(job: JobDetails) -> bool:

@@ -14,11 +14,10 @@ from prefect_ray_worker.prefect_api import events
 from prefect_ray_worker.prefect_api.events import Happening, Label, Subject
 from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
 from prefect_ray_worker.runs.explain import Wait
-from prefect_ray_worker.runs.judge import UNTOUCHED, Outcome
+from prefect_ray_worker.runs.judge import UNTOUCHED, Outcome, verdict_of_driver
 from prefect_ray_worker.runs.run import RunAttempt
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.watch import Watched
-from prefect_ray_worker.shared.diagnosis import parse
 
 # Between the clocks of Ray and of the Prefect server.
 _DRIFT = timedelta(hours=1)
@@ -178,24 +177,13 @@ class _JobEvents:
         if reachable and (job is None or not job.is_terminal):
             job = await self._look()
         if job is not None and job.is_terminal:
-            self.saw_end(job, await self._as_the_driver_said(job, decided))
+            self.saw_end(job, _with_the_drivers_verdict(job, decided))
 
     def saw_end(self, job: JobDetails, decided: Outcome = UNTOUCHED) -> None:
         self.saw(job)
         happening = Happening.of(job.status)
         if happening is not None:
             self._tell(happening, job, decided)
-
-    async def _as_the_driver_said(self, job: JobDetails, decided: Outcome) -> Outcome:
-        """Return the diagnosis of a driver that has settled its run itself."""
-        if decided.category is not None or job.status != JobStatus.FAILED:
-            return decided
-        run = None
-        with anyio.move_on_after(_PREFECT_SECONDS):
-            run = await self._services.flow_runs.read(self._attempt.run_id)
-        said = (run.state.message if run is not None and run.state is not None else None) or ""
-        read = parse(said)
-        return replace(decided, message=said, category=read[0].label) if read else decided
 
     async def _look(self) -> JobDetails | None:
         try:
@@ -241,3 +229,11 @@ class _JobEvents:
             run = self._attempt.flow_run
             related.append(object_as_related_resource("flow-run", "flow-run", run))
         return related
+
+
+def _with_the_drivers_verdict(job: JobDetails, decided: Outcome) -> Outcome:
+    """Return an outcome with the diagnosis of a driver that has settled its run itself."""
+    verdict = verdict_of_driver(job) if decided.category is None else None
+    if verdict is None:
+        return decided
+    return replace(decided, message=str(verdict), category=verdict.category.label)

@@ -1,13 +1,9 @@
-"""`Diagnosis`: what a run's state says about a failure, and the way back from its text."""
+"""`Diagnosis`: why a run has no result. For any Python: a driver says so of an old one, too."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefect_ray_worker.shared.category import Category
-
-_LABELS = {category.label: category for category in Category}
-_SAID = re.compile(r"([A-Z][A-Za-z]+): (.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -24,16 +20,20 @@ class Diagnosis:
     category: Category
     cause: str
     advice: str
-    lines: tuple[str, ...] = ()
+    lines: "tuple[str, ...]" = ()
 
     def __str__(self) -> str:
         """Return the text for a state: `Category: cause advice`, then the log lines."""
-        said = f"{self.category}: {self.cause} {self.advice}".strip()
-        return "\n".join([said, "", "The last lines:", *self.lines]) if self.lines else said
+        text = f"{self.category}: {self.cause} {self.advice}".strip()
+        return "\n".join([text, "", "The last lines:", *self.lines]) if self.lines else text
 
 
 def diagnosed(
-    category: Category, cause: str = "", *, advice: str | None = None, lines: Sequence[str] = ()
+    category: Category,
+    cause: str = "",
+    *,
+    advice: "str | None" = None,
+    lines: "Sequence[str]" = (),
 ) -> Diagnosis:
     """Return a diagnosis; what is left out is what the category says in general.
 
@@ -47,15 +47,3 @@ def diagnosed(
     # One line that is in the sentence already needs no second place.
     shown = () if len(lines) == 1 and lines[0].strip(" .") in cause else tuple(lines)
     return Diagnosis(category, cause, category.advice if advice is None else advice, shown)
-
-
-def parse(text: str) -> tuple[Category, str] | None:
-    """Read back a message that begins with a category; None for any other text.
-
-    Returns:
-        The category, and the message without it.
-    """
-    match = _SAID.match(text)
-    if match is None or match[1] not in _LABELS:
-        return None
-    return _LABELS[match[1]], match[2]

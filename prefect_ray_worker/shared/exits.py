@@ -1,11 +1,10 @@
-"""Exit codes with which a driver tells why it could not run its flow. Standard library only.
+"""Exit codes by which a driver explains why it did not run its flow. Standard library only.
 
-The worker reads them from the job and says the same on the flow run, where the driver cannot:
-most of them mean that the driver cannot talk to Prefect. Above 64, out of the way of programs.
+Most of them mean that the driver cannot talk to Prefect, so the worker reads them from the job and
+settles the flow run. They are above 64, out of the way of other programs.
 """
 
 import signal
-import sys
 from enum import IntEnum
 
 
@@ -16,7 +15,7 @@ class DriverExit(IntEnum):
     """`prefect` cannot be imported where the job runs."""
 
     NOT_AUTHORIZED = 81
-    """The Prefect API refused the credentials that the node has, or has not."""
+    """The Prefect API rejected the credentials of the node, or the node has none."""
 
     API_UNREACHABLE = 82
     """The Prefect API does not answer from where the job runs."""
@@ -32,19 +31,6 @@ class DriverExit(IntEnum):
 
     WRONG_API = 86
     """What answers as the Prefect API does not know the run, or is something else."""
-
-
-def explained(code: DriverExit, diagnosis: object) -> DriverExit:
-    """Say on the job's own output why the driver ends, and return its exit code.
-
-    Args:
-        code: By which the worker knows that the last line is about it.
-        diagnosis: Its text is one line that begins with a category.
-    """
-    # The flow may have left a line without its end.
-    sys.stderr.write(f"\n{diagnosis}\n")
-    sys.stderr.flush()
-    return code
 
 
 def describe_exit(code: int) -> str:

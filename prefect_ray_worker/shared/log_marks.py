@@ -1,16 +1,20 @@
-"""The mark by which a driver tells the worker what it needs to know about a line of the job's log.
+"""The marks with which a driver tells the worker about a line of the job's log.
 
 A driver knows which log records Prefect's handlers have sent to the API, and each record's level
-and time; in the job's log all that is left is text. So the driver (`driver/marking.py`) begins
-every line that comes from a log record with a mark, tracebacks included, and the worker
-(`logs/classify.py`) reads it. Standard library only: both sides import it.
+and time. In the job's log all that is left is text. So the driver (`driver/marking.py`) begins
+every line of a log record with a mark, tracebacks included, and the worker (`logs/classify.py`)
+reads it. Standard library only: both sides import it.
 
-The mark is an ANSI colour sequence of four codes that mean nothing: terminals ignore it, and
-Ray's dashboard filters it out (`ANSI_ESC_PATTERN` in `state_head.py`, Ray 2.60). Every code has
-four digits and begins with 9, so none can be taken for a real colour.
+A mark is two ANSI colour sequences whose codes mean nothing. Terminals ignore them, and Ray's
+dashboard filters them out (`ANSI_ESC_PATTERN` in `state_head.py`, Ray 2.60). Every code has four
+digits and begins with 9, so none can be taken for a real colour.
+
+The first sequence is the seal of the attempt: a flow that prints the log of another job, or of an
+earlier attempt, prints the seal of that one, and the worker takes it for plain text.
 """
 
 import re
+import zlib
 from dataclasses import dataclass
 
 _HIGHEST_LEVEL = 99
@@ -34,32 +38,52 @@ class Mark:
     when_ms: int
 
 
-def mark(text: str, *, is_sent: bool, level: int, when: float) -> str:
+def seal_of(attempt: str) -> str:
+    """Return the sequence that only the driver of one attempt prints.
+
+    It guards against mix-ups, not against forgery: a flow can compute it, and could hide its own
+    output in many ways.
+
+    Args:
+        attempt: The attempt's name, as in the job's submission id.
+    """
+    digits = f"{zlib.crc32(attempt.encode()) % 10**9:09}"
+    return f"\x1b[9{digits[:3]};9{digits[3:6]};9{digits[6:]}m"
+
+
+def mark(text: str, *, seal: str, is_sent: bool, level: int, when: float) -> str:
     """Return a formatted log record with the mark before each of its lines.
 
     Args:
         text: The record as it will be written, without the last line end.
+        seal: The attempt's; empty for the mark of a driver that was older than seals.
         is_sent: Whether it went to the Prefect API.
         level: Its level; above 99 it counts as 99.
         when: Its time, in seconds since the epoch.
     """
     ms = f"{int(when * 1000) % _CYCLE_MS:09}"
     level = min(max(level, 0), _HIGHEST_LEVEL)
-    sign = f"\x1b[9{int(is_sent)}{level:02};9{ms[:3]};9{ms[3:6]};9{ms[6:]}m"
+    sign = f"{seal}\x1b[9{int(is_sent)}{level:02};9{ms[:3]};9{ms[3:6]};9{ms[6:]}m"
     return sign + text.replace("\n", "\n" + sign)
 
 
-def find_mark(line: str, *, now_ms: int) -> tuple[str, Mark, str] | None:
+def find_mark(line: str, *, seal: str, now_ms: int) -> "tuple[str, Mark, str] | None":
     """Return what stands before the first mark of a line, the mark, and what follows.
 
     Args:
         line: One line of the log, with its ANSI sequences.
+        seal: The attempt's; empty to find the mark of a driver that was older than seals.
         now_ms: About when it was read, in milliseconds since the epoch: a mark does not say in
             which fortnight it was made.
     """
-    found = _MARK.search(line)
+    if seal:
+        start = line.find(seal)
+        found = _MARK.match(line, start + len(seal)) if start >= 0 else None
+    else:
+        found = _MARK.search(line)
+        start = found.start() if found else 0
     if found is None:
         return None
     sent, level, *ms = found.groups()
     age = (now_ms - int("".join(ms)) + _CYCLE_MS // 2) % _CYCLE_MS - _CYCLE_MS // 2
-    return line[: found.start()], Mark(sent == "1", int(level), now_ms - age), line[found.end() :]
+    return line[:start], Mark(sent == "1", int(level), now_ms - age), line[found.end() :]

@@ -16,8 +16,11 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFi
 from prefect.events.worker import EventsWorker
 
 from prefect_ray_worker.prefect_api.events import Happening, event_id, resource_id
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
 from prefect_ray_worker.shared.exits import DriverExit
-from prefect_ray_worker.shared.ids import InfrastructurePid
+from prefect_ray_worker.shared.ids import InfrastructurePid, attempt_in
+from prefect_ray_worker.shared.verdict_line import format_verdict
 from tests.fake_ray.script import PENDING_FOREVER
 from tests.integration.harness import Pool
 from tests.integration.stage import Stage
@@ -161,7 +164,9 @@ async def test_driver_that_settled_its_run_is_quoted(stage: Stage) -> None:
     async with stage.pool.working():
         run_id, job = await stage.running()
         await stage.play(run_id, StateType.CRASHED, message="OutOfMemory: It died. Do less.")
-        job.set("FAILED", driver_exit_code=84)
+        verdict = Diagnosis(Category.OUT_OF_MEMORY, "It died.", "Do less.")
+        line = format_verdict(verdict, attempt_in(job.submission_id))
+        job.set("FAILED", driver_exit_code=84, message=f"a line\n{line}\n")
         failed = await event_of(stage.pool, job.submission_id, Happening.FAILED)
     assert failed.resource.root["prefect.ray.diagnosis"] == "OutOfMemory"
     assert failed.resource.root["prefect.ray.exit-code"] == "84"
@@ -211,7 +216,9 @@ async def test_automation_of_the_guide_pauses_a_pool_without_prefect(
         job.set(
             "FAILED",
             driver_exit_code=DriverExit.API_UNREACHABLE,
-            message="PrefectApiUnreachable: It is away. Let the nodes reach it.",
+            message=format_verdict(
+                diagnosed(Category.PREFECT_API_UNREACHABLE), attempt_in(job.submission_id)
+            ),
         )
         await stage.ends(run_id, StateType.CRASHED, "PrefectApiUnreachable: ")
         await wait_until(is_paused, timeout=60, description="the automation to act")

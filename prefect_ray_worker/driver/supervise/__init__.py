@@ -1,4 +1,4 @@
-"""The driver's first process: starts the engine, watches it, and says how it ended.
+"""The driver's first process: starts the engine, watches it, and reports how it ended.
 
 Standard library only, so that it starts at once and costs little.
 """

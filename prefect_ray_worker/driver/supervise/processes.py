@@ -1,10 +1,18 @@
-"""Finds and ends every process that descends from this one. Standard library, Linux."""
+"""Ties the processes of a run together: none outlives its parent. Standard library only.
+
+On Linux the kernel does most of it. On other systems a process that holds the lifeline, a pipe from
+its supervisor, ends itself when the pipe closes.
+"""
 
 import ctypes
 import os
 import signal
+import threading
 from contextlib import suppress
 from pathlib import Path
+
+LIFELINE = "PREFECT_RAY_LIFELINE_FD"
+"""Names the pipe that closes when the supervisor dies, in the environment of what it starts."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -12,24 +20,43 @@ _ROUNDS = 20
 
 
 def watch_over_family() -> None:
-    """Be woken (SIGCHLD) when our parent dies, and adopt descendants whose own parent dies.
+    """Get a SIGCHLD when our parent dies, and adopt descendants whose own parent dies.
 
-    Both have to be asked for again after a fork. Ray ends the process group within a second of
-    its JobSupervisor's death: whoever only looked now and then might come too late.
+    Call it again after a fork, which inherits neither. Polling would be too slow: Ray ends the
+    process group within a second of its JobSupervisor's death.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGCHLD)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent dies; meant for a child before exec."""
+    """Have the kernel kill this process when its parent dies. Call it in a child before exec."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked
         os._exit(1)
 
 
+def hold_lifeline() -> None:
+    """End this process when its supervisor dies, where `die_with_parent` came too late or cannot.
+
+    Watches the supervisor's pipe in a background thread; does nothing without one.
+    """
+    number = os.environ.pop(LIFELINE, None)
+    if number is not None:
+        threading.Thread(
+            target=_watch, args=(int(number),), name="driver-lifeline", daemon=True
+        ).start()
+
+
+def _watch(pipe: int) -> None:
+    os.set_inheritable(pipe, False)
+    while os.read(pipe, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def kill_descendants() -> None:
-    """Kill every descendant, again and again until none is left: they may fork meanwhile."""
+    """Kill every descendant, repeatedly until none is left: they can fork meanwhile."""
     for _ in range(_ROUNDS):
         pids = _descendants(os.getpid())
         if not pids:
@@ -54,7 +81,7 @@ def _descendants(root: int) -> list[int]:
         if not entry.name.isdigit():
             continue
         try:
-            # The command in brackets may hold anything; what follows the last one may not.
+            # The command stands in brackets and can hold any character; the last `)` ends it.
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
         except OSError:
             continue
@@ -67,11 +94,11 @@ def _descendants(root: int) -> list[int]:
         below = children.get(waiting.pop(), [])
         found += below
         waiting += below
-    # Looked below, because a process of several threads has children until the last has ended.
+    # A zombie whose other threads still run has children, so its descendants count as well.
     return [pid for pid in found if pid not in ended]
 
 
 def _prctl(option: int, value: int) -> None:
-    # Not on macOS; there the lifeline of `engine` does what the kernel does here.
+    # macOS has no prctl; the lifeline does this work there.
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)

@@ -1,12 +1,12 @@
-"""The first processes of a Ray Job: start the engine, and answer for how it ends.
+"""The first processes of a Ray Job: they start the engine and report how it ended.
 
-The standard library only: these exist in every run, and their start is the run's.
+Standard library only: they exist in every run, and their start delays the run's.
 
 1. Nothing of the run outlives its job. Ray and the kernel's out-of-memory killer may kill any
-   process here, and what a dead process has started cannot be found any more. So there are two:
+   process here, and the children of a dead process cannot be found any more. So there are two:
    the guard, which Ray knows, and its fork, the supervisor. Each ends everything when the other
-   dies, the guard also when Ray's JobSupervisor does.
-2. An engine that dies without a word is reported, in a process that can import Prefect.
+   dies; the guard does so as well when Ray's JobSupervisor dies.
+2. An engine that died silently is reported by a process that can import Prefect.
 3. The exit code is the engine's own, signals included.
 """
 
@@ -23,16 +23,13 @@ from prefect_ray_worker.driver.supervise.memory import MemoryWatch, peak_of_chil
 from prefect_ray_worker.shared.exits import DriverExit
 from prefect_ray_worker.shared.memory_kills import MemoryKills
 
-LIFELINE = "PREFECT_RAY_LIFELINE_FD"
-"""Names the pipe that closes when the supervisor dies, in the engine's environment."""
-
 _LOOK_SECONDS = 0.5
 _REPORT_SECONDS = 60
 _HANDLED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
 
 
 def main(arguments: list[str]) -> int:
-    """Run one attempt at a flow run; return, or die of, what its engine ended with.
+    """Run one attempt at a flow run; end as its engine did, by exit code or by signal.
 
     Args:
         arguments: The flow run's id and the attempt's.
@@ -46,7 +43,7 @@ def main(arguments: list[str]) -> int:
     descendants.watch_over_family()
     supervisor = os.fork()
     if supervisor == 0:
-        # Ray ends a job's process group at a stroke: one of the two has to be left to clean up.
+        # Ray kills a job's process group at once: one of the two has to survive and clean up.
         os.setpgid(0, 0)
         descendants.watch_over_family()
         return _end_like(_supervise(arguments, guard, group))
@@ -68,16 +65,16 @@ def _supervise(arguments: list[str], guard: int, group: int) -> int:
     evidence = [str(code), kills.value, str(peak)]
     reporter = _start("report", [*arguments, *evidence], group)
     reporter.returncode = _wait(reporter.pid, guard, within=_REPORT_SECONDS)
-    _say_how_it_died(code, kills, peak)
+    _tell_worker(arguments[1], code, kills, peak)
     return code
 
 
-def _say_how_it_died(code: int, kills: MemoryKills, peak: int) -> None:
-    """Leave word for the worker, in case that Prefect could not be told."""
-    # What it needs would cost each start; this one run is over.
+def _tell_worker(attempt: str, code: int, kills: MemoryKills, peak: int) -> None:
+    # Imported here, because these modules would slow down the start of every run.
+    from prefect_ray_worker.driver.last_words import tell_worker
     from prefect_ray_worker.shared.deaths import of_exit
 
-    print(f"\n{of_exit(code, kills, peak=peak)}", file=sys.stderr, flush=True)
+    tell_worker(of_exit(code, kills, peak=peak), attempt)
 
 
 def _start(module: str, arguments: list[str], group: int) -> "subprocess.Popen[bytes]":
@@ -86,7 +83,7 @@ def _start(module: str, arguments: list[str], group: int) -> "subprocess.Popen[b
     process = subprocess.Popen(
         [sys.executable, "-m", f"prefect_ray_worker.driver.{module}", *arguments],
         pass_fds=(lifeline,),
-        env={**os.environ, LIFELINE: str(lifeline)},
+        env={**os.environ, descendants.LIFELINE: str(lifeline)},
         # Safe here: this process has one thread.
         preexec_fn=partial(_in_child, os.getpid(), group),
     )
@@ -107,7 +104,7 @@ def _wait(
     within: float | None = None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> int:
-    """Wait for a child, pass SIGTERM on to it, and end everything if our parent is gone.
+    """Wait for a child, forward SIGTERM to it, and end everything if our parent is gone.
 
     Returns:
         Its exit code, negative for a signal.
@@ -124,15 +121,15 @@ def _wait(
         if news is None:
             looks += 1
         elif news.si_signo == signal.SIGTERM:
-            # Ray signals every process that it finds, which may not include the engine yet; to
-            # an engine that gets it twice, the second does nothing.
+            # Ray signals every process that it finds, perhaps before the engine exists. An engine
+            # that gets the signal twice ignores the second.
             os.kill(child, signal.SIGTERM)
         if within is not None and looks * _LOOK_SECONDS > within:
             os.kill(child, signal.SIGKILL)
 
 
 def _reap(child: int) -> int | None:
-    """Take note of children that have ended, adopted ones too; return our own child's exit code."""
+    """Reap ended children, adopted ones too; return the exit code of one of them, or None."""
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == child:

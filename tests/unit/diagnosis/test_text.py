@@ -3,6 +3,9 @@
 import pytest
 
 from prefect_ray_worker.diagnosis.text import clean, last_line, useful_lines
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import diagnosed
+from prefect_ray_worker.shared.verdict_line import format_verdict
 
 
 @pytest.mark.parametrize(
@@ -35,8 +38,8 @@ Traceback (most recent call last):
     return 1 / 0
            ~~^~~
 ZeroDivisionError: division by zero
-OutOfMemory: said by the driver itself
 """
+    text += format_verdict(diagnosed(Category.OUT_OF_MEMORY), "0123456789ab")
     assert useful_lines(text) == (
         "10:20:45.123 | ERROR   | Flow run 'x' - It failed",
         '  File "/home/me/flow.py", line 3, in helper',

@@ -4,9 +4,11 @@ import subprocess
 import sys
 import textwrap
 
-from prefect_ray_worker.shared.log_marks import Mark, find_mark, mark
+from prefect_ray_worker.shared.log_marks import Mark, find_mark, mark, seal_of
 
 NOW_MS = 1_767_225_600_123
+SEAL = seal_of("0123456789ab")
+OTHER = seal_of("ba9876543210")
 PREAMBLE = """
 import logging, sys
 from prefect.logging import get_run_logger, get_logger
@@ -15,8 +17,9 @@ from prefect.logging.loggers import get_logger
 from prefect_ray_worker.driver import marking
 import prefect.logging.configuration
 prefect.logging.configuration.setup_logging()
-marking.install()
-marking.install()
+from prefect_ray_worker.shared.log_marks import seal_of
+marking.install(seal_of("0123456789ab"))
+marking.install(seal_of("0123456789ab"))
 sent = []
 set_api_log_sink(lambda log: sent.append(log["message"]))
 run = {"flow_run_id": "2a672563-cf8a-4e9b-a5d1-000000000001", "flow_run_name": "ox"}
@@ -36,7 +39,7 @@ def lines_of(body: str) -> list[str]:
 
 
 def marks_of(lines: list[str]) -> list[tuple[bool, int] | None]:
-    found = [find_mark(line, now_ms=NOW_MS) for line in lines]
+    found = [find_mark(line, seal=SEAL, now_ms=NOW_MS) for line in lines]
     return [(f[1].is_sent, f[1].level) if f else None for f in found]
 
 
@@ -90,9 +93,9 @@ def test_what_goes_elsewhere_is_not_marked() -> None:
 
 
 def test_mark_says_what_it_was_given() -> None:
-    text = mark("one\ntwo", is_sent=True, level=25, when=NOW_MS / 1000)
+    text = mark("one\ntwo", seal=SEAL, is_sent=True, level=25, when=NOW_MS / 1000)
     for line, own in zip(text.split("\n"), ("one", "two"), strict=True):
-        assert find_mark("before " + line, now_ms=NOW_MS + 60_000) == (
+        assert find_mark("before " + line, seal=SEAL, now_ms=NOW_MS + 60_000) == (
             "before ",
             Mark(is_sent=True, level=25, when_ms=NOW_MS),
             own,
@@ -104,14 +107,25 @@ def test_mark_is_invisible_in_rays_dashboard() -> None:
 
     # `ANSI_ESC_PATTERN` of state_head.py, Ray 2.60.
     ansi = re.compile(b"\x1b\\x5b[(\x30-\x39)\x3b]+\x6d")
-    text = mark("text", is_sent=False, level=100, when=NOW_MS / 1000)
+    text = mark("text", seal=SEAL, is_sent=False, level=100, when=NOW_MS / 1000)
     assert ansi.sub(b"", text.encode()) == b"text"
 
 
 def test_time_of_a_mark_is_right_around_the_turn_of_its_cycle() -> None:
     for when in (999_999_999, 1_000_000_000, 1_000_000_001):
-        line = mark("x", is_sent=True, level=20, when=when / 1000)
+        line = mark("x", seal=SEAL, is_sent=True, level=20, when=when / 1000)
         for now in (when - 5000, when + 5000):
-            found = find_mark(line, now_ms=now)
+            found = find_mark(line, seal=SEAL, now_ms=now)
             assert found is not None
             assert found[1].when_ms == when
+
+
+def test_marks_of_another_job_or_of_no_job_are_plain_text() -> None:
+    for seal in (OTHER, ""):
+        line = mark("copied from elsewhere", seal=seal, is_sent=True, level=20, when=0)
+        assert find_mark(line, seal=SEAL, now_ms=NOW_MS) is None
+
+
+def test_marks_of_a_driver_that_is_older_than_seals_are_found() -> None:
+    line = mark("text", seal="", is_sent=True, level=20, when=NOW_MS / 1000)
+    assert find_mark(line, seal="", now_ms=NOW_MS) == ("", Mark(True, 20, NOW_MS), "text")

@@ -9,24 +9,30 @@ from pathlib import Path
 import pytest
 
 import prefect_ray_worker
+from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.exits import DriverExit
+from prefect_ray_worker.shared.verdict_line import find_verdict
+
+ATTEMPT = "0123456789ab"
 
 PACKAGE = Path(prefect_ray_worker.__file__).parent
 FIRST = ["__init__.py", "shared/__init__.py", "shared/category.py", "driver/__init__.py",
-         "driver/__main__.py", "shared/exits.py"]  # fmt: skip
+         "driver/__main__.py", "driver/last_words.py", "shared/diagnosis.py", "shared/exits.py",
+         "shared/log_marks.py", "shared/verdict_line.py"]  # fmt: skip
 
 
 def test_an_old_python_is_refused_in_words(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 9, 18))
-    monkeypatch.setattr(sys, "argv", ["driver", "a", "b"])
+    monkeypatch.setattr(sys, "argv", ["driver", "a", ATTEMPT])
     with pytest.raises(SystemExit) as left:
         runpy.run_module("prefect_ray_worker.driver", run_name="__main__")
     assert left.value.code == DriverExit.OLD_PYTHON
-    said = capsys.readouterr().err.strip()
-    assert said.startswith("PythonVersionMismatch: The Python of the Ray node (")
-    assert "\n" not in said
+    verdict = find_verdict(capsys.readouterr().err, ATTEMPT)
+    assert verdict is not None
+    assert verdict.category is Category.PYTHON_VERSION_MISMATCH
+    assert verdict.cause.startswith("The Python of the Ray node (")
 
 
 @pytest.mark.parametrize("name", FIRST)

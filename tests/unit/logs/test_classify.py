@@ -5,24 +5,30 @@ import logging
 import pytest
 
 from prefect_ray_worker.logs.classify import Shaped, Shaper
-from prefect_ray_worker.shared.log_marks import mark
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import diagnosed
+from prefect_ray_worker.shared.log_marks import mark, seal_of
+from prefect_ray_worker.shared.verdict_line import format_verdict
 
 DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 NOW_MS = 1_767_225_600_000
+ATTEMPT = "0123456789ab"
+JOB = f"job-{ATTEMPT}"
+SEAL = seal_of(ATTEMPT)
 
 
 def shape(*lines: str, entrypoint: str = "", longest: int = 25_000) -> list[tuple[int, str]]:
-    shaper = Shaper("job-1", entrypoint=entrypoint, longest=longest)
+    shaper = Shaper(JOB, entrypoint=entrypoint, longest=longest)
     shaped: list[Shaped] = [s for line in lines for s in shaper.shape(line, now_ms=NOW_MS)]
     return [(s.level, s.message) for s in shaped]
 
 
 def sent(text: str, level: int = INFO) -> list[str]:
-    return mark(text, is_sent=True, level=level, when=NOW_MS / 1000).split("\n")
+    return mark(text, seal=SEAL, is_sent=True, level=level, when=NOW_MS / 1000).split("\n")
 
 
 def unsent(text: str, level: int = INFO) -> list[str]:
-    return mark(text, is_sent=False, level=level, when=NOW_MS / 1000).split("\n")
+    return mark(text, seal=SEAL, is_sent=False, level=level, when=NOW_MS / 1000).split("\n")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +74,7 @@ def test_blank_lines_and_ray_bars_are_dropped() -> None:
 
 def test_entrypoint_is_not_quoted() -> None:
     entrypoint = "export A=1\nexec python -m flow"
-    lines = f"Running entrypoint for job job-1: {entrypoint}".split("\n")
+    lines = f"Running entrypoint for job job-0123456789ab: {entrypoint}".split("\n")
     assert shape(*lines, "export A=1", entrypoint=entrypoint) == [(INFO, "export A=1")]
 
 
@@ -165,6 +171,20 @@ def test_message_is_cut_to_what_the_api_takes() -> None:
 
 
 def test_time_of_the_last_marked_line_is_known() -> None:
-    shaper = Shaper("job-1", longest=1000)
+    shaper = Shaper(JOB, longest=1000)
     list(shaper.shape(sent("a")[0], now_ms=NOW_MS + 5000))
     assert shaper.marked_ms == NOW_MS
+
+
+def test_what_the_driver_tells_the_worker_is_no_log() -> None:
+    verdict = diagnosed(Category.OUT_OF_MEMORY)
+    assert shape(format_verdict(verdict, ATTEMPT), "a line") == [(INFO, "a line")]
+
+
+def test_marks_without_the_seal_hide_nothing_once_the_driver_has_begun() -> None:
+    def copied(seal: str) -> str:
+        return mark("copied", seal=seal, is_sent=True, level=INFO, when=NOW_MS / 1000)
+
+    assert shape(copied("")) == [], "a driver of an older release"
+    begun = shape(*sent("Driver of flow run x"), copied(""), copied(seal_of("another")))
+    assert begun == [(INFO, "copied"), (INFO, "copied")]

@@ -125,7 +125,7 @@ def test_lines_arrive_once_by_whichever_way_they_come(
 @pytest.mark.parametrize("hours", [-200, -1, 1, 20, 30, 100])
 def test_nodes_clock_may_be_wrong(small: None, hours: int) -> None:
     """Lines after a record from the future were sent again after each restart of the worker."""
-    record = mark("a record", is_sent=True, level=20, when=time.time() + hours * 3600)
+    record = mark("a record", seal="", is_sent=True, level=20, when=time.time() + hours * 3600)
     stream = f"{record}\ntick\ntock\n".encode()
     prefect = run(forward(stream, [], [], [30, 30], [40]))
     assert prefect.shown == shape_whole(stream)

@@ -12,16 +12,10 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 
 from prefect_ray_worker.prefect_api import flow_runs
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
-from prefect_ray_worker.shared.backoff import Backoff
 from tests.ports import free_port
 
 RUN = uuid4()
 FOUND = {"id": str(RUN), "flow_id": str(uuid4()), "name": "a-run"}
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow_runs, "Backoff", lambda: Backoff(initial=0.02))
 
 
 @asynccontextmanager
@@ -56,7 +50,7 @@ async def api(*statuses: int) -> AsyncIterator[tuple[PrefectClient, list[int]]]:
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 async def test_what_passes_is_waited_out(status: int) -> None:
     async with api(status, status, status) as (client, answered):
-        run = await FlowRuns(client).read(RUN)
+        run = await FlowRuns(client, first_wait=0.02).read(RUN)
         assert run is not None
         assert run.id == RUN
         assert answered == [status] * 3 + [200]
@@ -66,18 +60,18 @@ async def test_what_passes_is_waited_out(status: int) -> None:
 async def test_what_does_not_pass_is_an_error_at_once(status: int) -> None:
     async with api(status) as (client, answered):
         with pytest.raises(PrefectHTTPStatusError):
-            await FlowRuns(client).read(RUN)
+            await FlowRuns(client, first_wait=0.02).read(RUN)
         assert answered == [status]
 
 
 async def test_a_run_that_was_deleted_is_none() -> None:
     async with api(404) as (client, _):
-        assert await FlowRuns(client).read(RUN) is None
+        assert await FlowRuns(client, first_wait=0.02).read(RUN) is None
 
 
 async def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow_runs, "_PATIENCE_SECONDS", 0.3)
     async with api(*[503] * 50) as (client, answered):
         with pytest.raises(PrefectHTTPStatusError):
-            await FlowRuns(client).read(RUN)
+            await FlowRuns(client, first_wait=0.02).read(RUN)
         assert len(answered) > 1

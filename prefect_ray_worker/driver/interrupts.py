@@ -1,8 +1,8 @@
-"""`CancellingWatch`: notices in the background that the run is to end, and ends it.
+"""`InterruptWatch`: notices in the background that the run has to end, and ends it.
 
-Three things start it: a Cancelling event of the Prefect API, with polling as a fallback; a run that
-has gone on without us, in another attempt; and a SIGTERM from outside. In each case the run's state
-says what it means; a SIGTERM alone does not.
+Three things start it: the run is Cancelling, heard by an event, with polling as a fallback; another
+attempt at the run has begun; or a SIGTERM from outside. In each case the run's state decides what
+the end means; a SIGTERM alone does not say.
 """
 
 import logging
@@ -30,7 +30,7 @@ from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, attempt_name, pr
 _POLL_SECONDS = 10.0
 _RECONNECT_SECONDS = 5.0
 _SIGTERM_POLL_SECONDS = 0.1
-# How long tasks in threads may take to come to their end, once the flow has been told to.
+# How long tasks in threads get to end, once the flow has been interrupted.
 _TASKS_SECONDS = 1.0
 
 # As the variable PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR names them; anything else is a crash.
@@ -39,14 +39,14 @@ _BEHAVIORS: dict[str, Intent] = {"reschedule": "reschedule", "relinquish": "reli
 _log = logging.getLogger("prefect.ray.driver")
 
 
-class Told(TerminationSignal):
-    """Raised in a flow that is told to end; needs no arguments, so that any thread can raise it."""
+class Interrupted(TerminationSignal):
+    """Interrupts a flow. It takes no arguments, so that any thread can raise it."""
 
     def __init__(self) -> None:
         super().__init__(signal=signal.SIGTERM)
 
 
-class CancellingWatch:
+class InterruptWatch:
     """Watches one run from a thread of its own.
 
     Attributes:
@@ -56,8 +56,8 @@ class CancellingWatch:
         flow_run_id: The run.
         attempt: The attempt that this process runs.
         termination: Delivers the end to the main thread.
-        grace: Seconds that the flow may take to end once it has been told.
-        force: Called in the watch's thread when it has not: must not return.
+        grace: Seconds that the flow gets to end once it has been interrupted.
+        force: Called in the watch's thread when it has not ended; must not return.
     """
 
     def __init__(
@@ -81,19 +81,19 @@ class CancellingWatch:
 
     def start(self) -> None:
         """Begin to watch; the thread ends with the process."""
-        threading.Thread(target=self._run, name="driver-cancelling", daemon=True).start()
+        threading.Thread(target=self._run, name="driver-interrupts", daemon=True).start()
 
     def _run(self) -> None:
         try:
             intent = self.intent = anyio.run(self._watch)
         except Exception:
-            _log.exception("The driver cannot notice any more that its run is being cancelled")
+            _log.exception("The driver cannot notice a cancellation of its run any more")
             return
-        # Before the signal, as Prefect does it: the engine asks for it under a lock, in which the
-        # signal may find it. Of an end that is no cancellation, it is we who tell Prefect.
+        # Before the signal, as Prefect does: its engine reads the intent under a lock, which the
+        # signal could interrupt. An end that is no cancellation is ours to report.
         set_termination_intent("cancel" if intent == "cancel" else "relinquish")
-        end_task_threads(partial(raise_in_thread, exception=Told), within=_TASKS_SECONDS)
-        self._termination.deliver(Told)
+        end_task_threads(partial(raise_in_thread, exception=Interrupted), within=_TASKS_SECONDS)
+        self._termination.deliver(Interrupted)
         time.sleep(self._grace)
         self._force()
 
@@ -122,7 +122,7 @@ class CancellingWatch:
         while True:
             try:
                 async with get_events_subscriber(filter=wanted) as events:
-                    # What was asked for before the subscription is not in it.
+                    # A cancellation before the subscription sends no event any more.
                     await self._look(client, asked)
                     async for _ in events:
                         self._is_cancelled = True
@@ -152,7 +152,7 @@ class CancellingWatch:
             asked.set()
 
     async def _has_gone_on(self, client: PrefectClient, run: FlowRun) -> bool:
-        """Say whether the run is another attempt's by now: ours was given up for dead."""
+        """Return whether another attempt has taken the run over: ours was given up for dead."""
         if run.state is None or run.state.id == self._looked_at:
             return False
         if run.state.name == INFRASTRUCTURE_RETRY:
@@ -166,11 +166,11 @@ class CancellingWatch:
         return claim_id is not None and attempt_name(claim_id) != self._attempt
 
     async def _meaning(self, client: PrefectClient) -> Intent | None:
-        """Return what the end of the run means, by its state; None for a crash."""
+        """Return what the end of the run means by its state; None for a crash."""
         try:
             run: FlowRun | None = await client.read_flow_run(self._run_id)
         except Exception as exc:
-            _log.warning("Cannot ask Prefect why this run is to end: %s", exc)
+            _log.warning("Cannot ask Prefect why this run has to end: %s", exc)
             run = None
         state = run.state.type if run is not None and run.state is not None else None
         if self._is_superseded:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from prefect.flows import load_flow_from_entrypoint
 
-from prefect_ray_worker.driver.loading import of_load_failure
+from prefect_ray_worker.driver.source import of_load_failure
 from prefect_ray_worker.shared.category import Category
 
 FILES = {

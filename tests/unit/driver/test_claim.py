@@ -1,4 +1,4 @@
-"""What a driver says when it cannot talk to Prefect."""
+"""What a driver says when it cannot ask Prefect whether it may run."""
 
 import socket
 
@@ -7,10 +7,12 @@ import pytest
 from prefect.exceptions import PrefectHTTPStatusError
 
 from prefect_ray_worker.diagnosis.job import Ended, of_job
-from prefect_ray_worker.driver.api_trouble import with_wrong_api, without_api
+from prefect_ray_worker.driver.claim import trouble_with_api
+from prefect_ray_worker.driver.last_words import explained
 from prefect_ray_worker.shared.category import Category
-from prefect_ray_worker.shared.diagnosis import parse
 from prefect_ray_worker.shared.exits import DriverExit
+
+ATTEMPT = "0123456789ab"
 
 
 def answer(code: int) -> PrefectHTTPStatusError:
@@ -39,30 +41,30 @@ def test_the_worker_reads_what_the_driver_says(
     category: Category,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    url = "https://me:secret@prefect.example/api"
-    assert without_api(exc, url) == exit_code
-    said = capsys.readouterr().err
-    assert "https://***@prefect.example/api" in said
-    assert socket.gethostname() in said
-    assert "localhost" not in said
-    found = of_job(Ended("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", exit_code, f"a line{said}"))
+    trouble = trouble_with_api(exc, "https://me:secret@prefect.example/api")
+    assert trouble.code == exit_code
+    assert "https://***@prefect.example/api" in trouble.diagnosis.cause
+    assert socket.gethostname() in trouble.diagnosis.cause
+    assert "localhost" not in trouble.diagnosis.cause
+    assert explained(trouble.code, trouble.diagnosis, ATTEMPT) == exit_code
+    printed = capsys.readouterr().err
+    found = of_job(
+        Ended("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", exit_code, f"a line{printed}", ATTEMPT)
+    )
     assert found.category is category
-    assert str(found) == said.strip(), "one line, and all of it"
+    assert found == trouble.diagnosis
 
 
 @pytest.mark.parametrize(
     "host", ["localhost:4200", "127.0.0.1", "127.1.2.3:80", "[::1]:4200", "0.0.0.0", "a.localhost"]
 )
-def test_addresses_that_mean_the_node_are_named(
-    host: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    without_api(AWAY, f"http://{host}/api")
-    assert "localhost means the node itself there" in capsys.readouterr().err
+def test_addresses_that_mean_the_node_are_named(host: str) -> None:
+    cause = trouble_with_api(AWAY, f"http://{host}/api").diagnosis.cause
+    assert "localhost means the node itself there" in cause
 
 
-def test_an_answer_of_many_lines_becomes_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert with_wrong_api(ValueError("a\n  b\n" * 1000), "http://x/api") == DriverExit.WRONG_API
-    said = capsys.readouterr().err.strip()
-    assert "\n" not in said
-    assert len(said) < 1000
-    assert parse(said) is not None
+def test_an_answer_of_many_lines_becomes_one() -> None:
+    trouble = trouble_with_api(ValueError("a\n  b\n" * 1000), "http://x/api")
+    assert trouble.code == DriverExit.WRONG_API
+    assert "\n" not in trouble.diagnosis.cause
+    assert len(trouble.diagnosis.cause) < 1000

@@ -1,0 +1,56 @@
+"""Rules about flow runs that the worker and the driver both follow. Pure, standard library only."""
+
+from prefect_ray_worker.shared.backoff import Backoff
+
+_TOO_SLOW, _TOO_OFTEN, _SERVER_ERROR = 408, 429, 500
+
+RETRY_TYPE_OF_WORKERS = "reschedule"
+"""The `retry_type` of a run that a worker may be given again."""
+
+
+def waits_in_process(state_type: str, retry_type: "str | None") -> bool:
+    """Return whether a run waits inside its process for its next try.
+
+    Prefect calls such a run Scheduled, but gives it to no worker (3.8.8): without its process it
+    would wait for ever. Each side has to count it as Running, and has to set
+    `RETRY_TYPE_OF_WORKERS` before it schedules the run for a worker.
+
+    Args:
+        state_type: The type that Prefect gives its state.
+        retry_type: Of the run's empirical policy.
+    """
+    return state_type == "SCHEDULED" and retry_type == "in_process"
+
+
+def is_passing(status_code: int) -> bool:
+    """Return whether an HTTP error of the Prefect API goes away by waiting.
+
+    Every other 4xx is about the request.
+
+    Args:
+        status_code: Of the answer.
+    """
+    return status_code >= _SERVER_ERROR or status_code in (_TOO_SLOW, _TOO_OFTEN)
+
+
+class Patience:
+    """Decides how long to go on asking an API that does not answer.
+
+    Args:
+        seconds: How long to ask at most.
+        now: The present, in seconds of any monotonic clock.
+        first: Seconds to wait after the first failure; the wait grows from there.
+    """
+
+    def __init__(self, seconds: float, *, now: float, first: float = 1.0) -> None:
+        self._deadline = now + seconds
+        self._backoff = Backoff(first)
+
+    def wait(self, now: float) -> "float | None":
+        """Return how many seconds to wait before asking again, or None to give up.
+
+        Args:
+            now: The present, on the same clock.
+        """
+        left = self._deadline - now
+        return min(self._backoff.next(), left) if left > 0 else None
