@@ -341,7 +341,7 @@ async def test_a_cancelled_start_leaves_nothing(directory, how):
     assert known
     assert_nothing_left(directory, known)
     assert not temp.path.exists()
-    assert not list((directory / "users").iterdir())
+    assert not StateDirectory(directory).is_in_use()
     assert await cluster.release(jobs_running=False) is False
 
 

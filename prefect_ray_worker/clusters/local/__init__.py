@@ -1,5 +1,5 @@
-"""The embedded Ray: one for this machine, shared, owned and stopped by the workers that use it.
+"""The local Ray: one on this machine, which the workers of a Prefect home share and stop.
 
-Import `LocalCluster` from `cluster`. The other modules are its parts: `state` (the files in the
-state directory), `launch` (how Ray is started) and `processes` (who runs, and how it ends).
+`source` gives it to runs; `cluster` finds, starts and stops it. Their parts: `state` (the files
+that workers share), `launch` (how Ray is started), `processes` (which are ours, and their end).
 """

@@ -1,4 +1,4 @@
-"""`LocalCluster`: find the Ray of this machine or start it, and stop it behind the last user."""
+"""`LocalCluster`: find or start the Ray of this machine, and stop it after its last user."""
 
 import os
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.tokens import TokenSource
 
 _START_SECONDS = 60.0
-# A Ray that is busy, or that a killed worker was just starting, is worth waiting for: to
-# replace it ends its jobs. One that is really broken has ended `ray start` by itself.
+# A Ray that is busy, or that a killed worker was just starting, is worth waiting for: replacing
+# it ends its jobs. In a broken one, `ray start` has ended by itself.
 _ANSWER_SECONDS = 30.0
 _ATTEMPTS = 3
 _REQUEST_SECONDS = 5.0
 _POLL_SECONDS = 0.2
 _CLEANUP_SECONDS = 25.0
-# Longer than anything that is done under the lock, so that it ends only when somebody hangs.
+# Longer than anything that is done under the lock: reached only if another worker hangs.
 _LOCK_SECONDS = 180.0
 _RELEASE_LOCK_SECONDS = 30.0
 
@@ -35,12 +35,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LocalClusterInfo:
-    """Where the embedded Ray is.
+    """Where the local Ray is.
 
     Attributes:
         address: `http://127.0.0.1:<port>` of its dashboard.
         token_path: The file with its bearer token, readable by this user only.
-        started: Whether this call started it, rather than found it.
+        started: True if this call started it, False if it found it.
         pid: Process id of `ray start`.
         log_path: Output of `ray start`.
         session_path: Ray's own session directory, with `logs/`; gone once the cluster stops.
@@ -58,9 +58,9 @@ class LocalCluster:
     """Ray on this machine that the workers of one Prefect home share, own and stop.
 
     The cluster outlives Ctrl-C and the death of a worker, and the next worker finds it again.
-    It listens on loopback only and wants a bearer token, as whoever reaches the Jobs API of
-    a Ray may run any code as its user. Ports are free ones, so any other Ray on the machine is
-    left alone.
+    It listens on loopback only and requires a bearer token, because anyone who reaches the Jobs
+    API of a Ray can run code as its user. It takes free ports, and so does not disturb another
+    Ray on the machine.
 
     Example:
         ```python
@@ -80,16 +80,17 @@ class LocalCluster:
     def __init__(self, directory: Path) -> None:
         self._state = StateDirectory(directory)
         self._lock = anyio.Lock()
-        self._user: Path | None = None
+        self._mark: int | None = None
 
     async def ensure(self) -> LocalClusterInfo:
-        """Return the running cluster, started now if there is none, and hold on to it.
+        """Return the running cluster, started now if there is none, and mark it as in use.
 
-        May be called any number of times, by several tasks and processes at once: one starts
-        it and the others wait. A cluster that has died in the meantime is replaced.
-        About 6 s for a start, 10 ms for a cluster that runs; at most 60 s for each of 3
-        attempts, of which only a port taken in between needs more than one. If cancelled, the
-        half-started Ray is stopped before the cancellation goes on.
+        Call it any number of times, from several tasks and processes at once: one starts the
+        cluster and the others wait. A cluster that has died is replaced.
+
+        A start takes about 6 s, a cluster that runs 10 ms. The limit is 60 s for each of 3
+        attempts; only a port that another process takes in between needs a second one. If
+        cancelled, it stops the half-started Ray first.
 
         Raises:
             LocalClusterError: Ray is not installed, lacks its dashboard, or does not start;
@@ -98,57 +99,57 @@ class LocalCluster:
         async with self._lock:
             await _in_thread(self._state.prepare)
             async with self._state.locked(_LOCK_SECONDS):
-                held = self._user is not None
+                held = self._mark is not None
                 try:
-                    await _in_thread(self._register)
+                    await _in_thread(self._mark_in_use)
                     return await self._reuse() or await self._start()
                 except BaseException:
                     if not held:
-                        await _shielded(self._unregister)
+                        await _shielded(self._unmark)
                     raise
 
     async def find(self) -> LocalClusterInfo | None:
-        """Return the cluster whose `ray start` runs, without starting, holding or asking it.
+        """Return the cluster if its `ray start` runs; starts, asks and marks nothing.
 
-        It may still be starting, or too busy to answer. Immediate; no lock is taken.
+        It may still be starting, or too busy to answer. Takes no lock.
         """
         return await _in_thread(self._running)
 
     async def release(self, *, jobs_running: bool) -> bool:
-        """Let go of the cluster, and stop it if nobody else uses it and nothing runs on it.
+        """Stop using the cluster, and stop it if no other worker uses it and no job runs on it.
 
-        Does nothing without a successful `ensure` before it. About 3 s if it stops, at most
+        Does nothing without a successful `ensure` before it. A stop takes about 3 s; the limit is
         55 s (30 s for the lock, 25 s for processes that hang).
 
         Args:
-            jobs_running: Whether the cluster has jobs that are to go on. It then stays, for the
-                next worker to find.
+            jobs_running: Whether jobs run on the cluster, or may. It then stays, for the next
+                worker to find.
 
         Returns:
             Whether the cluster was stopped.
 
         Raises:
             LocalClusterError: A process of it cannot be ended, or another worker has been
-                starting or stopping it all that time. We have let go of it in either case.
+                starting or stopping it all that time. It is not marked as in use any more.
         """
         async with self._lock:
-            if self._user is None:
+            if self._mark is None:
                 return False
             try:
                 await _in_thread(self._state.prepare)
                 async with self._state.locked(_RELEASE_LOCK_SECONDS):
-                    await _shielded(self._unregister)
-                    if jobs_running or await _in_thread(self._state.has_users):
+                    await _shielded(self._unmark)
+                    if jobs_running or await _in_thread(self._state.is_in_use):
                         return False
                     record = await _in_thread(self._state.read_record)
                     await _shielded(lambda: self._discard(record))
                     return record is not None
             finally:
-                # Whoever kept the lock from us is a user, and stops the cluster in our place.
-                await _shielded(self._unregister)
+                # A worker that kept the lock from us uses the cluster, and stops it in our place.
+                await _shielded(self._unmark)
 
     async def _reuse(self) -> LocalClusterInfo | None:
-        """Return the cluster that runs, after removing what is left of one that does not."""
+        """Return the cluster if it runs, else remove what is left of it."""
         record = await _in_thread(self._state.read_record)
         if record is not None and await self._takes_jobs(record, _ANSWER_SECONDS):
             return await _in_thread(lambda: self._info(record, started=False))
@@ -162,7 +163,7 @@ class LocalCluster:
             info = await self._try_start(ports)
             if info is not None:
                 return info
-            # Somebody else may have been faster at a port, which is no fault of the machine's.
+            # Another process may have taken a port in between: try again with others.
             if attempt == _ATTEMPTS or await _in_thread(ports.are_free):
                 break
         raise LocalClusterError(await _in_thread(self._why_not_started))
@@ -181,14 +182,14 @@ class LocalCluster:
                 return await _in_thread(lambda: self._info(record, started=True))
             await _shielded(lambda: self._discard(record))
         except BaseException:
-            # The error on its way says more than one about a process that cannot be ended.
+            # The first error says more than one about a process that cannot be ended.
             with suppress(LocalClusterError):
                 await _shielded(lambda: self._abandon(starting))
             raise
         return None
 
     async def _takes_jobs(self, record: ClusterRecord, within: float) -> bool:
-        """Wait until the cluster takes jobs; False if it ends or the seconds run out."""
+        """Wait until the cluster takes jobs; return False if it ends or the time is up."""
         connection = Connection(
             # Without TLS there is nothing to verify, and there are no certificates to load.
             record.address,
@@ -198,7 +199,7 @@ class LocalCluster:
         with anyio.move_on_after(within):
             async with JobsClient(connection) as client:
                 while await _in_thread(record.leader.is_alive):
-                    # The dashboard answers before the agent that starts the jobs is there.
+                    # The dashboard answers before the agent, which starts the jobs, is up.
                     with suppress(JobsApiError, OSError, TimeoutError):
                         with anyio.fail_after(_REQUEST_SECONDS):
                             await client.version()
@@ -228,9 +229,9 @@ class LocalCluster:
         self._discard(self._state.read_record())
 
     def _discard(self, record: ClusterRecord | None) -> None:
-        """End every process of a cluster and remove its files; without a record, by its marker."""
+        """End every process of a cluster and remove its files; without a record, by marker."""
         ours = TempDirectory.for_state(self._state.path)
-        # A record names another directory if the state directory was moved.
+        # The record names another directory if the state directory was moved.
         temp = ours if record is None else TempDirectory(Path(record.temp_dir))
         processes.stop_all(None if record is None else record.leader, str(temp.path))
         temp.remove()
@@ -240,9 +241,9 @@ class LocalCluster:
         tail = self._state.log_tail()
         if "missing packages" in tail:
             return (
-                "Ray is installed without its dashboard, which is what takes jobs. Run "
+                "Ray is installed without its dashboard, which takes the jobs. Run "
                 f'`pip install "ray[default]"`, or {launch.SET_AN_ADDRESS}. '
-                f"Ray's own words are in {self._state.log_path}."
+                f"Ray's own message is in {self._state.log_path}."
             )
         return (
             f"The local Ray did not start (the limit is {_START_SECONDS:.0f} s). The end of "
@@ -250,14 +251,14 @@ class LocalCluster:
             f"Remove the cause and start the worker again, or {launch.SET_AN_ADDRESS}."
         )
 
-    def _register(self) -> None:
-        if self._user is None:
-            self._user = self._state.add_user()
+    def _mark_in_use(self) -> None:
+        if self._mark is None:
+            self._mark = self._state.mark_in_use()
 
-    def _unregister(self) -> None:
-        if self._user is not None:
-            self._state.remove_user(self._user)
-            self._user = None
+    def _unmark(self) -> None:
+        mark, self._mark = self._mark, None
+        if mark is not None:
+            os.close(mark)
 
     def _running(self) -> LocalClusterInfo | None:
         record = self._state.read_record()
@@ -281,6 +282,6 @@ async def _in_thread(call: Callable[[], T]) -> T:
 
 
 async def _shielded(call: Callable[[], None]) -> None:
-    """Run a clean-up to its end, cancelled or not, within a bounded time."""
+    """Run a clean-up to its end even if cancelled, within a bounded time."""
     with anyio.CancelScope(shield=True), anyio.move_on_after(_CLEANUP_SECONDS):
         await anyio.to_thread.run_sync(call, abandon_on_cancel=True)

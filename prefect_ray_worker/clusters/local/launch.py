@@ -1,4 +1,4 @@
-"""How an embedded Ray is started: its ports, its directory, its environment, its command."""
+"""How the local Ray is started: its ports, its directory, its environment, its command."""
 
 import hashlib
 import importlib.util
@@ -25,15 +25,15 @@ SET_AN_ADDRESS = (
     "PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS)"
 )
 
-# Below 32768, where Linux (and below 49152, where macOS) takes the ports of outgoing
-# connections from: one of those could take the port between our test and Ray's bind.
+# Below the range of outgoing connections (from 32768 on Linux, 49152 on macOS): one of those could
+# take the port between our test and Ray's bind.
 _PORTS = range(20_000, 32_000)
 _PORT_TRIES = 200
 # Unix sockets may have 107 characters (103 on macOS) and Ray adds about 64; $TMPDIR is too long.
 _TEMP_PARENT = Path("/tmp")  # noqa: S108 (the directory inside is checked to be ours alone)
 _TEMP_PREFIX = "prw-"
-# Lower-case RAY_ variables tune Ray's internals and are the user's to set; these choose a
-# cluster or its storage, which are not.
+# Lower-case RAY_ variables tune Ray's internals, which the user may do. These choose a cluster or
+# its storage instead.
 _NOT_TUNING = (
     "RAY_gcs_storage",
     "RAY_external_storage_namespace",
@@ -57,7 +57,7 @@ def require_ray() -> None:
 
 @dataclass(frozen=True)
 class Ports:
-    """The ports that Ray would otherwise choose fixed; the rest it chooses at random."""
+    """The ports for which Ray has fixed defaults; it draws the others at random."""
 
     dashboard: int
     agent: int
@@ -82,12 +82,12 @@ class Ports:
         )
 
     def are_free(self) -> bool:
-        """Whether nobody listens on any of them."""
+        """Return whether all of them are free."""
         return all(_is_free(port) for port in (self.dashboard, self.agent, self.client))
 
 
 class TempDirectory:
-    """The directory in /tmp where one embedded Ray keeps its sessions, sockets and spills.
+    """The directory in /tmp for the sessions, sockets and spilled objects of one local Ray.
 
     Args:
         path: Its path; see `for_state`.
@@ -101,7 +101,7 @@ class TempDirectory:
 
     @classmethod
     def for_state(cls, state: Path) -> "TempDirectory":
-        """Return the one that belongs to a state directory."""
+        """Return the directory that belongs to a state directory."""
         digest = hashlib.sha256(os.fsencode(state.resolve())).hexdigest()
         return cls(_TEMP_PARENT / f"{_TEMP_PREFIX}{digest[:8]}")
 
@@ -109,7 +109,7 @@ class TempDirectory:
         """Create it, for this user only.
 
         Raises:
-            LocalClusterError: Somebody else owns it, or it cannot be created.
+            LocalClusterError: Another user owns it, or it cannot be created.
         """
         try:
             self.path.mkdir(mode=0o700, exist_ok=True)
@@ -127,7 +127,7 @@ class TempDirectory:
             ) from exc
 
     def remove(self) -> None:
-        """Delete it, if it is one of ours: the path may come from a file."""
+        """Delete it if it is one of ours; the path may come from a file."""
         if self.path.parent == _TEMP_PARENT and self.path.name.startswith(_TEMP_PREFIX):
             with suppress(OSError):
                 if self._is_ours():
@@ -139,7 +139,7 @@ class TempDirectory:
 
 
 def command(ports: Ports, temp: TempDirectory) -> list[str]:
-    """Return the command line of `ray start`, with nothing at a port that another Ray may want."""
+    """Return the command line of `ray start`, without a port that another Ray may want."""
     options = {
         "node-ip-address": LOOPBACK,
         "port": 0,
@@ -166,13 +166,13 @@ def environment(
     """Return the environment of Ray, which is also that of the drivers it starts.
 
     Args:
-        inherited: The worker's environment. Prefect's settings pass through; what would point
-            Ray to another cluster, token or directory does not.
+        inherited: The worker's environment. Prefect's settings pass; what points Ray to another
+            cluster, token or directory does not.
         token_path: The file with the bearer token.
         temp: Ray's directory.
     """
     kept = {name: value for name, value in inherited.items() if not _steers_ray(name)}
-    # An entrypoint's `python` and `prefect` are to be those of the worker, virtual env or not.
+    # The `python` and `prefect` of an entrypoint must be the worker's, also in a virtual env.
     path = os.pathsep.join(filter(None, [str(Path(sys.executable).parent), kept.get("PATH")]))
     return kept | {
         "PATH": path,
@@ -180,12 +180,12 @@ def environment(
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path),
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray resolves 127.0.0.1 to the machine's address unless told that it may not span
-        # machines, and then listens on every interface (`services.get_node_ip_address`).
+        # Otherwise Ray resolves 127.0.0.1 to the machine's address and listens on every interface
+        # (`services.get_node_ip_address`, Ray 2.60).
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # `ray start` would wait 30 s for running actors on SIGTERM (Ray 2.60).
+        # Otherwise `ray start` waits 30 s for running actors on SIGTERM (Ray 2.60).
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        # Two fixed Prometheus ports, which belong to the machine's other Ray if it has one.
+        # Two fixed Prometheus ports, which another Ray on this machine may have taken.
         "AUTOSCALER_METRIC_PORT": "0",
         "DASHBOARD_METRIC_PORT": "0",
     }
@@ -194,7 +194,7 @@ def environment(
 def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Return how many CPUs this process may use, at least 1.
 
-    Ray 2.60 itself ignores the CPU affinity, and counts 0 CPUs under a quota below one.
+    Ray 2.60 ignores the CPU affinity, and counts 0 CPUs for a quota below one.
 
     Args:
         cgroup: Where a container sees its control group.
@@ -210,7 +210,7 @@ def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 class Launch:
-    """One start of Ray, which may be called off at any moment.
+    """One start of Ray, which can be called off at any moment.
 
     Args:
         arguments: The command line.
@@ -230,7 +230,7 @@ class Launch:
         self._called_off = False
 
     def start(self) -> ProcessIdentity:
-        """Start it, in a session of its own: Ctrl-C and the worker's death do not reach it.
+        """Start it in a session of its own, so that Ctrl-C and the worker's death do not end it.
 
         Raises:
             LocalClusterError: It was called off, or cannot be executed.
@@ -251,20 +251,20 @@ class Launch:
                     )
             except OSError as exc:
                 raise LocalClusterError(f"`ray start` cannot be executed ({exc}).") from exc
-            # Without a wait in between, the child cannot have been reaped yet.
+            # Not reaped yet: nothing has waited for it.
             identity = ProcessIdentity.of(child.pid)
             processes.adopt(child)
             return identity
 
     def call_off(self) -> None:
-        """Keep a `start` from starting, after one that is under way in another thread."""
+        """Wait for a `start` that is under way in another thread, and let no other begin."""
         with self._lock:
             self._called_off = True
 
 
 def _is_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # Our own closed connections would count as taken for a minute otherwise.
+        # Otherwise our own closed connections count as taken for a minute.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))

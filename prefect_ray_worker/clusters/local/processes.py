@@ -1,4 +1,4 @@
-"""Which processes belong to an embedded Ray, and how all of them end."""
+"""Which processes belong to the local Ray, and how to end all of them."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ import psutil
 from prefect_ray_worker.errors import LocalClusterError
 
 MARKER = "PRW_LOCAL_CLUSTER"
-"""Environment variable that every process of an embedded Ray inherits; it names the cluster."""
+"""Environment variable that every process of a local Ray inherits; it names the cluster."""
 
 _TERMINATE_SECONDS = 10.0
 _KILL_SECONDS = 3.0
@@ -22,17 +22,17 @@ _KILL_ROUNDS = 3
 _POLL_SECONDS = 0.05
 _SAME_BIRTH_SECONDS = 0.05
 
-# A `Popen` that is dropped while its process runs warns and is never reaped.
+# A dropped `Popen` whose process runs emits a warning, and the process is never reaped.
 _children: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """A process that cannot be taken for a later one with the same pid.
+    """A process, told apart from a later one with the same pid.
 
     Attributes:
         pid: Its process id.
-        birth: When it started, in seconds. On Linux since boot, as psutil's time since the
+        birth: When it started, in seconds: on Linux since boot, because psutil's time since the
             epoch moves with the system clock; elsewhere since the epoch.
     """
 
@@ -49,7 +49,7 @@ class ProcessIdentity:
         return cls(pid, _birth(psutil.Process(pid)))
 
     def process(self) -> psutil.Process | None:
-        """Return the process, or None if it has ended (a zombie has)."""
+        """Return the process, or None if it has ended; a zombie counts as ended."""
         _reap()
         try:
             process = psutil.Process(self.pid)
@@ -64,18 +64,18 @@ class ProcessIdentity:
 
 
 def adopt(child: subprocess.Popen[bytes]) -> None:
-    """Keep a child process that outlives its caller, so that it is reaped when it ends."""
+    """Keep a child process that outlives its caller, to reap it when it ends."""
     _children.append(child)
 
 
 def stop_all(leader: ProcessIdentity | None, marker: str) -> None:
-    """End every process of an embedded Ray. Blocking, up to about 20 s; usually 3 s.
+    """End every process of a local Ray. Blocking: usually 3 s, at most about 20 s.
 
-    The leader (`ray start --block`) gets SIGTERM and ends its daemons itself; what is left
-    after 10 s, or was no child of it, is killed.
+    The leader (`ray start --block`) gets SIGTERM and ends its daemons. What is left after 10 s, or
+    was not its child, is killed.
 
     Args:
-        leader: The `ray start` process, or None if it is not known any more.
+        leader: The `ray start` process, or None if it is not known.
         marker: The value of `PRW_LOCAL_CLUSTER` in the cluster's environment.
 
     Raises:
@@ -87,7 +87,7 @@ def stop_all(leader: ProcessIdentity | None, marker: str) -> None:
         _wait([process], _TERMINATE_SECONDS)
     left: list[psutil.Process] = []
     for _ in range(_KILL_ROUNDS):
-        # Looked for again each time: a process may fork while its parent is being killed.
+        # Listed again each time: a process may fork while its parent is being killed.
         left = [p for p in {*family, *_family(leader, marker)} if _is_alive(p)]
         if not left:
             return
@@ -103,8 +103,8 @@ def stop_all(leader: ProcessIdentity | None, marker: str) -> None:
 
 
 def _family(leader: ProcessIdentity | None, marker: str) -> set[psutil.Process]:
-    # Three ways to belong, as each has a hole: children are lost when a parent dies, Ray's
-    # workers overwrite their environment with their title, and drivers leave the session.
+    # Each sign alone misses some: a child whose parent died is no descendant, Ray's workers
+    # overwrite their environment with their title, and drivers leave the session.
     found: set[psutil.Process] = set()
     session: int | None = None
     if leader is not None:
@@ -121,7 +121,7 @@ def _family(leader: ProcessIdentity | None, marker: str) -> set[psutil.Process]:
 
 
 def _self_and_ancestors() -> set[psutil.Process]:
-    # A worker that was itself started by a job of this cluster must not end itself.
+    # A worker that a job of this cluster has started must not end itself.
     me = psutil.Process()
     try:
         return {me, *me.parents()}
@@ -137,7 +137,7 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _is_ray(process: psutil.Process, session: int) -> bool:
-    # The number alone is no proof: after a reboot it may be the session of a stranger.
+    # The number is not enough: after a reboot, another program may have this session.
     try:
         return os.getsid(process.pid) == session and "ray" in " ".join(process.cmdline())
     except (psutil.Error, OSError):

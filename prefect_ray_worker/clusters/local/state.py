@@ -1,9 +1,9 @@
-"""The files by which the workers of one Prefect home agree on their embedded Ray.
+"""The files with which the workers of one Prefect home coordinate their local Ray.
 
-* `lock`: held while somebody looks, starts or stops; never deleted
+* `lock`: held while a worker looks, starts or stops; never deleted
+* `in_use`: locked (shared) by each worker that uses the cluster; never deleted
 * `cluster.json`: the `ClusterRecord` of the Ray that runs or is about to
 * `auth_token`: its bearer token, for this user only
-* `users/<pid>-<birth>-<random>`: one empty file for each user in a live process
 * `ray.log`: output of the last `ray start`, kept after it stops
 """
 
@@ -29,14 +29,14 @@ _TAIL_BYTES = 16 * 1024
 
 
 def state_directory(prefect_home: Path) -> Path:
-    """Return where this machine's state belongs: a home may be shared between machines."""
+    """Return the state directory of this machine; several machines may share a home."""
     host = re.sub(r"[^A-Za-z0-9_.-]", "_", platform.node()) or "localhost"
     return prefect_home / "ray-worker" / host
 
 
 @dataclass(frozen=True)
 class ClusterRecord:
-    """What a later process needs to use, or to clean up, a Ray that another one started.
+    """What another process needs to use, or to clean up, a Ray that it did not start.
 
     Attributes:
         pid: Process id of `ray start --block`.
@@ -61,7 +61,7 @@ class ClusterRecord:
 
     @classmethod
     def from_json(cls, text: str) -> Self | None:
-        """Read a record, or return None for a file that holds none (cut short, or older)."""
+        """Read a record; None for a file without one (cut short, or of an earlier release)."""
         try:
             values = json.loads(text)
             return cls(
@@ -77,19 +77,19 @@ class ClusterRecord:
 
 
 class StateDirectory:
-    """One state directory. Its methods block briefly on the disk; only `locked` is async.
+    """One state directory. All methods but `locked` block briefly on the disk.
 
     Args:
-        path: The directory; created on first use, for this user only.
+        path: The directory; `prepare` creates it, for this user only.
     """
 
     def __init__(self, path: Path) -> None:
-        # Children run elsewhere, so a relative path would mean another file to them.
+        # Child processes have another working directory.
         self.path = path.absolute()
         self.log_path = self.path / "ray.log"
         self.token_path = self.path / "auth_token"
         self._record_path = self.path / "cluster.json"
-        self._users = self.path / "users"
+        self._in_use = self.path / "in_use"
 
     def prepare(self) -> None:
         """Create the directory.
@@ -99,8 +99,8 @@ class StateDirectory:
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._users.mkdir(mode=0o700, exist_ok=True)
             (self.path / "lock").touch(mode=0o600)
+            self._in_use.touch(mode=0o600)
         except OSError as exc:
             raise LocalClusterError(
                 f"The local Ray keeps its state in {self.path}, which cannot be written "
@@ -109,15 +109,14 @@ class StateDirectory:
 
     @asynccontextmanager
     async def locked(self, within: float) -> AsyncGenerator[None, None]:
-        """Hold the lock between processes (and between objects of one process).
+        """Hold the lock between processes, and between objects of one process.
 
         Args:
             within: Seconds to wait for it.
 
         Raises:
-            LocalClusterError: Somebody else held it all that time.
+            LocalClusterError: Another worker held it all that time.
         """
-        # The calls below return at once: a thread would only make the lock easier to lose.
         descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
         try:
             with anyio.move_on_after(within) as waiting:
@@ -144,34 +143,33 @@ class StateDirectory:
         _write_private(self._record_path, json.dumps(asdict(record), indent=2) + "\n")
 
     def write_token(self) -> None:
-        """Create a new token in the format that `ray get-auth-token --generate` uses."""
+        """Create a new token, in the format of `ray get-auth-token --generate`."""
         _write_private(self.token_path, secrets.token_hex(32))
 
     def forget(self) -> None:
-        """Remove the record and the token of a Ray that is gone."""
+        """Remove the record and the token of a Ray that has ended."""
         self._record_path.unlink(missing_ok=True)
         self.token_path.unlink(missing_ok=True)
 
-    def add_user(self) -> Path:
-        """Register a user in this process and return the file that stands for it."""
-        me = ProcessIdentity.of(os.getpid())
-        user = self._users / f"{me.pid}-{me.birth}-{secrets.token_hex(4)}"
-        user.touch(mode=0o600)
-        return user
+    def mark_in_use(self) -> int:
+        """Mark the cluster as in use, for other processes to see.
 
-    def remove_user(self, user: Path) -> None:
-        """Take a registration back; a second time does nothing."""
-        user.unlink(missing_ok=True)
+        Call it while holding `locked`.
 
-    def has_users(self) -> bool:
-        """Whether a live process uses the cluster; registrations of dead ones are removed."""
-        alive = False
-        for user in list(self._users.iterdir()):
-            if _is_alive(user.name):
-                alive = True
-            else:
-                user.unlink(missing_ok=True)
-        return alive
+        Returns:
+            A file descriptor. The mark lasts until it is closed, or its process ends.
+        """
+        descriptor = os.open(self._in_use, os.O_RDWR | os.O_CLOEXEC)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        return descriptor
+
+    def is_in_use(self) -> bool:
+        """Return whether a live process has marked the cluster as in use."""
+        descriptor = os.open(self._in_use, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return not _try_lock(descriptor)
+        finally:
+            os.close(descriptor)
 
     def log_tail(self, lines: int = 15) -> str:
         """Return the last lines of `ray.log`, or an empty string without one."""
@@ -180,15 +178,6 @@ class StateDirectory:
             text = log.read().decode("utf-8", errors="replace")
             return "\n".join(text.splitlines()[-lines:])
         return ""
-
-
-def _is_alive(user: str) -> bool:
-    pid, _, rest = user.partition("-")
-    birth, _, _ = rest.partition("-")
-    try:
-        return ProcessIdentity(int(pid), float(birth)).is_alive()
-    except ValueError:
-        return False
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -75,27 +75,28 @@ def test_a_directory_that_cannot_be_written_says_what_to_do(tmp_path):
         StateDirectory(tmp_path / "file" / "state").prepare()
 
 
-def test_users_count_while_their_process_lives(state, sleeper):
-    assert not state.has_users()
-    mine = state.add_user()
-    assert state.has_users()
-    state.remove_user(mine)
-    state.remove_user(mine)
-    other = ProcessIdentity.of(sleeper.pid)
-    (state.path / "users" / f"{other.pid}-{other.birth}-abcd").touch()
-    assert state.has_users()
-    sleeper.kill()
-    sleeper.wait(10)
-    assert not state.has_users()
-    assert not list((state.path / "users").iterdir())
+def test_the_cluster_is_in_use_while_a_mark_is_open(state):
+    assert not state.is_in_use()
+    first, second = state.mark_in_use(), state.mark_in_use()
+    os.close(first)
+    assert state.is_in_use()
+    os.close(second)
+    assert not state.is_in_use()
 
 
-@pytest.mark.parametrize("name", ["x", "1-", "-", "{pid}-1.0-ab", ".nfs0001"])
-def test_registrations_of_nobody_are_removed(state, name):
-    name = name.format(pid=os.getpid())
-    (state.path / "users" / name).touch()
-    assert not state.has_users()
-    assert not list((state.path / "users").iterdir())
+def test_a_process_that_dies_leaves_no_mark(state):
+    code = (
+        "import pathlib, sys, time; from prefect_ray_worker.clusters.local import state;"
+        "state.StateDirectory(pathlib.Path(sys.argv[1])).mark_in_use();"
+        "print(1, flush=True); time.sleep(60)"
+    )
+    arguments = [sys.executable, "-c", code, str(state.path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert state.is_in_use()
+        other.kill()
+    assert not state.is_in_use()
 
 
 async def test_the_lock_excludes_other_objects_and_is_bounded(state):
