@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_ray_worker.cli import parser
+from prefect_ray_worker.config.secrets import TRAVELS
 from prefect_ray_worker.doctor.report import CheckSubject, Grade
 from prefect_ray_worker.metrics import ALL
 from prefect_ray_worker.prefect_api.events import Happening, Label
@@ -59,6 +60,14 @@ def settings() -> str:
         "under `[integrations.ray.worker]`. What a run needs is a "
         "[job variable](job-variables.md).",
         "\n".join(["| variable | default | what |", "|---|---|---|", *rows]),
+        "## What travels to a job",
+        "A job gets these of the worker's Prefect settings, if they are set for the worker. No "
+        "other setting travels. What the job sets itself, in `env` or `runtime_env.env_vars`, "
+        "wins, under each of a setting's names; `null` in `env` keeps a setting from the job. "
+        "Secrets have [ways of their own](../how-to/credentials.md).",
+        "\n".join(
+            ["| setting | why |", "|---|---|", *(f"| `{k}` | {v} |" for k, v in TRAVELS.items())]
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -4,6 +4,7 @@ import platform
 
 from prefect_ray_worker.clusters.source import Cluster, ClusterPlan, Tell
 from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.config.secrets import without_userinfo
 from prefect_ray_worker.ray_api.connection import Connection, normalize_address
 from prefect_ray_worker.shared.ids import ClusterRef
 from prefect_ray_worker.shared.loopback import is_loopback_url
@@ -62,7 +63,7 @@ def warn_of_local_api(cluster: Cluster, api_url: str | None, tell: Tell) -> None
     """Warn if the cluster would look for the Prefect API on its own nodes."""
     if api_url and is_loopback_url(api_url) and not cluster.connection.is_loopback:
         tell(
-            f"PREFECT_API_URL is {api_url}: on the nodes of {cluster.ref} that is the node itself. "
-            "If the run stays Pending, set env.PREFECT_API_URL to an address that the cluster can "
-            "reach."
+            f"PREFECT_API_URL is {without_userinfo(api_url)}: on the nodes of "
+            f"{cluster.ref} that is the node itself. If the run stays Pending, set "
+            "env.PREFECT_API_URL to an address that the cluster can reach."
         )

@@ -15,7 +15,7 @@ from prefect_ray_worker.config.runtime_env import can_ship, compose
 from prefect_ray_worker.config.secrets import NO_SECRETS, Delivery
 from prefect_ray_worker.config.variables import JobName, RayFields, UserMetadata, memory_in_bytes
 from prefect_ray_worker.errors import InvalidConfiguration
-from prefect_ray_worker.prefect_api.compat import secret_setting_names
+from prefect_ray_worker.prefect_api.compat import setting_of_variable
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
 from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY, attempt_in
@@ -132,13 +132,14 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         Raises:
             InvalidConfiguration: Entrypoint or environment are too large for Ray.
         """
+        own = {k: v for k, v in self.env.items() if k not in self._asked_env and v is not None}
+        per_run = {k: v for k, v in own.items() if k.startswith(_PER_RUN_PREFIX)}
+        settings = {k: v for k, v in own.items() if k not in per_run}
+        beside = _not_named_in(self.runtime_env.env_vars or {}, self._asked_env)
         inherited = {
-            k: v for k, v in self.env.items() if k not in self._asked_env and v is not None
+            "PREFECT_RAY_WORKER_PREFECT_VERSION": prefect.__version__,
+            **_not_named_in(delivery.applied_to(settings), {**self._asked_env, **beside}),
         }
-        per_run = {k: v for k, v in inherited.items() if k.startswith(_PER_RUN_PREFIX)}
-        settings = {k: v for k, v in inherited.items() if k not in per_run}
-        removed = {k for k, v in self._asked_env.items() if v is None}
-        given = delivery.applied_to(settings, secret=secret_setting_names())
         run = (per_run.get("PREFECT__FLOW_RUN_ID", ""), attempt_in(submission_id))
         driver = f"{_DRIVER} {shlex.join(run)}" if can_ship(self.runtime_env) else _PREFECTS_OWN
         command = self._asked_command or f"exec {driver}"
@@ -146,11 +147,8 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             submission_id=submission_id,
             entrypoint=f"export {_assignments(per_run)}; {command}",
             runtime_env=compose(
-                self.runtime_env,
-                inherited={
-                    "PREFECT_RAY_WORKER_PREFECT_VERSION": prefect.__version__,
-                    **{k: v for k, v in given.items() if k not in removed},
-                },
+                self.runtime_env.model_copy(update={"env_vars": beside or None}),
+                inherited=inherited,
                 env={k: v for k, v in self._asked_env.items() if v is not None},
                 stop_grace_seconds=self.stop_grace_seconds,
                 package=package if can_ship(self.runtime_env) else None,
@@ -179,6 +177,16 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
 
 def _assignments(variables: Mapping[str, str]) -> str:
     return " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(variables.items()))
+
+
+def _not_named_in(variables: Mapping[str, str], stronger: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variables whose setting of Prefect's the stronger ones do not name.
+
+    Under any of its names: Prefect reads the longer name of a setting first, so a worker's setting
+    under that name would win over the job's own under the shorter one (3.8.8).
+    """
+    named = {setting_of_variable(name) for name in stronger}
+    return {k: v for k, v in variables.items() if setting_of_variable(k) not in named}
 
 
 def _refuse_unknown(values: Mapping[str, Any], base_job_template: Mapping[str, Any]) -> None:

@@ -1,25 +1,64 @@
-"""Which of the worker's settings a job may see, and how secrets reach it: pure.
+"""Which of the worker's Prefect settings travel to a job, and how secrets reach it. Pure.
 
 The Jobs API shows `env_vars`, `entrypoint` and `metadata` in clear to everyone who can reach it,
-for as long as the record lives. So by default no secret is in any of them: the nodes' own
+as long as the record exists. So by default no secret is in any of them: the nodes' own
 environment holds it, or a setting names the variable of the nodes that does.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit, urlunsplit
 
-# These describe the machine of the worker, or the server, and are wrong or harmful elsewhere.
-_STAYS_HERE = re.compile(
-    r"^PREFECT_(HOME|PROFILES_PATH|LOCAL_STORAGE_PATH|MEMO_STORE_PATH|LOGGING_CONFIG_PATH|"
-    r"LOGGING_SETTINGS_PATH|SERVER_.*|API_DATABASE_.*|WORKER_.*|INTEGRATIONS_RAY_.*|"
-    r"TEST_.*|UI_.*|CLI_.*)$"
-)
+_API = "The driver uses the API of the worker, and reaches it in the same way."
+_LOGS = "Runs log as the owner of the worker wants."
+_DEFAULTS = "Flows and tasks have the same defaults wherever they run."
+
+TRAVELS: Mapping[str, str] = {
+    "PREFECT_API_URL": _API,
+    "PREFECT_API_TLS_INSECURE_SKIP_VERIFY": _API,
+    "PREFECT_API_ENABLE_HTTP2": _API,
+    "PREFECT_API_REQUEST_TIMEOUT": _API,
+    "PREFECT_CLIENT_MAX_RETRIES": _API,
+    "PREFECT_CLIENT_RETRY_JITTER_FACTOR": _API,
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": _API,
+    "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": _API,
+    "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": _API,
+    "PREFECT_CLOUD_API_URL": _API,
+    "PREFECT_CLOUD_UI_URL": _API,
+    "PREFECT_UI_URL": _API,
+    "PREFECT_LOGGING_LEVEL": _LOGS,
+    "PREFECT_INTERNAL_LOGGING_LEVEL": _LOGS,
+    "PREFECT_LOGGING_EXTRA_LOGGERS": _LOGS,
+    "PREFECT_LOGGING_LOG_PRINTS": _LOGS,
+    "PREFECT_LOGGING_TO_API_ENABLED": _LOGS,
+    "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": _LOGS,
+    "PREFECT_LOGGING_TO_API_BATCH_SIZE": _LOGS,
+    "PREFECT_LOGGING_TO_API_MAX_LOG_SIZE": _LOGS,
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": _LOGS,
+    "PREFECT_CLOUD_MAX_LOG_SIZE": _LOGS,
+    "PREFECT_FLOWS_DEFAULT_RETRIES": _DEFAULTS,
+    "PREFECT_FLOWS_DEFAULT_RETRY_DELAY_SECONDS": _DEFAULTS,
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": _DEFAULTS,
+    "PREFECT_TASKS_DEFAULT_RETRIES": _DEFAULTS,
+    "PREFECT_TASKS_DEFAULT_RETRY_DELAY_SECONDS": _DEFAULTS,
+    "PREFECT_TASKS_DEFAULT_PERSIST_RESULT": _DEFAULTS,
+    "PREFECT_TASKS_DEFAULT_NO_CACHE": _DEFAULTS,
+    "PREFECT_TASKS_DISABLE_CACHING": _DEFAULTS,
+    "PREFECT_TASKS_REFRESH_CACHE": _DEFAULTS,
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": _DEFAULTS,
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": _DEFAULTS,
+    "PREFECT_RESULTS_DEFAULT_STORAGE_BLOCK": _DEFAULTS,
+}
+"""The settings of the worker that a job gets, each with the reason.
+
+No other setting travels: most describe the worker's machine or the server (paths, ports, limits of
+processes) and are wrong, or harmful, on a node.
+"""
 
 OF_A_DRIVER = frozenset(
     {"PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_CLIENT_CUSTOM_HEADERS"}
 )
-"""The secrets that a driver may need, to talk to the Prefect API."""
+"""The secrets that a driver can need for the Prefect API."""
 
 
 @dataclass(frozen=True)
@@ -34,30 +73,30 @@ class Delivery:
     node_secrets: Mapping[str, str] = field(default_factory=dict[str, str])
     in_clear: bool = False
 
-    def applied_to(self, settings: Mapping[str, str], *, secret: frozenset[str]) -> dict[str, str]:
+    def applied_to(self, settings: Mapping[str, str]) -> dict[str, str]:
         """Return the environment of a job that the worker's settings make.
 
         Args:
-            settings: Environment variables that describe the worker's settings.
-            secret: Names of those that hold secrets.
+            settings: The worker's settings, under Prefect's own names for them.
         """
-        hidden = secret - OF_A_DRIVER if self.in_clear else secret
+        sent = {name: value for name, value in settings.items() if name in TRAVELS}
+        if self.in_clear:
+            sent |= {name: value for name, value in settings.items() if name in OF_A_DRIVER}
+        elif "PREFECT_API_URL" in sent:
+            sent["PREFECT_API_URL"] = without_userinfo(sent["PREFECT_API_URL"])
         references = {name: f"${{{variable}}}" for name, variable in self.node_secrets.items()}
-        return {**portable_settings(settings, secret=hidden), **references}
+        return {**sent, **references}
 
 
 NO_SECRETS = Delivery()
 
 
-def portable_settings(settings: Mapping[str, str], *, secret: frozenset[str]) -> dict[str, str]:
-    """Return those of the worker's Prefect settings that make sense, and may be seen, elsewhere.
-
-    Args:
-        settings: Environment variables that describe the worker's settings.
-        secret: Names of those that hold secrets.
-    """
-    return {
-        name: value
-        for name, value in settings.items()
-        if name not in secret and not _STAYS_HERE.match(name)
-    }
+def without_userinfo(url: str) -> str:
+    """Return a URL without the user and password that it may hold."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = None
+    if parts is None or parts.hostname is None:
+        return url.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import re
 import socket
 import sys
 import time
@@ -39,12 +40,17 @@ def trouble(exc: BaseException) -> dict[str, Any]:
     # Prefect's client says "failed to reach" also where the server rejected it: the cause knows.
     while exc.__cause__ is not None:
         exc = exc.__cause__
-    text = " ".join(str(exc).split())[:600]
+    text = masked(" ".join(str(exc).split()))[:600]
     response = getattr(exc, "response", None)
     return {
         "error": f"{type(exc).__name__}: {text}" if text else type(exc).__name__,
         "status": getattr(response, "status_code", None),
     }
+
+
+def masked(text: str) -> str:
+    """Return a text without the credentials in its URLs: a job's log is open to many."""
+    return re.sub(r"://\S*@", "://***@", text)
 
 
 def python() -> dict[str, Any]:
@@ -94,7 +100,7 @@ def api(pool: str) -> dict[str, Any]:
                 knows_pool = True
             except ObjectNotFound:
                 knows_pool = False
-    return {"url": str(url), "date": date, "time": time.time(), "knows_pool": knows_pool}
+    return {"url": masked(str(url)), "date": date, "time": time.time(), "knows_pool": knows_pool}
 
 
 def ray() -> dict[str, Any]:

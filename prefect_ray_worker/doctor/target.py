@@ -13,7 +13,9 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
 from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.config.secrets import without_userinfo
 from prefect_ray_worker.config.variables import RayWorkerVariables
+from prefect_ray_worker.diagnosis.text import clean
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.settings import RayWorkerSettings
@@ -91,10 +93,11 @@ async def _prefect(wanted: str) -> AsyncGenerator[PrefectClient, None]:
     # Prefect's client raises a RuntimeError when it is opened and nothing answers (3.8.8).
     except (PrefectHTTPStatusError, httpx.HTTPError, httpx.InvalidURL, RuntimeError) as exc:
         cause = exc.__cause__ or exc
-        reason = str(cause).partition("\n")[0] or type(cause).__name__
+        reason = next(iter(clean(str(cause))), type(cause).__name__)  # without credentials
         raise InvalidConfiguration(
-            f"The Prefect API at {api} cannot be asked for {wanted} ({reason}). Correct "
-            "PREFECT_API_URL or the credentials, or name only the address of the cluster."
+            f"The Prefect API at {without_userinfo(api)} cannot be asked for {wanted} "
+            f"({reason}). Correct PREFECT_API_URL or the credentials, or "
+            "name only the address of the cluster."
         ) from exc
 
 
@@ -121,8 +124,9 @@ async def _template_of(name: str, client: PrefectClient) -> dict[str, Any]:
     try:
         pool = await client.read_work_pool(name)
     except ObjectNotFound:
+        api = without_userinfo(PREFECT_API_URL.value() or "")
         raise InvalidConfiguration(
-            f"The Prefect API at {PREFECT_API_URL.value()} has no work pool {name!r}. `prefect "
+            f"The Prefect API at {api} has no work pool {name!r}. `prefect "
             "work-pool ls` lists those that it has; an address begins with http:// or https://."
         ) from None
     if pool.type != _POOL_TYPE:

@@ -41,11 +41,13 @@ def main(arguments: list[str]) -> int:
 
         from prefect_ray_worker.driver import marking
         from prefect_ray_worker.driver.flow_process import run_attempt
+        from prefect_ray_worker.prefect_api.compat import serve_client_metrics_if_possible
     except ImportError as exc:
         if (exc.name or "").partition(".")[0] != "prefect":
             raise
         return _without_prefect(exc, attempt)
     marking.install(seal_of(attempt))
+    serve_client_metrics_if_possible()
     code = run_attempt(flow_run_id, attempt, termination=termination)
     return leave(code, wait_for_threads=not termination.delivered)
 

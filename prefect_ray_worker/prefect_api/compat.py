@@ -4,14 +4,17 @@ After an upgrade of Prefect, this is the file to check; `tests/unit/prefect_api/
 fails by name when one has gone.
 """
 
+import logging
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import UUID
 
 from prefect.settings import Settings, get_current_settings
+from prefect.settings.base import PrefectBaseSettings
+from pydantic import AliasChoices
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager, AsyncExitStack
@@ -25,9 +28,6 @@ if TYPE_CHECKING:
     from prefect.workers.base import BaseJobConfiguration, BaseWorker
 
 T = TypeVar("T")
-
-# Not a SecretStr in `prefect/settings/models/client.py` (3.8.8), but it carries credentials.
-_ALSO_SECRET = frozenset({"PREFECT_CLIENT_CUSTOM_HEADERS"})
 
 
 def per_settings(work_out: Callable[[Settings], T]) -> Callable[[], T]:
@@ -51,16 +51,78 @@ def per_settings(work_out: Callable[[Settings], T]) -> Callable[[], T]:
     return remembered
 
 
-@per_settings
-def secret_setting_names(settings: Settings) -> frozenset[str]:
-    """Return the environment variables of Prefect's settings that hold secrets.
+def setting_of_variable(name: str) -> str:
+    """Return Prefect's own name for the setting that an environment variable sets.
 
-    `Settings.to_environment_variables(include_secrets=)` is not documented (read from 3.8.8):
-    whatever it masks is a secret, so that a secret setting that Prefect adds is covered.
+    `PREFECT_TASKS_DEFAULT_RETRIES` for `PREFECT_TASK_DEFAULT_RETRIES`: many settings have a second
+    name. Any other variable is returned as it is.
     """
-    clear = settings.to_environment_variables(exclude_unset=True, include_secrets=True)
-    masked = settings.to_environment_variables(exclude_unset=True, include_secrets=False)
-    return _ALSO_SECRET | {name for name, value in clear.items() if masked.get(name) != value}
+    return _names_of_settings().get(name, name)
+
+
+@cache
+def _names_of_settings() -> dict[str, str]:
+    """Return each variable that sets a setting, with the setting's own name.
+
+    The tree of models under `Settings` and its aliases are not documented (read from 3.8.8).
+    """
+    names: dict[str, str] = {}
+
+    def read(model: type[PrefectBaseSettings]) -> None:
+        prefix = str(model.model_config.get("env_prefix") or "")
+        for field, info in model.model_fields.items():
+            kind = info.annotation
+            if isinstance(kind, type) and issubclass(kind, PrefectBaseSettings):
+                read(kind)
+                continue
+            alias, own = info.validation_alias, f"{prefix}{field}".upper()
+            choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
+            names.update({c.upper(): own for c in choices if isinstance(c, str)} | {own: own})
+
+    read(Settings)
+    return names
+
+
+def serve_client_metrics_if_possible() -> None:
+    """Let a run go on without its metrics endpoint where the endpoint's port is taken.
+
+    Each run context starts the endpoint if `PREFECT_CLIENT_METRICS_ENABLED` is set, and fails with
+    `OSError` if another run on the node has the port (`prefect.context`, 3.8.8).
+    """
+    from prefect import context as module
+
+    context: Any = module
+    start = context.start_client_metrics_server
+
+    def start_if_possible() -> None:
+        try:
+            start()
+        except OSError as exc:
+            context.start_client_metrics_server = _start_nothing
+            logging.getLogger("prefect.flow_runs").warning(
+                "This run serves no client metrics: port %s of the node cannot be used (%s). Give "
+                "runs on one node a PREFECT_CLIENT_METRICS_PORT each, or unset "
+                "PREFECT_CLIENT_METRICS_ENABLED.",
+                get_current_settings().client.metrics.port,
+                exc,
+            )
+
+    context.start_client_metrics_server = start_if_possible
+
+
+def serve_no_client_metrics() -> None:
+    """Start no metrics endpoint in this process, whatever the settings say.
+
+    For the processes of tasks: all of a node would fight with the flow's for one port (3.8.8).
+    """
+    from prefect import context as module
+
+    context: Any = module
+    context.start_client_metrics_server = _start_nothing
+
+
+def _start_nothing() -> None:
+    return None
 
 
 def exit_stack(worker: "BaseWorker[Any, Any, Any]") -> "AsyncExitStack":
@@ -270,6 +332,7 @@ READ = (
     "prefect._internal.uuid7:uuid7",
     "prefect._internal.control_listener:_set_intent",
     "prefect._internal.metrics:RunMetrics",
+    "prefect.context:start_client_metrics_server",
     "prefect.engine:_drive_run_flow_result",
     "prefect.events.worker:EventsWorker._instances",
     "prefect.events.worker:EventsWorker.instance",

@@ -23,7 +23,7 @@ from prefect.logging.handlers import set_api_log_sink
 from prefect.results import ResultStore
 from prefect.tasks import Task
 
-from prefect_ray_worker.prefect_api.compat import tap_events
+from prefect_ray_worker.prefect_api.compat import serve_no_client_metrics, tap_events
 from prefect_ray_worker.task_runner.call import FlowContext
 from prefect_ray_worker.task_runner.pickling import Blob
 from prefect_ray_worker.task_runner.telemetry import Telemetry, telemetry
@@ -66,6 +66,7 @@ class TaskProcess:
         kept = cls._kept.get(flow_context.digest)
         if kept is None:
             collect_telemetry()
+            serve_no_client_metrics()
             Interrupts.install()
             kept = cls._kept[flow_context.digest] = cls(flow_context)
             if len(cls._kept) > _KEPT_FLOW_RUNS:

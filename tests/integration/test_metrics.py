@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import httpx
+import pytest
 from prefect.client.schemas.objects import StateType
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fake_ray.script import PENDING_FOREVER
+from tests.integration.driver_kit import begin, ends, start
+from tests.integration.harness import Pool
 from tests.integration.stage import STAGE_INTERVAL, Stage
 from tests.integration.worker_process import worker_process
 from tests.ports import free_port
@@ -52,3 +55,26 @@ async def test_what_prometheus_reads(stage: Stage, tmp_path: Path) -> None:
             lambda: endpoint.read("prefect_ray_active_jobs") == 0, description="no active job"
         )
         assert endpoint.read("prefect_ray_log_lines_total") == 0
+
+
+@pytest.mark.ray
+async def test_runs_that_serve_metrics_do_not_fight_for_the_port(
+    pool: Pool, tmp_path: Path
+) -> None:
+    """Every run ended with exit code 1, `Address already in use`, and every run with tasks did."""
+    port = free_port()
+    env = {"PREFECT_CLIENT_METRICS_ENABLED": "true", "PREFECT_CLIENT_METRICS_PORT": str(port)}
+    async with pool.working():
+        first = await begin(pool, "waits_for_a_program", tmp_path, job_variables={"env": env})
+        second = await start(
+            pool,
+            "fans_out",
+            tmp_path,
+            entrypoint="fanning.py:fans_out",
+            job_variables={"env": env},
+        )
+        await ends(pool, second, StateType.COMPLETED, seconds=120)
+        assert "serves no client metrics" in "\n".join(await pool.logs(second))
+        assert Endpoint(port).read("python_info") == 1
+        await pool.cancel(first)
+        await ends(pool, first, StateType.CANCELLED, seconds=60)

@@ -88,16 +88,6 @@ def test_private_names_of_prefect_that_we_read_are_still_there() -> None:
     assert compat.worker_logger(worker) is not None
     related = compat.related_resources(worker, worker.job_configuration())
     assert [resource.role for resource in related] == ["worker"]
-    assert "PREFECT_CLIENT_CUSTOM_HEADERS" in compat.secret_setting_names()
-
-
-def test_secret_settings_are_found_by_what_prefect_masks() -> None:
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, temporary_settings
-
-    with temporary_settings({PREFECT_API_KEY: "pnu_1", PREFECT_API_AUTH_STRING: "a:b"}):
-        secret = compat.secret_setting_names()
-    assert {"PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"} <= secret
-    assert "PREFECT_API_URL" not in secret
 
 
 def test_private_names_of_prefect_stay_in_one_place() -> None:

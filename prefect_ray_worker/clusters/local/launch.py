@@ -25,6 +25,9 @@ SET_AN_ADDRESS = (
     "PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS)"
 )
 
+# A driver that found these would serve metrics on the worker's own port (Prefect 3.8.8).
+_FOR_THE_WORKER = frozenset({"PREFECT_CLIENT_METRICS_ENABLED", "PREFECT_CLIENT_ENABLE_METRICS"})
+
 # Below the range of outgoing connections (from 32768 on Linux, 49152 on macOS): one of those could
 # take the port between our test and Ray's bind.
 _PORTS = range(20_000, 32_000)
@@ -167,11 +170,15 @@ def environment(
 
     Args:
         inherited: The worker's environment. Prefect's settings pass; what points Ray to another
-            cluster, token or directory does not.
+            cluster, token or directory does not, nor does the request to serve metrics.
         token_path: The file with the bearer token.
         temp: Ray's directory.
     """
-    kept = {name: value for name, value in inherited.items() if not _steers_ray(name)}
+    kept = {
+        name: value
+        for name, value in inherited.items()
+        if not (_steers_ray(name) or name in _FOR_THE_WORKER)
+    }
     # The `python` and `prefect` of an entrypoint must be the worker's, also in a virtual env.
     path = os.pathsep.join(filter(None, [str(Path(sys.executable).parent), kept.get("PATH")]))
     return kept | {

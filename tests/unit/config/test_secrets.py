@@ -19,31 +19,23 @@ SETTINGS = {
     "PREFECT_LOGGING_LEVEL": "DEBUG",
     "PREFECT_SOME_FUTURE_PASSWORD": "p",
 }
-SECRET = frozenset(
-    {
-        "PREFECT_API_KEY",
-        "PREFECT_API_AUTH_STRING",
-        "PREFECT_CLIENT_CUSTOM_HEADERS",
-        "PREFECT_SOME_FUTURE_PASSWORD",
-    }
-)
 PORTABLE = {"PREFECT_API_URL": "http://server/api", "PREFECT_LOGGING_LEVEL": "DEBUG"}
 
 
 def test_by_default_no_secret_leaves_the_worker() -> None:
-    assert NO_SECRETS.applied_to(SETTINGS, secret=SECRET) == PORTABLE
+    assert NO_SECRETS.applied_to(SETTINGS) == PORTABLE
 
 
 def test_named_variables_of_the_nodes_are_referred_to() -> None:
     delivery = Delivery(node_secrets={"PREFECT_API_KEY": "TEAM_KEY"})
-    assert delivery.applied_to(SETTINGS, secret=SECRET) == {
+    assert delivery.applied_to(SETTINGS) == {
         **PORTABLE,
         "PREFECT_API_KEY": "${TEAM_KEY}",
     }
 
 
 def test_in_clear_sends_what_a_driver_needs_and_no_other_secret() -> None:
-    sent = Delivery(in_clear=True).applied_to(SETTINGS, secret=SECRET)
+    sent = Delivery(in_clear=True).applied_to(SETTINGS)
     assert sent["PREFECT_API_KEY"] == "pnu_secret"
     assert sent["PREFECT_API_AUTH_STRING"] == "admin:pass"
     assert "PREFECT_SOME_FUTURE_PASSWORD" not in sent

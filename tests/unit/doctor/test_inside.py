@@ -159,3 +159,10 @@ def test_template_without_a_pool_is_that_of_a_new_pool() -> None:
     ours = target._default_template()
     assert ours["job_configuration"] == offered["job_configuration"]
     assert ours["variables"]["properties"] == offered["variables"]["properties"]
+
+
+def test_the_probe_prints_no_credentials_of_a_url() -> None:
+    """`PREFECT_API_URL` with a user and a password stood in the job's log and in `--json`."""
+    found = probe.trouble(ValueError("401 for url 'http://user:secret@prefect:4200/api/flows'"))
+    assert found["error"] == "ValueError: 401 for url 'http://***@prefect:4200/api/flows'"
+    assert probe.masked("http://user:se/cret@prefect/api") == "http://***@prefect/api"
