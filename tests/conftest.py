@@ -1,14 +1,13 @@
-"""Fixtures for every test."""
+"""Offers the shared fixtures to every test."""
 
-from collections.abc import Iterator
+from tests.fixtures import (
+    client,
+    pool,
+    prefect_api,
+    prefect_settings,
+    ray,
+    ray_cluster,
+    stage,
+)
 
-import pytest
-
-from tests.real_ray import RealRay, real_ray
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[RealRay]:
-    """A real Ray head for the whole session; give each job an id of its own."""
-    with real_ray() as ray:
-        yield ray
+__all__ = ["client", "pool", "prefect_api", "prefect_settings", "ray", "ray_cluster", "stage"]

@@ -43,15 +43,15 @@ def needs_much(group: str):
 
 
 @pytest.fixture(scope="module")
-def ray() -> Iterator[RealRay]:
+def own_ray() -> Iterator[RealRay]:
     """A Ray that tries to set up an environment once, where others try three times."""
     with real_ray(env={"RUNTIME_ENV_RETRY_TIMES": "1"}) as started:
         yield started
 
 
 @pytest.fixture
-async def pool(ray: RealRay, prefect_settings: None) -> AsyncIterator[Pool]:
-    async with new_pool({"address": ray.address}) as pool:
+async def pool(own_ray: RealRay, prefect_settings: None) -> AsyncIterator[Pool]:
+    async with new_pool({"address": own_ray.address}) as pool:
         yield pool
 
 
@@ -140,12 +140,12 @@ async def test_commands_and_flows(pool: Pool, folder: dict[str, Any]) -> None:
 
 
 @pytest.mark.extra
-async def test_prefect_api_as_the_cluster_sees_it(pool: Pool, ray: RealRay) -> None:
+async def test_prefect_api_as_the_cluster_sees_it(pool: Pool, own_ray: RealRay) -> None:
     async with FakeRay(token="nobody-has-it") as refuses:
         cases = [
             ("http://localhost:9/api", "PrefectApiUnreachable", "localhost means the node itself"),
             (f"{refuses.address}/api", "PrefectApiUnauthorized", "(HTTP 401)"),
-            (f"{ray.address}/api", "PrefectApiWrong", f"at {ray.address}/api"),
+            (f"{own_ray.address}/api", "PrefectApiWrong", f"at {own_ray.address}/api"),
         ]
         runs = {
             await pool.start("adds", job_variables={"env": {"PREFECT_API_URL": url}}): (
@@ -178,7 +178,7 @@ async def test_a_node_that_dies(prefect_settings: None) -> None:
     assert message.startswith("NodeDied: The node of the driver died (terminated unexpectedly")
 
 
-async def test_why_a_job_waits(ray: RealRay) -> None:
+async def test_why_a_job_waits(own_ray: RealRay) -> None:
     def asking(cpus: float) -> JobSubmitRequest:
         return JobSubmitRequest(
             entrypoint="sleep 100",
@@ -189,7 +189,7 @@ async def test_why_a_job_waits(ray: RealRay) -> None:
         )
 
     holds, waits, never = asking(2), asking(1), asking(3)
-    async with JobsClient(Connection(ray.address)) as client:
+    async with JobsClient(Connection(own_ray.address)) as client:
         await client.submit(holds)
 
         async def all_is_in_use() -> ClusterResources | None:

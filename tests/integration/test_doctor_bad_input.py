@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,12 +20,6 @@ from tests.ports import free_port
 from tests.real_ray import RealRay
 
 _MOST_SECONDS = 30
-
-
-@pytest.fixture
-async def ray() -> AsyncIterator[FakeRay]:
-    async with FakeRay() as ray:
-        yield ray
 
 
 async def failure_of(target: str | None, *, wait: float = 5) -> Check:

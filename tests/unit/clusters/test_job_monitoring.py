@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
-import pytest
 
 from prefect_ray_worker.clusters.existing import cluster_at
 from prefect_ray_worker.clusters.open import OpenCluster, OpenClusters
@@ -21,12 +20,6 @@ INTERVAL = 0.1
 async def watching(ray: FakeRay) -> AsyncIterator[OpenCluster]:
     async with OpenClusters(interval=INTERVAL) as clusters:
         yield await clusters.get(cluster_at(Connection(ray.address)))
-
-
-@pytest.fixture
-async def ray() -> AsyncIterator[FakeRay]:
-    async with FakeRay() as fake:
-        yield fake
 
 
 def requests_sent(ray: FakeRay) -> int:

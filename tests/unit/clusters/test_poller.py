@@ -25,12 +25,6 @@ LIST = r"/api/jobs/$"
 ONE = r"/api/jobs/.+"
 
 
-@pytest.fixture
-async def ray() -> AsyncIterator[FakeRay]:
-    async with FakeRay() as fake:
-        yield fake
-
-
 @asynccontextmanager
 async def watching(ray: FakeRay, token: str | None = None) -> AsyncIterator[OpenCluster]:
     async with OpenClusters(interval=INTERVAL) as clusters:

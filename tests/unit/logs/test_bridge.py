@@ -24,12 +24,6 @@ from tests.waiting import wait_until
 MANY = 100
 
 
-@pytest.fixture
-async def ray() -> AsyncIterator[FakeRay]:
-    async with FakeRay() as fake:
-        yield fake
-
-
 @asynccontextmanager
 async def bridging(
     ray: FakeRay, *jobs: str

@@ -23,10 +23,9 @@ TOKEN = "s3cret"
 
 
 @pytest.fixture
-async def ray() -> AsyncIterator[FakeRay]:
-    async with FakeRay() as fake:
-        fake.add_job("j").print(b"one\ntwo\nthree\n")
-        yield fake
+def ray(ray: FakeRay) -> FakeRay:
+    ray.add_job("j").print(b"one\ntwo\nthree\n")
+    return ray
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """`JobsClient` against broken connections and half answers, over real sockets."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,25 +13,12 @@ from prefect_ray_worker.errors import (
     NotRayDashboard,
 )
 from prefect_ray_worker.ray_api.client import JobsClient
-from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobStatus, JobSubmitRequest
 from tests.fake_ray import FakeRay, Fault, Kind, Timeline
 from tests.waiting import wait_until
 
 SUBMIT = ("POST", "/api/jobs/$")
 REQUEST = JobSubmitRequest(entrypoint="true", submission_id="a", runtime_env={}, metadata={})
-
-
-@pytest.fixture
-async def ray() -> AsyncIterator[FakeRay]:
-    async with FakeRay() as fake:
-        yield fake
-
-
-@pytest.fixture
-async def client(ray: FakeRay) -> AsyncIterator[JobsClient]:
-    async with JobsClient(Connection(ray.address)) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize(

@@ -1,29 +1,14 @@
 """What a cluster has and what a job asks for, read from real answers' shapes over HTTP."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from prefect_ray_worker.errors import ClusterUnreachable
 from prefect_ray_worker.ray_api.client import JobsClient
-from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
 from prefect_ray_worker.ray_api.resources import asked_for
 from prefect_ray_worker.shared.resources import Asked
 from tests.fake_ray import FakeRay, Fault, Kind
 from tests.fake_ray.nodes import FakeNode
-
-
-@pytest.fixture
-async def ray() -> AsyncIterator[FakeRay]:
-    async with FakeRay() as fake:
-        yield fake
-
-
-@pytest.fixture
-async def client(ray: FakeRay) -> AsyncIterator[JobsClient]:
-    async with JobsClient(Connection(ray.address)) as opened:
-        yield opened
 
 
 async def test_free_is_found_under_names_that_ray_has_rewritten(

@@ -1,13 +1,11 @@
 """`stop_and_confirm` against a fake head: accepted is never done."""
 
 import math
-from collections.abc import AsyncIterator
 
 import anyio
 import pytest
 
 from prefect_ray_worker.ray_api.client import JobsClient
-from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.runs.stop import Stopping, stop_and_confirm
 from prefect_ray_worker.runs.timing import Timing
 from tests.fake_ray import FakeRay, Fault, Kind
@@ -15,18 +13,6 @@ from tests.waiting import wait_until
 
 STOP = ("POST", "/stop$")
 TIMING = Timing(stop_poll=0.05, stop_confirm=0.8, stop_queued=0.3)
-
-
-@pytest.fixture
-async def ray() -> AsyncIterator[FakeRay]:
-    async with FakeRay() as fake:
-        yield fake
-
-
-@pytest.fixture
-async def client(ray: FakeRay) -> AsyncIterator[JobsClient]:
-    async with JobsClient(Connection(ray.address)) as opened:
-        yield opened
 
 
 async def stop(client: JobsClient, grace: float = 0.2) -> Stopping:

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID, uuid4
 
@@ -41,18 +41,6 @@ def request_of(run_id: UUID = RUN, **fields: object) -> JobSubmitRequest:
             **fields,
         }
     )
-
-
-@pytest.fixture
-async def ray() -> AsyncIterator[FakeRay]:
-    async with FakeRay() as fake:
-        yield fake
-
-
-@pytest.fixture
-async def client(ray: FakeRay) -> AsyncIterator[JobsClient]:
-    async with JobsClient(Connection(ray.address)) as opened:
-        yield opened
 
 
 async def submit(

@@ -1,18 +1,46 @@
-"""A real Prefect server, a real Ray, and a work pool between them."""
+"""The fixtures that several suites share, each in this one place; `conftest.py` offers them to all.
+
+A suite overrides one of these only where it needs another kind of server or pool.
+"""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from tests.fake_ray import FakeRay
 from tests.integration.harness import Pool, new_pool, set_timing, settings_of
 from tests.integration.stage import STAGE_INTERVAL, Stage, new_stage
 from tests.prefect_server import PrefectServer, prefect_server, send_what_is_left
-from tests.real_ray import RealRay
+from tests.real_ray import RealRay, real_ray
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RealRay]:
+    """A real Ray head for the whole session; give each job an id of its own."""
+    with real_ray() as ray:
+        yield ray
+
+
+@pytest.fixture
+async def ray() -> AsyncIterator[FakeRay]:
+    """A fake Ray: the test decides what its jobs do, and what it answers."""
+    async with FakeRay() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def client(ray: FakeRay) -> AsyncIterator[JobsClient]:
+    """Our client of the fake Ray."""
+    async with JobsClient(Connection(ray.address)) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A real Prefect server for the whole session, without a UI and without stored events."""
     with prefect_server(tmp_path_factory.mktemp("prefect-server")) as server:
         yield server
         send_what_is_left()
@@ -20,6 +48,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectSer
 
 @pytest.fixture
 def prefect_settings(prefect_api: PrefectServer, tmp_path: Path) -> Iterator[None]:
+    """This process's settings point at the session's Prefect server."""
     with settings_of(
         prefect_api.api_url,
         tmp_path / "prefect-home",
@@ -31,7 +60,7 @@ def prefect_settings(prefect_api: PrefectServer, tmp_path: Path) -> Iterator[Non
 
 @pytest.fixture
 async def pool(ray_cluster: RealRay, prefect_settings: None) -> AsyncIterator[Pool]:
-    """A work pool whose deployments go to the suite's Ray."""
+    """A work pool whose deployments go to the real Ray."""
     async with new_pool({"address": ray_cluster.address}) as pool:
         yield pool
 
