@@ -52,11 +52,13 @@ class Pool:
         client: A Prefect client.
         name: The pool's name.
         defaults: Job variables for every deployment of the pool.
+        flows: The folder of the flows that it deploys.
     """
 
     client: PrefectClient
     name: str
     defaults: dict[str, Any]
+    flows: Path = FLOWS
 
     async def deploy(
         self,
@@ -66,10 +68,10 @@ class Pool:
         pull_steps: list[dict[str, Any]] | None = None,
         entrypoint: str | None = None,
     ) -> UUID:
-        """Create a deployment of one of the flows beside this file."""
+        """Create a deployment of one of the flows in `flows`."""
         flow_id = await self.client.create_flow_from_name(flow_name.replace("_", "-"))
         steps = pull_steps or [
-            {"prefect.deployments.steps.set_working_directory": {"directory": str(FLOWS)}}
+            {"prefect.deployments.steps.set_working_directory": {"directory": str(self.flows)}}
         ]
         return await self.client.create_deployment(
             flow_id=flow_id,
