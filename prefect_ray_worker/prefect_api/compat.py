@@ -6,6 +6,7 @@ fails by name when one has gone.
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -323,6 +324,23 @@ def await_events_sent(seconds: float) -> None:
                 left.all_tasks_done.wait_for(lambda: not left.unfinished_tasks, seconds)  # noqa: B023
 
 
+def replace_event_of_waits(event: "type[threading.Event]") -> None:
+    """Have `wait` and `as_completed` of `prefect.futures` block on events of another class.
+
+    They make a `threading.Event` by the name in their module (3.8.8), and offer no other way to
+    learn that they block.
+    """
+    from prefect import futures
+
+    class Threading:
+        Event = event
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(threading, name)
+
+    vars(futures)["threading"] = Threading()
+
+
 OVERRIDDEN = ("_initiate_run", "_documentation_url", "_logo_url", "_description")
 """Members of `BaseWorker` (3.8.8) that `RayWorker` defines and Prefect reads, although private:
 there is no public way to say these things."""
@@ -339,6 +357,7 @@ READ = (
     "prefect.events.worker:ProcessPoolForwardingEventsClient",
     "prefect.flow_engine:_send_heartbeats",
     "prefect.flow_engine:load_flow",
+    "prefect.futures:threading.Event",
     "prefect.task_runners:ThreadPoolTaskRunner.cancel_all",
     "prefect.runner._workspace_resolver:prepare_workspace_for_flow_run",
 )

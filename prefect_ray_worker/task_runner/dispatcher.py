@@ -26,6 +26,7 @@ from prefect_ray_worker.task_runner.inputs import foreign_among
 from prefect_ray_worker.task_runner.pending import PendingTask
 from prefect_ray_worker.task_runner.task_end import UNSENDABLE, TaskEnd, describe, is_infrastructure
 from prefect_ray_worker.task_runner.telemetry import Telemetry
+from prefect_ray_worker.task_runner.waiting import OpenRefs, wait_for
 
 # Together under 3 s, after which Ray kills a stopped job's processes.
 _GENTLE_SECONDS = 0.9
@@ -89,8 +90,7 @@ class Dispatcher:
 
     def finish(self) -> None:
         """Wait until every task has ended."""
-        with self._changed:
-            self._changed.wait_for(lambda: not (self._submitted or self._waiting or self._held))
+        wait_for(self._changed, lambda: not (self._submitted or self._waiting or self._held))
 
     def cancel(self) -> None:
         """Cancel every task: gently, after a second by force. Takes at most 3 s."""
@@ -167,10 +167,13 @@ class Dispatcher:
                 self._changed.notify_all()
             raise
 
+        OpenRefs.add(ref := pending.telemetry_ref)
+
         def arrived(done: "Future[Any]") -> None:
+            OpenRefs.discard(ref)
             self._arrived.put(lambda: self._handle_end(pending, done))
 
-        pending.telemetry_ref.future().add_done_callback(arrived)
+        ref.future().add_done_callback(arrived)
 
     def _run(self) -> None:
         while (handle := self._arrived.get()) is not None:

@@ -16,6 +16,7 @@ from prefect.utilities.engine import link_state_to_task_run_result
 from prefect_ray_worker.prefect_api.compat import raise_if_suspended
 from prefect_ray_worker.task_runner.pickling import unpack
 from prefect_ray_worker.task_runner.task_end import RemoteRecord, TaskEnd, describe
+from prefect_ray_worker.task_runner.waiting import OpenRefs, wait_yielding
 
 R = TypeVar("R")
 
@@ -185,7 +186,7 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
             ended.set()
 
         self._add_prefect_done_callback(tell)
-        if not ended.wait(seconds):
+        if not wait_yielding(ended.wait, seconds):
             with self._changing:
                 self._waiters = [waiter for waiter in self._waiters or () if waiter is not tell]
         return self._is_done
@@ -213,8 +214,10 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
 def _in_other_process(task_run_id: UUID, end_ref: Any, result_ref: Any) -> RayTaskFuture[Any]:
     future: RayTaskFuture[Any] = RayTaskFuture(task_run_id)
     future.end_ref, future.result_ref = end_ref, result_ref
+    OpenRefs.add(end_ref)
 
     def arrived(done: "concurrent.futures.Future[TaskEnd]") -> None:
+        OpenRefs.discard(end_ref)
         try:
             future.resolve(done.result())
         except BaseException as exc:  # it has to reach whoever waits

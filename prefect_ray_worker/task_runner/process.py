@@ -27,6 +27,7 @@ from prefect_ray_worker.prefect_api.compat import serve_no_client_metrics, tap_e
 from prefect_ray_worker.task_runner.call import FlowContext
 from prefect_ray_worker.task_runner.pickling import Blob
 from prefect_ray_worker.task_runner.telemetry import Telemetry, telemetry
+from prefect_ray_worker.task_runner.waiting import OpenRefs
 
 _KEPT_FLOW_RUNS = 4
 _KEPT_TASKS = 256
@@ -67,6 +68,7 @@ class TaskProcess:
         if kept is None:
             collect_telemetry()
             serve_no_client_metrics()
+            OpenRefs.in_task_process()
             Interrupts.install()
             kept = cls._kept[flow_context.digest] = cls(flow_context)
             if len(cls._kept) > _KEPT_FLOW_RUNS:

@@ -1,0 +1,1 @@
+"""Flows that behave under `RayTaskRunner` as they do under Prefect's `ThreadPoolTaskRunner`."""
