@@ -19,7 +19,7 @@ from prefect_ray_worker.doctor.report import CheckSubject, Grade
 from tests.docs.test_docs import PAGES, README, ROOT
 
 _BLOCK = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
-_LANGUAGES = {"console", "python", "yaml", "json", "dockerfile", "text", ""}
+_LANGUAGES = {"mermaid", "console", "python", "yaml", "json", "dockerfile", "text", ""}
 # Programs that are not ours; that they are written right is theirs to say.
 _OTHERS = {
     ".", "#", "cat", "cd", "cp", "curl", "docker", "echo", "export", "install", "kubectl", "make",
