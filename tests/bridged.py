@@ -56,6 +56,7 @@ async def bridged(
             job: Running(
                 LogBridge(
                     job,
+                    attempt=1,
                     reads=reads,
                     sink=PrefectLogs(prefect, run_id, limiter),
                     longest=longest_message(),

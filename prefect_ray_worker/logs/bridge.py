@@ -10,7 +10,7 @@ from anyio.lowlevel import checkpoint
 from prefect_ray_worker.errors import JobsApiError, LogNotFound, LogsGivenUp
 from prefect_ray_worker.logs.classify import Shaper
 from prefect_ray_worker.logs.lines import Line, LineSplitter, joined
-from prefect_ray_worker.logs.position import Numbering, find_position, milliseconds
+from prefect_ray_worker.logs.position import Stamps, find_position, milliseconds, name_of
 from prefect_ray_worker.logs.read import ClusterLogs, LogPlace, Progress
 from prefect_ray_worker.logs.send import Sender
 from prefect_ray_worker.prefect_api.logs import LogSink, SentLog
@@ -41,12 +41,13 @@ _log = logging.getLogger("prefect.workers.ray.logs")
 class LogBridge:
     """Forwards the log of one job to its flow run, each line exactly once and in order.
 
-    A bridge that is made anew for the same job, in another process too, goes on where the one
-    before it has stopped: it asks Prefect for the number of logs that it has, reads the job's log
-    again from the start and leaves out as many. Only one may run at a time.
+    A new bridge for the same job, in another process too, goes on where the one before it has
+    stopped: it asks Prefect for the last line that is there, reads the job's log again from the
+    start and passes over all lines up to that one. No two bridges for a job must run at a time.
 
     Args:
         submission_id: The job.
+        attempt: Which attempt at its run the job is, counted from 1.
         reads: The log side of its cluster.
         sink: The logs of its run.
         longest: The most characters of a log, as JSON.
@@ -58,9 +59,16 @@ class LogBridge:
     """
 
     def __init__(
-        self, submission_id: str, *, reads: ClusterLogs, sink: LogSink, longest: int
+        self,
+        submission_id: str,
+        *,
+        attempt: int,
+        reads: ClusterLogs,
+        sink: LogSink,
+        longest: int,
     ) -> None:
         self._job = submission_id
+        self._attempt = attempt
         self._reads = reads
         self._sink = sink
         self._longest = longest
@@ -72,11 +80,13 @@ class LogBridge:
         self._splitter = LineSplitter()
         self._batch: list[SentLog] = []
         self._room = _BATCH_CHARACTERS
+        self._batched_lines = 0
         self._last_message = ""
-        self._to_skip = self._lines_before = 0
+        self._line = self._lines_there = 0
+        self._logged_lines_there = 0
         self._behind_since: float | None = None
         self._not_before = 0
-        self._numbering = Numbering(submission_id)
+        self._stamps = Stamps()
         self._shaper = Shaper(submission_id, longest=longest)
         self._seen_to_end_at: datetime | None = None
         self.lines_forwarded = 0
@@ -127,13 +137,18 @@ class LogBridge:
         if place is None or self._details is None:
             return
         since = datetime.fromtimestamp((self._details.start_time or 0) / 1000, UTC)
-        last = await find_position(self._sink, self._sender, self._numbering, since=since)
-        self._to_skip = self._lines_before = self._numbering.lines
+        position = await find_position(
+            self._sink, self._sender, self._job, self._attempt, since=since
+        )
         self._shaper = Shaper(self._job, entrypoint=self._details.entrypoint, longest=self._longest)
-        if last is None:
+        if position is None:
             self._not_before = milliseconds(max(since, datetime.now(UTC)))
         else:
-            self._not_before, self._last_message = milliseconds(last.timestamp), last.message
+            newest = position.newest
+            self._not_before, self._last_message = milliseconds(newest.timestamp), newest.message
+            self._lines_there = position.line
+            self._logged_lines_there = position.logged_lines
+            self._stamps.resume(newest.timestamp)
         await self._follow(place)
 
     async def _find_place(self) -> LogPlace | None:
@@ -204,12 +219,13 @@ class LogBridge:
     def _shaped(self, lines: Iterable[str], read_ms: int) -> Iterator[Line]:
         """Yield what the lines become, without what Prefect has already."""
         for line in lines:
+            self._line += 1
             self._shaper.marked_ms = None
             for shaped in self._shaper.shape(line, now_ms=read_ms):
-                if self._to_skip:
-                    self._to_skip -= 1
-                else:
-                    yield Line(shaped.level, shaped.message, self._not_before)
+                if self._logged_lines_there:
+                    self._logged_lines_there -= 1
+                elif self._line > self._lines_there:
+                    yield Line(shaped.level, shaped.message, self._not_before, self._line)
             marked_ms = self._shaper.marked_ms
             if marked_ms is not None and marked_ms - read_ms < _WRONG_CLOCK_MS:
                 # So what is printed between two log records of the flow stands between them.
@@ -220,22 +236,22 @@ class LogBridge:
         await checkpoint()
         most = _JOINED_LINES if self._is_behind() else 1
         for group in joined(lines, most=most, longest=self._longest):
-            self._batch.append(
-                SentLog(
-                    self._numbering.stamp(group.not_before_ms, lines=group.lines),
-                    group.level,
-                    group.message,
-                )
-            )
-            self._room -= len(group.message)
-            if len(self._batch) >= _BATCH_LOGS or self._room <= 0:
+            name = name_of(self._attempt, group.number)
+            # What one line became must not be torn apart: its number says that all of it is there.
+            is_same_line = self._batch and self._batch[-1].name == name
+            if (len(self._batch) >= _BATCH_LOGS or self._room <= 0) and not is_same_line:
                 await self._flush()
+            stamp = self._stamps.next(group.not_before_ms)
+            self._batch.append(SentLog(name, stamp, group.level, group.message))
+            self._room -= len(group.message)
+            self._batched_lines += group.count
 
     async def _flush(self) -> None:
         batch, self._batch, self._room = self._batch, [], _BATCH_CHARACTERS
         if batch:
             await self._sender.send(batch)
-            self.lines_forwarded = self._numbering.lines - self._lines_before
+            self.lines_forwarded += self._batched_lines
+            self._batched_lines = 0
 
     def _is_behind(self) -> bool:
         since = self._behind_since
@@ -256,10 +272,7 @@ class LogBridge:
         if self._last_message.startswith(lost):
             return  # an earlier bridge has said so
         await self._finish(self._not_before)
-        self._to_skip = 0
-        message = (
-            f"{lost}: {self._progress.offset} bytes of it had been read, which gave "
-            f"{self._numbering.lines} lines; anything after is lost. {exc}"
-        )
-        await self._collect(iter([Line(logging.WARNING, message, self._not_before)]))
+        line = max(self._line, self._lines_there)
+        message = f"{lost}: {line} lines of it had been read; anything after is lost. {exc}"
+        await self._collect(iter([Line(logging.WARNING, message, self._not_before, line)]))
         await self._flush()

@@ -24,6 +24,7 @@ class LogForwarding:
 
     Args:
         job_id: The job's submission id.
+        attempt: Which attempt at its run the job is, counted from 1.
         reads: Reads the logs of its cluster.
         sink: The logs of its flow run.
         owns: Returns whether this process still owns the attempt.
@@ -34,6 +35,7 @@ class LogForwarding:
         self,
         job_id: str,
         *,
+        attempt: int,
         reads: ClusterLogs,
         sink: LogSink,
         owns: Owns,
@@ -42,7 +44,11 @@ class LogForwarding:
         self._log = log
         self._lines = self._bytes = 0
         self._bridge = LogBridge(
-            job_id, reads=reads, sink=_OwnedLogs(sink, owns), longest=longest_message()
+            job_id,
+            attempt=attempt,
+            reads=reads,
+            sink=_OwnedLogs(sink, owns),
+            longest=longest_message(),
         )
 
     async def run(self) -> None:

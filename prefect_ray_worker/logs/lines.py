@@ -87,13 +87,15 @@ class Line:
         level: As in `logging`.
         message: The text.
         not_before_ms: The earliest time that it can have been written.
-        lines: How many lines the message has.
+        number: Which line of the job's output it is; of several the last.
+        count: How many lines the message has.
     """
 
     level: int
     message: str
     not_before_ms: int
-    lines: int = 1
+    number: int
+    count: int = 1
 
 
 def joined(lines: Iterable[Line], *, most: int, longest: int) -> Iterator[Line]:
@@ -111,12 +113,13 @@ def joined(lines: Iterable[Line], *, most: int, longest: int) -> Iterator[Line]:
         more = len(json.dumps(line.message)) if most > 1 else 0
         if (
             group is not None
-            and group.lines < most
+            and group.count < most
             and size + more <= room
             and (group.level, group.not_before_ms) == (line.level, line.not_before_ms)
         ):
-            message = f"{group.message}\n{line.message}"
-            group, size = replace(group, message=message, lines=group.lines + 1), size + more
+            message, count = f"{group.message}\n{line.message}", group.count + 1
+            group = replace(group, message=message, number=line.number, count=count)
+            size += more
             continue
         if group is not None:
             yield group

@@ -1,142 +1,95 @@
-"""Numbers the logs of a job in their timestamps: how Prefect itself remembers how far we came.
+"""The position of a job's log in Prefect, which each forwarded log carries in its name.
 
-Prefect has no field for a position, and no id of our choosing for a log. But a timestamp has
-microseconds, of which nobody needs the last three digits. They carry the number of lines that have
-been forwarded: after a restart, the newest logs of the run say how many lines there are, and the
-job's log, read again from its beginning, says where the next one starts.
+`prefect.ray.job:41200` holds line 41,200 of what a run's first attempt printed, and
+`prefect.ray.job.2:7` line 7 of the second. A log of several lines has the number of its last. So
+after a restart the name of the newest log says which line comes next: the job's log is read again
+from its beginning, and every line up to that one is passed over.
 
-Logs come in blocks of 40, each block in a millisecond of its own or several. A log's place in its
-block times 25, plus one digit, makes its three digits of the timestamp. The digits at the places
-0 to 7 are those, to the base of 25, of the number of lines before the block; the others are zeros.
-So the newest 48 logs always hold a whole number, their own lines can be counted, and within a
-millisecond the logs are in order. All digits are shifted by amounts that depend on the job: the
-logs of another attempt at the run do not fit.
+Prefect takes no id for a log, and sorts logs by their timestamps alone. So the logs of an attempt
+get timestamps that strictly increase.
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from prefect_ray_worker.logs.send import Sender
-from prefect_ray_worker.prefect_api.logs import PAGE, LogSink, SentLog
+from prefect_ray_worker.prefect_api.logs import LOGGER_NAME, PAGE, LogSink, SentLog
 
-_PLACES = 40
-_BASE = 25
-_DIGITS = 8
+_NAME = re.compile(re.escape(LOGGER_NAME) + r"(?:\.(\d{1,9}))?:(\d{1,18})")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-ENOUGH = _PLACES + _DIGITS
-"""So many of the newest logs suffice to go on from."""
+
+def name_of(attempt: int, line: int) -> str:
+    """Return the name of a log that holds a line of an attempt's output, both from 1 on."""
+    return f"{LOGGER_NAME}:{line}" if attempt == 1 else f"{LOGGER_NAME}.{attempt}:{line}"
 
 
-class Numbering:
-    """Stamps the logs of one job, strictly increasing.
+def line_in(name: str, attempt: int) -> int | None:
+    """Return the line that a log's name tells of; None if it is not of this attempt."""
+    found = _NAME.fullmatch(name)
+    return int(found[2]) if found and int(found[1] or 1) == attempt else None
 
-    Args:
-        submission_id: The job.
+
+class Stamps:
+    """Timestamps for the logs of an attempt, each later than the one before."""
+
+    def __init__(self) -> None:
+        self._last = _EPOCH
+
+    def next(self, not_before_ms: int) -> datetime:
+        """Return the next timestamp.
+
+        Args:
+            not_before_ms: The earliest that it may be, in milliseconds since the epoch.
+        """
+        wanted = _EPOCH + timedelta(milliseconds=not_before_ms)
+        self._last = max(wanted, self._last + timedelta(microseconds=1))
+        return self._last
+
+    def resume(self, last: datetime) -> None:
+        """Go on after a timestamp that an earlier bridge has used."""
+        self._last = last
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far the log of an attempt has come in Prefect.
 
     Attributes:
-        lines: How many lines the logs so far have.
+        newest: The newest log of the attempt.
+        line: The last line of the job's output that is there, counted from 1.
+        logged_lines: Lines of logs that are there, for an attempt whose logs have no numbers
+            because an earlier version of this package has forwarded them.
     """
 
-    def __init__(self, submission_id: str) -> None:
-        self._shifts = hashlib.sha256(submission_id.encode()).digest() * 2
-        self.lines = 0
-        self._place = 0
-        self._before_block = 0
-        self._last_ms = 0
-
-    def stamp(self, not_before_ms: int, *, lines: int = 1) -> datetime:
-        """Return the next log's timestamp.
-
-        Args:
-            not_before_ms: The earliest that it may be, in milliseconds since the epoch; it is
-                later if the log before was.
-            lines: How many lines the log has.
-        """
-        if self._place == 0:
-            # A new block needs a new millisecond: within one, the numbers only grow.
-            self._before_block, self._last_ms = self.lines, self._last_ms + 1
-        self._last_ms = max(not_before_ms, self._last_ms)
-        micros = self._place * _BASE + self._shifted(self._place, self._before_block)
-        self.lines += lines
-        self._place = (self._place + 1) % _PLACES
-        return _EPOCH + timedelta(milliseconds=self._last_ms, microseconds=micros)
-
-    def resume(self, newest: Sequence[tuple[datetime, int]]) -> bool:
-        """Go on after logs that have been stamped before; return whether they are this job's.
-
-        Args:
-            newest: Timestamp and number of lines of the newest logs, the newest first: `ENOUGH`,
-                or all.
-        """
-        marks = [divmod(when.microsecond % 1000, _BASE) for when, _ in newest]
-        sizes = [lines for _, lines in newest]
-        place = marks[0][0]
-        # Either the newest block tells its number, or the one before it, or there is none before.
-        for count in (ENOUGH, place + 1, place + 1 + _PLACES):
-            block = self._block_of(marks[:count], sizes) if count <= len(marks) else None
-            if block is not None:
-                self._before_block = block
-                self.lines = block + sum(sizes[: place + 1])
-                self._place = (place + 1) % _PLACES
-                self._last_ms = milliseconds(newest[0][0])
-                return True
-        return False
-
-    def resume_uncertainly(self, lines: int, newest: datetime) -> None:
-        """Go on after logs whose timestamps have lost their last digits."""
-        self.lines, self._last_ms = lines, milliseconds(newest)
-
-    def _block_of(self, marks: Sequence[tuple[int, int]], sizes: Sequence[int]) -> int | None:
-        """Return the number of lines before the newest block, if the marks fit together."""
-        place = marks[0][0]
-        if [mark[0] for mark in marks] != [(place - i) % _PLACES for i in range(len(marks))]:
-            return None
-        if len(marks) < ENOUGH:
-            before = 0
-            first = len(marks) - 1
-        else:
-            first = place if place >= _DIGITS - 1 else place + _PLACES
-            before = sum(
-                (marks[first - i][1] - self._shifts[i]) % _BASE * _BASE**i for i in range(_DIGITS)
-            )
-        newest = before + (sum(sizes[place + 1 : first + 1]) if first > place else 0)
-        for i, (at, digit) in enumerate(marks):
-            # Of a block that is not all there, only the zeros are known.
-            is_known = i <= first or at >= _DIGITS
-            if is_known and digit != self._shifted(at, newest if i <= place else before):
-                return None
-        return newest
-
-    def _shifted(self, place: int, number: int) -> int:
-        digit = number // _BASE**place if place < _DIGITS else 0
-        return (digit + self._shifts[place]) % _BASE
-
-
-def milliseconds(when: datetime) -> int:
-    """Return a time as whole milliseconds since the epoch."""
-    return (when - _EPOCH) // timedelta(milliseconds=1)
+    newest: SentLog
+    line: int = 0
+    logged_lines: int = 0
 
 
 async def find_position(
-    sink: LogSink, sender: Sender, numbering: Numbering, *, since: datetime
-) -> SentLog | None:
-    """Let a numbering go on where an earlier bridge for the same job has stopped.
+    sink: LogSink, sender: Sender, submission_id: str, attempt: int, *, since: datetime
+) -> Position | None:
+    """Ask Prefect how far an earlier bridge for the same job has come.
 
     Args:
         sink: The run's logs.
         sender: Asks patiently.
-        numbering: Of the job; new.
+        submission_id: The job.
+        attempt: Which attempt at its run it is.
         since: When the job was submitted: older logs are of earlier attempts.
 
     Returns:
-        The newest log of the job that Prefect has, if any.
+        None if Prefect has no log of the attempt.
 
     Raises:
         LogsGivenUp: The API does not answer.
     """
-    newest: list[SentLog] = []
+    found: Position | None = None
+    unnumbered: list[SentLog] = []
     # Without an upper limit: stamps follow the node's clock, which can be ahead of ours.
     offset = 0
     while True:
@@ -145,20 +98,81 @@ async def find_position(
                 after=since, before=None, newest_first=True, offset=offset
             )
         )
-        newest += page.logs
-        if page.is_last or (len(newest) >= ENOUGH and not _is_coarse(newest)):
+        for log in page.logs:
+            # A server that keeps no microseconds gives many logs the newest time.
+            if found is not None and log.timestamp < found.newest.timestamp:
+                return found
+            line = line_in(log.name, attempt)
+            if line is not None and (found is None or line > found.line):
+                found = Position(log, line=line)
+        unnumbered += [log for log in page.logs if log.name == LOGGER_NAME]
+        enough = len(unnumbered) >= _ENOUGH and not _is_coarse(unnumbered)
+        if page.is_last or (enough and found is None):
             break
         offset += PAGE
-    if not newest:
+    if found is not None:
+        return found
+    lines = _lines_by_timestamps(submission_id, unnumbered) if unnumbered else None
+    return None if lines is None else Position(unnumbered[0], logged_lines=lines)
+
+
+def milliseconds(when: datetime) -> int:
+    """Return a time as whole milliseconds since the epoch."""
+    return (when - _EPOCH) // timedelta(milliseconds=1)
+
+
+# What follows reads the logs of runs that began under a version before the names had numbers. Those
+# versions hid the number of lines in the last three digits of the microseconds: logs came in blocks
+# of 40, and those digits were a log's place in its block times 25, plus one digit. The digits at
+# the places 0 to 7 were those, to the base of 25, of the number of lines before the block; the
+# others were zeros. All digits were shifted by amounts that depend on the job. The newest 48 logs
+# always hold a whole number.
+_PLACES = 40
+_BASE = 25
+_DIGITS = 8
+_ENOUGH = _PLACES + _DIGITS
+
+
+def _lines_by_timestamps(submission_id: str, newest_first: Sequence[SentLog]) -> int | None:
+    """Return how many lines logs without numbers have; None if they are another job's."""
+    sizes = [log.message.count("\n") + 1 for log in newest_first]
+    if _is_coarse(newest_first):
+        return sum(sizes)  # a server that keeps no microseconds left us but to count
+    shifts = hashlib.sha256(submission_id.encode()).digest() * 2
+    marks = [divmod(log.timestamp.microsecond % 1000, _BASE) for log in newest_first[:_ENOUGH]]
+    place = marks[0][0]
+    # Either the newest block tells its number, or the one before it, or there is none before.
+    for count in (_ENOUGH, place + 1, place + 1 + _PLACES):
+        before = _before_block(marks[:count], sizes, shifts) if count <= len(marks) else None
+        if before is not None:
+            return before + sum(sizes[: place + 1])
+    return None
+
+
+def _before_block(
+    marks: Sequence[tuple[int, int]], sizes: Sequence[int], shifts: bytes
+) -> int | None:
+    """Return the number of lines before the newest block, if the marks fit together."""
+
+    def shifted(place: int, number: int) -> int:
+        digit = number // _BASE**place if place < _DIGITS else 0
+        return (digit + shifts[place]) % _BASE
+
+    place = marks[0][0]
+    if [mark[0] for mark in marks] != [(place - i) % _PLACES for i in range(len(marks))]:
         return None
-    if _is_coarse(newest):
-        # A server that keeps no microseconds leaves us but to count.
-        lines = sum(log.message.count("\n") + 1 for log in newest)
-        numbering.resume_uncertainly(lines, newest[0].timestamp)
-        return newest[0]
-    marked = [(log.timestamp, log.message.count("\n") + 1) for log in newest[:ENOUGH]]
-    return newest[0] if numbering.resume(marked) else None
+    before, first = 0, len(marks) - 1
+    if len(marks) >= _ENOUGH:
+        first = place if place >= _DIGITS - 1 else place + _PLACES
+        before = sum((marks[first - i][1] - shifts[i]) % _BASE * _BASE**i for i in range(_DIGITS))
+    newest = before + (sum(sizes[place + 1 : first + 1]) if first > place else 0)
+    for i, (at, digit) in enumerate(marks):
+        # Of a block that is not all there, only the zeros are known.
+        is_known = i <= first or at >= _DIGITS
+        if is_known and digit != shifted(at, newest if i <= place else before):
+            return None
+    return newest
 
 
-def _is_coarse(logs: list[SentLog]) -> bool:
+def _is_coarse(logs: Sequence[SentLog]) -> bool:
     return all(log.timestamp.microsecond % 1000 == 0 for log in logs)

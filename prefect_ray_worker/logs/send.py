@@ -25,7 +25,7 @@ class Sender:
     """Sends the logs of one run.
 
     A batch whose request failed may have arrived. So before it is sent again, Prefect is asked
-    which of its logs it has; their timestamps tell them apart.
+    which of its logs it has; names and timestamps tell them apart.
 
     Args:
         sink: Where the logs go.
@@ -84,7 +84,7 @@ class Sender:
     async def _missing_of(
         self, logs: list[SentLog], backoff: Backoff, deadline: float
     ) -> list[SentLog]:
-        there: set[datetime] = set()
+        there: set[tuple[str, datetime]] = set()
         offset = 0
         while True:
             page = await self._ask(
@@ -97,9 +97,9 @@ class Sender:
                 backoff,
                 deadline,
             )
-            there.update(log.timestamp for log in page.logs)
+            there.update((log.name, log.timestamp) for log in page.logs)
             if page.is_last:
-                return [log for log in logs if log.timestamp not in there]
+                return [log for log in logs if (log.name, log.timestamp) not in there]
             offset += PAGE
 
     async def _send_in_parts(self, logs: list[SentLog]) -> None:

@@ -24,7 +24,7 @@ from prefect_ray_worker.errors import LogsRefused, LogsUnclear
 from prefect_ray_worker.prefect_api.compat import per_settings
 
 LOGGER_NAME = "prefect.ray.job"
-"""The logger under which everything that a job prints appears on its flow run."""
+"""Begins the name of every log of what a job prints; its line follows (`logs/position.py`)."""
 
 PAGE = 200
 """The most logs that Prefect returns at once (`PREFECT_API_DEFAULT_LIMIT`)."""
@@ -35,11 +35,13 @@ class SentLog:
     """One log as it goes to Prefect.
 
     Attributes:
-        timestamp: Tells it from all other logs of the run (`logs/position.py`).
+        name: Says which line of the job's output it is.
+        timestamp: Its place among the logs of the run; no two logs of an attempt share one.
         level: As in `logging`.
         message: The line.
     """
 
+    name: str
     timestamp: datetime
     level: int
     message: str
@@ -131,7 +133,7 @@ class PrefectLogs:
         """Add logs."""
         bodies = [
             {
-                "name": LOGGER_NAME,
+                "name": log.name,
                 "level": log.level,
                 "message": log.message,
                 "timestamp": log.timestamp.isoformat(),
@@ -155,9 +157,9 @@ class PrefectLogs:
         async with self._limiter:
             with _named_errors():
                 found = await self._client.read_logs(span, limit=PAGE, offset=offset, sort=sort)
-        own = [log for log in found if log.name == LOGGER_NAME]
+        own = [log for log in found if log.name.startswith(LOGGER_NAME)]
         return FoundLogs(
-            [SentLog(_plain(log.timestamp), log.level, log.message) for log in own],
+            [SentLog(log.name, _plain(log.timestamp), log.level, log.message) for log in own],
             len(found) < PAGE,
         )
 

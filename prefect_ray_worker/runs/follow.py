@@ -176,6 +176,7 @@ def _logs_of(services: Services, attempt: RunAttempt) -> LogForwarding | None:
         return None
     return LogForwarding(
         attempt.job_id,
+        attempt=attempt.number,
         reads=attempt.cluster.logs,
         sink=services.logs_of(attempt.run_id),
         owns=partial(services.lease.holds, attempt.run_id, attempt.job_id),

@@ -15,7 +15,7 @@ from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.ray_api.resources import asked_for
 from prefect_ray_worker.runs.judge import Limits
 from prefect_ray_worker.runs.services import Services
-from prefect_ray_worker.shared.ids import STARTING, present_claim, submission_id
+from prefect_ray_worker.shared.ids import STARTING, attempt_number, present_claim, submission_id
 from prefect_ray_worker.shared.resources import Asked
 
 
@@ -48,6 +48,11 @@ class RunAttempt:
     def claim_id(self) -> UUID:
         """Id of the Pending state that began the attempt."""
         return present_claim(self.history) or self.flow_run.id
+
+    @property
+    def number(self) -> int:
+        """Which attempt at the run it is, counted from 1."""
+        return attempt_number(self.history, self.claim_id)
 
     @property
     def job_id(self) -> str:

@@ -123,9 +123,26 @@ def present_claim(history: Iterable[StateOfRun]) -> UUID | None:
     Returns:
         None for an empty history.
     """
-    states = list(history)
-    claims = [s for s in states if s.type == "PENDING" and s.name == "Pending"] or states
-    return max(claims, key=lambda s: s.timestamp).id if claims else None
+    claims = _claims(history)
+    return claims[-1] if claims else None
+
+
+def attempt_number(history: Iterable[StateOfRun], claim_id: UUID) -> int:
+    """Return which attempt at a run a claim began, counted from 1.
+
+    Args:
+        history: The run's states, in any order; later ones may be missing.
+        claim_id: The Pending state that began the attempt.
+    """
+    claims = _claims(history)
+    return claims.index(claim_id) + 1 if claim_id in claims else max(len(claims), 1)
+
+
+def _claims(history: Iterable[StateOfRun]) -> list[UUID]:
+    """Return the ids of the states that began the attempts at a run, in order."""
+    states = sorted(history, key=lambda state: state.timestamp)
+    claims = [s.id for s in states if s.type == "PENDING" and s.name == "Pending"]
+    return claims or [s.id for s in states]
 
 
 def attempt_name(claim_id: UUID) -> str:

@@ -96,7 +96,7 @@ async def lags(run_id: UUID) -> list[float]:
             logs = await client.read_logs(wanted, sort=LogSort.TIMESTAMP_DESC)
             now = time.time()
             for log in logs:
-                if log.name == LOGGER_NAME and log.message.endswith(" tick"):
+                if log.name.startswith(LOGGER_NAME) and log.message.endswith(" tick"):
                     seen.setdefault(log.message, now - float(log.message.split()[0]))
             await anyio.sleep(0.1)
     return list(seen.values())

@@ -67,7 +67,9 @@ async def test_server_that_hangs_gets_every_line_once(
         run_id = (await client.create_flow_run(some_flow)).id
         job = ray.add_job("j")
         sink = PrefectLogs(client, run_id, anyio.CapacityLimiter(4))
-        bridge = LogBridge("j", reads=ClusterLogs(logs), sink=sink, longest=longest_message())
+        bridge = LogBridge(
+            "j", attempt=1, reads=ClusterLogs(logs), sink=sink, longest=longest_message()
+        )
         bridge.observe(JobDetails.model_validate(job.details()))
         task = asyncio.create_task(bridge.run())
         job.print("\n".join(lines(0, 100)) + "\n")

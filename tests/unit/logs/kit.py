@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -112,7 +113,7 @@ class MemoryPrefect:
 
     def _kept(self, log: SentLog) -> SentLog:
         micros = log.timestamp.microsecond // self.precision * self.precision
-        return SentLog(log.timestamp.replace(microsecond=micros), log.level, log.message)
+        return replace(log, timestamp=log.timestamp.replace(microsecond=micros))
 
 
 class MemoryLogs:
@@ -177,6 +178,7 @@ def bridge(logs: MemoryLogs, prefect: MemoryPrefect, reads: ClusterLogs | None =
     """Return a bridge that has seen its job run."""
     made = LogBridge(
         JOB,
+        attempt=1,
         reads=reads or ClusterLogs(logs),  # type: ignore[arg-type]
         sink=prefect,
         longest=LONGEST,

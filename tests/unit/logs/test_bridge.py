@@ -33,7 +33,7 @@ async def bridging(
         reads = ClusterLogs(client)
         sinks = [MemoryPrefect() for _ in jobs]
         bridges = [
-            LogBridge(job, reads=reads, sink=sink, longest=LONGEST)
+            LogBridge(job, attempt=1, reads=reads, sink=sink, longest=LONGEST)
             for job, sink in zip(jobs, sinks, strict=True)
         ]
         for job, bridge in zip(jobs, bridges, strict=True):
@@ -115,11 +115,11 @@ async def test_log_that_died_with_its_node_is_told_once(
         show(ray, "j", bridge)
         await asyncio.wait_for(task, 20)
         told = texts(sink)
-        again = LogBridge("j", reads=bridge._reads, sink=sink, longest=LONGEST)
+        again = LogBridge("j", attempt=1, reads=bridge._reads, sink=sink, longest=LONGEST)
         show(ray, "j", again)
         await asyncio.wait_for(again.run(), 20)
     assert told[:2] == ["seen", "unfinished"]
-    assert "15 bytes of it had been read" in told[2]
+    assert "2 lines of it had been read" in told[2]
     assert "cannot be read any more" in told[2]
     assert texts(sink) == told
 
@@ -194,7 +194,7 @@ async def test_memory_does_not_grow_with_the_log(ray: FakeRay, megabytes: int) -
     # The agent is not compared: the fake's dashboard would make the whole log at once.
     ray.faults.add(Fault("GET", "/api/v0/logs", kind=Kind.STATUS, status=503, times=None))
     async with LogsClient(Connection(ray.address)) as client:
-        bridge = LogBridge("j", reads=ClusterLogs(client), sink=sink, longest=LONGEST)
+        bridge = LogBridge("j", attempt=1, reads=ClusterLogs(client), sink=sink, longest=LONGEST)
         show(ray, "j", bridge)
         before = highest = process.memory_info().rss
         task = asyncio.create_task(bridge.run())

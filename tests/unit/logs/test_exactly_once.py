@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from prefect_ray_worker.logs import bridge as bridge_module
 from prefect_ray_worker.logs import read
+from prefect_ray_worker.logs.position import milliseconds
 from prefect_ray_worker.logs.read import ClusterLogs
+from prefect_ray_worker.prefect_api.logs import LOGGER_NAME, SentLog
 from prefect_ray_worker.shared.log_marks import mark
 from tests.unit.logs.kit import (
+    JOB,
     MemoryLogs,
     MemoryPrefect,
     bridge,
@@ -21,6 +24,7 @@ from tests.unit.logs.kit import (
     run,
     shape_whole,
 )
+from tests.unit.logs.old_stamps import OldStamps
 
 FRAGMENTS = st.sampled_from(
     [
@@ -55,10 +59,16 @@ CUTS = st.lists(st.integers(1, 40), min_size=1, max_size=10)
 
 
 async def forward(
-    stream: bytes, api: list[str], ray: list[str], lives: list[int], cuts: list[int]
+    stream: bytes,
+    api: list[str],
+    ray: list[str],
+    lives: list[int],
+    cuts: list[int],
+    *,
+    prefect: MemoryPrefect | None = None,
 ) -> MemoryPrefect:
     """Let a log grow and be forwarded by one bridge after the other."""
-    prefect, logs = MemoryPrefect(api), MemoryLogs(ray)
+    prefect, logs = prefect or MemoryPrefect(api), MemoryLogs(ray)
     logs.room = cuts[0]
     sizes = itertools.cycle(cuts)
     reads = ClusterLogs(logs)  # type: ignore[arg-type]
@@ -120,6 +130,22 @@ def test_lines_arrive_once_by_whichever_way_they_come(
 ) -> None:
     prefect = run(forward(stream, api, ray, lives, cuts))
     assert prefect.shown == shape_whole(stream)
+
+
+@QUICKLY
+@given(STREAMS, st.integers(0, 40), st.integers(0, 60))
+def test_run_that_an_older_version_began_goes_on_once(
+    small: None, stream: bytes, there: int, event: int
+) -> None:
+    """Older versions counted the lines of logs, in the timestamps, and gave all one name."""
+    whole, prefect, stamps = shape_whole(stream), MemoryPrefect(), OldStamps(JOB)
+    started = milliseconds(datetime.now(UTC))
+    prefect.logs = [
+        SentLog(LOGGER_NAME, stamps.stamp(started), shaped.level, shaped.message)
+        for shaped in whole[:there]
+    ]
+    run(forward(stream, [], [], [event + 1, 3], [30], prefect=prefect))
+    assert prefect.shown == whole
 
 
 @pytest.mark.parametrize("hours", [-200, -1, 1, 20, 30, 100])

@@ -58,7 +58,7 @@ def test_memory_stays_bounded_without_any_line_end() -> None:
 
 
 def of_level(*messages: str, level: int = 20, at: int = 0) -> list[Line]:
-    return [Line(level, message, at) for message in messages]
+    return [Line(level, message, at, number) for number, message in enumerate(messages, 1)]
 
 
 def test_lines_stay_single_where_there_is_time() -> None:
@@ -68,7 +68,11 @@ def test_lines_stay_single_where_there_is_time() -> None:
 
 def test_neighbours_are_joined_up_to_a_number() -> None:
     found = list(joined(of_level("a", "b", "c", "d", "e"), most=2, longest=1000))
-    assert [(line.message, line.lines) for line in found] == [("a\nb", 2), ("c\nd", 2), ("e", 1)]
+    assert [(line.message, line.number, line.count) for line in found] == [
+        ("a\nb", 2, 2),
+        ("c\nd", 4, 2),
+        ("e", 5, 1),
+    ]
 
 
 def test_another_level_or_time_begins_anew() -> None:
@@ -84,5 +88,5 @@ def test_another_level_or_time_begins_anew() -> None:
 def test_joined_message_is_never_longer_than_the_api_takes() -> None:
     found = list(joined(of_level(*["x" * 30] * 10), most=50, longest=100))
     assert max(len(line.message) for line in found) <= 100
-    assert sum(line.lines for line in found) == 10
-    assert found[0].lines == 3
+    assert sum(line.count for line in found) == 10
+    assert found[0].count == 3

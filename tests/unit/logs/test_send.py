@@ -11,7 +11,7 @@ from prefect_ray_worker.prefect_api.logs import SentLog
 from tests.unit.logs.kit import MemoryPrefect, run
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-LOGS = [SentLog(NOW + timedelta(microseconds=i), 20, f"line {i}") for i in range(500)]
+LOGS = [SentLog(f"log:{i}", NOW + timedelta(microseconds=i), 20, f"line {i}") for i in range(500)]
 
 
 @pytest.mark.parametrize("trouble", ["lost", "unclear"])

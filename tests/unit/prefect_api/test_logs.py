@@ -20,7 +20,10 @@ from prefect_ray_worker.prefect_api.logs import LOGGER_NAME, PrefectLogs, SentLo
 
 API = "http://prefect.test/api"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-LOGS = [SentLog(NOW + timedelta(microseconds=i), 20, f"line {i}") for i in range(3)]
+LOGS = [
+    SentLog(f"{LOGGER_NAME}:{i}", NOW + timedelta(microseconds=i), 20, f"line {i}")
+    for i in range(3)
+]
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ async def test_only_logs_under_our_name_are_found(logs: PrefectLogs) -> None:
         when = (NOW + timedelta(microseconds=number)).isoformat()
         return {"id": str(uuid4()), "name": name, "level": 20, "message": "x", "timestamp": when}
 
-    answer = [log(LOGGER_NAME, 1), log("prefect.flow_runs", 2), log(LOGGER_NAME, 3)]
+    answer = [log(f"{LOGGER_NAME}:7", 1), log("prefect.flow_runs", 2), log(LOGGER_NAME, 3)]
     respx.post(f"{API}/logs/filter").mock(return_value=httpx.Response(200, json=answer))
     page = await logs.find(after=NOW, before=NOW, newest_first=False, offset=0)
     assert [log.timestamp - NOW for log in page.logs] == [

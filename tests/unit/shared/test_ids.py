@@ -1,10 +1,18 @@
 """Names: stable, distinct per attempt, and readable back."""
 
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from uuid import UUID, uuid4
 
 import pytest
 
-from prefect_ray_worker.shared.ids import ClusterRef, InfrastructurePid, is_job_of, submission_id
+from prefect_ray_worker.shared.ids import (
+    ClusterRef,
+    InfrastructurePid,
+    attempt_number,
+    is_job_of,
+    submission_id,
+)
 
 RUN = UUID("11111111-2222-3333-4444-555555555555")
 HEAD = ClusterRef.of_address("http://head:8265")
@@ -72,3 +80,22 @@ def test_job_is_ours_by_its_metadata_only() -> None:
     assert not is_job_of(RUN, {"prefect.io/flow-run-id": str(uuid4())})
     assert not is_job_of(RUN, {})
     assert not is_job_of(RUN, None)
+
+
+def test_attempts_are_counted_by_their_claims() -> None:
+    """Whoever asks, and whenever: an attempt that follows changes no number."""
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    names = ["Scheduled", "Pending", "Submitting", "Running", "Scheduled", "Pending", "Running"]
+    states = [
+        SimpleNamespace(
+            id=uuid4(),
+            type="PENDING" if name in ("Pending", "Submitting") else name.upper(),
+            name=name,
+            timestamp=start + timedelta(seconds=second),
+        )
+        for second, name in enumerate(names)
+    ]
+    assert attempt_number(states[:3], states[1].id) == 1
+    assert attempt_number(reversed(states), states[1].id) == 1
+    assert attempt_number(states, states[5].id) == 2
+    assert attempt_number([], uuid4()) == 1
