@@ -21,7 +21,12 @@ from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import Delivery
 from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.prefect_api.active_runs import cancelling_runs
-from prefect_ray_worker.prefect_api.compat import exit_stack, related_resources, worker_logger
+from prefect_ray_worker.prefect_api.compat import (
+    exit_stack,
+    related_resources,
+    work_queues,
+    worker_logger,
+)
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.prefect_api.logs import LogSink, PrefectLogs
 from prefect_ray_worker.runs.explain import WaitingRuns
@@ -35,7 +40,7 @@ from prefect_ray_worker.runs.stop import CancellingRuns, Stopping, stop_and_conf
 from prefect_ray_worker.runs.submit import Submitter
 from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.settings import RayWorkerSettings, worker_settings
-from prefect_ray_worker.shared.ids import InfrastructurePid
+from prefect_ray_worker.shared.ids import InfrastructurePid, present_claim, submission_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +133,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             self._sources,
             self._followed,
             self._configuration_of,
+            queues=work_queues(self),
             interval=interval,
         )
         stack.push_async_exit(self._recovery.give_up)
@@ -206,13 +212,22 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     ) -> tuple[Follower, InfrastructurePid]:
         logger = self.get_flow_run_logger(flow_run)
         with self._followed.in_hand(flow_run.id):
-            cluster = await self._sources.acquire(configuration, logger.info)
-            warn_of_local_api(cluster, PREFECT_API_URL.value(), logger.warning)
-            attempt = await present_attempt(self._services, flow_run, configuration, cluster)
-            submitter = Submitter(self._services, attempt)
-            with self._followed.submitting(attempt.job_id, attempt):
-                await self._recovery.own(attempt)
-                pid = await submitter.submit()
+            history = await self._services.flow_runs.states(flow_run.id)
+            job_id = submission_id(flow_run.id, present_claim(history) or flow_run.id)
+            planned = await self._sources.find(configuration)
+            with self._followed.submitting(job_id):
+                # First of all, as a cluster may take minutes to start.
+                await self._recovery.own(flow_run.id, job_id, planned)
+                cluster = await self._sources.acquire(configuration, logger.info)
+                if cluster != planned:
+                    await self._recovery.own(flow_run.id, job_id, cluster)
+                warn_of_local_api(cluster, PREFECT_API_URL.value(), logger.warning)
+                attempt = await present_attempt(
+                    self._services, flow_run, configuration, cluster, history
+                )
+                submitter = Submitter(self._services, attempt)
+                with self._followed.submitting(job_id, attempt):
+                    pid = await submitter.submit()
         return Follower(self._services, attempt, submitter), pid
 
     async def kill_infrastructure(

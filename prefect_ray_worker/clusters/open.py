@@ -76,6 +76,11 @@ class OpenClusters:
         """The clients of all clusters that were used so far."""
         return tuple(cluster.client for cluster in self._open.values())
 
+    @property
+    def refs(self) -> frozenset[ClusterRef]:
+        """All clusters that were used so far."""
+        return frozenset(cluster.ref for cluster in self._open)
+
     async def get(self, cluster: Cluster) -> OpenCluster:
         """Return an open cluster; open it and start its poller if it is not open yet."""
         if self._tasks is None:

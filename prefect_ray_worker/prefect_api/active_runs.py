@@ -43,6 +43,8 @@ class ActiveRun:
         state_name: The name of its state.
         since: When it came into that state, on the clock of the Prefect server.
         labels: Its labels.
+        queue: The name of its work queue.
+        infrastructure_pid: Where its job is, or an earlier attempt's was.
     """
 
     id: UUID
@@ -51,6 +53,8 @@ class ActiveRun:
     state_name: str
     since: datetime
     labels: dict[str, object]
+    queue: str | None
+    infrastructure_pid: str | None
 
     @property
     def age(self) -> float:
@@ -118,6 +122,8 @@ def _active(record: dict[str, Any]) -> ActiveRun | None:
         state_name=state["name"] or "",
         since=datetime.fromisoformat(state["timestamp"]),
         labels=record.get("labels") or {},
+        queue=record.get("work_queue_name"),
+        infrastructure_pid=record.get("infrastructure_pid"),
     )
 
 

@@ -139,6 +139,11 @@ def worker_logger(worker: "BaseWorker[Any, Any, Any]") -> "Logger | LoggerAdapte
     return worker._logger  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
+def work_queues(worker: "BaseWorker[Any, Any, Any]") -> frozenset[str]:
+    """Return the names of the queues that a worker polls; none means all of its pool (3.8.8)."""
+    return frozenset(worker._work_queues)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
 def related_resources(
     worker: "BaseWorker[Any, Any, Any]", configuration: "BaseJobConfiguration"
 ) -> "list[RelatedResource]":

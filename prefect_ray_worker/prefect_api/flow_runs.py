@@ -323,7 +323,7 @@ class FlowRuns:
                 async with self._requests:
                     return await ask()
             except (httpx.TransportError, PrefectHTTPStatusError) as exc:
-                delay = patience.wait(anyio.current_time()) if _is_passing(exc) else None
+                delay = patience.wait(anyio.current_time()) if is_passing_error(exc) else None
                 if delay is None:
                     raise
                 _log.warning("The Prefect API does not answer (%s); trying again.", exc)
@@ -351,5 +351,8 @@ def _may_crash(run: FlowRun, *, rename: bool) -> bool:
     return type_of_state(run) in GOES_ON
 
 
-def _is_passing(exc: Exception) -> bool:
-    return not isinstance(exc, PrefectHTTPStatusError) or is_passing(exc.response.status_code)
+def is_passing_error(exc: Exception) -> bool:
+    """Return whether the Prefect API may answer otherwise when it is asked again."""
+    if isinstance(exc, PrefectHTTPStatusError):
+        return is_passing(exc.response.status_code)
+    return isinstance(exc, httpx.TransportError)

@@ -105,18 +105,20 @@ async def present_attempt(
     flow_run: FlowRun,
     configuration: RayJobConfiguration,
     cluster: Cluster,
+    history: Sequence[State[Any]] | None = None,
 ) -> RunAttempt:
-    """Read the present attempt at a run from Prefect.
+    """Return the present attempt at a run.
 
     Args:
         services: What the worker's runs share.
         flow_run: The run.
         configuration: Prepared for it.
         cluster: The cluster that has its job, or gets it.
+        history: The run's states; read from Prefect if not given.
     """
     return RunAttempt(
         flow_run=flow_run,
-        history=await services.flow_runs.states(flow_run.id),
+        history=history or await services.flow_runs.states(flow_run.id),
         configuration=configuration,
         cluster=await services.clusters.get(cluster),
         limits=Limits(

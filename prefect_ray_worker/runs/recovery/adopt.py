@@ -1,7 +1,9 @@
 """`Adoption`: goes on with a run that another worker, or this one before, has begun."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from logging import Logger, LoggerAdapter
+from typing import Any, Protocol
+from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
@@ -11,20 +13,17 @@ from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.existing import cluster_at
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.errors import (
-    InvalidConfiguration,
-    JobNotFound,
-    JobsApiError,
-    RayWorkerError,
-)
-from prefect_ray_worker.prefect_api.flow_runs import type_of_state
+from prefect_ray_worker.errors import JobNotFound, JobsApiError, RayWorkerError
+from prefect_ray_worker.prefect_api.active_runs import ActiveRun
+from prefect_ray_worker.prefect_api.flow_runs import is_passing_error, type_of_state
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.runs.follow import Follower
+from prefect_ray_worker.runs.recovery.ownership import Place, labelled_cluster
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import RunAttempt, present_attempt
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.submit import Submitter
-from prefect_ray_worker.shared.ids import InfrastructurePid, is_job_of
+from prefect_ray_worker.shared.ids import InfrastructurePid, is_job_of, job_of_attempt
 
 
 class ConfigurationOf(Protocol):
@@ -34,25 +33,40 @@ class ConfigurationOf(Protocol):
         """Return the configuration.
 
         Raises:
-            InvalidConfiguration: The pool, or the deployment, does not allow it any more.
-            ObjectNotFound: The deployment or the flow has been deleted.
+            Exception: The Prefect API does not answer, or the configuration cannot be used any
+                more: `is_passing_error` tells these apart.
         """
         ...
 
 
 @dataclass(frozen=True)
 class OrphanedRun:
-    """A run that is to be adopted.
+    """A run to adopt.
 
     Attributes:
         flow_run: The run, just read.
         job_id: The submission id of its present attempt.
-        pid: Where that attempt's job is, if a worker has got as far as saying so.
+        pid: Where that attempt's job is, if a worker recorded it.
     """
 
     flow_run: FlowRun
     job_id: str
     pid: InfrastructurePid | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a run's configuration says by now.
+
+    Attributes:
+        configuration: The configuration; the defaults if it cannot be used any more.
+        cluster: The cluster that it names; None if it is not there, or not known.
+        trouble: Why the configuration cannot be used any more; None if it can.
+    """
+
+    configuration: RayJobConfiguration
+    cluster: Cluster | None
+    trouble: Exception | None = None
 
 
 class Adoption:
@@ -63,6 +77,7 @@ class Adoption:
         services: What the worker's runs share.
         followed: Where the adopted runs are followed.
         configuration_of: Builds the configuration of a run, as for its submission.
+        queues: The queues that this worker polls; none means all.
     """
 
     def __init__(
@@ -71,90 +86,169 @@ class Adoption:
         services: Services,
         followed: FollowedRuns,
         configuration_of: ConfigurationOf,
+        queues: frozenset[str],
     ) -> None:
         self._sources = sources
         self._services = services
+        self._flow_runs = services.flow_runs
         self._followed = followed
         self._configuration_of = configuration_of
-        self._not_ours: set[str] = set()
+        self._queues = queues
+        self._left_alone: set[UUID] = set()
+
+    async def place_of(self, run: ActiveRun, attempt: str) -> Place:
+        """Return where the job of an attempt is, or goes, seen from this worker.
+
+        Args:
+            run: The run.
+            attempt: Its present attempt.
+
+        Raises:
+            Exception: The Prefect API did not answer.
+        """
+        pid = pid_of(run.infrastructure_pid, job_of_attempt(run.id, attempt))
+        named = pid.cluster if pid is not None else labelled_cluster(run.labels, attempt)
+        if pid is not None and pid.cluster in self._services.clusters.refs:
+            return Place.OURS
+        flow_run = await self._flow_runs.read(run.id)
+        if flow_run is None:
+            return Place.UNSERVED  # it was deleted meanwhile
+        plan = await self._plan(flow_run)
+        if plan.trouble is not None:
+            return Place.OURS  # no worker can do more for it than say so
+        if named is not None:
+            ours = plan.cluster is not None and plan.cluster.ref == named
+            elsewhere = Place.FOREIGN if pid is None else Place.ELSEWHERE
+            return Place.OURS if ours else elsewhere
+        served = not self._queues or run.queue in self._queues
+        names_one = plan.configuration.connection() is not None
+        return Place.OURS if served or names_one else Place.UNSERVED
 
     async def adopt(self, found: OrphanedRun) -> None:
         """Follow a run as if this process had submitted its job; submit it if nobody has."""
         with self._followed.submitting(found.job_id):
-            follower = await self._follower(found)
+            try:
+                follower = await self._follower(found)
+            except Exception as exc:
+                if not is_passing_error(exc):
+                    raise
+                self._log_of(found).warning("This run is adopted a little later: %s", exc)
+                return
         if follower is not None:
             metrics.ADOPTIONS.inc()
             await self._followed.follow(follower)
 
-    async def _follower(self, found: OrphanedRun) -> Follower | None:
-        log = self._services.logger_of(found.flow_run)
+    async def _plan(self, flow_run: FlowRun) -> _Plan:
         try:
-            configuration = await self._configuration_of(found.flow_run)
-        except (InvalidConfiguration, ObjectNotFound) as exc:
-            if type_of_state(found.flow_run) == StateType.PENDING and found.pid is None:
-                message = f"The flow run cannot be submitted to Ray: {exc}"
-                await self._services.flow_runs.crash(found.flow_run.id, message)
-                return None
-            # The job is there already: what is missing are its limits, and its credentials.
-            log.warning(
-                "The configuration with which this run was submitted cannot be read any more "
-                "(%s): its limits are the defaults from now on.",
-                exc,
-            )
-            configuration = RayJobConfiguration()
+            configuration = await self._configuration_of(flow_run)
+            cluster = await self._sources.find(configuration)
+            if cluster is not None:
+                await self._services.clusters.get(cluster)
+        except Exception as exc:
+            if is_passing_error(exc):
+                raise
+            return _Plan(RayJobConfiguration(), None, exc)
+        return _Plan(configuration, cluster)
+
+    async def _follower(self, found: OrphanedRun) -> Follower | None:
+        plan = await self._plan(found.flow_run)
         if found.pid is not None:
-            return await self._with_pid(found, found.pid, configuration)
-        return await self._without_pid(found, configuration)
+            return await self._with_pid(found, found.pid, plan)
+        if plan.trouble is not None:
+            await self._end_without_cluster(found, plan.trouble)
+            return None
+        return await self._without_pid(found, plan)
 
     async def _with_pid(
-        self, found: OrphanedRun, pid: InfrastructurePid, configuration: RayJobConfiguration
+        self, found: OrphanedRun, pid: InfrastructurePid, plan: _Plan
     ) -> Follower | None:
-        cluster = await self._cluster_of(pid, configuration)
-        attempt = await present_attempt(self._services, found.flow_run, configuration, cluster)
-        if attempt.job_id != found.job_id:
-            return None  # the run has gone on meanwhile; the next look finds it as it is
+        cluster = plan.cluster
+        if cluster is None or cluster.ref != pid.cluster:
+            # The pool points elsewhere by now, and its credentials go nowhere else.
+            cluster = cluster_at(Connection(str(pid.cluster)))
+        attempt = await self._attempt(found, plan, cluster)
+        if attempt is None:
+            return None
+        if plan.trouble is not None:
+            # The job is there already: what is missing are its limits, and its credentials.
+            attempt.log.warning(
+                "The configuration with which this run was submitted cannot be used any more "
+                "(%s): its limits are the defaults from now on.",
+                _said_by(plan.trouble),
+            )
         # Nobody may have looked for long: the head may have been away meanwhile.
         attempt.cluster.poller.head_may_have_restarted()
         attempt.log.info("Following Ray Job %s from here on: its worker has gone.", found.job_id)
         return Follower(self._services, attempt, Submitter(self._services, attempt, pid))
 
-    async def _without_pid(
-        self, found: OrphanedRun, configuration: RayJobConfiguration
-    ) -> Follower | None:
-        """Go on with a run whose worker died before it had said where the job is."""
-        log = self._services.logger_of(found.flow_run)
-        cluster = await self._sources.find(configuration)
+    async def _without_pid(self, found: OrphanedRun, plan: _Plan) -> Follower | None:
+        """Go on with a run whose worker died before it recorded where the job is."""
+        state = type_of_state(found.flow_run)
+        cluster = plan.cluster
         if cluster is None:
-            if type_of_state(found.flow_run) == StateType.RUNNING:
-                return None  # a Ray that does not run has no job that does
-            cluster = await self._sources.acquire(configuration, log.info)
-        attempt = await present_attempt(self._services, found.flow_run, configuration, cluster)
-        if attempt.job_id != found.job_id:
+            # A Ray that does not run has no job that does.
+            if state == StateType.CANCELLING:
+                await self._flow_runs.cancelled(
+                    found.flow_run.id, "Cancelled before Ray had the job."
+                )
+            if state != StateType.PENDING:
+                return None
+            try:
+                cluster = await self._sources.acquire(plan.configuration, self._log_of(found).info)
+            except Exception as exc:  # noqa: BLE001 (whatever it is, the run says so)
+                await self._end_without_cluster(found, exc)
+                return None
+        attempt = await self._attempt(found, plan, cluster)
+        if attempt is None:
             return None
-        match type_of_state(found.flow_run):
+        match state:
             case StateType.PENDING:
-                return await self._submitted(attempt)
+                return await self._submitted(found, attempt)
             case StateType.RUNNING:
                 pid = await self._where_it_runs(attempt)
                 if pid is None:
                     return None
-                await self._services.flow_runs.record_pid(attempt.run_id, str(pid))
+                await self._flow_runs.record_pid(attempt.run_id, str(pid))
                 return Follower(self._services, attempt, Submitter(self._services, attempt, pid))
             case _:
                 # Being cancelled: the job is watched for, and the run settled if there is none.
                 return Follower(self._services, attempt, Submitter(self._services, attempt))
 
-    async def _submitted(self, attempt: RunAttempt) -> Follower | None:
+    async def _attempt(
+        self, found: OrphanedRun, plan: _Plan, cluster: Cluster
+    ) -> RunAttempt | None:
+        """Return the attempt; None if the run has gone on: the next look finds it as it is."""
+        attempt = await present_attempt(self._services, found.flow_run, plan.configuration, cluster)
+        return attempt if attempt.job_id == found.job_id else None
+
+    async def _submitted(self, found: OrphanedRun, attempt: RunAttempt) -> Follower | None:
         attempt.log.info("Submitting this run: the worker that claimed it has gone.")
         submitter = Submitter(self._services, attempt)
         try:
             pid = await submitter.submit()
-        except RayWorkerError as exc:
-            message = f"The flow run could not be submitted to Ray: {exc}"
-            await self._services.flow_runs.crash(attempt.run_id, message)
+        except Exception as exc:
+            if is_passing_error(exc):
+                raise
+            await self._end_without_cluster(found, exc)
             return None
-        await self._services.flow_runs.record_pid(attempt.run_id, str(pid))
+        await self._flow_runs.record_pid(attempt.run_id, str(pid))
         return Follower(self._services, attempt, submitter)
+
+    async def _end_without_cluster(self, found: OrphanedRun, trouble: Exception) -> None:
+        """Settle a run that cannot be submitted, and whose job cannot be looked for."""
+        run_id = found.flow_run.id
+        said = _said_by(trouble)
+        match type_of_state(found.flow_run):
+            case StateType.PENDING:
+                await self._flow_runs.crash(run_id, f"The run cannot be submitted to Ray: {said}")
+            case StateType.CANCELLING:
+                await self._flow_runs.cancelled(
+                    run_id,
+                    "Cancelled. No worker recorded a Ray Job of this run, and none can be looked "
+                    f"for: {said}",
+                )
+            case _:
+                self._leave_alone(found, f"its Ray cluster cannot be asked for one ({said})")
 
     async def _where_it_runs(self, attempt: RunAttempt) -> InfrastructurePid | None:
         """Look for the job of a run that says it runs; it may run elsewhere, by hand."""
@@ -163,14 +257,8 @@ class Adoption:
             job = await client.get(attempt.job_id)
             session = (await client.version()).session_name
         except JobNotFound:
-            if attempt.job_id not in self._not_ours:
-                self._not_ours.add(attempt.job_id)
-                attempt.log.warning(
-                    "The run is Running, but no worker has recorded a job for it and the Ray "
-                    "cluster at %s has none: it is left alone. If nothing runs it (by hand, for "
-                    "example), cancel it.",
-                    attempt.address,
-                )
+            found = OrphanedRun(attempt.flow_run, attempt.job_id, None)
+            self._leave_alone(found, f"the Ray cluster {attempt.cluster.ref} has none")
             return None
         except JobsApiError:
             return None  # asked again with the next look
@@ -178,11 +266,30 @@ class Adoption:
             return None
         return InfrastructurePid(attempt.cluster.ref, attempt.job_id, session)
 
-    async def _cluster_of(
-        self, pid: InfrastructurePid, configuration: RayJobConfiguration
-    ) -> Cluster:
-        configured = await self._sources.find(configuration)
-        if configured is not None and configured.ref == pid.cluster:
-            return configured
-        # The pool points elsewhere by now, and its credentials go nowhere else.
-        return cluster_at(Connection(str(pid.cluster)))
+    def _leave_alone(self, found: OrphanedRun, why: str) -> None:
+        if found.flow_run.id not in self._left_alone:
+            self._left_alone.add(found.flow_run.id)
+            self._log_of(found).warning(
+                "The run is Running, but no worker has recorded a job for it and %s: it is left "
+                "alone. If nothing runs it (by hand, for example), cancel it.",
+                why,
+            )
+
+    def _log_of(self, found: OrphanedRun) -> "Logger | LoggerAdapter[Any]":
+        return self._services.logger_of(found.flow_run)
+
+
+def pid_of(infrastructure_pid: str | None, job_id: str) -> InfrastructurePid | None:
+    """Return what a run's `infrastructure_pid` says of a job; None if it names another, or none."""
+    try:
+        pid = InfrastructurePid.parse(infrastructure_pid or "")
+    except ValueError:
+        return None
+    return pid if pid.submission_id == job_id else None
+
+
+def _said_by(trouble: Exception) -> str:
+    """Return an error in words that the user can place."""
+    text = str(trouble)
+    known = isinstance(trouble, RayWorkerError | ObjectNotFound)
+    return text if known and text else f"{type(trouble).__name__}: {text}"

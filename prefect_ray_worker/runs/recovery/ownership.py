@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from enum import Enum
 from uuid import UUID
 
+from prefect_ray_worker.shared.ids import ClusterRef
+
 OWNER_LABEL = "prefect-ray-worker.owner"
+"""Label of a flow run: `<attempt> <process> <host or -> <worker name>`."""
+
+CLUSTER_LABEL = "prefect-ray-worker.cluster"
+"""Label of a flow run: `<attempt> <cluster>`. The cluster that gets the attempt's job."""
+
 # Set by Prefect's own worker after its claim, before our label (3.8.8).
 _SUBMITTER_LABEL = "prefect.worker.name"
 _NONE = "-"
@@ -193,6 +200,32 @@ def label_of(worker: Worker, attempt: str, host: str | None = None) -> str:
 def given_up_label(worker: Worker, attempt: str, host: str | None = None) -> str:
     """Return the value of `OWNER_LABEL` by which a worker gives up an attempt at a run."""
     return label_of(Worker(worker.name, _NONE), attempt, host)
+
+
+def owner_labels(
+    worker: Worker, attempt: str, cluster: ClusterRef | None, host: str | None
+) -> dict[str, str]:
+    """Return the labels that a worker writes on a run before it submits an attempt at it.
+
+    Args:
+        worker: The worker.
+        attempt: The attempt.
+        cluster: Where the job is to go; None if that cluster has to be started first.
+        host: The machine whose own Ray gets the job, if no other machine can ask that Ray.
+    """
+    labels = {OWNER_LABEL: label_of(worker, attempt, host)}
+    return labels if cluster is None else {**labels, CLUSTER_LABEL: f"{attempt} {cluster}"}
+
+
+def labelled_cluster(labels: Mapping[str, object], attempt: str) -> ClusterRef | None:
+    """Return the cluster that an attempt at a run was to be submitted to, if a label says so."""
+    labelled, _, cluster = str(labels.get(CLUSTER_LABEL, "")).partition(" ")
+    if labelled != attempt:
+        return None
+    try:
+        return ClusterRef.parse(cluster)
+    except ValueError:
+        return None
 
 
 def labelled_owner(labels: Mapping[str, object]) -> tuple[str, Owner] | None:

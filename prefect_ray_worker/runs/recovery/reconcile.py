@@ -16,20 +16,19 @@ from uuid import UUID
 
 import anyio
 from anyio.lowlevel import checkpoint
-from prefect.client.schemas.objects import FlowRun, StateType, WorkPool
+from prefect.client.schemas.objects import StateType, WorkPool
 
 from prefect_ray_worker.prefect_api.active_runs import ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import INFRASTRUCTURE_PENDING, FlowRuns
-from prefect_ray_worker.runs.recovery.adopt import Adoption, OrphanedRun
+from prefect_ray_worker.runs.recovery.adopt import Adoption, OrphanedRun, pid_of
 from prefect_ray_worker.runs.recovery.ownership import (
     OWNER_LABEL,
     Decision,
     Facts,
-    Owner,
-    Place,
     Worker,
     decide,
     label_of,
+    labelled_cluster,
     labelled_owner,
     owner_in,
     submitter_in,
@@ -39,7 +38,6 @@ from prefect_ray_worker.runs.services import Lease
 from prefect_ray_worker.shared.backoff import Backoff, jittered
 from prefect_ray_worker.shared.ids import (
     STARTING,
-    InfrastructurePid,
     attempt_in,
     attempt_name,
     job_of_attempt,
@@ -179,7 +177,7 @@ class Reconciler:
             case Decision.DROP:
                 self._followed.drop(job_id)
             case Decision.BURY:
-                await self._bury(run, owner_in(run.labels, attempt))
+                await self._bury(run, attempt)
             case _:
                 pass
 
@@ -198,7 +196,8 @@ class Reconciler:
                 case Decision.READ_HISTORY:
                     attempt, facts = await self._with_history(run, facts)
                 case Decision.READ_PLACE:
-                    facts = replace(facts, place=Place.OURS)
+                    place = await self._adoption.place_of(run, attempt)
+                    facts = replace(facts, place=place)
                 case Decision.READ_LIFE:
                     limit = self._here.unreachable_limit
                     alive = await self._api.shows_life(run.id, within=limit)
@@ -271,19 +270,31 @@ class Reconciler:
             owner = owner_in(run.labels, attempt_in(job_id))
             # What is followed already needed the label only.
             if owner.instance == self._here.me.instance and job_id not in self._followed:
-                claimed.append(OrphanedRun(run, job_id, _pid_if(run, job_id)))
+                pid = pid_of(run.infrastructure_pid, job_id)
+                claimed.append(OrphanedRun(run, job_id, pid))
         return claimed
 
-    async def _bury(self, run: ActiveRun, owner: Owner) -> None:
+    async def _bury(self, run: ActiveRun, attempt: str) -> None:
         """Settle a run of which no worker can find out more."""
-        limit = self._here.unreachable_limit
-        message = (
-            f"The run was on a Ray of the machine {owner.host}, no worker is online there any "
-            f"more, and it has given no sign of life for {limit:g} s. Start a worker on that "
-            "machine to have such runs looked after, or give the pool the address of a shared "
-            "cluster."
+        host = owner_in(run.labels, attempt).host
+        where, what_to_do = (
+            f"the cluster {labelled_cluster(run.labels, attempt)}, which no online worker uses",
+            "Start a worker that does, or run the flow again.",
         )
-        await self._api.crash(run.id, message)
+        if host not in (None, self._here.me.host):
+            where, what_to_do = (
+                f"a Ray of the machine {host}, and no worker is online there any more",
+                "Start a worker on that machine to have such runs looked after, or give the pool "
+                "the address of a shared cluster.",
+            )
+        message = (
+            f"The run was on {where}. It has given no sign of life for "
+            f"{self._here.unreachable_limit:g} s. {what_to_do}"
+        )
+        if run.state == StateType.CANCELLING:
+            await self._api.cancelled(run.id, f"Cancelled. {message}")
+        else:
+            await self._api.crash(run.id, message)
 
 
 @contextmanager
@@ -293,11 +304,3 @@ def _going_on_without(run_id: UUID) -> Generator[None, None, None]:
         yield
     except Exception as exc:  # noqa: BLE001 (one run must not hide all the others)
         _log.warning("Cannot look after the run %s now: %s", run_id, exc)
-
-
-def _pid_if(run: FlowRun, job_id: str) -> InfrastructurePid | None:
-    try:
-        pid = InfrastructurePid.parse(run.infrastructure_pid or "")
-    except ValueError:
-        return None
-    return pid if pid.submission_id == job_id else None

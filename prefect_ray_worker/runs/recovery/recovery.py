@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from types import TracebackType
+from uuid import UUID
 
 import anyio
 from prefect.client.schemas.objects import WorkPool
@@ -12,7 +13,12 @@ from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.runs.recovery.adopt import Adoption, ConfigurationOf
-from prefect_ray_worker.runs.recovery.ownership import OWNER_LABEL, Worker, given_up_label, label_of
+from prefect_ray_worker.runs.recovery.ownership import (
+    OWNER_LABEL,
+    Worker,
+    given_up_label,
+    owner_labels,
+)
 from prefect_ray_worker.runs.recovery.reconcile import Reconciler, Situation
 from prefect_ray_worker.runs.recovery.sweep import Sweeper
 from prefect_ray_worker.runs.registry import FollowedRuns
@@ -36,6 +42,7 @@ class Recovery:
         sources: Finds clusters.
         followed: What this process follows.
         configuration_of: Builds the configuration of a run.
+        queues: The queues that this worker polls; none means all.
         interval: Seconds between two looks for runs that nobody follows.
     """
 
@@ -48,6 +55,7 @@ class Recovery:
         followed: FollowedRuns,
         configuration_of: ConfigurationOf,
         *,
+        queues: frozenset[str],
         interval: float,
     ) -> None:
         self._me = me
@@ -56,7 +64,7 @@ class Recovery:
         self._flow_runs = services.flow_runs
         self._followed = followed
         situation = Situation(me, pool, services.unreachable_limit)
-        adoption = Adoption(sources, services, followed, configuration_of)
+        adoption = Adoption(sources, services, followed, configuration_of, queues)
         self._reconciler = Reconciler(
             situation, self._flow_runs, followed, adoption, services.lease, interval=interval
         )
@@ -68,10 +76,22 @@ class Recovery:
             tasks.start_soon(self._reconciler.run, name="ray-reconciler")
             tasks.start_soon(self._sweeper.run, name="ray-sweeper")
 
-    async def own(self, attempt: RunAttempt) -> None:
-        """Say on a run that this process looks after an attempt, before its job is submitted."""
-        label = label_of(self._me, attempt_in(attempt.job_id), attempt.cluster.reachable_from)
-        await self._flow_runs.label(attempt.run_id, {OWNER_LABEL: label})
+    async def own(self, run_id: UUID, job_id: str, cluster: Cluster | None) -> None:
+        """Write on a run that this process owns an attempt, before anything is done for it.
+
+        A worker that dies while a cluster starts then leaves an owned run: its heir goes on with
+        it. As long as there is no cluster, the label names no machine: nothing ties the run to
+        this one, and a worker on another machine may submit it.
+
+        Args:
+            run_id: The run.
+            job_id: The submission id of the attempt.
+            cluster: The cluster that gets the job; None if it has to be started first.
+        """
+        ref = cluster.ref if cluster is not None else None
+        host = cluster.reachable_from if cluster is not None else None
+        labels = owner_labels(self._me, attempt_in(job_id), ref, host)
+        await self._flow_runs.label(run_id, labels)
 
     async def give_up(
         self,
