@@ -1,7 +1,5 @@
 """Turn job variables and a flow run into one frozen submission request, or refuse them."""
 
-import difflib
-import json
 import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -9,9 +7,16 @@ from uuid import UUID
 
 import prefect
 from prefect.workers.base import BaseJobConfiguration
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from prefect_ray_worker.config.runtime_env import can_ship, compose
+from prefect_ray_worker.config.refusals import (
+    explain,
+    missing_variable,
+    prefect_variables,
+    refuse_oversized,
+    refuse_unknown,
+)
+from prefect_ray_worker.config.runtime_env import as_text, can_ship, compose
 from prefect_ray_worker.config.secrets import NO_SECRETS, Delivery
 from prefect_ray_worker.config.variables import JobName, RayFields, UserMetadata, memory_in_bytes
 from prefect_ray_worker.errors import InvalidConfiguration
@@ -25,17 +30,10 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import Flow, FlowRun, WorkPool
     from prefect.client.schemas.responses import DeploymentResponse
 
-# Ray passes the entrypoint as one argument of `sh -c`, and `runtime_env` with `metadata` as one
-# environment variable. The kernel takes 128 KiB each; a job with more hangs PENDING (Ray issue
-# 47432).
-_LONGEST_ENTRYPOINT = 131_071
-_LONGEST_ENVIRONMENT = 131_000
-
 # Our driver cannot be shipped to a job with an image of its own; Prefect's executor runs there.
 _PREFECTS_OWN = "python -m prefect flow-run execute"
 _DRIVER = "python -m prefect_ray_worker.driver"
 _PER_RUN_PREFIX = "PREFECT__"
-_MASKED = frozenset({"env", "env_vars", "cluster", "token", "headers", "cookies"})
 
 
 class RayJobConfiguration(RayFields, BaseJobConfiguration):
@@ -43,7 +41,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
 
     Raises:
         InvalidConfiguration: From `from_template_and_values` and `submission_request`; the
-            message names the job variable, its value (secrets masked) and the way out.
+            message names the job variable and the way out, and shows no secret.
     """
 
     # A key that is accepted but never read would mislead its author.
@@ -57,12 +55,18 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
 
     @model_validator(mode="before")
     @classmethod
-    def _env_is_a_mapping(cls, data: Any) -> Any:
-        # Prefect's own validator of `env` assumes a mapping (3.8.8).
-        if isinstance(data, dict) and not isinstance(data.get("env", {}), dict):
+    def _env_is_text(cls, data: Any) -> Any:
+        # Before Prefect's own validator, which assumes a mapping and makes "True" of true (3.8.8).
+        if not isinstance(data, dict) or "env" not in data:
+            return cast("Any", data)
+        env: object = data["env"]
+        if not isinstance(env, dict):
             message = 'is not a mapping of names to values. Write {"NAME": "value"}'
             raise ValueError(message)  # noqa: TRY004 (pydantic collects these only)
-        return cast("Any", data)
+        nested = sorted(str(name) for name, value in env.items() if isinstance(value, dict | list))
+        if nested:
+            raise ValueError(f"has no text for {', '.join(nested)}. Write a text or a number")
+        return {**data, "env": {name: as_text(value) for name, value in env.items()}}
 
     @classmethod
     async def from_template_and_values(
@@ -74,14 +78,19 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         """Fill in the work pool's template; refuse what it does not offer.
 
         Raises:
-            InvalidConfiguration: A variable is unknown, or a value cannot work.
+            InvalidConfiguration: A variable is unknown, a value cannot work, or it refers to a
+                Prefect variable that does not exist.
         """
-        _refuse_unknown(values, base_job_template)
+        refuse_unknown(values, base_job_template, cls.model_fields)
+        if client is not None:  # a worker always has one
+            for name, places in prefect_variables(values, base_job_template).items():
+                if await client.read_variable_by_name(name) is None:
+                    raise missing_variable(name, places)
         try:
             return await super().from_template_and_values(base_job_template, values, client=client)
         except ValidationError as exc:
             # `from None`: pydantic's own text shows the raw input, secrets included.
-            raise InvalidConfiguration(_explain(exc)) from None
+            raise InvalidConfiguration(explain(exc, cls.model_fields)) from None
 
     def prepare_for_flow_run(
         self,
@@ -160,7 +169,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             entrypoint_resources=self.entrypoint_resources,
             entrypoint_label_selector=self.entrypoint_label_selector,
         )
-        _refuse_oversized(request)
+        refuse_oversized(request)
         return request
 
     def _job_metadata(self, submission_id: str) -> dict[str, str]:
@@ -187,89 +196,3 @@ def _not_named_in(variables: Mapping[str, str], stronger: Mapping[str, Any]) -> 
     """
     named = {setting_of_variable(name) for name in stronger}
     return {k: v for k, v in variables.items() if setting_of_variable(k) not in named}
-
-
-def _refuse_unknown(values: Mapping[str, Any], base_job_template: Mapping[str, Any]) -> None:
-    offered = set(base_job_template.get("variables", {}).get("properties", {}))
-    for key, value in values.items():
-        name = key.partition(".")[0]
-        if name in offered:
-            continue
-        close = difflib.get_close_matches(name, offered, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        if name in RayJobConfiguration.model_fields:
-            hint = (
-                " This release knows it, but the pool's base job template is older: update it "
-                "with `prefect work-pool update --base-job-template`."
-            )
-        raise InvalidConfiguration(
-            f"job variable {name!r} = {_shown((name,), value)} is not a variable of this work "
-            f"pool.{hint} It offers: {', '.join(sorted(offered))}."
-        )
-
-
-def _refuse_oversized(request: JobSubmitRequest) -> None:
-    entrypoint = len(request.entrypoint.encode())
-    if entrypoint > _LONGEST_ENTRYPOINT:
-        raise InvalidConfiguration(
-            f"job variable 'command' makes an entrypoint of {entrypoint} bytes, and Ray takes "
-            f"{_LONGEST_ENTRYPOINT} at most. Put the text into a file in the image or the "
-            "working_dir and run that."
-        )
-    environment = len(
-        json.dumps({"runtime_env": request.runtime_env, "metadata": request.metadata})
-    )
-    if environment > _LONGEST_ENVIRONMENT:
-        sizes = {
-            **{f"env.{k}": len(v) for k, v in request.runtime_env["env_vars"].items()},
-            **{
-                f"runtime_env.{k}": len(json.dumps(v))
-                for k, v in request.runtime_env.items()
-                if k != "env_vars"
-            },
-            **{f"metadata.{k}": len(v) for k, v in request.metadata.items()},
-        }
-        largest = max(sizes, key=lambda name: sizes[name])
-        raise InvalidConfiguration(
-            f"job variables 'runtime_env', 'env' and 'metadata' make {environment} bytes, and "
-            f"Ray takes {_LONGEST_ENVIRONMENT} at most: with more, the job would hang. The "
-            f"largest is {largest!r} with {sizes[largest]} bytes; put it into a file."
-        )
-
-
-def _explain(error: ValidationError) -> str:
-    """Say for each mistake which variable, which value and what to do, secrets masked."""
-    fields = RayJobConfiguration.model_fields
-    lines: dict[str, list[str]] = {}
-    for mistake in error.errors(include_url=False):
-        # pydantic puts the branches of a union (`list[str]`, `dict[…]`) into the path as well.
-        path = tuple(str(p) for p in mistake["loc"] if not _is_union_branch(str(p)))
-        message = mistake["msg"].removeprefix("Value error, ")
-        if mistake["type"] == "extra_forbidden" and path[0] not in fields:
-            message = "is not known to this release; remove it from the pool's base job template"
-        place = f"job variable {'.'.join(path)!r}"
-        if not path:
-            place = "job variable 'env' = ***"  # the only check on the configuration as a whole
-        elif message.startswith(f"{path[-1]} "):
-            # One of our own messages, which names the value itself, without its credentials.
-            message = message.removeprefix(f"{path[-1]} ")
-        else:
-            place += f" = {_shown(path, mistake['input'])}"
-            message = message[:1].lower() + message[1:]
-        lines.setdefault(place, []).append(message)
-    return "; ".join(f"{place} {', or '.join(messages)}" for place, messages in lines.items())
-
-
-def _is_union_branch(part: str) -> bool:
-    return "[" in part or part in {"str", "int", "float", "constrained-str", "RuntimeEnv"}
-
-
-def _shown(path: tuple[str, ...], value: object) -> str:
-    if _MASKED & set(path) or (path and path[-1].lower().endswith(("key", "token", "password"))):
-        return "***"
-    if isinstance(value, BaseModel):
-        value = value.model_dump(exclude_none=True)
-    if isinstance(value, dict):
-        value = {k: "***" if k in _MASKED else v for k, v in value.items()}
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:120]}…"

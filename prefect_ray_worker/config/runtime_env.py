@@ -24,12 +24,28 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from prefect_ray_worker.config.refusals import near
 
 _URI = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _INSTALLERS = ("pip", "uv", "conda")
 # ray/_private/runtime_env/image_uri.py and runtime_env.py, Ray 2.60.
 _BESIDE_IMAGE = frozenset({"image_uri", "config", "env_vars"})
+# Keys of Ray without a field of ours (`ray/runtime_env/runtime_env.py`, Ray 2.60).
+_ONLY_RAYS: frozenset[str] = frozenset(
+    {
+        "py_executable",
+        "java_jars",
+        "container",
+        "worker_process_setup_hook",
+        "nsight",
+        "_nsight",
+        "rocprof-sys",
+        "_rocprof_sys",
+        "mpi",
+    }
+)
 _BESIDE_CONTAINER = frozenset({"container", "config", "env_vars"})
 
 # Ray expands one variable after the other, in alphabetical order (`_private/utils.py`, Ray 2.60):
@@ -50,6 +66,35 @@ def _remote_uri(value: object) -> object:
 
 
 RemoteUri = Annotated[str, BeforeValidator(_remote_uri)]
+
+
+def as_text(value: Any) -> Any:
+    """Return a number or a yes or no of YAML as the text of an environment variable or label."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+# The server checks job variables against this before a run is made (Prefect 3.8.8).
+Text = Annotated[
+    str,
+    BeforeValidator(as_text),
+    WithJsonSchema({"anyOf": [{"type": t} for t in ("string", "number", "boolean")]}),
+]
+
+
+def _requirements(value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError(  # noqa: TRY004 (pydantic collects these only)
+            "is a text, and Ray would read it as a file of the worker's machine. Write a list: "
+            '["pandas==2.2.3"]'
+        )
+    if isinstance(value, list) and not all(isinstance(v, str) and v.strip() for v in value):
+        raise ValueError("has an entry that is no text, or an empty one. Remove or complete it")
+    return value
+
+
+Requirements = Annotated[list[str] | dict[str, Any], BeforeValidator(_requirements)]
 
 
 class RuntimeEnvConfig(BaseModel):
@@ -79,7 +124,7 @@ class RuntimeEnv(BaseModel):
 
     model_config = ConfigDict(extra="allow", title="Runtime environment")
 
-    pip: list[str] | dict[str, Any] | None = Field(
+    pip: Requirements | None = Field(
         default=None,
         title="pip packages",
         description=(
@@ -89,7 +134,7 @@ class RuntimeEnv(BaseModel):
         ),
         examples=[["pandas==2.2.3", "pyarrow"]],
     )
-    uv: list[str] | dict[str, Any] | None = Field(
+    uv: Requirements | None = Field(
         default=None,
         title="uv packages",
         description=(
@@ -139,7 +184,7 @@ class RuntimeEnv(BaseModel):
     config: RuntimeEnvConfig | None = Field(
         default=None, title="Set-up options", description="How Ray builds the environment."
     )
-    env_vars: dict[str, StrictStr] | None = Field(
+    env_vars: dict[str, Text] | None = Field(
         default=None,
         title="Environment variables (Ray's field)",
         description=(
@@ -149,6 +194,17 @@ class RuntimeEnv(BaseModel):
         ),
         examples=[{"PYTHONPATH": "$HOME/lib:$PYTHONPATH"}],
     )
+
+    @model_validator(mode="after")
+    def _knows_its_keys(self) -> Self:
+        # Other unknown keys pass: they may be those of a newer Ray or of a plugin on the nodes.
+        for key in self.model_extra or {}:
+            close = near(key, {*type(self).model_fields, *_ONLY_RAYS})
+            if close is not None and key not in _ONLY_RAYS:
+                raise ValueError(
+                    f"has a key {key!r} that Ray does not know. Did you mean {close!r}?"
+                )
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

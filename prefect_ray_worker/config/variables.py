@@ -3,10 +3,18 @@
 from typing import Annotated, Any
 
 from prefect.workers.base import BaseVariables
-from pydantic import BaseModel, BeforeValidator, ByteSize, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from prefect_ray_worker.config.block import DashboardAddress, RayCluster
-from prefect_ray_worker.config.runtime_env import RuntimeEnv
+from prefect_ray_worker.config.runtime_env import RuntimeEnv, Text, as_text
 
 RESERVED_METADATA = frozenset({"job_submission_id", "job_name"})
 RESERVED_PREFIXES = ("prefect.io/", "prefect-ray-worker/")
@@ -48,7 +56,12 @@ def _no_reserved_keys(value: object) -> object:
 
 Memory = Annotated[str | int, BeforeValidator(_parse_memory)]
 JobName = Annotated[str, BeforeValidator(_no_slash)]
-UserMetadata = Annotated[dict[str, str], BeforeValidator(_no_reserved_keys)]
+UserMetadata = Annotated[dict[str, Text], BeforeValidator(_no_reserved_keys)]
+EnvValue = Annotated[
+    str | None,
+    BeforeValidator(as_text),
+    WithJsonSchema({"anyOf": [{"type": t} for t in ("string", "number", "boolean", "null")]}),
+]
 
 
 class RayFields(BaseModel):
@@ -114,7 +127,7 @@ class RayFields(BaseModel):
         description='Custom resources that the driver holds. Example: {"ssd": 1}',
         examples=[{"ssd": 1}],
     )
-    entrypoint_label_selector: dict[str, str] | None = Field(
+    entrypoint_label_selector: dict[str, Text] | None = Field(
         default=None,
         title="Driver node labels",
         description=(
@@ -209,7 +222,7 @@ class RayWorkerVariables(RayFields, BaseVariables):
         ),
         examples=["nightly-{{ ctx.flow.name }}"],
     )
-    env: dict[str, str | None] = Field(
+    env: dict[str, EnvValue] = Field(
         default_factory=dict,
         title="Environment variables",
         description=(

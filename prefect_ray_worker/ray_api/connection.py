@@ -1,5 +1,6 @@
 """How to reach one Ray cluster: a value that compares, hashes and never shows a secret."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -7,6 +8,9 @@ from urllib.parse import urlsplit
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.ray_api.tokens import TokenSource
 from prefect_ray_worker.shared.loopback import is_loopback_url
+
+_SCHEME = re.compile(r"(?:https?|ray|ftp|tcp|wss?)://", re.IGNORECASE)
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::\d{1,5})?(?=/|$)")
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,10 @@ def normalize_address(value: str, *, variable: str = "address") -> str:
         InvalidConfiguration: It is not the http(s) address of a dashboard.
     """
     text = value.strip()
-    shown = _without_credentials(text)
+    shown = _recognisable(text)
     if text.startswith("ray://"):
         raise InvalidConfiguration(
-            f"{variable} {shown!r} is a Ray Client address. Jobs are submitted to the "
+            f"{variable}{shown} is a Ray Client address. Jobs are submitted to the "
             "dashboard: use http://<head>:8265."
         )
     try:
@@ -63,20 +67,20 @@ def normalize_address(value: str, *, variable: str = "address") -> str:
     except ValueError:
         # Without the exception's words: they quote parts of a password with a slash in it.
         raise InvalidConfiguration(
-            f"{variable} {shown!r} is not a URL: its port or its brackets are wrong."
+            f"{variable}{shown} is not a URL: its port or its brackets are wrong."
         ) from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidConfiguration(
-            f"{variable} {shown!r} is not the address of a Ray dashboard. Write "
+            f"{variable}{shown} is not the address of a Ray dashboard. Write "
             "http://<head>:8265, or https://… with a path prefix if an ingress adds one."
         )
     if parts.username or parts.password:
         raise InvalidConfiguration(
-            f"{variable} {shown!r} holds credentials. Put them into a `RayCluster` block "
+            f"{variable}{shown} holds credentials. Put them into a `RayCluster` block "
             "(token, headers or cookies), where they are stored as secrets."
         )
     if parts.query or parts.fragment:
-        raise InvalidConfiguration(f"{variable} {shown!r} may not have a query or a fragment.")
+        raise InvalidConfiguration(f"{variable}{shown} must not have a query or a fragment.")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     netloc = host if port is None else f"{host}:{port}"
     return f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
@@ -87,11 +91,8 @@ def frozen_items(items: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(items.items()))
 
 
-def _without_credentials(text: str) -> str:
-    before, at, after = text.rpartition("@")
-    if at:
-        scheme, separator, _ = before.partition("://")
-        text = f"{scheme}{separator}***@{after}" if separator else f"***@{after}"
-    # Login proxies take tokens in the query.
-    shown, question_mark, _ = text.partition("?")
-    return f"{shown}?***" if question_mark else text
+def _recognisable(text: str) -> str:
+    """Return the host of a URL for a message; nothing of any other text, which may be a secret."""
+    host = _HOST.match(text.rpartition("@")[2] if "@" in text else text.partition("://")[2])
+    scheme = _SCHEME.match(text)
+    return f" '{scheme[0]}{host[0]}'" if scheme and host else ""

@@ -4,6 +4,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from prefect.client.schemas.actions import VariableCreate
 from prefect.client.schemas.objects import StateType
 from pydantic import SecretStr
 
@@ -21,6 +22,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "two installers": ({"runtime_env": {"pip": ["a"], "uv": ["b"]}}, "pip and uv"),
     "local working_dir": ({"runtime_env": {"working_dir": "."}}, "pull steps"),
     "entrypoint too long": ({"command": "x" * 140_000}, "131071"),
+    "missing Prefect variable": (
+        {"runtime_env": {"pip": ["{{ prefect.variables.no_such_variable }}"]}},
+        "refers to the Prefect variable 'no_such_variable', which does not exist",
+    ),
+    "missing Prefect variable in env": (
+        {"env": {"TEAM": "a-{{ prefect.variables.no_such_variable }}"}},
+        "'env.TEAM'",
+    ),
     "name with a slash": ({"name": "a/b"}, "slash"),
 }
 
@@ -30,7 +39,9 @@ async def test_bad_input_is_told_on_the_run_and_the_worker_goes_on(
 ) -> None:
     async with pool.working():
         runs = {name: await pool.start("adds", job_variables=bad) for name, (bad, _) in BAD.items()}
-        good = await pool.start("adds")
+        await pool.client.create_variable(VariableCreate(name="a_team", value="blue"))
+        env = {"N": 4, "FLAG": True, "TEAM": "{{ prefect.variables.a_team }}"}
+        good = await pool.start("adds", job_variables={"env": env})
         for name, run_id in runs.items():
             run = await pool.wait_for(run_id)
             assert run.state is not None
@@ -41,10 +52,12 @@ async def test_bad_input_is_told_on_the_run_and_the_worker_goes_on(
         assert run.state is not None
         assert run.state.is_completed()
     async with JobsClient(Connection(ray_cluster.address)) as client:
-        submitted = {
-            (job.metadata or {}).get("prefect.io/flow-run-id") for job in await client.list()
+        jobs = {
+            (job.metadata or {}).get("prefect.io/flow-run-id"): job for job in await client.list()
         }
-    assert not submitted & {str(run_id) for run_id in runs.values()}
+    assert not jobs.keys() & {str(run_id) for run_id in runs.values()}
+    sent = (jobs[str(good)].runtime_env or {})["env_vars"]
+    assert {"N": "4", "FLAG": "true", "TEAM": "blue"}.items() <= sent.items()
 
 
 async def test_saved_block_is_the_cluster_job_variable(

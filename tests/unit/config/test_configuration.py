@@ -34,7 +34,7 @@ def prepared(configuration: RayJobConfiguration, name: str = "quiet-owl") -> Job
 
 REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "ray client address": ({"address": "ray://head:10001"}, ["'address'", "http://<head>:8265"]),
-    "no scheme": ({"address": "head:8265"}, ["'address'", "head:8265", "http://<head>"]),
+    "no scheme": ({"address": "head:8265"}, ["'address'", "http://<head>"]),
     "credentials in the address": (
         {"address": f"http://u:{SECRET}@head:8265"}, ["'address'", "RayCluster"],
     ),
@@ -50,10 +50,10 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "pip and uv": ({"runtime_env": {"pip": ["a"], "uv": ["b"]}}, ["runtime_env", "pip and uv"]),
     "requirements file": (
-        {"runtime_env": {"pip": "requirements.txt"}}, ["runtime_env.pip", "requirements.txt"],
+        {"runtime_env": {"pip": "requirements.txt"}}, ["runtime_env.pip", "a text", "Write a list"],
     ),
     "local working_dir": (
-        {"runtime_env": {"working_dir": "./code"}}, ["runtime_env.working_dir", "./code", "s3://"],
+        {"runtime_env": {"working_dir": "./code"}}, ["runtime_env.working_dir", "s3://"],
     ),
     "local py_modules": (
         {"runtime_env": {"py_modules": ["s3://b/a.zip", "lib"]}}, ["runtime_env.py_modules.1"],
@@ -61,18 +61,85 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "image with pip": (
         {"runtime_env": {"image_uri": "img", "pip": ["a"]}}, ["runtime_env", "image_uri", "pip"],
     ),
-    "env value that is no string": (
-        {"runtime_env": {"env_vars": {"THREADS": 4}}}, ["runtime_env.env_vars.THREADS", "string"],
+    "env value that is no text": (
+        {"runtime_env": {"env_vars": {"THREADS": [4]}}}, ["runtime_env.env_vars.THREADS", "string"],
     ),
-    "memory": ({"entrypoint_memory": "2 Gigs"}, ["entrypoint_memory", "2 Gigs", "2GiB"]),
+    "nested value in env": ({"env": {"THREADS": {"a": 1}}}, ["'env'", "THREADS", "a text"]),
+    "misspelt key of runtime_env": (
+        {"runtime_env": {"pips": ["a"]}}, ["'pips'", "Did you mean 'pip'"],
+    ),
+    "empty requirement": ({"runtime_env": {"pip": [""]}}, ["runtime_env.pip", "empty"]),
+    "memory": ({"entrypoint_memory": "2 Gigs"}, ["entrypoint_memory", "2GiB"]),
     "no memory": ({"entrypoint_memory": 0}, ["entrypoint_memory", "bytes"]),
     "negative cpus": ({"entrypoint_num_cpus": -1}, ["entrypoint_num_cpus", "-1", "0"]),
-    "name with a slash": ({"name": "a/b"}, ["'name'", "a/b", "slash"]),
+    "name with a slash": ({"name": "a/b"}, ["'name'", "slash"]),
     "reserved metadata": ({"metadata": {"job_name": "x"}}, ["metadata", "job_name"]),
     "reserved label": ({"labels": {"prefect.io/flow-run-id": "x"}}, ["labels", "prefect.io"]),
     "timeout of zero": ({"run_timeout_seconds": 0}, ["run_timeout_seconds", "1"]),
     "secrets in env are masked": ({"env": [SECRET]}, ["'env'"]),
 }  # fmt: skip
+
+
+# A value of the wrong kind, or one that cannot work, for every place that a Secret block can fill.
+PLACES: dict[str, Any] = {
+    "address": SECRET,
+    "address with credentials": {"address": f"http://u:{SECRET}/x@head"},
+    "address as ray": {"address": f"ray://u:{SECRET}@h:10001"},
+    "address with a path": {"address": f"ftp://h/{SECRET}"},
+    "address with a query": {"address": f"http://h?{SECRET}"},
+    "cluster": SECRET,
+    "cluster.address": {"cluster": {"address": SECRET}},
+    "cluster.dashboard_url": {"cluster": {"address": "http://h", "dashboard_url": SECRET}},
+    "cluster.headers": {"cluster": {"address": "http://h", "headers": SECRET}},
+    "cluster.verify": {"cluster": {"address": "http://h", "verify": SECRET}},
+    "cluster.unknown": {"cluster": {"address": "http://h", "token": {"x": SECRET}}},
+    "runtime_env": SECRET,
+    "runtime_env.pip": {"runtime_env": {"pip": SECRET}},
+    "runtime_env.pip of numbers": {"runtime_env": {"pip": [SECRET, 3]}},
+    "runtime_env.uv": {"runtime_env": {"uv": SECRET}},
+    "runtime_env.conda": {"runtime_env": {"conda": [SECRET]}},
+    "runtime_env.image_uri": {"runtime_env": {"image_uri": [SECRET]}},
+    "runtime_env.working_dir": {"runtime_env": {"working_dir": SECRET}},
+    "runtime_env.py_modules": {"runtime_env": {"py_modules": [SECRET]}},
+    "runtime_env.excludes": {"runtime_env": {"excludes": SECRET}},
+    "runtime_env.config": {"runtime_env": {"config": SECRET}},
+    "runtime_env.config.setup": {"runtime_env": {"config": {"setup_timeout_seconds": SECRET}}},
+    "runtime_env.env_vars": {"runtime_env": {"env_vars": {"A": [SECRET]}}},
+    "env": [SECRET],
+    "env.A": {"env": {"A": {"b": SECRET}}},
+    "name": f"a/{SECRET}",
+    "labels": SECRET,
+    "labels.a": {"labels": {"a": [SECRET]}},
+    "metadata": SECRET,
+    "metadata.a": {"metadata": {"a": {"b": SECRET}}},
+    "entrypoint_num_cpus": SECRET,
+    "entrypoint_num_gpus": SECRET,
+    "entrypoint_memory": SECRET,
+    "entrypoint_resources": SECRET,
+    "entrypoint_resources.a": {"entrypoint_resources": {"a": SECRET}},
+    "entrypoint_label_selector": SECRET,
+    "start_timeout_seconds": SECRET,
+    "run_timeout_seconds": SECRET,
+    "stop_grace_seconds": SECRET,
+    "forward_logs": SECRET,
+    "infrastructure_retries": SECRET,
+    "delete_job_after_seconds": SECRET,
+    "command": [SECRET],
+    "no such variable": SECRET,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_refusals_publish_no_secret(place: str) -> None:
+    """A value from a Secret block stood in the run's state, its logs and an event."""
+    value = PLACES[place]
+    values = value if isinstance(value, dict) else {place: value}
+    with pytest.raises(InvalidConfiguration) as refused:
+        await configure(**values)
+    message = str(refused.value)
+    assert SECRET not in message
+    assert place.partition(" ")[0].split(".")[0] in message
+    assert refused.value.__suppress_context__ or refused.value.__context__ is None
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -240,3 +307,24 @@ def test_pool_accepts_a_default_block_whose_secrets_prefect_has_masked(name: str
     block = TEMPLATE["variables"]["definitions"]["RayCluster"]["properties"]
     assert {"type": "string"} in block[name]["anyOf"]
     assert {"type": "string"} not in block["token"]["anyOf"], "a text already, of another format"
+
+
+async def test_env_takes_what_yaml_gives_as_text() -> None:
+    """`N: 4` in prefect.yaml was taken by the deployment and refused at each run with 422."""
+    given = {"N": 4, "RATIO": 0.5, "FLAG": True, "OFF": False, "TEXT": "x"}
+    as_text = {"N": "4", "RATIO": "0.5", "FLAG": "true", "OFF": "false", "TEXT": "x"}
+    configuration = await configure(
+        env=given, runtime_env={"env_vars": {"M": 8}}, labels={"a": 1}, metadata={"b": True}
+    )
+    body = prepared(configuration).body()
+    assert (as_text | {"M": "8"}).items() <= body["runtime_env"]["env_vars"].items()
+    assert {"a": "1", "b": "true"}.items() <= body["metadata"].items()
+
+
+@pytest.mark.parametrize("field", ["env", "labels", "metadata"])
+def test_the_server_s_check_takes_what_yaml_gives(field: str) -> None:
+    import jsonschema
+
+    jsonschema.validate({field: {"N": 4, "F": True}}, TEMPLATE["variables"])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({field: {"N": [4]}}, TEMPLATE["variables"])

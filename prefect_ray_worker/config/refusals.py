@@ -1,0 +1,207 @@
+"""What is wrong with the job variables of a run, in words that hold no secret.
+
+A refusal stands in the state of the run, in logs and in an event, and a value may come from a
+Secret block. So a refusal names the variable, the kind of its value and the way out. It shows
+a value only where a secret cannot be: a number or a yes or no, of the few variables that take one.
+"""
+
+import difflib
+import json
+from collections.abc import Generator, Iterable, Mapping
+from typing import Any
+
+from prefect.utilities.templating import PlaceholderType, find_placeholders
+from pydantic import BaseModel, ValidationError
+
+from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.ray_api.models import JobSubmitRequest
+
+# Ray passes the entrypoint as one argument of `sh -c`, and `runtime_env` with `metadata` as one
+# environment variable. The kernel takes 128 KiB each; a job with more hangs PENDING (Ray issue
+# 47432).
+_LONGEST_ENTRYPOINT = 131_071
+_LONGEST_ENVIRONMENT = 131_000
+
+_SHOWN = frozenset(
+    {
+        "entrypoint_num_cpus",
+        "entrypoint_num_gpus",
+        "entrypoint_memory",
+        "start_timeout_seconds",
+        "run_timeout_seconds",
+        "stop_grace_seconds",
+        "forward_logs",
+        "infrastructure_retries",
+        "delete_job_after_seconds",
+        "setup_timeout_seconds",
+        "eager_install",
+        "verify",
+    }
+)
+_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (bool, "yes or no"),
+    ((int, float), "a number"),
+    (str, "a text"),
+    ((dict, BaseModel), "a mapping"),
+    ((list, tuple), "a list"),
+    (type(None), "nothing"),
+)
+
+
+def near(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that a misspelt one most likely means."""
+    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.72)
+    return close[0] if close else None
+
+
+def refuse_unknown(
+    values: Mapping[str, Any], template: Mapping[str, Any], known: Iterable[str]
+) -> None:
+    """Refuse a job variable that the work pool does not offer.
+
+    Args:
+        values: The job variables of deployment and run.
+        template: The pool's base job template.
+        known: The variables of this release.
+    """
+    offered = set(template.get("variables", {}).get("properties", {}))
+    for key in values:
+        name = key.partition(".")[0]
+        if name in offered:
+            continue
+        close = near(name, offered)
+        hint = f" Did you mean {close!r}?" if close else ""
+        if name in known:
+            hint = (
+                " This release knows it, but the pool's base job template is older: update it "
+                "with `prefect work-pool update --base-job-template`."
+            )
+        raise InvalidConfiguration(
+            f"job variable {name!r} is not a variable of this work pool.{hint} It offers: "
+            f"{', '.join(sorted(offered))}."
+        )
+
+
+def prefect_variables(
+    values: Mapping[str, Any], template: Mapping[str, Any]
+) -> dict[str, tuple[str, ...]]:
+    """Return the Prefect variables that job variables refer to: name -> where it is used.
+
+    Args:
+        values: The job variables of deployment and run.
+        template: The pool's base job template, whose defaults count where nothing replaces them.
+    """
+    properties: Mapping[str, Any] = template.get("variables", {}).get("properties", {})
+    defaults = {
+        name: field.get("default")
+        for name, field in properties.items()
+        if name not in values or name == "env"
+    }
+    used: dict[str, tuple[str, ...]] = {}
+    for source in (template.get("job_configuration", {}), defaults, values):
+        for path, text in _texts(source):
+            for placeholder in find_placeholders(text):
+                if placeholder.type is PlaceholderType.VARIABLE:
+                    name = placeholder.name.removeprefix("prefect.variables.")
+                    used[name] = (*used.get(name, ()), ".".join(path))
+    return used
+
+
+def missing_variable(name: str, places: tuple[str, ...]) -> InvalidConfiguration:
+    """Return the refusal for a Prefect variable that does not exist.
+
+    Prefect itself puts an empty text in its place and says nothing (3.8.8).
+    """
+    where = ", ".join(repr(place) for place in dict.fromkeys(places))
+    return InvalidConfiguration(
+        f"job variable {where} refers to the Prefect variable {name!r}, which does not exist. "
+        f"Create it with `prefect variable set {name} …`, or correct the name."
+    )
+
+
+def explain(error: ValidationError, known: Iterable[str]) -> str:
+    """Return for each mistake which variable it is in and what to do.
+
+    Args:
+        error: Of pydantic; its own text shows the raw input.
+        known: The variables of this release.
+    """
+    lines: dict[str, list[str]] = {}
+    for mistake in error.errors(include_url=False):
+        # pydantic puts the branches of a union (`list[str]`, `dict[…]`) into the path as well.
+        path = tuple(str(p) for p in mistake["loc"] if not _is_union_branch(str(p)))
+        message = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden" and path[0] not in known:
+            message = "is not known to this release; remove it from the pool's base job template"
+        place = f"job variable {'.'.join(path)!r}"
+        if not path:
+            place = "job variable 'env'"  # the only check on the configuration as a whole
+        elif message.startswith(f"{path[-1]} "):
+            message = message.removeprefix(f"{path[-1]} ")  # our own, which names the variable
+        else:
+            place += _shown(path, mistake["input"])
+            message = message[:1].lower() + message[1:]
+        lines.setdefault(place, []).append(message)
+    return "; ".join(f"{place} {', or '.join(messages)}" for place, messages in lines.items())
+
+
+def refuse_oversized(request: JobSubmitRequest) -> None:
+    """Refuse a job that is too large for Ray, and name the largest part.
+
+    Raises:
+        InvalidConfiguration: Entrypoint or environment are too large.
+    """
+    entrypoint = len(request.entrypoint.encode())
+    if entrypoint > _LONGEST_ENTRYPOINT:
+        raise InvalidConfiguration(
+            f"job variable 'command' makes an entrypoint of {entrypoint} bytes, and Ray takes "
+            f"{_LONGEST_ENTRYPOINT} at most. Put the text into a file in the image or the "
+            "working_dir and run that."
+        )
+    environment = len(
+        json.dumps({"runtime_env": request.runtime_env, "metadata": request.metadata})
+    )
+    if environment > _LONGEST_ENVIRONMENT:
+        sizes = {
+            **{f"env.{k}": len(v) for k, v in request.runtime_env["env_vars"].items()},
+            **{
+                f"runtime_env.{k}": len(json.dumps(v))
+                for k, v in request.runtime_env.items()
+                if k != "env_vars"
+            },
+            **{f"metadata.{k}": len(v) for k, v in request.metadata.items()},
+        }
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise InvalidConfiguration(
+            f"job variables 'runtime_env', 'env' and 'metadata' make {environment} bytes, and "
+            f"Ray takes {_LONGEST_ENVIRONMENT} at most: with more, the job would hang. The "
+            f"largest is {largest!r} with {sizes[largest]} bytes; put it into a file."
+        )
+
+
+def kind_of(value: object) -> str:
+    """Return what a value is, without the value."""
+    return next((words for types, words in _KINDS if isinstance(value, types)), "a value")
+
+
+def _shown(path: tuple[str, ...], value: object) -> str:
+    if _SHOWN & set(path) and isinstance(value, bool | int | float):
+        return f" = {value!r}"
+    return f" ({kind_of(value)})"
+
+
+def _is_union_branch(part: str) -> bool:
+    return "[" in part or part in {"str", "int", "float", "bool", "constrained-str", "RuntimeEnv"}
+
+
+def _texts(
+    value: object, path: tuple[str, ...] = ()
+) -> Generator[tuple[tuple[str, ...], str], None, None]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _texts(inner, (*path, str(key)))
+    elif isinstance(value, list):
+        for at, inner in enumerate(value):
+            yield from _texts(inner, (*path, str(at)))
