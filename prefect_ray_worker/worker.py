@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import anyio
 import anyio.abc
+from prefect.client.orchestration import get_client
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from prefect.workers.base import BaseWorker, BaseWorkerResult
@@ -20,10 +21,11 @@ from prefect_ray_worker.config.block import LOGO_URL, RayCluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import Delivery
 from prefect_ray_worker.config.variables import RayWorkerVariables
-from prefect_ray_worker.prefect_api.active_runs import cancelling_runs
+from prefect_ray_worker.prefect_api.active_runs import cancelling_runs, settled_outside
 from prefect_ray_worker.prefect_api.compat import (
     exit_stack,
     related_resources,
+    runs_task_group,
     work_queues,
     worker_logger,
 )
@@ -36,31 +38,37 @@ from prefect_ray_worker.runs.recovery.recovery import Recovery
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import present_attempt
 from prefect_ray_worker.runs.services import Lease, Services
-from prefect_ray_worker.runs.stop import CancellingRuns, Stopping, stop_and_confirm
+from prefect_ray_worker.runs.stop import AttendedRuns, Stopping, stop_and_confirm
 from prefect_ray_worker.runs.submit import Submitter
 from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.settings import RayWorkerSettings, worker_settings
 from prefect_ray_worker.shared.ids import InfrastructurePid, present_claim, submission_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from contextlib import AsyncExitStack
     from uuid import UUID
 
     from prefect.client.schemas.objects import FlowRun, WorkPool
+    from prefect.client.schemas.responses import WorkerFlowRunResponse
 
 
 # Prefect's client has 16 sockets; the runs' states need some.
 _LOG_REQUESTS_AT_ONCE = 4
 _LINKS_AT_ONCE = 2
 _SHORTEST_INTERVAL_SECONDS = 1.0
+_GIVE_UP_SECONDS = 10.0
 # A worker whose looks come late may have been frozen. Others take its runs after three heartbeats,
 # which are six looks.
 _FRESH_LOOKS = 4
 
 
 class RayWorkerResult(BaseWorkerResult):
-    """What became of a job: its infrastructure pid, and 0 unless the run crashed."""
+    """The job's infrastructure pid, and always the status code 0.
+
+    `RayWorker.run` settles the flow run itself. For any other code Prefect proposes Crashed
+    (3.8.8), whatever attempt at the run goes on by then. How the run ended is in its state.
+    """
 
 
 class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerResult]):
@@ -82,6 +90,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         "on the worker's machine."
     )
     timing: Timing = DEFAULT_TIMING
+    _runs_once = False
     _display_name = "Ray"
     _documentation_url = "https://docs.prefect.io/integrations/prefect-ray"
     _logo_url = LOGO_URL
@@ -94,6 +103,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     ) -> None:
         """Work until told to stop, as Prefect's own worker does; its loop is this process's job."""
         gc.freeze()  # what is imported stays: later collections need not look at it
+        self._runs_once = run_once
         await super().start(run_once, with_healthcheck, printer)
 
     async def setup(self) -> None:
@@ -112,8 +122,12 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         settings = worker_settings()
         self._sources = ClusterSources.of_worker(PREFECT_HOME.value(), settings.address)
         self._followed = FollowedRuns(self._sources.count_as_ended)
-        self._cancelling = CancellingRuns(
-            self._ask_cancelling, interval=min(settings.poll_interval_seconds, 2.0)
+        quick = min(settings.poll_interval_seconds, 2.0)
+        self._cancelling = AttendedRuns(
+            self._ask_cancelling, interval=quick, what="which runs are being cancelled"
+        )
+        self._settled_outside = AttendedRuns(
+            self._ask_settled_outside, interval=2 * quick, what="which runs have been settled"
         )
         stack.push_async_callback(self._sources.release, worker_logger(self).info)
         self._clusters = await stack.enter_async_context(
@@ -122,7 +136,12 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         services = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(services.cancel_scope.cancel)
         services.start_soon(self._cancelling.run, name="ray-cancelling")
+        services.start_soon(self._settled_outside.run, name="ray-settled-outside")
+        # Once nothing follows any more: until then two workers would do the same.
+        stack.push_async_callback(self._give_up_what_was_interrupted)
         await super().setup()
+        if self._runs_once:
+            services.start_soon(self._stay_online, name="ray-heartbeat")
         me = Worker(self.name, instance=uuid4().hex[:12], host=platform.node())
         interval = max(self.heartbeat_interval_seconds / 2, _SHORTEST_INTERVAL_SECONDS)
         self._services = self._shared_by_runs(settings, me, _FRESH_LOOKS * interval)
@@ -136,12 +155,11 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             queues=work_queues(self),
             interval=interval,
         )
-        stack.push_async_exit(self._recovery.give_up)
         followers = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(followers.cancel_scope.cancel)
-        self._followed.open(followers)
+        self._followed.open(followers, logs=runs_task_group(self))
         # A worker that is being closed finishes its submissions, and follows no more runs.
-        stack.callback(self._followed.open, None)
+        stack.callback(self._followed.close)
         if settings.send_secrets:
             worker_logger(self).warning(
                 "PREFECT_INTEGRATIONS_RAY_WORKER_SEND_SECRETS is on: the Prefect API key goes in "
@@ -160,6 +178,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             flow_runs=flow_runs,
             clusters=self._clusters,
             cancelling=self._cancelling,
+            settled_outside=self._settled_outside,
             waiting=WaitingRuns(flow_runs, self.timing),
             lease=Lease(me.instance, flow_runs, self._followed, seconds=lease_seconds),
             delivery=Delivery(settings.node_secrets, settings.send_secrets),
@@ -179,7 +198,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         configuration: RayJobConfiguration,
         task_status: "anyio.abc.TaskStatus[Any] | None" = None,
     ) -> RayWorkerResult:
-        """Submit the run's job, and return when the run is settled.
+        """Submit the run's job, and return when the run is settled. Its log may take longer.
 
         Args:
             flow_run: The run.
@@ -192,8 +211,23 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         follower, pid = await self._submit(flow_run, configuration)
         if task_status is not None:
             task_status.started(str(pid))
-        settled = await self._followed.follow(follower)
-        return RayWorkerResult(identifier=str(pid), status_code=settled.status_code)
+        await self._followed.follow(follower)
+        return RayWorkerResult(identifier=str(pid), status_code=0)
+
+    async def _submit_scheduled_flow_runs(
+        self, flow_run_response: "list[WorkerFlowRunResponse]"
+    ) -> "list[FlowRun]":
+        """Submit scheduled runs, except those of which an attempt has not ended here.
+
+        Prefect asks for them again. With `--limit` it would end this worker instead: it takes a
+        slot in the name of the run, which has one (3.8.8).
+        """
+        free = [
+            entry
+            for entry in flow_run_response
+            if not self._followed.is_busy_with(entry.flow_run.id)
+        ]
+        return await super()._submit_scheduled_flow_runs(free)
 
     async def _initiate_run(self, flow_run: "FlowRun", configuration: RayJobConfiguration) -> None:
         """Submit the run's job and return as soon as Ray has it.
@@ -291,8 +325,32 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     def _pool(self) -> "WorkPool":
         return self.work_pool
 
-    async def _ask_cancelling(self) -> "set[UUID]":
+    async def _ask_cancelling(self, _: "Collection[UUID]") -> "set[UUID]":
         return await cancelling_runs(self.client, self.work_pool.id)
+
+    async def _ask_settled_outside(self, run_ids: "Collection[UUID]") -> "set[UUID]":
+        return await settled_outside(self.client, run_ids)
+
+    async def _give_up_what_was_interrupted(self) -> None:
+        """Leave to others, at once, what this process did not follow to the end."""
+        if self._followed.interrupted:
+            with anyio.move_on_after(_GIVE_UP_SECONDS, shield=True):
+                async with get_client() as client:  # the worker's own is closed by now
+                    await self._recovery.give_up(FlowRuns(client), self._followed.interrupted)
+
+    async def _stay_online(self) -> None:
+        """Send heartbeats while a worker that was started with `--run-once` finishes its runs.
+
+        Prefect sends one (3.8.8). After three missed ones other workers take over the runs.
+        """
+        while True:
+            await anyio.sleep(self.heartbeat_interval_seconds)
+            try:
+                await self.client.send_worker_heartbeat(
+                    self.work_pool.name, self.name, self.heartbeat_interval_seconds
+                )
+            except Exception as exc:  # noqa: BLE001 (the runs are finished all the same)
+                worker_logger(self).debug("The heartbeat was not sent: %s", exc)
 
     async def _offer_block(self) -> None:
         """Make the `RayCluster` block known to the server, so that the UI can offer it."""

@@ -6,17 +6,17 @@ from datetime import datetime
 from logging import Logger, LoggerAdapter
 from typing import Any
 
-import anyio
-
 from prefect_ray_worker import metrics
 from prefect_ray_worker.logs.bridge import LogBridge
 from prefect_ray_worker.logs.read import ClusterLogs
 from prefect_ray_worker.prefect_api.logs import FoundLogs, LogSink, SentLog, longest_message
 from prefect_ray_worker.ray_api.models import JobDetails
 
-_ASK_AGAIN_SECONDS = 1.0
-
 Owns = Callable[[], Awaitable[bool]]
+
+
+class _NotOurs(Exception):
+    """Another worker forwards the log."""
 
 
 class LogForwarding:
@@ -55,6 +55,8 @@ class LogForwarding:
         """Forward until the job has ended and all of its log is in Prefect, or the log is gone."""
         try:
             await self._bridge.run()
+        except _NotOurs:
+            self._log.info("Another worker forwards the output of the Ray Job from here on.")
         except Exception:  # noqa: BLE001 (whatever a job prints, its run is followed)
             self._log.exception("The output of the Ray Job is not forwarded any more.")
         finally:
@@ -94,9 +96,8 @@ class _OwnedLogs(LogSink):
         return self._logs.undisturbed()
 
     async def post(self, logs: Sequence[SentLog]) -> None:
-        while not await self._owns():  # noqa: ASYNC110 (only Prefect can tell)
-            # This process was frozen and has lost the run: recovery is about to drop it.
-            await anyio.sleep(_ASK_AGAIN_SECONDS)
+        if not await self._owns():
+            raise _NotOurs  # this process was frozen, or nothing renews its lease any more
         await self._logs.post(logs)
 
     async def find(

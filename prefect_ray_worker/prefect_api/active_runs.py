@@ -4,7 +4,7 @@ Prefect's own model of a flow run takes half a millisecond to build: for a thous
 seconds, that would be the most expensive thing that a worker does.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -28,6 +28,13 @@ from prefect_ray_worker.shared.run_rules import waits_in_process
 GOES_ON = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 """The states of a run that an attempt has begun on and not ended."""
 
+_SETTLED = (
+    StateType.COMPLETED,
+    StateType.FAILED,
+    StateType.CRASHED,
+    StateType.CANCELLED,
+    StateType.SCHEDULED,
+)
 # The most that a server with its default settings returns at once.
 _PAGE = 200
 
@@ -95,6 +102,36 @@ async def cancelling_runs(client: PrefectClient, work_pool_id: UUID) -> set[UUID
     cancelling = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING]))
     pages = _of_pool(client, work_pool_id, cancelling)
     return {UUID(record["id"]) async for page in pages for record in page}
+
+
+async def settled_outside(client: PrefectClient, run_ids: Collection[UUID]) -> set[UUID]:
+    """Return which of some runs have ended, or were scheduled again, from outside.
+
+    That is by the UI, an automation or another client of the HTTP API. Prefect's own Python client
+    gives each state that it proposes a `transition_id` (3.8.8), and with it flow engines, drivers
+    and workers do; such a state may be the driver's own, whose hooks still run.
+
+    Args:
+        client: An open client.
+        run_ids: The runs.
+    """
+    ids = [str(run_id) for run_id in run_ids]
+    settled = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(_SETTLED)))
+    state = settled.model_dump(mode="json", exclude_unset=True)
+    found: set[UUID] = set()
+    for start in range(0, len(ids), _PAGE):
+        chosen = {"id": {"any_": ids[start : start + _PAGE]}, "state": state}
+        body = {"flow_runs": chosen, "limit": _PAGE}
+        page = (await client.request("POST", "/flow_runs/filter", json=body)).json()
+        found |= {UUID(record["id"]) for record in page if _is_from_outside(record)}
+    return found
+
+
+def _is_from_outside(record: dict[str, Any]) -> bool:
+    state, policy = record["state"] or {}, record.get("empirical_policy") or {}
+    details = state.get("state_details") or {}
+    kind = type_in_effect(StateType(state["type"]), policy.get("retry_type"))
+    return kind in _SETTLED and details.get("transition_id") is None
 
 
 def type_in_effect(state: StateType, retry_type: str | None) -> StateType:

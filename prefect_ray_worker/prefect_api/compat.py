@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from logging import Logger, LoggerAdapter
     from pathlib import Path
 
+    from anyio.abc import TaskGroup
     from prefect.client.schemas.objects import FlowRun, State
     from prefect.events import RelatedResource
     from prefect.events.schemas.events import Event
@@ -132,6 +133,18 @@ def exit_stack(worker: "BaseWorker[Any, Any, Any]") -> "AsyncExitStack":
     What is entered before `super().setup()` outlives the worker's runs; there is no hook for it.
     """
     return worker._exit_stack  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def runs_task_group(worker: "BaseWorker[Any, Any, Any]") -> "TaskGroup":
+    """Return the task group of the worker's runs, which `teardown` waits for (3.8.8).
+
+    What it starts has Prefect's client to its end; no group of ours can be left after the runs and
+    before the client.
+    """
+    group = worker._runs_task_group  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    if group is None:
+        raise RuntimeError("Set up the worker first.")
+    return group
 
 
 def worker_logger(worker: "BaseWorker[Any, Any, Any]") -> "Logger | LoggerAdapter[Logger]":
@@ -346,7 +359,13 @@ def replace_event_of_waits(event: "type[threading.Event]") -> None:
     vars(futures)["threading"] = Threading()
 
 
-OVERRIDDEN = ("_initiate_run", "_documentation_url", "_logo_url", "_description")
+OVERRIDDEN = (
+    "_initiate_run",
+    "_submit_scheduled_flow_runs",
+    "_documentation_url",
+    "_logo_url",
+    "_description",
+)
 """Members of `BaseWorker` (3.8.8) that `RayWorker` defines and Prefect reads, although private:
 there is no public way to say these things."""
 

@@ -24,6 +24,10 @@ from prefect_ray_worker.runs.watch import Watched
 class Follower:
     """Follows one attempt.
 
+    Attributes:
+        attempt: The attempt.
+        logs: Forwards the log of its job; None if its run does not want that.
+
     Args:
         services: What the worker's runs share.
         attempt: The attempt.
@@ -36,7 +40,7 @@ class Follower:
         self._submitter = submitter
         self._settlement = Settlement(services, attempt)
         self._narrator = Narrator(services, attempt, submitter.session)
-        self._logs = _logs_of(services, attempt)
+        self.logs = _logs_of(services, attempt)
         self._run_is_deleted = False
 
     @property
@@ -53,17 +57,15 @@ class Follower:
         await self._narrator.link(was_there=self._submitter.was_there)
 
     async def follow(self) -> Outcome:
-        """Watch the job until the run is settled and its log forwarded; return what was decided."""
-        settled = UNTOUCHED
-        async with anyio.create_task_group() as tasks:
-            if self._logs is not None:
-                tasks.start_soon(self._logs.run, name=f"ray-logs {self.attempt.job_id}")
-            try:
-                settled = await self._watch()
-            finally:
-                if self._logs is not None:
-                    self._logs.end()
-        return settled
+        """Watch the job until the run is settled; return what was decided.
+
+        `logs` gets its news here, and runs elsewhere: a log may take longer than the run.
+        """
+        try:
+            return await self._watch()
+        finally:
+            if self.logs is not None:
+                self.logs.end()
 
     async def _watch(self) -> Outcome:
         attempt = self.attempt
@@ -73,6 +75,7 @@ class Follower:
         with (
             attempt.cluster.poller.watch(attempt.job_id) as watch,
             self._services.cancelling.attended(attempt.run_id),
+            self._services.settled_outside.attended(attempt.run_id),
             closing(self._narrator),
         ):
             watched = self._at_first()
@@ -115,12 +118,14 @@ class Follower:
         """Return what is known with one more observation, and with what others have told us."""
         now = anyio.current_time()
         watched = watched.after(observation, now)
-        if self._logs is not None:
-            self._logs.observe(observation.details if isinstance(observation, Seen) else None)
+        if self.logs is not None:
+            self.logs.observe(observation.details if isinstance(observation, Seen) else None)
             if watched.missing and watched.arrived:
-                self._logs.end()
+                self.logs.end()
         if self.attempt.run_id in self._services.cancelling:
             watched = watched.cancelled_at(now)
+        settled = self.attempt.run_id in self._services.settled_outside
+        watched = watched.settled_outside_at(now, settled)
         return replace(watched, run_is_deleted=self._run_is_deleted)
 
     async def _act(self, watched: Watched) -> tuple[Watched, Outcome | None]:

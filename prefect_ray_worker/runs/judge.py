@@ -52,6 +52,9 @@ class Verdict(Enum):
     RUN_OVERDUE = "run overdue"
     """The job has been running for longer than its run timeout."""
 
+    LEFT_BEHIND = "left behind"
+    """The run was settled or rescheduled from outside, and its job goes on all the same."""
+
     CANCEL_OVERDUE = "cancel overdue"
     """The run is being cancelled and its driver has not reacted, or has not even started."""
 
@@ -70,6 +73,7 @@ class Limits:
         start: From submission to RUNNING.
         run: From RUNNING to a terminal status.
         stop_grace: From Cancelling until we stop a driver that runs.
+        left_behind: From a state that was set from outside until we stop a driver that runs.
         unreachable: Without any answer of the cluster.
         quiet: Without any answer of the cluster, until Prefect is asked about the run.
     """
@@ -77,6 +81,7 @@ class Limits:
     start: float | None
     run: float | None
     stop_grace: float
+    left_behind: float
     unreachable: float
     quiet: float
 
@@ -102,8 +107,19 @@ def judge(watched: Watched, limits: Limits, now: float) -> Verdict:
         return Verdict.WAIT
     if watched.latest.is_terminal:
         return Verdict.ENDED
+    return _of_job_that_goes_on(watched, watched.latest.has_started, limits, now)
+
+
+def _of_job_that_goes_on(
+    watched: Watched, has_started: bool, limits: Limits, now: float
+) -> Verdict:
+    if watched.settled_outside_since is not None:
+        grace = limits.left_behind if has_started else 0
+        if now - watched.settled_outside_since >= grace:
+            return Verdict.LEFT_BEHIND
+        return Verdict.WAIT
     if watched.cancelling_since is not None:
-        grace = limits.stop_grace if watched.latest.has_started else 0
+        grace = limits.stop_grace if has_started else 0
         if now - watched.cancelling_since >= grace:
             return Verdict.CANCEL_OVERDUE
         return Verdict.WAIT
@@ -140,33 +156,20 @@ class Outcome:
     Attributes:
         resolution: What to do with the flow run.
         message: What happened, for the flow run's state; for a crash it begins with the category.
-        status_code: What Prefect's worker is told: 0 leaves the run's state alone.
         category: The kind of failure, by its name in messages and events; None for none.
     """
 
     resolution: Resolution
     message: str = ""
-    status_code: int = 0
     category: str | None = None
 
 
 UNTOUCHED = Outcome(Resolution.LEAVE)
 
 
-def crashed(
-    why: Diagnosis | str, job: JobDetails | None = None, *, category: Category | None = None
-) -> Outcome:
-    """Return the outcome of a run that ended without a result.
-
-    Args:
-        why: A diagnosis, or the sentences of one.
-        job: The job, if there is one.
-        category: Of the sentences.
-    """
-    if isinstance(why, str):
-        why = diagnosed(category or Category.JOB_FAILED, why, advice="")
-    code = job.driver_exit_code if job is not None else None
-    return Outcome(Resolution.CRASH, str(why), status_code=code or 1, category=why.category.label)
+def crashed(why: Diagnosis) -> Outcome:
+    """Return the outcome of a run that ended without a result."""
+    return Outcome(Resolution.CRASH, str(why), category=why.category.label)
 
 
 def of_ended_job(
@@ -185,7 +188,7 @@ def of_ended_job(
         )
     if state not in _UNDECIDED:
         return UNTOUCHED
-    return crashed(of_job(_ended(job), context), job)
+    return crashed(of_job(_ended(job), context))
 
 
 def verdict_of_driver(job: JobDetails) -> Diagnosis | None:

@@ -20,7 +20,7 @@ _log = logging.getLogger("prefect.workers.ray.followed")
 
 
 class FollowedRuns:
-    """The attempts that one process submits or follows.
+    """The attempts that one process submits, follows, or still forwards the log of.
 
     Args:
         count_as_ended: Called with the id of a job that may start late, and will be stopped then.
@@ -29,14 +29,16 @@ class FollowedRuns:
     def __init__(self, count_as_ended: Callable[[str], None]) -> None:
         self._count_as_ended = count_as_ended
         self._followers: dict[str, tuple[Follower, anyio.CancelScope]] = {}
+        self._forwarding: dict[str, anyio.CancelScope] = {}
         self._submitting: dict[str, int] = {}
         self._in_hand: set[UUID] = set()
-        self._interrupted: list[RunAttempt] = []
+        self._interrupted: dict[str, RunAttempt] = {}
         self._spared = SparedRuns()
         self._tasks: anyio.abc.TaskGroup | None = None
+        self._log_tasks: anyio.abc.TaskGroup | None = None
 
     def __contains__(self, job_id: object) -> bool:
-        return job_id in self._followers or job_id in self._submitting
+        return job_id in self._followers or job_id in self._submitting or job_id in self._forwarding
 
     @property
     def followers(self) -> tuple[Follower, ...]:
@@ -45,21 +47,34 @@ class FollowedRuns:
 
     @property
     def interrupted(self) -> tuple[RunAttempt, ...]:
-        """What was submitted or followed until this process was told to stop."""
-        return tuple(self._interrupted)
+        """What was submitted, followed or forwarded until this process was told to stop."""
+        return tuple(self._interrupted.values())
 
-    def open(self, tasks: anyio.abc.TaskGroup | None) -> None:
-        """Take the task group for work in the background; None to start no more of it."""
-        self._tasks = tasks
+    def open(self, tasks: anyio.abc.TaskGroup, logs: anyio.abc.TaskGroup) -> None:
+        """Take the task groups for work in the background.
+
+        Args:
+            tasks: For everything that ends when the worker is closed.
+            logs: For the forwarding of logs, which goes on for as long as Prefect's own runs.
+        """
+        self._tasks, self._log_tasks = tasks, logs
+
+    def close(self) -> None:
+        """Start no more work in the background, except for the logs of what is still followed."""
+        self._tasks = None
 
     def has_in_hand(self, run_id: UUID) -> bool:
-        """Say whether Prefect has given this process a run that it has not submitted yet."""
+        """Return whether Prefect has given this process a run that it has not submitted yet."""
         return run_id in self._in_hand
 
     @property
     def has_any_in_hand(self) -> bool:
         """Whether Prefect has given this process runs that it has not submitted yet."""
         return bool(self._in_hand)
+
+    def is_busy_with(self, run_id: UUID) -> bool:
+        """Return whether an attempt at a run is submitted or followed here: the next one waits."""
+        return run_id in self._in_hand or any(f.attempt.run_id == run_id for f in self.followers)
 
     @contextmanager
     def in_hand(self, run_id: UUID) -> Generator[None, None, None]:
@@ -85,7 +100,7 @@ class FollowedRuns:
             yield
         except anyio.get_cancelled_exc_class():
             if attempt is not None:
-                self._interrupted.append(attempt)
+                self._interrupted[job_id] = attempt
             raise
         finally:
             self._submitting[job_id] -= 1
@@ -93,23 +108,27 @@ class FollowedRuns:
                 del self._submitting[job_id]
 
     async def follow(self, follower: Follower) -> Outcome:
-        """Follow an attempt to its end, or until another worker has taken it over.
+        """Follow an attempt until its run is settled, or another worker has taken it over.
+
+        The rest of its log is forwarded in the background.
 
         Returns:
-            What was decided; that nothing was, if somebody else decides.
+            What was decided; `UNTOUCHED` if another worker decides.
         """
         job_id = follower.attempt.job_id
-        if job_id in self._followers:
+        if job_id in self._followers or job_id in self._forwarding:
             return UNTOUCHED
         settled = UNTOUCHED
         with anyio.CancelScope() as scope:
             self._followers[job_id] = (follower, scope)
             self._spared.one_more(len(self._followers))
+            self._forward(follower)
             try:
                 settled = await follower.follow()
-            except anyio.get_cancelled_exc_class():
-                if not scope.cancel_called:
-                    self._interrupted.append(follower.attempt)  # this process is being stopped
+            except BaseException as exc:
+                self._stop_forwarding(job_id)
+                if isinstance(exc, anyio.get_cancelled_exc_class()) and not scope.cancel_called:
+                    self._interrupted[job_id] = follower.attempt  # this process is being stopped
                 raise
             finally:
                 del self._followers[job_id]
@@ -120,23 +139,51 @@ class FollowedRuns:
 
     def drop(self, job_id: str) -> None:
         """Follow an attempt no more: another worker does."""
+        self._stop_forwarding(job_id)
         if job_id in self._followers:
             follower, scope = self._followers[job_id]
             follower.attempt.log.info("Another worker has taken over the watching of this run.")
             scope.cancel()
 
     def in_background(self, task: Callable[[], Awaitable[object]], name: str) -> None:
-        """Start a task whose trouble ends nothing else; nothing is started while closing."""
-
-        async def guarded() -> None:
-            try:
-                await task()
-            except Exception:  # noqa: BLE001
-                # What is left undone is found by the next look for runs that nobody follows.
-                _log.exception("%s failed", name)
-
+        """Start a task whose failure ends nothing else; nothing is started while closing."""
         if self._tasks is not None:
-            self._tasks.start_soon(guarded, name=name)
+            self._tasks.start_soon(_guarded, task, name, name=name)
+
+    def _forward(self, follower: Follower) -> None:
+        """Forward the log of an attempt's job in the background, also after its run is settled."""
+        if follower.logs is None or self._log_tasks is None:
+            return
+        attempt, job_id = follower.attempt, follower.attempt.job_id
+        scope = self._forwarding[job_id] = anyio.CancelScope()
+        run = follower.logs.run
+
+        async def forward() -> None:
+            try:
+                with scope:
+                    await run()
+            except anyio.get_cancelled_exc_class():
+                self._interrupted[job_id] = attempt  # this process is being stopped
+                raise
+            finally:
+                if self._forwarding.get(job_id) is scope:
+                    del self._forwarding[job_id]
+
+        name = f"ray-logs {job_id}"
+        self._log_tasks.start_soon(_guarded, forward, name, name=name)
+
+    def _stop_forwarding(self, job_id: str) -> None:
+        scope = self._forwarding.pop(job_id, None)
+        if scope is not None:
+            scope.cancel()
+
+
+async def _guarded(task: Callable[[], Awaitable[object]], name: str) -> None:
+    try:
+        await task()
+    except Exception:  # noqa: BLE001
+        # The next look for runs that no worker follows finds what was left undone.
+        _log.exception("%s failed", name)
 
 
 class SparedRuns:

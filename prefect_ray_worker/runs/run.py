@@ -125,6 +125,7 @@ async def present_attempt(
             start=configuration.start_timeout_seconds,
             run=configuration.run_timeout_seconds,
             stop_grace=configuration.stop_grace_seconds,
+            left_behind=services.timing.left_behind,
             unreachable=services.unreachable_limit,
             quiet=services.timing.quiet_after,
         ),

@@ -18,7 +18,7 @@ from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.prefect_api.logs import LogSink
 from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.recovery.ownership import owner_in
-from prefect_ray_worker.runs.stop import CancellingRuns
+from prefect_ray_worker.runs.stop import AttendedRuns
 from prefect_ray_worker.runs.timing import Timing
 from prefect_ray_worker.shared.ids import attempt_in
 
@@ -82,6 +82,8 @@ class Services:
         flow_runs: The Prefect side.
         clusters: The open clusters.
         cancelling: Which runs are being cancelled.
+        settled_outside: Which runs have ended, or were scheduled again, by another hand than their
+            driver's or ours.
         waiting: Explains why PENDING jobs have not started.
         lease: Which attempts are still this worker's.
         delivery: How secrets reach the jobs.
@@ -97,7 +99,8 @@ class Services:
 
     flow_runs: FlowRuns
     clusters: OpenClusters
-    cancelling: CancellingRuns
+    cancelling: AttendedRuns
+    settled_outside: AttendedRuns
     waiting: WaitingRuns
     lease: Lease
     delivery: Delivery

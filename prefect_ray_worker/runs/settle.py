@@ -8,6 +8,7 @@ from prefect.client.schemas.objects import StateType
 from prefect_ray_worker import metrics
 from prefect_ray_worker.diagnosis.job import NO_CONTEXT, Context
 from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.prefect_api.active_runs import GOES_ON
 from prefect_ray_worker.prefect_api.flow_runs import type_of_state
 from prefect_ray_worker.ray_api.models import JobDetails
 from prefect_ray_worker.runs import judge
@@ -18,6 +19,9 @@ from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.stop import Stopping, stop_and_confirm
 from prefect_ray_worker.runs.watch import Watched
 from prefect_ray_worker.shared.resources import Asked
+
+# Paused: in its process, or suspended; a suspended run has another claim when it resumes.
+_ATTEMPT_GOES_ON = (*GOES_ON, StateType.PAUSED)
 
 
 class Settlement:
@@ -55,8 +59,8 @@ class Settlement:
         match verdict:
             case Verdict.WAIT | Verdict.NEVER_ARRIVED:
                 return None
-            case Verdict.UNWANTED:
-                return await self._stop_unwanted()
+            case Verdict.UNWANTED | Verdict.LEFT_BEHIND:
+                return await self._stop_unwanted(verdict)
             case Verdict.ENDED:
                 return await self._ended(watched)
             case Verdict.LOST:
@@ -78,8 +82,14 @@ class Settlement:
         return type_of_state(run) if run is not None else None
 
     async def is_superseded(self) -> bool:
-        """Return whether another attempt at the run has begun, which this one must not settle."""
-        return await self._flow_runs.claim_id(self._attempt.run_id) != self._attempt.claim_id
+        """Return whether the run must not be settled from here.
+
+        Another attempt has begun, or another worker follows this one.
+        """
+        attempt = self._attempt
+        if not await self._services.lease.holds(attempt.run_id, attempt.job_id):
+            return True
+        return await self._flow_runs.claim_id(attempt.run_id) != attempt.claim_id
 
     async def settle(self, decided: Outcome, *, rename: bool = False) -> Outcome:
         """Tell Prefect what was decided.
@@ -130,7 +140,13 @@ class Settlement:
         self.stop_is_queued = stopping is Stopping.QUEUED
         return stopping
 
-    async def _stop_unwanted(self) -> Outcome | None:
+    async def _stop_unwanted(self, verdict: Verdict) -> Outcome | None:
+        if verdict is Verdict.LEFT_BEHIND:
+            self._log.warning(
+                "The state of the flow run was set from outside while its Ray Job %s was going "
+                "on. Stopping the job; the state stays.",
+                self._attempt.job_id,
+            )
         stopping = await self.stop()
         over = stopping in (Stopping.ENDED, Stopping.GONE, Stopping.QUEUED)
         return UNTOUCHED if over else None
@@ -163,7 +179,7 @@ class Settlement:
         self._log.warning(
             "%s The run is tried again in %g s (infrastructure_retries).", decided.message, delay
         )
-        return replace(decided, resolution=Resolution.LEAVE, status_code=0)
+        return replace(decided, resolution=Resolution.LEAVE)
 
     async def _cancel(self, watched: Watched) -> Outcome | None:
         stopping = await self.stop()
@@ -200,10 +216,8 @@ class Settlement:
         return await self.settle(decided, rename=True)
 
     async def _ended_unseen(self) -> Outcome | None:
-        """Return the end of a run whose driver has reported one while its cluster is silent."""
-        run = await self._flow_runs.read(self._attempt.run_id)
-        ended = run is None or (run.state is not None and run.state.is_final())
-        return UNTOUCHED if ended else None
+        """Return the end of a run that has ended or gone on while its cluster was silent."""
+        return None if await self.state() in _ATTEMPT_GOES_ON else UNTOUCHED
 
     async def _silent_too_long(self, watched: Watched) -> Outcome | None:
         limit = self._limits.unreachable

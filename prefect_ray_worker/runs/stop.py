@@ -1,11 +1,11 @@
-"""Stop a job and confirm that it ended, and know which runs are being cancelled.
+"""Stop a job and confirm that it ended, and know which runs want to be stopped.
 
 A request accepted is not a request done.
 """
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Collection, Generator
 from contextlib import contextmanager
 from enum import Enum
 from uuid import UUID
@@ -96,26 +96,34 @@ async def _stop_and_look(
     return result
 
 
-class CancellingRuns:
-    """Knows which flow runs are in Cancelling, by one request every few seconds for all.
+class AttendedRuns:
+    """Knows which of the attended runs are being cancelled, for example.
 
-    Nothing is asked while no run is attended to.
+    One request every few seconds asks for all of them; none while no run is attended.
 
     Args:
-        ask: Returns the ids of the pool's runs that are being cancelled.
+        ask: Returns which runs it is true of; it may leave out runs that are not attended.
         interval: Seconds between two questions.
+        what: What is asked, for the worker's log: "which runs are being cancelled".
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[set[UUID]]], *, interval: float) -> None:
+    def __init__(
+        self,
+        ask: Callable[[Collection[UUID]], Awaitable[set[UUID]]],
+        *,
+        interval: float,
+        what: str,
+    ) -> None:
         self._ask = ask
         self._interval = interval
+        self._what = what
         # Runs, and when attention to them began; two attempts at one run may overlap.
         self._attended: list[tuple[UUID, float]] = []
-        self._cancelling: set[UUID] = set()
+        self._found: set[UUID] = set()
         self._wake = anyio.Event()
 
     def __contains__(self, flow_run_id: object) -> bool:
-        return flow_run_id in self._cancelling
+        return flow_run_id in self._found
 
     @contextmanager
     def attended(self, flow_run_id: UUID) -> Generator[None, None, None]:
@@ -127,10 +135,10 @@ class CancellingRuns:
             yield
         finally:
             self._attended.remove(attention)
-            self._cancelling.discard(flow_run_id)
+            self._found.discard(flow_run_id)
 
     async def run(self) -> None:
-        """Ask, for ever; meant for a background task of whoever owns this."""
+        """Ask, for ever. Run this in a background task."""
         backoff = Backoff(initial=self._interval)
         while True:
             if not self._attended:
@@ -138,12 +146,12 @@ class CancellingRuns:
             self._wake = anyio.Event()
             began = anyio.current_time()
             try:
-                found = await self._ask()
+                found = await self._ask({run for run, _ in self._attended})
                 # An older answer is about an earlier attempt: a cancelled run can be run again.
                 since = dict(self._attended)
-                self._cancelling = {run for run in found if since.get(run, math.inf) <= began}
+                self._found = {run for run in found if since.get(run, math.inf) <= began}
                 backoff.reset()
                 await anyio.sleep(jittered(self._interval))
-            except Exception as exc:  # noqa: BLE001 (cancelling must survive any API trouble)
-                _log.warning("Cannot ask Prefect which runs are being cancelled: %s", exc)
+            except Exception as exc:  # noqa: BLE001 (the asking must survive any API trouble)
+                _log.warning("Cannot ask Prefect %s: %s", self._what, exc)
                 await anyio.sleep(backoff.next())

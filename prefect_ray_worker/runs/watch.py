@@ -20,6 +20,8 @@ class Watched:
         missing: Whether the cluster's last answer was that it does not have the job.
         session_now: The cluster's present session, if that answer told it.
         cancelling_since: When the run was first seen to be cancelled.
+        settled_outside_since: When the run was first seen to have ended, or to be scheduled
+            again, by another hand than its driver's or ours; None while it is not.
         run_is_deleted: Whether Prefect does not have the run any more.
     """
 
@@ -32,6 +34,7 @@ class Watched:
     missing: bool = False
     session_now: str | None = None
     cancelling_since: float | None = None
+    settled_outside_since: float | None = None
     run_is_deleted: bool = False
 
     def after(self, observation: Observation, now: float) -> "Watched":
@@ -65,6 +68,12 @@ class Watched:
     def cancelled_at(self, now: float) -> "Watched":
         """Return the same, knowing that the run is being cancelled."""
         return self if self.cancelling_since is not None else replace(self, cancelling_since=now)
+
+    def settled_outside_at(self, now: float, settled: bool) -> "Watched":
+        """Return the same, knowing whether the run is settled from outside."""
+        since = self.settled_outside_since
+        since = (now if since is None else since) if settled else None
+        return replace(self, settled_outside_since=since)
 
     def submitted_again_at(self, now: float) -> "Watched":
         """Return the same, knowing that Ray has accepted a second submission of the job."""

@@ -27,12 +27,13 @@ async def test_40_runs_on_one_worker(stage: Stage) -> None:
     deployment = await stage.pool.deploy("adds")
     create = partial(stage.pool.client.create_flow_run_from_deployment, state=Pending())
     runs = [await create(deployment) for _ in range(RUNS)]
-    codes: list[int] = []
+    ended: list[FlowRun] = []
 
     async def run(worker: RayWorker, flow_run: FlowRun) -> None:
         configuration = RayJobConfiguration(address=stage.ray.address)
         configuration.prepare_for_flow_run(flow_run)
-        codes.append((await worker.run(flow_run, configuration)).status_code)
+        await worker.run(flow_run, configuration)
+        ended.append(flow_run)
 
     began = time.monotonic()
     async with stage.pool.worker() as worker, anyio.create_task_group() as tasks:
@@ -54,7 +55,7 @@ async def test_40_runs_on_one_worker(stage: Stage) -> None:
         for i, job in enumerate(list(jobs.values())):
             job.set("FAILED", driver_exit_code=9)
             await wait_until(
-                lambda i=i: len(codes) >= i - ENDS_AT_ONCE, timeout=60, description=f"{i} ends"
+                lambda i=i: len(ended) >= i - ENDS_AT_ONCE, timeout=60, description=f"{i} ends"
             )
     took = time.monotonic() - began
     print(
@@ -62,7 +63,6 @@ async def test_40_runs_on_one_worker(stage: Stage) -> None:
         f"once), settled after {took:.1f} s; in {watched:.1f} s of watching {looks}, then "
         f"{asked.max_in_flight} at once"
     )
-    assert codes == [9] * RUNS
     for flow_run in runs:
         assert await stage.pool.state(flow_run.id) == StateType.CRASHED
     assert at_once <= 16, "the client's pool of connections is the bound"

@@ -1,8 +1,7 @@
 """`Recovery`: what keeps every run of a pool with exactly one worker, as a worker uses it."""
 
 import logging
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 import anyio
@@ -12,6 +11,7 @@ from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.runs.recovery.adopt import Adoption, ConfigurationOf
 from prefect_ray_worker.runs.recovery.ownership import (
     OWNER_LABEL,
@@ -26,7 +26,6 @@ from prefect_ray_worker.runs.run import RunAttempt
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.shared.ids import attempt_in
 
-_GIVE_UP_SECONDS = 10.0
 _AT_ONCE = 8
 
 _log = logging.getLogger("prefect.workers.ray.recovery")
@@ -93,24 +92,19 @@ class Recovery:
         labels = owner_labels(self._me, attempt_in(job_id), ref, host)
         await self._flow_runs.label(run_id, labels)
 
-    async def give_up(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Leave to others, at once, what this process does not follow to the end.
+    async def give_up(self, flow_runs: FlowRuns, left: Sequence[RunAttempt]) -> None:
+        """Leave attempts to other workers, at once.
 
         Without it, they wait until Prefect counts this worker as offline.
+
+        Args:
+            flow_runs: The Prefect side; this worker's own may be closed.
+            left: What this process followed, and does not follow any more.
         """
-        left = self._followed.interrupted
-        if exc_type is not None:
-            left += tuple(follower.attempt for follower in self._followed.followers)
-        with anyio.move_on_after(_GIVE_UP_SECONDS, shield=True):
-            limiter = anyio.CapacityLimiter(_AT_ONCE)
-            async with anyio.create_task_group() as tasks:
-                for attempt in left:
-                    tasks.start_soon(self._give_up, attempt, limiter)
+        limiter = anyio.CapacityLimiter(_AT_ONCE)
+        async with anyio.create_task_group() as tasks:
+            for attempt in left:
+                tasks.start_soon(self._give_up, flow_runs, attempt, limiter)
 
     async def _home(self) -> Cluster | None:
         pool = self._pool()
@@ -122,10 +116,12 @@ class Recovery:
             return None  # each of its runs says so
         return await self._sources.find(configuration)
 
-    async def _give_up(self, attempt: RunAttempt, limiter: anyio.CapacityLimiter) -> None:
+    async def _give_up(
+        self, flow_runs: FlowRuns, attempt: RunAttempt, limiter: anyio.CapacityLimiter
+    ) -> None:
         label = given_up_label(self._me, attempt_in(attempt.job_id), attempt.cluster.reachable_from)
         try:
             async with limiter:
-                await self._flow_runs.label(attempt.run_id, {OWNER_LABEL: label})
+                await flow_runs.label(attempt.run_id, {OWNER_LABEL: label})
         except Exception as exc:  # noqa: BLE001 (others take it over a little later)
             _log.debug("The run %s could not be given up: %s", attempt.run_id, exc)

@@ -1,12 +1,12 @@
-"""`CancellingRuns`: one question for all runs, and never an answer about an earlier attempt."""
+"""`AttendedRuns`: one question for all runs, and never an answer about an earlier attempt."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
 import anyio
 
-from prefect_ray_worker.runs.stop import CancellingRuns
+from prefect_ray_worker.runs.stop import AttendedRuns
 from tests.waiting import wait_until
 
 RUN = uuid4()
@@ -24,7 +24,7 @@ class Prefect:
         self.open = anyio.Event()
         self.open.set()
 
-    async def ask(self) -> set[UUID]:
+    async def ask(self, _: Collection[UUID]) -> set[UUID]:
         self.questions += 1
         found = set(self.cancelling)
         await self.open.wait()
@@ -35,8 +35,8 @@ class Prefect:
 
 
 @asynccontextmanager
-async def asking(prefect: Prefect) -> AsyncIterator[CancellingRuns]:
-    runs = CancellingRuns(prefect.ask, interval=INTERVAL)
+async def asking(prefect: Prefect) -> AsyncIterator[AttendedRuns]:
+    runs = AttendedRuns(prefect.ask, interval=INTERVAL, what="which runs are being cancelled")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(runs.run)
         yield runs

@@ -7,8 +7,8 @@ from prefect_ray_worker.ray_api.models import JobDetails
 from prefect_ray_worker.runs.judge import Limits, Verdict, judge
 from prefect_ray_worker.runs.watch import Watched
 
-LIMITS = Limits(start=60, run=100, stop_grace=10, unreachable=300, quiet=60)
-NO_LIMITS = Limits(start=None, run=None, stop_grace=10, unreachable=300, quiet=60)
+LIMITS = Limits(start=60, run=100, stop_grace=10, left_behind=12, unreachable=300, quiet=60)
+NO_LIMITS = Limits(start=None, run=None, stop_grace=10, left_behind=12, unreachable=300, quiet=60)
 
 
 def seen(status: str) -> Seen:
@@ -105,3 +105,21 @@ def test_cancelling_waits_for_an_unreachable_cluster() -> None:
 def test_nobody_wants_the_job_of_a_deleted_run(observation: Observation) -> None:
     watched = Watched(submitted_at=0, arrived=True, run_is_deleted=True).after(observation, 1)
     assert judge(watched, LIMITS, 2) is Verdict.UNWANTED
+
+
+@pytest.mark.parametrize(
+    ("status", "waited", "expected"),
+    [
+        ("RUNNING", 11, Verdict.WAIT),
+        ("RUNNING", 12, Verdict.LEFT_BEHIND),
+        ("PENDING", 0, Verdict.LEFT_BEHIND),
+        ("FAILED", 99, Verdict.ENDED),
+    ],
+)
+def test_state_from_outside(status: str, waited: float, expected: Verdict) -> None:
+    """A driver that runs gets the time to see the state; a job without one is stopped at once."""
+    watched = Watched(submitted_at=0, arrived=True).after(seen(status), 5)
+    watched = watched.settled_outside_at(20, settled=True).settled_outside_at(25, settled=True)
+    assert judge(watched, LIMITS, 20 + waited) is expected
+    back = watched.settled_outside_at(30, settled=False)
+    assert judge(back, NO_LIMITS, 50) in (Verdict.WAIT, Verdict.ENDED)
