@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -31,7 +32,7 @@ from prefect_ray_worker.prefect_api.active_runs import (
     active_runs,
     type_in_effect,
 )
-from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, present_claim
+from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, is_claim, present_claim
 from prefect_ray_worker.shared.run_rules import RETRY_TYPE_OF_WORKERS, Patience, is_passing
 
 T = TypeVar("T")
@@ -212,17 +213,13 @@ class FlowRuns:
             Whether the run is Crashed with this message.
         """
         run = await self.read(flow_run_id)
-        if run is None or run.state is None or not _may_crash(run, rename=rename):
-            return False
-        force = run.state.is_crashed()
-        return await self._propose(flow_run_id, Crashed(message=message), force=force)
+        suits = partial(_may_crash, rename=rename)
+        return await self._propose(run, Crashed(message=message), suits=suits)
 
     async def cancelled(self, flow_run_id: UUID, message: str) -> bool:
         """Mark a run Cancelled if it is still Cancelling; return whether it now is."""
         run = await self.read(flow_run_id)
-        if run is None or run.state is None or not run.state.is_cancelling():
-            return False
-        return await self._propose(flow_run_id, Cancelled(message=message), force=False)
+        return await self._propose(run, Cancelled(message=message), suits=_is_cancelling)
 
     async def try_again(
         self, flow_run_id: UUID, message: str, *, allowed: int, delay: float
@@ -243,10 +240,9 @@ class FlowRuns:
             ended, or has no deployment, so that no worker would be given it.
         """
         run = await self.read(flow_run_id)
-        if run is None or run.deployment_id is None or not _may_crash(run, rename=False):
+        if run is None or run.deployment_id is None or not _may_crash(run):
             return False
-        history = await self.states(flow_run_id)
-        used = _infrastructure_retries(history)
+        used = _infrastructure_retries(await self.states(flow_run_id))
         if used >= allowed:
             return False
         if run.empirical_policy.retry_type == "in_process":  # left by an earlier retry
@@ -260,7 +256,7 @@ class FlowRuns:
             scheduled_time=datetime.now(UTC) + timedelta(seconds=delay),
             message=f"Infrastructure retry {used + 1} of {allowed}. {message}",
         )
-        return await self._propose(flow_run_id, state, force=False, unless_after=history[-1].id)
+        return await self._propose(run, state, suits=_may_crash)
 
     async def active(self, work_pool_id: UUID) -> dict[UUID, ActiveRun]:
         """Return the runs of a work pool that an attempt has begun on and not ended."""
@@ -282,32 +278,35 @@ class FlowRuns:
         return datetime.now(UTC) - last < timedelta(seconds=within)
 
     async def _propose(
-        self,
-        flow_run_id: UUID,
-        state: State[Any],
-        *,
-        force: bool,
-        unless_after: UUID | None = None,
+        self, run: FlowRun | None, state: State[Any], *, suits: Callable[[FlowRun], bool]
     ) -> bool:
-        """Propose a state; say whether the run has been given it.
+        """Give a run a state, once; say whether it has been given it.
+
+        The answer may get lost after the server has done what it was asked: before asking again,
+        the run's history is read. A second Crashed would set off automations and retries again.
 
         Args:
-            flow_run_id: The run.
+            run: The run, just read; None if it has been deleted.
             state: The state.
-            force: Whether the server is to leave out its rules.
-            unless_after: The state that the run has now, where proposing twice would do harm:
-                should the answer get lost, what the server has done of it is read back.
+            suits: Returns whether the state still suits the run as it is now.
         """
-        asked = False
+        if run is None or not suits(run):
+            return False
+        asked, present = False, run
 
         async def propose() -> bool:
-            nonlocal asked
-            if asked and unless_after is not None:
-                run = await self._client.read_flow_run(flow_run_id)
-                if run.state_id != unless_after:
-                    return run.state is not None and run.state.message == state.message
+            nonlocal asked, present
+            if asked:
+                since = await self._states_after(run)
+                if any(s.type == state.type and s.message == state.message for s in since):
+                    return True
+                present = await self._client.read_flow_run(run.id)
+                if any(is_claim(s) for s in since) or not suits(present):
+                    return False  # the run has gone on without us
             asked = True
-            granted = await propose_state(self._client, state, flow_run_id=flow_run_id, force=force)
+            # Prefect lets no run leave Crashed for Crashed (3.8.8): our message is the better one.
+            force = present.state is not None and present.state.is_crashed()
+            granted = await propose_state(self._client, state, flow_run_id=run.id, force=force)
             return granted.type == state.type
 
         try:
@@ -315,6 +314,12 @@ class FlowRuns:
         except (Abort, ObjectNotFound):
             # Somebody else has settled the run, or deleted it: both end our interest in it.
             return False
+
+    async def _states_after(self, run: FlowRun) -> list[State[Any]]:
+        """Return the states that a run has been in since it was read."""
+        history = await self._client.read_flow_run_states(run.id)
+        before = next((s.timestamp for s in history if s.id == run.state_id), None)
+        return [s for s in history if before is None or s.timestamp > before]
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         patience = Patience(_PATIENCE_SECONDS, now=anyio.current_time(), first=self._first_wait)
@@ -344,7 +349,11 @@ def _infrastructure_retries(history: Sequence[State[Any]]) -> int:
     return used
 
 
-def _may_crash(run: FlowRun, *, rename: bool) -> bool:
+def _is_cancelling(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_cancelling()
+
+
+def _may_crash(run: FlowRun, *, rename: bool = False) -> bool:
     state = run.state
     if rename and state is not None and (state.is_crashed() or state.name == "AwaitingRetry"):
         return True  # our own stop: the engine reports it as a crash, or has the run tried again

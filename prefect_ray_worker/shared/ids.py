@@ -138,10 +138,15 @@ def attempt_number(history: Iterable[StateOfRun], claim_id: UUID) -> int:
     return claims.index(claim_id) + 1 if claim_id in claims else max(len(claims), 1)
 
 
+def is_claim(state: StateOfRun) -> bool:
+    """Return whether a state began an attempt at its run."""
+    return state.type == "PENDING" and state.name == "Pending"
+
+
 def _claims(history: Iterable[StateOfRun]) -> list[UUID]:
     """Return the ids of the states that began the attempts at a run, in order."""
     states = sorted(history, key=lambda state: state.timestamp)
-    claims = [s.id for s in states if s.type == "PENDING" and s.name == "Pending"]
+    claims = [s.id for s in states if is_claim(s)]
     return claims or [s.id for s in states]
 
 
