@@ -13,7 +13,7 @@ import yaml
 from prefect.cli._app import _app
 
 import prefect_ray_worker
-from prefect_ray_worker import cli
+from prefect_ray_worker import cli, metrics
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.doctor.report import CheckSubject, Grade
 from tests.docs.test_docs import PAGES, README, ROOT
@@ -177,3 +177,14 @@ def test_output_of_the_doctor_is_as_it_prints() -> None:
         if (count := sum(match[1] == grade.label for match in parsed if match))
     ]
     assert shown.splitlines()[-1] == ", ".join(counts)
+
+
+@pytest.mark.parametrize("snippet", of("yaml"))
+def test_alert_names_metrics_and_labels_that_exist(snippet: Snippet) -> None:
+    """An alert on a label that no metric has never fires."""
+    known = {metric.describe()[0].name: metric._labelnames for metric in metrics.ALL}
+    for expression in re.findall(r"^\s*expr: (.+)$", snippet.text, re.MULTILINE):
+        named = [name for name in known if name in expression]
+        assert named, expression
+        labels = re.findall(r"\bby \((\w+)\)", expression) + re.findall(r"(\w+)=~?\"", expression)
+        assert set(labels) <= set(known[named[0]]), expression
