@@ -11,14 +11,15 @@ from functools import partial
 from typing import Any
 
 _DOCTOR = """\
-Examine a Ray cluster for the use by a work pool: reach it, bring the driver, run a small job in it
-and look from there at Python, Ray, Prefect, its API, other nodes and the clocks. One line for each
-check; nothing is left behind. Run it where the worker runs, with the worker's environment."""
+Check that a Ray cluster can run a work pool's flows: reach it, upload the driver, run a small job
+and check from there Python, Ray, Prefect, its API, other nodes and the clocks. It prints one line
+for each check and leaves nothing behind. Run it on the worker's machine, with the worker's
+environment."""
 
 _INTERRUPTED = 130
 
 _EPILOG = """\
-exit code: 0 if nothing has failed (warnings do not count), 1 if something has, 2 for a bad call.
+exit code: 0 if no check failed (warnings do not count), 1 if one did, 2 for a bad call.
 example: prefect-ray-worker doctor http://ray-head:8265"""
 
 
@@ -33,19 +34,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line; the reference page is made from it."""
+    """Return the parser of the command line; the reference page is generated from it."""
     from prefect_ray_worker import __version__
 
     top = argparse.ArgumentParser(
         prog="prefect-ray-worker",
-        description="Commands of prefect-ray-worker. The worker itself is started by "
+        description="Commands of prefect-ray-worker. To start a worker, call "
         "`prefect worker start --pool <pool> --type ray`.",
     )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     doctor = commands.add_parser(
         "doctor",
-        help="examine a Ray cluster for the use by a work pool",
+        help="check that a Ray cluster can run a work pool's flows",
         description=_DOCTOR,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="ADDRESS|POOL",
         help="address of a Ray dashboard, such as http://ray-head:8265, or the name of a work "
         "pool; by default the cluster of PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS, or the Ray that "
-        "a worker has started on this machine",
+        "a worker started on this machine",
     )
     doctor.add_argument(
         "-jv",
@@ -65,15 +66,15 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         type=_job_variable,
         metavar="NAME=VALUE",
-        help="a job variable on top of the pool's, as for `prefect deployment run`; the value is "
-        "JSON, or else text; may be repeated",
+        help="override a job variable of the pool, as for `prefect deployment run`; the value is "
+        "JSON, or else text; can be repeated",
     )
     doctor.add_argument(
         "--wait",
         type=_seconds,
         default=60.0,
         metavar="SECONDS",
-        help="how long the probe job may take, its runtime environment included (default: "
+        help="the longest time for the probe job, its runtime environment included (default: "
         "%(default)g)",
     )
     doctor.add_argument("--json", action="store_true", help="print one JSON document at the end")
@@ -101,11 +102,11 @@ def _seconds(text: str) -> float:
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
-    # Late: `--help` and `--version` need not wait for Prefect.
+    # Imported late: `--help` and `--version` must not wait for Prefect.
     import anyio
 
-    # What ends a run in CI or in a pod: it is to clean up as after Ctrl-C. A shell that starts us
-    # in the background has SIGINT ignored, and then neither would.
+    # CI and pods stop us with SIGTERM: clean up as after Ctrl-C. A shell that starts us in the
+    # background ignores SIGINT, so both handlers are set.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
