@@ -4,6 +4,7 @@ In the environment each name begins with `PREFECT_INTEGRATIONS_RAY_WORKER_`; in 
 settings stand under `[integrations.ray.worker]`.
 """
 
+from pathlib import Path
 from typing import Annotated
 
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
@@ -38,6 +39,14 @@ class RayWorkerSettings(PrefectBaseSettings):
         description=(
             "Seconds for which a cluster can be unreachable before the worker marks its runs "
             "Crashed. Runs that show life in Prefect (a new log line or state) are spared."
+        ),
+    )
+    credentials_folder: Path | None = Field(
+        default=None,
+        description=(
+            "Folder on the worker's machine. A `cluster` that is written into a job variable may "
+            "name `token_path` and `ca_file` below it, and no other file. Unset: only a stored "
+            "RayCluster block may name such files. Example: /etc/prefect-ray-worker/clusters"
         ),
     )
     ship_driver: bool = Field(

@@ -8,6 +8,8 @@ from prefect_ray_worker.clusters.local.source import LocalClusters
 from prefect_ray_worker.clusters.local.state import state_directory
 from prefect_ray_worker.clusters.source import Cluster, ClusterPlan, ClusterSource, Tell
 from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.shared.ids import ClusterRef
 
 
 class ClusterSources:
@@ -49,6 +51,24 @@ class ClusterSources:
         """Return the cluster of a run without starting it; see `ClusterSource.look`."""
         source, plan = self._choose(configuration)
         return await source.look(plan)
+
+    async def find_named(
+        self, ref: ClusterRef, pool_configuration: RayJobConfiguration | None
+    ) -> Cluster:
+        """Return a cluster that a run's record names, for example its `infrastructure_pid`.
+
+        Anyone who may change the run can write such a record. So if neither the pool nor this
+        worker names the cluster, nothing is sent to it: it counts as unreachable.
+
+        Args:
+            ref: The cluster, as recorded.
+            pool_configuration: That of a run which sets nothing; None if it cannot be read.
+        """
+        for configuration in (pool_configuration, RayJobConfiguration()):
+            cluster = None if configuration is None else await self.find(configuration)
+            if cluster is not None and cluster.ref == ref:
+                return cluster
+        return Cluster(ref, Connection(str(ref), off_limits=True))
 
     async def sweep(self, tell: Tell) -> None:
         """Take charge of clusters that earlier workers have left."""

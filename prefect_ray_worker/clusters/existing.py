@@ -6,6 +6,7 @@ from prefect_ray_worker.clusters.source import Cluster, ClusterPlan, Tell
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import without_userinfo
 from prefect_ray_worker.ray_api.connection import Connection, normalize_address
+from prefect_ray_worker.ray_api.tokens import TokenSource
 from prefect_ray_worker.shared.ids import ClusterRef
 from prefect_ray_worker.shared.loopback import is_loopback_url
 
@@ -26,14 +27,22 @@ class ExistingClusters:
 
     def __init__(self, default_address: str | None) -> None:
         self._default = (
-            Connection(normalize_address(default_address, variable=ADDRESS_SETTING))
+            Connection(
+                normalize_address(default_address, variable=ADDRESS_SETTING),
+                TokenSource(environment=True),
+            )
             if default_address
             else None
         )
 
     def plan(self, configuration: RayJobConfiguration) -> ClusterPlan | None:
         """Return the cluster that the run or the setting names, or None."""
-        connection = configuration.connection() or self._default
+        connection = configuration.connection()
+        if self._default is not None:
+            # The run may name the same address; the worker's token goes to no other.
+            connection = connection or self._default
+            is_ours = connection.address == self._default.address
+            connection = connection.with_token_of_environment(is_ours)
         return None if connection is None else ClusterPlan(cluster_at(connection))
 
     async def acquire(self, plan: ClusterPlan, tell: Tell) -> Cluster:

@@ -60,8 +60,9 @@ class RayCluster(Block):
         default=None,
         description=(
             "Bearer token of a cluster with token authentication (Ray 2.52 and later), or a "
-            "Kubernetes token where KubeRay checks those. Unset: RAY_AUTH_TOKEN, "
-            "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token of the worker, if RAY_AUTH_MODE=token."
+            "Kubernetes token where KubeRay checks those. Unset: the worker's own token "
+            "(RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token), if its pool or its "
+            "setting names this address."
         ),
     )
     token_path: str | None = Field(
@@ -69,7 +70,8 @@ class RayCluster(Block):
         title="Token file",
         description=(
             "File on the worker's machine that holds the token; read again when the cluster "
-            "answers 401. Example: /var/run/secrets/ray.io/serviceaccount/token"
+            "answers 401. Only in a stored block, or below the worker's credentials folder. "
+            "Example: /var/run/secrets/ray.io/serviceaccount/token"
         ),
     )
     headers: SecretDict | None = Field(
@@ -93,7 +95,8 @@ class RayCluster(Block):
         title="CA file",
         description=(
             "File on the worker's machine with the certificate authorities to trust, in PEM "
-            "format. Example: /etc/ssl/company.pem"
+            "format. Only in a stored block, or below the worker's credentials folder. "
+            "Example: /etc/ssl/company.pem"
         ),
     )
     dashboard_url: DashboardUrl | None = Field(

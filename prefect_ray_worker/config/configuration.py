@@ -9,6 +9,7 @@ import prefect
 from prefect.workers.base import BaseJobConfiguration
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from prefect_ray_worker.config.origin import ClusterOrigin, refuse_foreign_files
 from prefect_ray_worker.config.refusals import (
     explain,
     missing_variable,
@@ -23,6 +24,7 @@ from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.prefect_api.compat import setting_of_variable
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
+from prefect_ray_worker.settings import worker_settings
 from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY, attempt_in
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
 
     _asked_env: dict[str, str | None] = PrivateAttr(default_factory=dict)
     _asked_command: str | None = PrivateAttr(default=None)
+    _origin: ClusterOrigin = PrivateAttr(default=ClusterOrigin())
 
     @model_validator(mode="before")
     @classmethod
@@ -86,11 +89,16 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             for name, places in prefect_variables(values, base_job_template).items():
                 if await client.read_variable_by_name(name) is None:
                     raise missing_variable(name, places)
+        origin = ClusterOrigin.of(base_job_template, values)
         try:
-            return await super().from_template_and_values(base_job_template, values, client=client)
+            made = await super().from_template_and_values(base_job_template, values, client=client)
         except ValidationError as exc:
             # `from None`: pydantic's own text shows the raw input, secrets included.
             raise InvalidConfiguration(explain(exc, cls.model_fields)) from None
+        if made.cluster is not None:
+            refuse_foreign_files(made.cluster, origin, worker_settings().credentials_folder)
+        made._origin = origin  # noqa: SLF001 (an object of this class)
+        return made
 
     def prepare_for_flow_run(
         self,
@@ -115,12 +123,14 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
 
     def connection(self) -> Connection | None:
         """Return the cluster that the run names, or None if it names none."""
-        if self.cluster is None:
-            return None if self.address is None else Connection(self.address)
-        if self.address is None or self.address == self.cluster.address:
-            return self.cluster.connection()
+        if self.cluster is not None and self.address in (None, self.cluster.address):
+            connection = self.cluster.connection()
+            return connection.with_token_of_environment(self._origin.pool_names_cluster)
+        if self.address is None:
+            return None
         # The block's credentials belong to the block's address and must not go elsewhere.
-        return Connection(self.address)
+        connection = Connection(self.address)
+        return connection.with_token_of_environment(self._origin.pool_names_address)
 
     def dashboard_of(self, address: str) -> str:
         """Return where people find the dashboard of the cluster at an address."""

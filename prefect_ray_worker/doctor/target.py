@@ -58,18 +58,19 @@ async def find_target(
         InvalidConfiguration: No such cluster exists; the message says what to name instead.
     """
     if named is None or "://" in named:
-        values = {**job_variables} if named is None else {"address": named, **job_variables}
+        # The user has named the address, as a worker's setting does: it may have our token.
+        address = named or settings.address
         template = _default_template()
         if not _refers_to_prefect(job_variables):
             # Never opened and never asked. Without a client Prefect would make one and, where
             # PREFECT_API_URL is not set, start a server for it (3.8.8).
             unused = PrefectClient(_NOWHERE)
-            return await _target(template, values, settings, client=unused, pool=None)
+            return await _target(template, job_variables, address, client=unused, pool=None)
         async with _prefect(named or "the job variables") as client:
-            return await _target(template, values, settings, client=client, pool=None)
+            return await _target(template, job_variables, address, client=client, pool=None)
     async with _prefect(f"work pool {named!r}") as client:
         template = await _template_of(named, client)
-        return await _target(template, dict(job_variables), settings, client=client, pool=named)
+        return await _target(template, job_variables, settings.address, client=client, pool=named)
 
 
 def _refers_to_prefect(job_variables: Mapping[str, Any]) -> bool:
@@ -103,14 +104,16 @@ async def _prefect(wanted: str) -> AsyncGenerator[PrefectClient, None]:
 
 async def _target(
     template: dict[str, Any],
-    values: dict[str, Any],
-    settings: RayWorkerSettings,
+    job_variables: Mapping[str, Any],
+    address: str | None,
     *,
     client: PrefectClient,
     pool: str | None,
 ) -> Target:
-    configuration = await RayJobConfiguration.from_template_and_values(template, values, client)
-    sources = ClusterSources.of_worker(PREFECT_HOME.value(), settings.address)
+    configuration = await RayJobConfiguration.from_template_and_values(
+        template, dict(job_variables), client
+    )
+    sources = ClusterSources.of_worker(PREFECT_HOME.value(), address)
     cluster = await sources.find(configuration)
     if cluster is None:
         raise InvalidConfiguration(

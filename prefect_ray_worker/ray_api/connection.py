@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from prefect_ray_worker.errors import InvalidConfiguration
@@ -26,6 +26,8 @@ class Connection:
         cookies: Cookies, for example of a login proxy.
         verify: False to skip TLS verification.
         ca_file: A file of certificate authorities to trust instead of the system's.
+        off_limits: Whether nothing may be sent there: every request then fails as if the cluster
+            were unreachable.
     """
 
     address: str
@@ -34,11 +36,22 @@ class Connection:
     cookies: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     verify: bool = True
     ca_file: str | None = None
+    off_limits: bool = False
 
     @property
     def is_loopback(self) -> bool:
         """Whether the cluster is on this machine, where no proxy may come between."""
         return is_loopback_url(self.address)
+
+    def with_token_of_environment(self, allowed: bool) -> "Connection":
+        """Return the connection with the token of this process's environment, where it has none.
+
+        Args:
+            allowed: Whether the address may have that token; if not, nothing changes.
+        """
+        if allowed and self.token == TokenSource():
+            return replace(self, token=TokenSource(environment=True))
+        return self
 
 
 def normalize_address(value: str, *, variable: str = "address") -> str:

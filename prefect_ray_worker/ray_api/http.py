@@ -42,7 +42,18 @@ async def open_http(
         limits=limits,
         follow_redirects=False,
         trust_env=not connection.is_loopback,
+        transport=_OffLimits() if connection.off_limits else None,
     )
+
+
+class _OffLimits(httpx.AsyncBaseTransport):
+    """Sends nothing."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError(
+            "nothing is sent to an address that neither the run, its pool nor the worker names",
+            request=request,
+        )
 
 
 def _load_authorities(ca_file: str) -> ssl.SSLContext:

@@ -1,8 +1,8 @@
 """Where a Ray cluster's bearer token comes from, and how it reaches a request.
 
-The order is Ray's own (token authentication, Ray 2.52 and later): an explicit token, else,
-with `RAY_AUTH_MODE=token`, `RAY_AUTH_TOKEN`, then the file `RAY_AUTH_TOKEN_PATH`, then
-`~/.ray/auth_token`.
+The token of the environment is found in Ray's own order (2.60): `RAY_AUTH_TOKEN`, the file
+`RAY_AUTH_TOKEN_PATH`, `~/.ray/auth_token`. `RAY_AUTH_MODE` with any value but `token` turns it
+off; where it is unset, a token that exists is used.
 """
 
 import os
@@ -17,16 +17,19 @@ import httpx
 
 @dataclass(frozen=True)
 class TokenSource:
-    """A literal token, a file that holds one, or neither (then Ray's environment variables).
+    """A literal token, a file that holds one, the environment's token, or no token at all.
 
     Attributes:
         literal: The token itself.
         path: A file with the token. It is read again after a 401 or 403, as Kubernetes renews
             service account tokens in place.
+        environment: Whether to use the token of this process's environment; see the module. It
+            must go to no address but those that the worker, or its pool, is configured for.
     """
 
     literal: str | None = field(default=None, repr=False)
     path: str | None = None
+    environment: bool = False
 
     def read(self) -> str | None:
         """Return the current token, or None where the cluster needs none.
@@ -38,13 +41,7 @@ class TokenSource:
             return self.literal.strip()
         if self.path is not None:
             return _read_file(Path(self.path))
-        if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-            return None
-        if token := os.environ.get("RAY_AUTH_TOKEN"):
-            return token.strip()
-        if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
-            return _read_file(Path(path))
-        return _read_file(Path.home() / ".ray" / "auth_token")
+        return _token_of_environment() if self.environment else None
 
 
 class BearerAuth(httpx.Auth):
@@ -84,6 +81,17 @@ class BearerAuth(httpx.Auth):
     async def _load(self) -> None:
         self._token = await anyio.to_thread.run_sync(self._source.read)
         self._loaded = True
+
+
+def _token_of_environment() -> str | None:
+    # As `authentication_token_setup.maybe_enable_token_auth_if_token_available` (Ray 2.60).
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return None
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token.strip()
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return _read_file(Path(path))
+    return _read_file(Path.home() / ".ray" / "auth_token")
 
 
 def _read_file(path: Path) -> str | None:

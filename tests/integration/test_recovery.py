@@ -13,8 +13,13 @@ from prefect.states import Pending
 
 from prefect_ray_worker.runs.recovery import ownership
 from prefect_ray_worker.runs.recovery.ownership import OWNER_LABEL
-from prefect_ray_worker.shared.ids import InfrastructurePid, present_claim, submission_id
-from tests.fake_ray import Fault, Kind
+from prefect_ray_worker.shared.ids import (
+    ClusterRef,
+    InfrastructurePid,
+    present_claim,
+    submission_id,
+)
+from tests.fake_ray import FakeRay, Fault, Kind
 from tests.fake_ray.script import PENDING_FOREVER, FakeJob
 from tests.integration.harness import new_pool
 from tests.integration.stage import MISSED_SECONDS, Stage
@@ -315,3 +320,22 @@ async def test_workers_share_the_runs_of_a_dead_one(stage: Stage, tmp_path: Path
             await stage.ends(run_id, StateType.CRASHED, "exit code 7")
             said = [line for line in await stage.pool.logs(run_id) if "is FAILED" in line]
             assert len(said) == 1, "each run has one owner"
+
+
+async def test_nothing_is_sent_to_a_host_that_only_an_infrastructure_pid_names(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """Whoever may update a run could have a worker, with its token, ask any host."""
+    async with FakeRay() as elsewhere:
+        with stage.worker_process(tmp_path / "home", "--name", "first") as process:
+            run_id, job = await stage.running()
+            process.kill()
+        pid = InfrastructurePid(ClusterRef.of_address(elsewhere.address), job.submission_id, "s")
+        await stage.pool.client.update_flow_run(run_id, infrastructure_pid=str(pid))
+        async with stage.heir(name="first"):
+            await stage.pool.wait_for_log(run_id, "neither the run, its pool nor the worker names")
+        assert not elsewhere.requests.number_of("GET")
+        assert not elsewhere.requests.number_of("POST")
+    run = await stage.pool.read(run_id)
+    assert run.state is not None
+    assert run.state.is_running(), "the run is left as it is"

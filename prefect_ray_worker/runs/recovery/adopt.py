@@ -1,5 +1,6 @@
 """`Adoption`: goes on with a run that another worker, or this one before, has begun."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from logging import Logger, LoggerAdapter
 from typing import Any, Protocol
@@ -10,13 +11,11 @@ from prefect.exceptions import ObjectNotFound
 
 from prefect_ray_worker import metrics
 from prefect_ray_worker.clusters.choice import ClusterSources
-from prefect_ray_worker.clusters.existing import cluster_at
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import JobNotFound, JobsApiError, RayWorkerError
 from prefect_ray_worker.prefect_api.active_runs import ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import is_passing_error, type_of_state
-from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.runs.follow import Follower
 from prefect_ray_worker.runs.recovery.ownership import Place, labelled_cluster
 from prefect_ray_worker.runs.registry import FollowedRuns
@@ -78,6 +77,7 @@ class Adoption:
         followed: Where the adopted runs are followed.
         configuration_of: Builds the configuration of a run, as for its submission.
         queues: The queues that this worker polls; none means all.
+        pool_configuration: Builds that of a run which sets nothing; None if it cannot be read.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class Adoption:
         followed: FollowedRuns,
         configuration_of: ConfigurationOf,
         queues: frozenset[str],
+        pool_configuration: Callable[[], Awaitable[RayJobConfiguration | None]],
     ) -> None:
         self._sources = sources
         self._services = services
@@ -94,6 +95,7 @@ class Adoption:
         self._followed = followed
         self._configuration_of = configuration_of
         self._queues = queues
+        self._pool_configuration = pool_configuration
         self._left_alone: set[UUID] = set()
 
     async def place_of(self, run: ActiveRun, attempt: str) -> Place:
@@ -164,8 +166,7 @@ class Adoption:
     ) -> Follower | None:
         cluster = plan.cluster
         if cluster is None or cluster.ref != pid.cluster:
-            # The pool points elsewhere by now, and its credentials go nowhere else.
-            cluster = cluster_at(Connection(str(pid.cluster)))
+            cluster = await self._sources.find_named(pid.cluster, await self._pool_configuration())
         attempt = await self._attempt(found, plan, cluster)
         if attempt is None:
             return None

@@ -10,7 +10,6 @@ from prefect.client.schemas.objects import WorkPool
 from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.runs.recovery.adopt import Adoption, ConfigurationOf
 from prefect_ray_worker.runs.recovery.ownership import (
@@ -63,7 +62,9 @@ class Recovery:
         self._flow_runs = services.flow_runs
         self._followed = followed
         situation = Situation(me, pool, services.unreachable_limit)
-        adoption = Adoption(sources, services, followed, configuration_of, queues)
+        adoption = Adoption(
+            sources, services, followed, configuration_of, queues, self._pool_configuration
+        )
         self._reconciler = Reconciler(
             situation, self._flow_runs, followed, adoption, services.lease, interval=interval
         )
@@ -107,14 +108,17 @@ class Recovery:
                 tasks.start_soon(self._give_up, flow_runs, attempt, limiter)
 
     async def _home(self) -> Cluster | None:
-        pool = self._pool()
+        configuration = await self._pool_configuration()
+        return None if configuration is None else await self._sources.find(configuration)
+
+    async def _pool_configuration(self) -> RayJobConfiguration | None:
+        """Return the configuration of a run that sets no job variable; None if there is none."""
+        template = self._pool().base_job_template
         try:
-            configuration = await RayJobConfiguration.from_template_and_values(
-                pool.base_job_template, {}
-            )
-        except InvalidConfiguration:
-            return None  # each of its runs says so
-        return await self._sources.find(configuration)
+            return await RayJobConfiguration.from_template_and_values(template, {})
+        except Exception as exc:  # noqa: BLE001 (each run of the pool says so)
+            _log.debug("The configuration of the work pool cannot be read: %s", exc)
+            return None
 
     async def _give_up(
         self, flow_runs: FlowRuns, attempt: RunAttempt, limiter: anyio.CapacityLimiter

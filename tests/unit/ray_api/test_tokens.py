@@ -42,7 +42,7 @@ def sent(route: respx.Route) -> list[str | None]:
 
 
 async def test_without_a_token_no_authorization_is_sent(jobs: respx.Route) -> None:
-    await ask(TokenSource())
+    await ask(TokenSource(environment=True))
     assert sent(jobs) == [None]
 
 
@@ -57,14 +57,32 @@ async def test_a_token_file_is_sent_without_its_line_end(jobs: respx.Route, tmp_
     assert sent(jobs) == ["Bearer abc"]
 
 
-@pytest.mark.parametrize("mode", [None, "disabled", ""])
-async def test_ray_s_variables_count_only_in_token_mode(
-    jobs: respx.Route, monkeypatch: pytest.MonkeyPatch, mode: str | None
+async def test_the_token_of_the_environment_goes_nowhere_by_itself(
+    jobs: respx.Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
+    await ask(TokenSource())
+    assert sent(jobs) == [None]
+
+
+async def test_a_token_that_exists_is_used_where_the_mode_is_unset(
+    jobs: respx.Route, tmp_path: Path
+) -> None:
+    """Ray 2.60 then turns token authentication on for a head that it starts."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("of-the-home")
+    await ask(TokenSource(environment=True))
+    assert sent(jobs) == ["Bearer of-the-home"]
+
+
+@pytest.mark.parametrize("mode", ["disabled", ""])
+async def test_another_mode_turns_the_token_of_the_environment_off(
+    jobs: respx.Route, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
-    if mode is not None:
-        monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    await ask(TokenSource())
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    await ask(TokenSource(environment=True))
     assert sent(jobs) == [None]
 
 
@@ -74,12 +92,12 @@ async def test_ray_s_variables_are_read_in_ray_s_order(
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("of-the-home")
-    await ask(TokenSource())
+    await ask(TokenSource(environment=True))
     (tmp_path / "token").write_text("of-the-file\n")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    await ask(TokenSource())
+    await ask(TokenSource(environment=True))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of-the-variable")
-    await ask(TokenSource())
+    await ask(TokenSource(environment=True))
     await ask(TokenSource(literal="of-the-block"))
     assert sent(jobs) == [
         "Bearer of-the-home",
