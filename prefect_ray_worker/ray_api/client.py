@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 
+import anyio
 import anyio.to_thread
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -17,6 +18,13 @@ from prefect_ray_worker.ray_api.answers import (
     error_from_response,
     error_from_transport,
     error_from_unusable_body,
+)
+from prefect_ray_worker.ray_api.bodies import (
+    PLAIN,
+    UnusableBody,
+    beginning,
+    plain_chunks,
+    whole,
 )
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.http import open_http
@@ -33,6 +41,8 @@ _TIMEOUT = httpx.Timeout(30, connect=5)
 _MOST_NODES = 10_000
 # Of a list: a thread decodes this much in a few milliseconds.
 _CHUNK = 256 * 1024
+# The list of a cluster with 10,000 jobs takes Ray 2.60 some 5 s.
+_LONGEST_ANSWER_SECONDS = 180
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8)
 
 Method = Literal["GET", "POST", "PUT", "DELETE"]
@@ -130,18 +140,18 @@ class JobsClient:
             wanted: Selects raw records; runs in another thread. None selects all.
         """
         reader = RecordReader(wanted)
-        beginning = b""
+        first = b""
         async with self._opened("GET", "/api/jobs/") as response:
             try:
-                async for chunk in response.aiter_bytes(_CHUNK):
-                    beginning = beginning or chunk
+                async for chunk in plain_chunks(response, _CHUNK):
+                    first = first or chunk
                     await anyio.to_thread.run_sync(reader.feed, chunk)
                 return await anyio.to_thread.run_sync(reader.close)
             except ValueError as exc:
                 shown = httpx.Response(
                     response.status_code,
                     headers={"content-type": response.headers.get("content-type", "")},
-                    content=beginning,
+                    content=first,
                 )
                 raise self._unusable(shown) from exc
 
@@ -204,8 +214,11 @@ class JobsClient:
         self, method: Method, path: str, **options: Unpack[_Options]
     ) -> httpx.Response:
         async with self._opened(method, path, **options) as response:
-            await response.aread()
-        return response
+            try:
+                return await whole(response)
+            except UnusableBody as exc:
+                shown = httpx.Response(response.status_code, text=str(exc))
+                raise self._unusable(shown, options.get("effect", "safe")) from exc
 
     @asynccontextmanager
     async def _opened(
@@ -223,12 +236,20 @@ class JobsClient:
             raise RuntimeError("Use JobsClient as an async context manager.")
         address = self.connection.address
         try:
-            async with self._http.stream(
-                method, path, json=json, content=content, timeout=timeout or _TIMEOUT
-            ) as response:
+            async with (
+                _in_time(),
+                self._http.stream(
+                    method,
+                    path,
+                    json=json,
+                    content=content,
+                    headers=PLAIN,
+                    timeout=timeout or _TIMEOUT,
+                ) as response,
+            ):
                 if not response.is_success:
-                    await response.aread()
-                    raise _counted(error_from_response(response, address=address, effect=effect))
+                    answer = await beginning(response)
+                    raise _counted(error_from_response(answer, address=address, effect=effect))
                 yield response
         except (httpx.LocalProtocolError, UnicodeEncodeError):
             # `from None`: the cause quotes the header, and a traceback would show it.
@@ -247,6 +268,16 @@ class JobsClient:
     def _unusable(self, response: httpx.Response, effect: Effect = "safe") -> JobsApiError:
         address = self.connection.address
         return _counted(error_from_unusable_body(response, address=address, effect=effect))
+
+
+@asynccontextmanager
+async def _in_time() -> AsyncGenerator[None, None]:
+    """Give up an answer that trickles in for ever: httpx's own limits are for each piece of it."""
+    try:
+        with anyio.fail_after(_LONGEST_ANSWER_SECONDS):
+            yield
+    except TimeoutError as exc:
+        raise httpx.ReadTimeout("the answer does not end") from exc
 
 
 def _counted(error: E) -> E:

@@ -19,12 +19,13 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from prefect_ray_worker.errors import AgentUnreachable, LogNotFound
+from prefect_ray_worker.errors import AgentUnreachable, ClusterUnreachable, LogNotFound
 from prefect_ray_worker.ray_api.answers import (
     error_from_illegal_header,
     error_from_response,
     error_from_transport,
 )
+from prefect_ray_worker.ray_api.bodies import PLAIN, UnusableBody, beginning, plain_chunks
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.http import open_http
 from prefect_ray_worker.ray_api.tokens import BearerAuth
@@ -39,9 +40,6 @@ _AGENT_TIMEOUT = httpx.Timeout(10, connect=2, pool=120)
 # Ray ends a stream after its `timeout`, 30 s if nothing is said (`state_head.py`, Ray 2.60).
 _STREAM_SECONDS = 120
 _CHUNK = 64 * 1024
-
-# Compressed on the way, a range or a count of bytes would mean something else.
-_PLAIN = {"Accept-Encoding": "identity"}
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
 
@@ -123,12 +121,14 @@ class LogsClient:
         span = f"bytes={start}-{start + room - 1}"
         try:
             request = self._agents.build_request(
-                "GET", f"{agent}/logs/{name}", headers={"Range": span, **_PLAIN}
+                "GET", f"{agent}/logs/{name}", headers={"Range": span, **PLAIN}
             )
             piece = await self._ranged(self._agents, request, agent, start, room)
             if piece is None and self._may_show_token(agent):
                 self._wants_token.add(agent)
                 piece = await self._ranged(self._agents, request, agent, start, room)
+        except UnusableBody:
+            raise AgentUnreachable(f"The Ray agent at {agent} compresses what it sends.") from None
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
             reason = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
             raise AgentUnreachable(f"No answer from the Ray agent at {agent} ({reason}).") from exc
@@ -163,14 +163,16 @@ class LogsClient:
         }
         try:
             async with self._dashboard.stream(
-                "GET", "/api/v0/logs/file", params=wanted, headers=_PLAIN
+                "GET", "/api/v0/logs/file", params=wanted, headers=PLAIN
             ) as answer:
                 if not answer.is_success:
-                    await answer.aread()
-                    raise _not_found(answer, address) or error_from_response(
-                        answer, address=address, effect="safe"
+                    said = await beginning(answer)
+                    raise _not_found(said, address) or error_from_response(
+                        said, address=address, effect="safe"
                     )
-                return await _take(answer.aiter_bytes(_CHUNK), skip, room)
+                return await _take(plain_chunks(answer, _CHUNK), skip, room)
+        except UnusableBody as exc:
+            raise ClusterUnreachable(f"{address} answered with {exc}.") from exc
         except (httpx.LocalProtocolError, UnicodeEncodeError):
             raise error_from_illegal_header(address=address) from None
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
@@ -186,14 +188,14 @@ class LogsClient:
             span = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
             match answer.status_code:
                 case HTTPStatus.PARTIAL_CONTENT if span and span[1] == str(start):
-                    piece = await _take(answer.aiter_bytes(_CHUNK), 0, room)
+                    piece = await _take(plain_chunks(answer, _CHUNK), 0, room)
                     return LogPiece(piece.data, start + len(piece.data) >= int(span[2]))
                 case HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE if span and int(span[2]) == start:
                     return LogPiece(b"", is_last=True)
                 case HTTPStatus.NOT_FOUND:
                     raise LogNotFound(f"The Ray agent at {agent} does not have the log.")
                 case HTTPStatus.UNAUTHORIZED if auth is None:
-                    text = await _take(answer.aiter_bytes(_CHUNK), 0, _CHUNK)
+                    text = await _take(plain_chunks(answer, _CHUNK), 0, _CHUNK)
                     return None if b"Missing authentication token" in text.data else _other(answer)
                 case _:
                     return _other(answer)

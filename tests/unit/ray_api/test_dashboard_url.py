@@ -37,7 +37,7 @@ def test_without_one_the_address_is_good_for_both() -> None:
     ("url", "says"),
     [
         ("ray.example.com", "is not the address of a Ray dashboard"),
-        (f"{PEOPLES}/#/jobs", "may not have a query or a fragment"),
+        (f"{PEOPLES}/#/jobs", "must not have a query or a fragment"),
         ("https://me:s3cret@ray.example.com", "holds credentials"),
     ],
 )

@@ -1,6 +1,7 @@
 """Long lists are read record by record, and only what is wanted becomes a model."""
 
 import json
+import time
 import tracemalloc
 
 import pytest
@@ -76,3 +77,33 @@ def test_what_has_been_read_is_not_kept() -> None:
         assert tracemalloc.get_traced_memory()[1] < 10 * len(record)
     finally:
         tracemalloc.stop()
+
+
+def test_a_record_that_does_not_end_is_not_scanned_again_with_each_piece() -> None:
+    """It took quadratic time: half a minute of a core for 8 MB."""
+    reader = RecordReader()
+    reader.feed(b'[{"submission_id": "a", "message": "')
+    began = time.process_time()
+
+    def feed_without_end() -> None:
+        for _ in range(10_000):
+            reader.feed(b"x" * 1_000)
+
+    with pytest.raises(ValueError, match="more than"):
+        feed_without_end()
+    assert time.process_time() - began < 3
+
+
+def test_records_that_are_nested_too_deeply_are_refused() -> None:
+    """A RecursionError went past all handlers."""
+    with pytest.raises(ValueError, match="nested"):
+        read_records(b"[" + b'{"a":' * 100_000, None)
+
+
+def test_a_large_record_in_many_pieces_is_read() -> None:
+    record = {"submission_id": "a", "status": "FAILED", "message": "x" * 3_000_000}
+    body = json.dumps([record, *RECORDS]).encode()
+    reader = RecordReader()
+    for begin in range(0, len(body), 65_536):
+        reader.feed(body[begin : begin + 65_536])
+    assert [job.submission_id for job in reader.close()] == ["a", "a", "b"]
