@@ -206,6 +206,10 @@ class ClusterPoller:
         return Unreachable(f"{type(exc).__name__}: {exc}")
 
 
+WAKE_JOB_ID = "prefect-ray-worker-resumes-monitoring"
+"""Submission id of a job that runs `true`; submitting it resumes the monitoring of all jobs."""
+
+
 class _JobMonitoring:
     """Makes the head of one cluster resume its job monitoring after a restart.
 
@@ -236,16 +240,20 @@ class _JobMonitoring:
                     self._active_job = None
 
     async def resume_if_needed(self) -> None:
-        """Submit a job under an id that the cluster has just shown.
+        """Submit a job that runs `true`, under an id of its own.
 
-        Ray refuses the duplicate, after its agent has resumed monitoring. If the original job is
-        gone by then, the new one does nothing: it runs `true`. A stop has the same effect only on
-        a job that has ended, and there may be none.
+        The first such request on a cluster makes that one job. Ray refuses all later ones as
+        duplicates, after its agent has resumed monitoring. The id of a run's job would do as well
+        until that job is gone: then `true` would be the run's job. A stop has the same effect only
+        on a job that has ended, and there may be none.
         """
         if not self._may_have_stopped or self._active_job is None:
             return
         request = JobSubmitRequest(
-            entrypoint="true", submission_id=self._active_job, runtime_env={}, metadata={}
+            entrypoint="true",
+            submission_id=WAKE_JOB_ID,
+            runtime_env={},
+            metadata={"job_name": WAKE_JOB_ID},
         )
         scope = anyio.move_on_after(_WAKE_SECONDS)
         try:

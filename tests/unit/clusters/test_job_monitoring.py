@@ -7,7 +7,7 @@ import anyio
 
 from prefect_ray_worker.clusters.existing import cluster_at
 from prefect_ray_worker.clusters.open import OpenCluster, OpenClusters
-from prefect_ray_worker.clusters.poller import Seen, Unreachable
+from prefect_ray_worker.clusters.poller import WAKE_JOB_ID, Seen, Unreachable
 from prefect_ray_worker.ray_api.connection import Connection
 from tests.fake_ray import FakeRay, Fault, Kind
 from tests.unit.clusters.test_poller import news_of
@@ -39,8 +39,23 @@ async def test_monitoring_is_resumed_once_after_a_head_restart(ray: FakeRay) -> 
             await wait_until(lambda: requests_sent(ray), timeout=10, description="a submission")
             await anyio.sleep(5 * INTERVAL)
             assert requests_sent(ray) == 1
-    assert list(ray.jobs.values()) == [job], "no job came of it"
+    assert ray.jobs.keys() == {"j", WAKE_JOB_ID}
     assert job.stop_requests == 0
+
+
+async def test_no_job_ever_comes_up_under_the_id_of_a_run(ray: FakeRay) -> None:
+    """`true` was submitted as the job of a run that was settled, if that job went in between."""
+    ray.add_job("j")
+    async with watching(ray) as cluster:
+        with cluster.poller.watch("j") as watch:
+            await news_of(watch, Seen)
+            ray.faults.add(Fault("POST", "/api/jobs/$", Kind.HANG, times=1))
+            cluster.poller.head_may_have_restarted()
+            await wait_until(lambda: requests_sent(ray), timeout=10, description="a submission")
+            del ray.jobs["j"]
+            ray.faults.release()
+            await anyio.sleep(5 * INTERVAL)
+    assert "j" not in ray.jobs
 
 
 async def test_a_failed_resumption_is_tried_again(ray: FakeRay) -> None:
