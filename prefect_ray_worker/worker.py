@@ -33,7 +33,7 @@ from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.prefect_api.logs import LogSink, PrefectLogs
 from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.follow import Follower
-from prefect_ray_worker.runs.recovery.ownership import Worker
+from prefect_ray_worker.runs.recovery.labels import Worker
 from prefect_ray_worker.runs.recovery.recovery import Recovery
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import present_attempt

@@ -55,6 +55,7 @@ class LogBridge:
     Attributes:
         bytes_read: How much of the job's log has been read.
         lines_forwarded: How many lines this bridge has brought to Prefect.
+        is_complete: Whether the log is in Prefect to its end, or its loss is.
         lag_seconds: How long ago the log was last seen to its end, or 0 before the first look.
     """
 
@@ -90,6 +91,7 @@ class LogBridge:
         self._shaper = Shaper(submission_id, longest=longest)
         self._seen_to_end_at: datetime | None = None
         self.lines_forwarded = 0
+        self.is_complete = False
 
     @property
     def bytes_read(self) -> int:
@@ -135,6 +137,8 @@ class LogBridge:
     async def _run(self) -> None:
         place = await self._find_place()
         if place is None or self._details is None:
+            # A job that has ended without a node has no log.
+            self.is_complete = self._details is not None and self._details.is_terminal
             return
         since = datetime.fromtimestamp((self._details.start_time or 0) / 1000, UTC)
         position = await find_position(
@@ -150,6 +154,7 @@ class LogBridge:
             self._logged_lines_there = position.logged_lines
             self._stamps.resume(newest.timestamp)
         await self._follow(place)
+        self.is_complete = True
 
     async def _find_place(self) -> LogPlace | None:
         """Wait until the job has begun; None if it has ended without ever doing so."""

@@ -51,6 +51,11 @@ class LogForwarding:
             longest=longest_message(),
         )
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the log is in Prefect to its end, or Prefect was told that it is lost."""
+        return self._bridge.is_complete
+
     async def run(self) -> None:
         """Forward until the job has ended and all of its log is in Prefect, or the log is gone."""
         try:

@@ -13,6 +13,7 @@ from uuid import UUID
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterEndTime,
     FlowRunFilterState,
     FlowRunFilterStateName,
     FlowRunFilterStateType,
@@ -20,10 +21,10 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterId,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 
-from prefect_ray_worker.shared.run_rules import waits_in_process
+from prefect_ray_worker.shared.run_rules import pauses_in_process, waits_in_process
 
 GOES_ON = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 """The states of a run that an attempt has begun on and not ended."""
@@ -45,7 +46,7 @@ class ActiveRun:
 
     Attributes:
         id: The flow run.
-        state: The type of its state; Running for one that waits in its process for a retry.
+        state: The type of its state; Running for one that waits, or is paused, in its process.
         state_id: The id of its state.
         state_name: The name of its state.
         since: When it came into that state, on the clock of the Prefect server.
@@ -80,14 +81,53 @@ async def active_runs(client: PrefectClient, work_pool_id: UUID) -> dict[UUID, A
     goes_on = FlowRunFilterState.model_validate(
         {
             "operator": Operator.or_,
-            "type": FlowRunFilterStateType(any_=list(GOES_ON)),
+            "type": FlowRunFilterStateType(any_=[*GOES_ON, StateType.PAUSED]),
             "name": FlowRunFilterStateName(any_=["AwaitingRetry"]),
         }
     )
     found: dict[UUID, ActiveRun] = {}
     async for page in _of_pool(client, work_pool_id, goes_on):
         # Page by page: for a thousand runs at once, the event loop would stand still.
-        runs = [_active(record) for record in page]
+        runs = [_run_of(record) for record in page]
+        found |= {run.id: run for run in runs if run is not None and run.state in GOES_ON}
+    return found
+
+
+async def ended_runs(
+    client: PrefectClient, work_pool_id: UUID, since: datetime
+) -> dict[UUID, ActiveRun]:
+    """Return the runs of a work pool that have ended since a moment.
+
+    Args:
+        client: An open client.
+        work_pool_id: The pool.
+        since: The moment, on the clock of the Prefect server.
+    """
+    filters = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TERMINAL_STATES))),
+        end_time=FlowRunFilterEndTime.model_validate({"after_": since}),
+    )
+    found: dict[UUID, ActiveRun] = {}
+    async for page in _filtered(client, work_pool_id, filters):
+        runs = [_run_of(record) for record in page]
+        found |= {run.id: run for run in runs if run is not None}
+    return found
+
+
+async def runs_by_id(client: PrefectClient, run_ids: Collection[UUID]) -> dict[UUID, ActiveRun]:
+    """Return some runs, in whatever state they are; those that were deleted are left out.
+
+    Args:
+        client: An open client.
+        run_ids: The runs.
+    """
+    ids = [str(run_id) for run_id in run_ids]
+    found: dict[UUID, ActiveRun] = {}
+    for start in range(0, len(ids), _PAGE):
+        chosen = {"id": {"any_": ids[start : start + _PAGE]}}
+        body = {"flow_runs": chosen, "limit": _PAGE}
+        page = (await client.request("POST", "/flow_runs/filter", json=body)).json()
+        runs = [_run_of(record) for record in page]
         found |= {run.id: run for run in runs if run is not None}
     return found
 
@@ -134,27 +174,29 @@ def _is_from_outside(record: dict[str, Any]) -> bool:
     return kind in _SETTLED and details.get("transition_id") is None
 
 
-def type_in_effect(state: StateType, retry_type: str | None) -> StateType:
-    """Return the type of a run's state; Running for one that waits in its process for a retry.
+def type_in_effect(
+    state: StateType, retry_type: str | None, pause_reschedule: bool | None = None
+) -> StateType:
+    """Return the type of a run's state; Running for one that waits, or is paused, in its process.
 
     Args:
         state: The type that Prefect gives it.
         retry_type: Of the run's empirical policy.
+        pause_reschedule: Of the state's details.
     """
-    return StateType.RUNNING if waits_in_process(state, retry_type) else state
+    waits = waits_in_process(state, retry_type) or pauses_in_process(state, pause_reschedule)
+    return StateType.RUNNING if waits else state
 
 
-def _active(record: dict[str, Any]) -> ActiveRun | None:
+def _run_of(record: dict[str, Any]) -> ActiveRun | None:
     state = record["state"]
     if state is None:
         return None
     retry_type = (record.get("empirical_policy") or {}).get("retry_type")
-    type_ = type_in_effect(StateType(state["type"]), retry_type)
-    if type_ not in GOES_ON:
-        return None
+    reschedule = (state.get("state_details") or {}).get("pause_reschedule")
     return ActiveRun(
         id=UUID(record["id"]),
-        state=type_,
+        state=type_in_effect(StateType(state["type"]), retry_type, reschedule),
         state_id=UUID(state["id"]),
         state_name=state["name"] or "",
         since=datetime.fromisoformat(state["timestamp"]),
@@ -164,12 +206,18 @@ def _active(record: dict[str, Any]) -> ActiveRun | None:
     )
 
 
-async def _of_pool(
+def _of_pool(
     client: PrefectClient, work_pool_id: UUID, state: FlowRunFilterState
+) -> AsyncIterator[list[dict[str, Any]]]:
+    return _filtered(client, work_pool_id, FlowRunFilter(state=state))
+
+
+async def _filtered(
+    client: PrefectClient, work_pool_id: UUID, filters: FlowRunFilter
 ) -> AsyncIterator[list[dict[str, Any]]]:
     pool = WorkPoolFilter(id=WorkPoolFilterId(any_=[work_pool_id]))
     body = {
-        "flow_runs": FlowRunFilter(state=state).model_dump(mode="json", exclude_unset=True),
+        "flow_runs": filters.model_dump(mode="json", exclude_unset=True),
         "work_pools": pool.model_dump(mode="json"),
         "sort": FlowRunSort.ID_DESC.value,
         "limit": _PAGE,

@@ -1,7 +1,7 @@
 """What we ask and tell Prefect about flow runs, patiently: an API that is down loses nothing."""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -30,8 +30,11 @@ from prefect_ray_worker.prefect_api.active_runs import (
     GOES_ON,
     ActiveRun,
     active_runs,
+    ended_runs,
+    runs_by_id,
     type_in_effect,
 )
+from prefect_ray_worker.prefect_api.children import Ending, end_children
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, is_claim, present_claim
 from prefect_ray_worker.shared.run_rules import RETRY_TYPE_OF_WORKERS, Patience, is_passing
 
@@ -262,6 +265,18 @@ class FlowRuns:
         """Return the runs of a work pool that an attempt has begun on and not ended."""
         return await active_runs(self._client, work_pool_id)
 
+    async def end_children(self, flow_run_id: UUID, ending: Ending) -> int:
+        """Settle the task runs and subflow runs that an ended run left open; return how many."""
+        return await end_children(self._client, flow_run_id, ending, self._patiently)
+
+    async def ended(self, work_pool_id: UUID, since: datetime) -> dict[UUID, ActiveRun]:
+        """Return the runs of a work pool that have ended since a moment of the server's clock."""
+        return await ended_runs(self._client, work_pool_id, since)
+
+    async def some(self, flow_run_ids: Collection[UUID]) -> dict[UUID, ActiveRun]:
+        """Return some runs, in whatever state they are, without those that were deleted."""
+        return await runs_by_id(self._client, flow_run_ids)
+
     async def shows_life(self, flow_run_id: UUID, *, within: float) -> bool:
         """Say whether the run has logged a line or changed its state in the last seconds."""
         run = await self.read(flow_run_id)
@@ -337,9 +352,11 @@ class FlowRuns:
 
 def type_of_state(run: FlowRun) -> StateType | None:
     """Return the type of a run's state; see `type_in_effect`."""
-    if run.state is None:
+    state = run.state
+    if state is None:
         return None
-    return type_in_effect(run.state.type, run.empirical_policy.retry_type)
+    reschedule = state.state_details.pause_reschedule
+    return type_in_effect(state.type, run.empirical_policy.retry_type, reschedule)
 
 
 def _infrastructure_retries(history: Sequence[State[Any]]) -> int:

@@ -1,12 +1,13 @@
 """`Follower`: the loop that watches an attempt's job from its submission to the run's end."""
 
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
 import anyio
 from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectNotFound
 
 from prefect_ray_worker.clusters.poller import Missing, Observation, Seen
 from prefect_ray_worker.errors import JobsApiError, RequestRejected, SubmissionConflict
@@ -14,11 +15,13 @@ from prefect_ray_worker.logs.forward import LogForwarding
 from prefect_ray_worker.ray_api.models import JobStatus
 from prefect_ray_worker.runs.judge import UNTOUCHED, Outcome, Verdict, judge, of_refusal
 from prefect_ray_worker.runs.narrate import Narrator
+from prefect_ray_worker.runs.recovery.labels import unfinished_label
 from prefect_ray_worker.runs.run import RunAttempt
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.settle import Settlement
 from prefect_ray_worker.runs.submit import Submitter
 from prefect_ray_worker.runs.watch import Watched
+from prefect_ray_worker.shared.ids import attempt_in
 
 
 class Follower:
@@ -42,6 +45,9 @@ class Follower:
         self._narrator = Narrator(services, attempt, submitter.session)
         self.logs = _logs_of(services, attempt)
         self._run_is_deleted = False
+        self._last = Watched(submitted_at=0.0, arrived=False)
+        self._decided: Outcome | None = None
+        self._has_ended = anyio.Event()
 
     @property
     def may_still_start(self) -> bool:
@@ -62,10 +68,31 @@ class Follower:
         `logs` gets its news here, and runs elsewhere: a log may take longer than the run.
         """
         try:
-            return await self._watch()
+            self._decided = await self._watch()
+            return self._decided
         finally:
             if self.logs is not None:
                 self.logs.end()
+            self._has_ended.set()
+
+    async def finish(self) -> None:
+        """Do what may take longer than the run, and note on the run when that is done.
+
+        That is to forward the log of its job to the end, and to settle the children that a dead
+        driver left open. Run this beside `follow`.
+        """
+        if self.logs is not None:
+            await self.logs.run()
+        await self._has_ended.wait()
+        attempt = self.attempt
+        if not await self._services.lease.holds(attempt.run_id, attempt.job_id):
+            return
+        if self._decided is not None:
+            await self._settlement.end_children(self._last, self._decided)
+        if self.logs is None or self.logs.is_complete or self._last.missing:
+            label = unfinished_label(attempt_in(attempt.job_id), False)
+            with suppress(ObjectNotFound):  # deleted meanwhile
+                await self._services.flow_runs.label(attempt.run_id, label)
 
     async def _watch(self) -> Outcome:
         attempt = self.attempt
@@ -81,6 +108,7 @@ class Follower:
             watched = self._at_first()
             while True:
                 before, watched = watched, self._with(await watch.next(), watched)
+                self._last = watched
                 self._narrator.tell(before, watched)
                 watched, decided = await self._act(watched)
                 if decided is not None:
@@ -137,6 +165,12 @@ class Follower:
                 watched = watched.submitted_again_at(anyio.current_time())
             return watched, decided
         decided = await self._settlement.act_on(verdict, watched, session=self._submitter.session)
+        if decided is UNTOUCHED and verdict is Verdict.LOST and watched.latest is None:
+            self.attempt.log.warning(
+                "The rest of the log of Ray Job %s is lost: the Ray cluster does not have the job "
+                "any more.",
+                self.attempt.job_id,
+            )
         if decided is not None and verdict in (Verdict.LOST, Verdict.SILENT_TOO_LONG):
             self._narrator.lost(decided)
         return watched, decided

@@ -152,16 +152,15 @@ class FollowedRuns:
 
     def _forward(self, follower: Follower) -> None:
         """Forward the log of an attempt's job in the background, also after its run is settled."""
-        if follower.logs is None or self._log_tasks is None:
+        if self._log_tasks is None:
             return
         attempt, job_id = follower.attempt, follower.attempt.job_id
         scope = self._forwarding[job_id] = anyio.CancelScope()
-        run = follower.logs.run
 
         async def forward() -> None:
             try:
                 with scope:
-                    await run()
+                    await follower.finish()
             except anyio.get_cancelled_exc_class():
                 self._interrupted[job_id] = attempt  # this process is being stopped
                 raise

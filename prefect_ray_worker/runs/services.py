@@ -17,7 +17,7 @@ from prefect_ray_worker.config.secrets import Delivery
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.prefect_api.logs import LogSink
 from prefect_ray_worker.runs.explain import WaitingRuns
-from prefect_ray_worker.runs.recovery.ownership import owner_in
+from prefect_ray_worker.runs.recovery.labels import owner_in
 from prefect_ray_worker.runs.stop import AttendedRuns
 from prefect_ray_worker.runs.timing import Timing
 from prefect_ray_worker.shared.ids import attempt_in

@@ -1,6 +1,7 @@
 """`Settlement`: carries out a verdict on an attempt's job, up to the settled state of its run."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import anyio
 from prefect.client.schemas.objects import StateType
@@ -9,8 +10,9 @@ from prefect_ray_worker import metrics
 from prefect_ray_worker.diagnosis.job import NO_CONTEXT, Context
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.prefect_api.active_runs import GOES_ON
+from prefect_ray_worker.prefect_api.children import Ending
 from prefect_ray_worker.prefect_api.flow_runs import type_of_state
-from prefect_ray_worker.ray_api.models import JobDetails
+from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
 from prefect_ray_worker.runs import judge
 from prefect_ray_worker.runs.explain import resources_of
 from prefect_ray_worker.runs.judge import UNTOUCHED, Outcome, Resolution, Verdict
@@ -139,6 +141,33 @@ class Settlement:
         )
         self.stop_is_queued = stopping is Stopping.QUEUED
         return stopping
+
+    async def end_children(self, watched: Watched, decided: Outcome) -> None:
+        """Settle the task runs and subflow runs that a driver left open when it died.
+
+        Args:
+            watched: The job when it was last seen.
+            decided: How the attempt ended.
+        """
+        job = watched.latest
+        reported = job is not None and job.status == JobStatus.SUCCEEDED
+        if reported and decided.resolution is Resolution.LEAVE:
+            return  # the driver has settled them itself
+        before = datetime.now(UTC)
+        run = await self._flow_runs.read(self._attempt.run_id)
+        state = run.state if run is not None else None
+        if run is None or state is None or not (state.is_final() or state.is_scheduled()):
+            return
+        unwanted = state.is_cancelled() or state.is_completed()
+        ending = Ending(
+            StateType.CANCELLED if unwanted else StateType.CRASHED,
+            f"ParentEnded: the process of flow run {run.name!r} is gone, and the run is "
+            f"{state.name}.",
+            before,
+        )
+        count = await self._flow_runs.end_children(run.id, ending)
+        if count:
+            self._log.info("Settled %d task runs and subflow runs that were still open.", count)
 
     async def _stop_unwanted(self, verdict: Verdict) -> Outcome | None:
         if verdict is Verdict.LEFT_BEHIND:

@@ -22,6 +22,18 @@ def waits_in_process(state_type: str, retry_type: "str | None") -> bool:
     return state_type == "SCHEDULED" and retry_type == "in_process"
 
 
+def pauses_in_process(state_type: str, pause_reschedule: "bool | None") -> bool:
+    """Return whether a run is paused inside its process, which waits for it to be resumed.
+
+    A run that is suspended is Paused as well, but its process ends, and another one resumes it.
+
+    Args:
+        state_type: The type that Prefect gives its state.
+        pause_reschedule: Of the state's details: set for a run that is suspended (3.8.8).
+    """
+    return state_type == "PAUSED" and not pause_reschedule
+
+
 def is_passing(status_code: int) -> bool:
     """Return whether an HTTP error of the Prefect API goes away by waiting.
 

@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Pending
 
 from prefect_ray_worker.runs.recovery import ownership
-from prefect_ray_worker.runs.recovery.ownership import OWNER_LABEL
+from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL
 from prefect_ray_worker.shared.ids import (
     ClusterRef,
     InfrastructurePid,
@@ -294,6 +294,7 @@ async def test_paused_worker_does_no_harm_when_it_wakes(stage: Stage, tmp_path: 
             assert "second" in await owner_of(stage, run_id), "it stays where it is"
             job.set("FAILED", driver_exit_code=7)
             await stage.ends(run_id, StateType.CRASHED, "exit code 7")
+            await stage.pool.wait_for_log(run_id, "is FAILED")
             said = [line for line in await stage.pool.logs(run_id) if "is FAILED" in line]
             assert len(said) == 1, "one worker follows, and tells"
 
@@ -318,6 +319,7 @@ async def test_workers_share_the_runs_of_a_dead_one(stage: Stage, tmp_path: Path
             job.set("FAILED", driver_exit_code=7)
         for run_id in runs:
             await stage.ends(run_id, StateType.CRASHED, "exit code 7")
+            await stage.pool.wait_for_log(run_id, "is FAILED")
             said = [line for line in await stage.pool.logs(run_id) if "is FAILED" in line]
             assert len(said) == 1, "each run has one owner"
 

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Pending
 
 from prefect_ray_worker.clusters.local.state import state_directory
-from prefect_ray_worker.runs.recovery.ownership import CLUSTER_LABEL, OWNER_LABEL
+from prefect_ray_worker.runs.recovery.labels import CLUSTER_LABEL, OWNER_LABEL
 from prefect_ray_worker.shared.ids import attempt_in, present_claim, submission_id
 from tests.fake_ray import FakeRay
 from tests.fake_ray.script import RUNS_FOREVER
@@ -140,3 +140,19 @@ async def test_unsubmitted_run_whose_configuration_is_broken_is_crashed_with_the
     async with stage.heir():
         await stage.ends(run_id, StateType.CRASHED, "cannot be submitted to Ray")
         await stage.ends(cancelled, StateType.CANCELLED, "none can be looked for")
+
+
+async def test_run_of_an_older_release_is_followed(stage: Stage) -> None:
+    """It was in flight across the upgrade: its worker left one label and a pid."""
+    run_id, job_id = await claimed_run(stage)
+    job = stage.ray.add_job(job_id, metadata={"prefect.io/flow-run-id": str(run_id)})
+    client = stage.pool.client
+    labels = {OWNER_LABEL: f"{attempt_in(job_id)} 0123456789ab - RayWorker of before"}
+    await client.update_flow_run_labels(run_id, dict(labels))
+    pid = f"{stage.ray.address}/api/jobs/{job_id}#session_2026-01-01"
+    await client.update_flow_run(run_id, infrastructure_pid=pid)
+    await stage.play(run_id, StateType.RUNNING)
+    async with stage.heir():
+        await stage.pool.wait_for_log(run_id, "its worker has gone")
+        job.set("FAILED", driver_exit_code=7)
+        await stage.ends(run_id, StateType.CRASHED, "exit code 7")

@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 from prefect.client.schemas.objects import StateType
 
-from prefect_ray_worker.runs.recovery.ownership import OWNER_LABEL, Worker, label_of
+from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL, Worker, label_of
 from prefect_ray_worker.shared.ids import attempt_in
 from tests.integration.stage import MISSED_SECONDS, Stage
 from tests.waiting import wait_until

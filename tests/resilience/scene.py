@@ -17,7 +17,7 @@ from prefect.states import Scheduled
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
-from prefect_ray_worker.runs.recovery.ownership import OWNER_LABEL
+from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL
 from tests.integration.harness import Pool, new_pool
 from tests.integration.processes import of_run
 from tests.integration.worker_process import worker_process

@@ -17,7 +17,8 @@ from prefect_ray_worker.errors import JobNotFound, JobsApiError, RayWorkerError
 from prefect_ray_worker.prefect_api.active_runs import ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import is_passing_error, type_of_state
 from prefect_ray_worker.runs.follow import Follower
-from prefect_ray_worker.runs.recovery.ownership import Place, labelled_cluster
+from prefect_ray_worker.runs.recovery.labels import labelled_cluster
+from prefect_ray_worker.runs.recovery.ownership import Place
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import RunAttempt, present_attempt
 from prefect_ray_worker.runs.services import Services

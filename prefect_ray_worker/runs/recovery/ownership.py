@@ -7,60 +7,18 @@ spread over the living.
 """
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 from uuid import UUID
 
-from prefect_ray_worker.shared.ids import ClusterRef
+from prefect_ray_worker.runs.recovery.labels import NOBODY, Owner, Worker
 
-OWNER_LABEL = "prefect-ray-worker.owner"
-"""Label of a flow run: `<attempt> <process> <host or -> <worker name>`."""
-
-CLUSTER_LABEL = "prefect-ray-worker.cluster"
-"""Label of a flow run: `<attempt> <cluster>`. The cluster that gets the attempt's job."""
-
-# Set by Prefect's own worker after its claim, before our label (3.8.8).
-_SUBMITTER_LABEL = "prefect.worker.name"
-_NONE = "-"
+REMEMBER_SECONDS = 24 * 3600.0
+"""For so long after the end of a run, a worker still brings the rest of its log."""
 
 _SETTLED_SECONDS = 60.0
 _SETTLED_IN_A_BURST_SECONDS = 300.0
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One process of a worker. A worker that is started again keeps its name, not its instance.
-
-    Attributes:
-        name: As Prefect knows it.
-        instance: Random; differs for each process. Without white space.
-        host: Its machine.
-    """
-
-    name: str
-    instance: str
-    host: str = ""
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Which worker owns an attempt at a run, as far as the labels tell.
-
-    Attributes:
-        name: The worker's name; None if no worker has said so yet.
-        instance: Its process; None if only Prefect's own label tells, or it gave the run up.
-        host: The machine whose own Ray has the job; None for a cluster that others can reach.
-        gave_up: Whether it gave the attempt up, as a worker does that is stopped.
-    """
-
-    name: str | None
-    instance: str | None = None
-    host: str | None = None
-    gave_up: bool = False
-
-
-NOBODY = Owner(None)
 
 
 class Place(Enum):
@@ -186,81 +144,6 @@ class Facts:
         return same_name and (self.starting or self.predates_me is True)
 
 
-def label_of(worker: Worker, attempt: str, host: str | None = None) -> str:
-    """Return the value of `OWNER_LABEL` by which a worker claims an attempt at a run.
-
-    Args:
-        worker: The worker.
-        attempt: The attempt.
-        host: The machine whose own Ray has the job, if no other machine can ask that Ray.
-    """
-    return f"{attempt} {worker.instance} {host or _NONE} {worker.name}"
-
-
-def given_up_label(worker: Worker, attempt: str, host: str | None = None) -> str:
-    """Return the value of `OWNER_LABEL` by which a worker gives up an attempt at a run."""
-    return label_of(Worker(worker.name, _NONE), attempt, host)
-
-
-def owner_labels(
-    worker: Worker, attempt: str, cluster: ClusterRef | None, host: str | None
-) -> dict[str, str]:
-    """Return the labels that a worker writes on a run before it submits an attempt at it.
-
-    Args:
-        worker: The worker.
-        attempt: The attempt.
-        cluster: Where the job is to go; None if that cluster has to be started first.
-        host: The machine whose own Ray gets the job, if no other machine can ask that Ray.
-    """
-    labels = {OWNER_LABEL: label_of(worker, attempt, host)}
-    return labels if cluster is None else {**labels, CLUSTER_LABEL: f"{attempt} {cluster}"}
-
-
-def labelled_cluster(labels: Mapping[str, object], attempt: str) -> ClusterRef | None:
-    """Return the cluster that an attempt at a run was to be submitted to, if a label says so."""
-    labelled, _, cluster = str(labels.get(CLUSTER_LABEL, "")).partition(" ")
-    if labelled != attempt:
-        return None
-    try:
-        return ClusterRef.parse(cluster)
-    except ValueError:
-        return None
-
-
-def labelled_owner(labels: Mapping[str, object]) -> tuple[str, Owner] | None:
-    """Return the attempt and the owner that a run's label names.
-
-    Labels stay from one attempt to the next, so the attempt may be an earlier one.
-    """
-    parts = str(labels.get(OWNER_LABEL, "")).split(" ", maxsplit=3)
-    if len(parts) != 4:
-        return None
-    attempt, instance, host, name = parts
-    owner = Owner(
-        name or None,
-        _none_if_empty(instance),
-        _none_if_empty(host),
-        gave_up=instance == _NONE,
-    )
-    return attempt, owner
-
-
-def submitter_in(labels: Mapping[str, object]) -> str | None:
-    """Return the worker that Prefect's own label names."""
-    submitter = labels.get(_SUBMITTER_LABEL)
-    return str(submitter) if submitter else None
-
-
-def owner_in(labels: Mapping[str, object], attempt: str) -> Owner:
-    """Return the owner of an attempt at a run, as the labels of the run tell."""
-    labelled = labelled_owner(labels)
-    if labelled is not None and labelled[0] == attempt:
-        return labelled[1]
-    submitter = submitter_in(labels)
-    return Owner(submitter) if submitter else NOBODY
-
-
 def heirs(run_id: UUID, online: Collection[str]) -> list[str]:
     """Return the workers to whom an orphaned run falls, in the order of their turns."""
     return sorted(online, key=lambda name: _weight(run_id, name), reverse=True)
@@ -383,10 +266,6 @@ def _take(facts: Facts, from_elsewhere: Decision) -> Decision:
             return _bury(facts, Decision.WAIT)
         case Place.UNSERVED:
             return Decision.WAIT
-
-
-def _none_if_empty(part: str) -> str | None:
-    return None if part == _NONE else part
 
 
 def _weight(run_id: UUID, name: str) -> bytes:

@@ -10,29 +10,28 @@ import logging
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from uuid import UUID
 
 import anyio
 from anyio.lowlevel import checkpoint
-from prefect.client.schemas.objects import StateType, WorkPool
+from prefect.client.schemas.objects import TERMINAL_STATES, StateType, WorkPool
 
 from prefect_ray_worker.prefect_api.active_runs import ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import INFRASTRUCTURE_PENDING, FlowRuns
 from prefect_ray_worker.runs.recovery.adopt import Adoption, OrphanedRun, pid_of
-from prefect_ray_worker.runs.recovery.ownership import (
+from prefect_ray_worker.runs.recovery.labels import (
     OWNER_LABEL,
-    Decision,
-    Facts,
     Worker,
-    decide,
+    is_unfinished,
     label_of,
     labelled_cluster,
     labelled_owner,
     owner_in,
     submitter_in,
 )
+from prefect_ray_worker.runs.recovery.ownership import REMEMBER_SECONDS, Decision, Facts, decide
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.services import Lease
 from prefect_ray_worker.shared.backoff import Backoff, jittered
@@ -49,6 +48,10 @@ from prefect_ray_worker.shared.ids import (
 _CLAIM_SECONDS = 1.0
 # As long as the first heir of a run may take to claim it before it is the next one's turn.
 _LOOKS_PER_TURN = 4
+# How often runs that have ended are looked at, and how much further back than the last time: a run
+# may have ended just then, and the clocks may differ.
+_LOOKS_PER_ENDED = 4
+_ENDED_OVERLAP = timedelta(minutes=2)
 # Name of the Pending state that the server grants with a claim.
 _CLAIM = "Pending"
 # Names of Pending states that nobody reports before the job is submitted.
@@ -114,6 +117,9 @@ class Reconciler:
         self._born = datetime.now(UTC)
         self._attempts: dict[UUID, _KnownAttempt] = {}
         self._waits_since: dict[UUID, float] = {}
+        self._looks = 0
+        self._unfinished: set[UUID] = set()
+        self._ended_since = self._born - timedelta(seconds=REMEMBER_SECONDS)
 
     async def run(self) -> None:
         """Look, for ever; meant for a background task of whoever owns this."""
@@ -139,6 +145,7 @@ class Reconciler:
         online = await api.online_workers(pool.name)
         if self._here.me.name not in online:
             return  # just started, or asleep for long: the next heartbeat puts that right
+        runs |= await self._left_unfinished(pool.id)
         to_take: list[tuple[ActiveRun, str]] = []
         for run in runs.values():
             await checkpoint()  # there may be thousands, and most take no request
@@ -147,7 +154,7 @@ class Reconciler:
                 await self._act(decision, run, attempt, to_take)
         self._starting = False
         self._lease.renew(began)
-        self._forget_all_but(runs)
+        self._forget_all_but(runs.keys() | self._unfinished)
         for found in await self._claimed(to_take):
             self._followed.in_background(
                 partial(self._adoption.adopt, found), f"ray-adopt {found.flow_run.id}"
@@ -158,6 +165,24 @@ class Reconciler:
                 # Twice over: the pool's list, which was answered, does not have it either.
                 follower.attempt.log.warning("The flow run was deleted; its Ray Job is stopped.")
                 follower.run_was_deleted()
+
+    async def _left_unfinished(self, pool_id: UUID) -> dict[UUID, ActiveRun]:
+        """Return the runs that have ended, and of which something is left to do.
+
+        A worker may die between the end of a run and the end of its log. What has ended since the
+        last time is listed; what was unfinished then is read again.
+        """
+        self._looks += 1
+        if self._looks % _LOOKS_PER_ENDED != 1:
+            return {}
+        now = datetime.now(UTC)
+        ended = await self._api.ended(pool_id, self._ended_since)
+        self._ended_since = now - _ENDED_OVERLAP
+        earlier = self._unfinished - ended.keys()
+        ended |= await self._api.some(earlier)
+        left = {run.id: run for run in ended.values() if _is_left_unfinished(run)}
+        self._unfinished = set(left)
+        return left
 
     async def _act(
         self,
@@ -227,6 +252,7 @@ class Reconciler:
             starting=self._starting,
             spoke=run.state == StateType.RUNNING or run.state_name in _SUBMITTED,
             pending=run.state == StateType.PENDING,
+            over=run.state in TERMINAL_STATES,
             age=run.age,
             orphaned_for=0 if waits_since is None else anyio.current_time() - waits_since,
             turn=self._interval * _LOOKS_PER_TURN,
@@ -295,6 +321,12 @@ class Reconciler:
             await self._api.cancelled(run.id, f"Cancelled. {message}")
         else:
             await self._api.crash(run.id, message)
+
+
+def _is_left_unfinished(run: ActiveRun) -> bool:
+    labelled = labelled_owner(run.labels)
+    over = run.state in TERMINAL_STATES and run.age < REMEMBER_SECONDS
+    return over and labelled is not None and is_unfinished(run.labels, labelled[0])
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.runs.recovery.adopt import Adoption, ConfigurationOf
-from prefect_ray_worker.runs.recovery.ownership import (
+from prefect_ray_worker.runs.recovery.labels import (
     OWNER_LABEL,
     Worker,
     given_up_label,

@@ -17,12 +17,14 @@ from prefect.client.schemas.objects import WorkPool
 from prefect_ray_worker.clusters.open import OpenClusters
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.errors import JobNotFound, JobsApiError
+from prefect_ray_worker.prefect_api.active_runs import GOES_ON, ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import TERMINAL_STATUSES, JobDetails
-from prefect_ray_worker.runs.recovery.ownership import heir
+from prefect_ray_worker.runs.recovery.labels import is_unfinished
+from prefect_ray_worker.runs.recovery.ownership import REMEMBER_SECONDS, heir
 from prefect_ray_worker.shared.backoff import jittered
-from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY, run_of_job
+from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY, attempt_in, run_of_job
 
 _INTERVAL_SECONDS = 60.0
 # A record that is deleted less than about 2 s after its job's end comes back without metadata
@@ -106,13 +108,18 @@ class Sweeper:
         # Read after the jobs, so that a run which is not in it had begun before.
         goes_on = any(not job.is_terminal for job in jobs)
         active = await self._flow_runs.active(pool.id) if goes_on else {}
+        ended = [run_of_job(pool.id, job.metadata) for job in jobs if job.is_terminal]
+        runs = await self._flow_runs.some({run_id for run_id in ended if run_id is not None})
 
         async def tidy(job: JobDetails) -> None:
             run_id = run_of_job(pool.id, job.metadata)
+            if run_id is None:
+                return
             async with limiter:
                 if job.is_terminal:
-                    await self._delete(client, job)
-                elif run_id not in active and run_id is not None:
+                    if not _is_needed(job, runs.get(run_id)):
+                        await self._delete(client, job)
+                elif run_id not in active:
                     await self._stop_orphan(client, job, run_id)
 
         async with anyio.create_task_group() as tasks:
@@ -141,6 +148,15 @@ def _trying(submission_id: str) -> Generator[None, None, None]:
         pass  # somebody else was quicker
     except JobsApiError as exc:
         _log.debug("%s is left for the next look: %s", submission_id, exc)
+
+
+def _is_needed(job: JobDetails, run: ActiveRun | None) -> bool:
+    """Return whether a worker still has to read a finished job: its status, or its log."""
+    if run is None or job.submission_id is None:
+        return False  # the run was deleted
+    if run.state in GOES_ON:
+        return True
+    return is_unfinished(run.labels, attempt_in(job.submission_id)) and run.age < REMEMBER_SECONDS
 
 
 def _is_due(record: dict[str, Any]) -> bool:

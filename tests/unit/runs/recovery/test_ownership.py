@@ -6,21 +6,16 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from prefect_ray_worker.runs.recovery.ownership import (
+from prefect_ray_worker.runs.recovery.labels import (
     OWNER_LABEL,
-    Decision,
-    Facts,
     Owner,
-    Place,
     Worker,
-    decide,
     given_up_label,
-    heir,
-    heirs,
     label_of,
     labelled_owner,
     owner_in,
 )
+from prefect_ray_worker.runs.recovery.ownership import Decision, Facts, Place, decide, heir, heirs
 
 ME = Worker("RayWorker me", "aaa", "here")
 RUN = UUID(int=7)

@@ -1,0 +1,142 @@
+"""Settle what a run left open when its process died: its task runs, and its subflow runs.
+
+A process that is killed reports nothing, so the server shows its tasks and subflows as Running for
+ever. A subflow that has a deployment (`run_deployment`) has a process of its own, and stays.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+import anyio
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import State, StateType
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+
+Patiently = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
+"""Repeats a request until the API answers it."""
+
+_Kind = Literal["flow_runs", "task_runs"]
+
+_OPEN = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING")
+# The most that a server with its default settings returns at once.
+_PAGE = 200
+# States of runs come first. A server on SQLite takes about 50 task runs a second.
+_AT_ONCE = 4
+# The last events of a dead engine may be recorded after its run has ended: look again.
+_LOOKS = 3
+_PAUSE_SECONDS = 5.0
+_LONGEST_SECONDS = 1800.0
+
+_log = logging.getLogger("prefect.workers.ray.children")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the children of a run end.
+
+    Attributes:
+        type: Crashed or Cancelled, as their run.
+        message: Why.
+        before: When their process was dead: what is younger belongs to another attempt.
+    """
+
+    type: StateType
+    message: str
+    before: datetime
+
+    @property
+    def state(self) -> State[Any]:
+        """The state that each of them gets."""
+        return State(type=self.type, message=self.message)
+
+
+async def end_children(
+    client: PrefectClient, flow_run_id: UUID, ending: Ending, patiently: Patiently
+) -> int:
+    """Settle the open task runs and subflow runs of a run, and theirs; return how many.
+
+    Args:
+        client: An open client.
+        flow_run_id: The run, which has ended.
+        ending: How they end.
+        patiently: Repeats a request until the API answers it.
+    """
+    ended: set[UUID] = set()
+    with anyio.move_on_after(_LONGEST_SECONDS):
+        for look in range(_LOOKS):
+            known = len(ended)
+            if look:
+                await anyio.sleep(_PAUSE_SECONDS)
+            await _Family(client, ending, patiently, ended).end(flow_run_id)
+            if len(ended) == known:
+                break
+    return len(ended)
+
+
+@dataclass(frozen=True)
+class _Family:
+    client: PrefectClient
+    ending: Ending
+    patiently: Patiently
+    ended: set[UUID]
+
+    async def end(self, flow_run_id: UUID) -> None:
+        parents = [flow_run_id]
+        while parents:
+            parent = parents.pop()
+            of_parent = {"any_": [str(parent)]}
+            subflows = await self._open("flow_runs", {"parent_flow_run_id": of_parent})
+            own = [UUID(run["id"]) for run in subflows if run.get("deployment_id") is None]
+            parents += own
+            tasks = await self._open("task_runs", {"flow_run_id": of_parent})
+            await self._set_all([UUID(run["id"]) for run in tasks], self._set_task_run)
+            await self._set_all(own, self._set_flow_run)
+
+    async def _open(self, kind: _Kind, filters: dict[str, Any]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        read = 0
+        while True:
+            body = {
+                kind: {**filters, "state": {"type": {"any_": _OPEN}}},
+                "sort": "ID_DESC",
+                "limit": _PAGE,
+                "offset": read,
+            }
+            page = await self.patiently(lambda body=body: self._filter(kind, body))
+            read += len(page)
+            found += [run for run in page if self._is_left(run)]
+            if len(page) < _PAGE:
+                return found
+
+    async def _filter(self, kind: _Kind, body: dict[str, Any]) -> list[dict[str, Any]]:
+        path = "/flow_runs/filter" if kind == "flow_runs" else "/task_runs/filter"
+        return (await self.client.request("POST", path, json=body)).json()
+
+    def _is_left(self, run: dict[str, Any]) -> bool:
+        since = datetime.fromisoformat(run["state"]["timestamp"])
+        return UUID(run["id"]) not in self.ended and since <= self.ending.before
+
+    async def _set_all(self, ids: list[UUID], set_one: Callable[[UUID], Awaitable[Any]]) -> None:
+        limiter = anyio.CapacityLimiter(_AT_ONCE)
+
+        async def end_one(run_id: UUID) -> None:
+            async with limiter:
+                try:
+                    await self.patiently(lambda: set_one(run_id))
+                except (ObjectNotFound, PrefectHTTPStatusError) as exc:
+                    _log.warning("The state of %s could not be set: %s", run_id, exc)
+                self.ended.add(run_id)
+
+        async with anyio.create_task_group() as tasks:
+            for run_id in ids:
+                tasks.start_soon(end_one, run_id)
+
+    async def _set_task_run(self, run_id: UUID) -> None:
+        await self.client.set_task_run_state(run_id, self.ending.state, force=True)
+
+    async def _set_flow_run(self, run_id: UUID) -> None:
+        await self.client.set_flow_run_state(run_id, self.ending.state, force=True)

@@ -1,0 +1,153 @@
+"""Write and read the labels by which workers tell each other about a run. Pure.
+
+Labels of a flow run stay from one attempt to the next, so each of them names its attempt. They are
+for programs; no page of the UI shows them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prefect_ray_worker.shared.ids import ClusterRef
+
+OWNER_LABEL = "prefect-ray-worker.owner"
+"""Label of a flow run: `<attempt> <process> <host or -> <worker name>`."""
+
+CLUSTER_LABEL = "prefect-ray-worker.cluster"
+"""Label of a flow run: `<attempt> <cluster>`. The cluster that gets the attempt's job."""
+
+UNFINISHED_LABEL = "prefect-ray-worker.unfinished"
+"""Begins the label of a flow run, followed by a dot and the attempt: `yes` or `no`.
+
+`yes` as long as the log of the attempt's job is not in Prefect to its end, also after the run.
+"""
+
+# Set by Prefect's own worker after its claim, before our label (3.8.8).
+_SUBMITTER_LABEL = "prefect.worker.name"
+_NONE = "-"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process of a worker. A worker that is started again keeps its name, not its instance.
+
+    Attributes:
+        name: As Prefect knows it.
+        instance: Random; differs for each process. Without white space.
+        host: Its machine.
+    """
+
+    name: str
+    instance: str
+    host: str = ""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Which worker owns an attempt at a run, as far as the labels tell.
+
+    Attributes:
+        name: The worker's name; None if no worker has said so yet.
+        instance: Its process; None if only Prefect's own label tells, or it gave the run up.
+        host: The machine whose own Ray has the job; None for a cluster that others can reach.
+        gave_up: Whether it gave the attempt up, as a worker does that is stopped.
+    """
+
+    name: str | None
+    instance: str | None = None
+    host: str | None = None
+    gave_up: bool = False
+
+
+NOBODY = Owner(None)
+
+
+def label_of(worker: Worker, attempt: str, host: str | None = None) -> str:
+    """Return the value of `OWNER_LABEL` by which a worker claims an attempt at a run.
+
+    Args:
+        worker: The worker.
+        attempt: The attempt.
+        host: The machine whose own Ray has the job, if no other machine can ask that Ray.
+    """
+    return f"{attempt} {worker.instance} {host or _NONE} {worker.name}"
+
+
+def given_up_label(worker: Worker, attempt: str, host: str | None = None) -> str:
+    """Return the value of `OWNER_LABEL` by which a worker gives up an attempt at a run."""
+    return label_of(Worker(worker.name, _NONE), attempt, host)
+
+
+def owner_labels(
+    worker: Worker, attempt: str, cluster: ClusterRef | None, host: str | None
+) -> dict[str, str]:
+    """Return the labels that a worker writes on a run before it submits an attempt at it.
+
+    Args:
+        worker: The worker.
+        attempt: The attempt.
+        cluster: Where the job is to go; None if that cluster has to be started first.
+        host: The machine whose own Ray gets the job, if no other machine can ask that Ray.
+    """
+    labels = {OWNER_LABEL: label_of(worker, attempt, host), **unfinished_label(attempt, True)}
+    return labels if cluster is None else {**labels, CLUSTER_LABEL: f"{attempt} {cluster}"}
+
+
+def unfinished_label(attempt: str, unfinished: bool) -> dict[str, str]:
+    """Return the label that says whether something of an attempt is left to do."""
+    return {f"{UNFINISHED_LABEL}.{attempt}": "yes" if unfinished else "no"}
+
+
+def is_unfinished(labels: Mapping[str, object], attempt: str) -> bool:
+    """Return whether something of an attempt is left to do, also after the end of its run.
+
+    A run of an older release has no such label, and counts as finished.
+    """
+    return labels.get(f"{UNFINISHED_LABEL}.{attempt}") == "yes"
+
+
+def labelled_cluster(labels: Mapping[str, object], attempt: str) -> ClusterRef | None:
+    """Return the cluster that an attempt at a run was to be submitted to, if a label says so."""
+    labelled, _, cluster = str(labels.get(CLUSTER_LABEL, "")).partition(" ")
+    if labelled != attempt:
+        return None
+    try:
+        return ClusterRef.parse(cluster)
+    except ValueError:
+        return None
+
+
+def labelled_owner(labels: Mapping[str, object]) -> tuple[str, Owner] | None:
+    """Return the attempt and the owner that a run's label names.
+
+    Labels stay from one attempt to the next, so the attempt may be an earlier one.
+    """
+    parts = str(labels.get(OWNER_LABEL, "")).split(" ", maxsplit=3)
+    if len(parts) != 4:
+        return None
+    attempt, instance, host, name = parts
+    owner = Owner(
+        name or None,
+        _none_if_empty(instance),
+        _none_if_empty(host),
+        gave_up=instance == _NONE,
+    )
+    return attempt, owner
+
+
+def submitter_in(labels: Mapping[str, object]) -> str | None:
+    """Return the worker that Prefect's own label names."""
+    submitter = labels.get(_SUBMITTER_LABEL)
+    return str(submitter) if submitter else None
+
+
+def owner_in(labels: Mapping[str, object], attempt: str) -> Owner:
+    """Return the owner of an attempt at a run, as the labels of the run tell."""
+    labelled = labelled_owner(labels)
+    if labelled is not None and labelled[0] == attempt:
+        return labelled[1]
+    submitter = submitter_in(labels)
+    return Owner(submitter) if submitter else NOBODY
+
+
+def _none_if_empty(part: str) -> str | None:
+    return None if part == _NONE else part
