@@ -1,6 +1,6 @@
 """Finds placeholders that are left in templates: `python check.py <folder or file>...`.
 
-Standard library only, so that it can be copied along. The exit code is 1 if any is left.
+Standard library only, so that you can copy it with a folder. The exit code is 1 if any is left.
 """
 
 import re
@@ -15,7 +15,7 @@ def placeholders(path: Path) -> Iterator[str]:
     """Yield `file:line: placeholder` for a file, or for all files below a folder."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     for file in files:
-        # A README explains what to fill in: it goes nowhere.
+        # A README explains what to fill in, and is never applied.
         if not file.is_file() or file.name == "README.md":
             continue
         for number, line in enumerate(file.read_text(errors="replace").splitlines(), start=1):

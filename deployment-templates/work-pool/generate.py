@@ -1,6 +1,6 @@
 """Writes the base job templates of this folder from the worker's own: `make docs`.
 
-A base job template is the whole form of a pool, so it has to be written anew when the worker gets
+A base job template is the whole form of a pool, so it must be generated again when the worker gets
 new variables. With `--check` it writes nothing and fails if one is stale; `make check` does that.
 """
 
@@ -17,7 +17,7 @@ _DAY = 24 * 60 * 60
 
 
 def with_defaults(**defaults: Any) -> dict[str, Any]:
-    """Return the worker's template with other defaults, which a deployment may override."""
+    """Return the worker's template with other defaults, which a deployment can override."""
     template = copy.deepcopy(RayWorker.get_default_base_job_template())
     for name, value in defaults.items():
         template["variables"]["properties"][name]["default"] = value
@@ -25,12 +25,12 @@ def with_defaults(**defaults: Any) -> dict[str, Any]:
 
 
 def without(template: dict[str, Any], *names: str, **fixed: Any) -> dict[str, Any]:
-    """Take variables out of a template, so that no deployment can set them; fix some values."""
+    """Remove variables from a template, so that no deployment can set them, and fix some values."""
     for name in (*names, *fixed):
         del template["variables"]["properties"][name]
         del template["job_configuration"][name]
     template["job_configuration"].update(fixed)
-    # What only they needed is not offered either.
+    # Remove definitions that only these variables used.
     definitions = template["variables"]["definitions"]
     for name in list(definitions):
         if f'"#/definitions/{name}"' not in json.dumps(template["variables"]):
@@ -39,7 +39,7 @@ def without(template: dict[str, Any], *names: str, **fixed: Any) -> dict[str, An
 
 
 TEMPLATES = {
-    # Many short flows: a small driver each, on any node, and nothing that stays for ever.
+    # Many short flows: a small driver each, on any node, with limits and short records.
     "small.json": with_defaults(
         entrypoint_num_cpus=0.5,
         entrypoint_memory="1GiB",
@@ -47,16 +47,16 @@ TEMPLATES = {
         run_timeout_seconds=60 * 60,
         delete_job_after_seconds=_DAY,
     ),
-    # Drivers on nodes with the resource `driver` (see kuberay-gpu); nodes with GPUs take their
-    # time to come, and may be taken away.
+    # Drivers run on nodes with the resource `driver` (see kuberay-gpu). GPU nodes start slowly and
+    # can be taken away.
     "gpu.json": with_defaults(
         entrypoint_resources={"driver": 1},
         start_timeout_seconds=30 * 60,
         infrastructure_retries=2,
         delete_job_after_seconds=7 * _DAY,
     ),
-    # A driver has a node to itself: those with one `isolated` each. A deployment can choose
-    # neither another cluster nor another command nor another node.
+    # Each driver has a node to itself, one with the resource `isolated`. A deployment cannot choose
+    # a different cluster, command or node.
     "isolated.json": without(
         with_defaults(
             start_timeout_seconds=30 * 60,

@@ -1,5 +1,5 @@
-# Work pools by Terraform, with Prefect's provider. PREFECT_API_URL and PREFECT_API_KEY are read
-# from the environment; nothing of them gets into the state.
+# Work pools with Terraform and Prefect's provider. It reads PREFECT_API_URL and PREFECT_API_KEY from the
+# environment; neither gets into the state.
 terraform {
   required_version = ">= 1.5"
   required_providers {
@@ -26,7 +26,7 @@ resource "prefect_work_pool" "ray" {
   name              = "ray-${each.key}"
   type              = "ray"
   concurrency_limit = each.value.limit
-  # Decoded and encoded again: Terraform would take other white space for a change.
+  # Decoded and encoded again, so that Terraform ignores changes of white space.
   base_job_template = jsonencode(jsondecode(file("${path.module}/${each.key}.json")))
 }
 

@@ -3,22 +3,22 @@
 # Environment: RAY_HEAD (host:port of the head's GCS), WORK_POOL (a pool of type `process`),
 # PREFECT_API_URL, and more options for `ray start` in RAY_START_OPTIONS.
 set -euo pipefail
-# Without job control, bash starts what runs in the background with SIGINT ignored, and Prefect
-# ends its workers by SIGINT.
+# Without job control, bash starts background processes with SIGINT ignored, and Prefect stops its
+# workers with SIGINT.
 set -m
 : "${RAY_HEAD:?host:port of the head, for example ray-head:6379}"
 : "${WORK_POOL:?name of a work pool of type process}"
 
-# No tasks come here: the node is only there for its drivers to join the cluster from.
+# No tasks run here: drivers join the cluster through this node.
 # shellcheck disable=SC2086  # several options
 ray start --address="$RAY_HEAD" --num-cpus=0 --num-gpus=0 --block ${RAY_START_OPTIONS:-} &
 node=$!
 
-# Where flows find the cluster: through this node, as it is on their machine.
+# Flows join the cluster at this address, through the node on their machine.
 RAY_ADDRESS="$RAY_HEAD" prefect worker start --pool "$WORK_POOL" --type process --with-healthcheck &
 worker=$!
 
-# Each is of no use without the other: whichever ends first, both do.
+# Neither is of use without the other: when one ends, end both.
 stop() {
     kill "$worker" 2>/dev/null || true
     wait "$worker" 2>/dev/null || true

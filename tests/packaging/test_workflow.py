@@ -32,3 +32,9 @@ def test_commands_of_ci_are_targets_of_make() -> None:
     used = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     assert used
     assert set(used) <= set(targets)
+
+
+def test_workflow_says_how_to_pin_an_action_or_pins_it() -> None:
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    pinned = all(re.search(r"@[0-9a-f]{40}\b", use) for use in re.findall(r"uses: (\S+)", text))
+    assert pinned or "To pin an action" in text

@@ -45,6 +45,48 @@ def test_service_is_pinned_bounded_and_not_open_to_others(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
+def test_service_has_no_capabilities_that_it_does_not_need(name: str) -> None:
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "cap_add" not in service or name == "postgres"
+
+
+@pytest.mark.parametrize("name", ["POSTGRES_PASSWORD", "RAY_AUTH_TOKEN"])
+def test_secret_has_no_default_and_its_absence_is_an_error(name: str) -> None:
+    uses = re.findall(rf"\$\{{?{name}[^}}]*\}}?", FILE.read_text())
+    assert uses
+    assert [use for use in uses if not use.startswith(f"${{{name}:?")] == []
+    assert f"{name}=" in (FILE.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["ray-head", "ray-worker", "worker"])
+def test_ray_and_its_client_use_the_token(name: str) -> None:
+    environment = SERVICES[name]["environment"]
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?")
+
+
+def test_health_of_the_head_needs_no_token() -> None:
+    from ray.dashboard import http_server_head
+
+    (path,) = re.findall(r"8265(/[\w/]+)'", " ".join(SERVICES["ray-head"]["healthcheck"]["test"]))
+    assert f'"{path}"' in Path(http_server_head.__file__).read_text().partition("whitelisted")[0]
+
+
+def test_worker_image_has_the_versions_that_were_tested() -> None:
+    text = (TEMPLATES / "images" / "worker.Dockerfile").read_text()
+    assert "--constraint /src/constraints.txt" in text
+
+
+def test_files_with_images_say_how_to_pin_them() -> None:
+    files = [*TEMPLATES.rglob("*.Dockerfile"), *TEMPLATES.rglob("*.yaml")]
+    with_images = [f for f in files if re.search(r"^FROM |^\s+image: ", f.read_text(), re.M)]
+    missing = [f for f in with_images if "@sha256:" not in f.read_text()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", SERVICES)
 def test_service_waits_for_what_it_needs(name: str) -> None:
     for other, how in SERVICES[name].get("depends_on", {}).items():
         assert how == {"condition": "service_healthy"}

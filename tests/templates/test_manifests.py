@@ -109,7 +109,7 @@ def test_worker_of_prefect_is_asked_for_its_health(container: dict[str, Any]) ->
 
 def test_gpu_folder_has_the_same_workers() -> None:
     """So that each folder can be copied alone."""
-    for name in ("worker.yaml", "kustomization.yaml"):
+    for name in ("worker.yaml", "kustomization.yaml", "network-policy.yaml"):
         one, other = (
             TEMPLATES / folder / name for folder in ("kuberay-existing-cluster", "kuberay-gpu")
         )
@@ -140,3 +140,69 @@ def test_folder_is_put_together_by_kustomize(folder: Path) -> None:
     # What it refers to is in it, or is a Secret that the README has made before.
     used = re.findall(r"configMap(?:KeyRef)?:\n\s+(?:key: \S+\n\s+)?name: (\S+)", built.stdout)
     assert {("ConfigMap", name) for name in used} <= made
+
+
+CLUSTERS = [
+    pytest.param(path, manifest, id=path.parent.name)
+    for path, manifest in manifests()
+    if manifest["kind"] == "RayCluster"
+]
+
+
+@pytest.mark.parametrize(("path", "cluster"), CLUSTERS)
+def test_cluster_asks_for_a_token_and_all_that_join_it_have_it(
+    path: Path, cluster: dict[str, Any]
+) -> None:
+    assert cluster["spec"]["authOptions"] == {"mode": "token"}
+    name = cluster["metadata"]["name"]
+    own = {"secretKeyRef": {"name": name, "key": "auth_token"}}
+    for other, manifest in manifests():
+        if other.parent != path.parent:
+            continue
+        for container in containers(manifest):
+            if container["name"] in ("ray-head", "ray-worker"):
+                continue  # KubeRay gives it to these
+            env = {v["name"]: v.get("value") or v.get("valueFrom") for v in container["env"]}
+            assert (env["RAY_AUTH_MODE"], env["RAY_AUTH_TOKEN"]) == ("token", own)
+
+
+@pytest.mark.parametrize(("path", "cluster"), CLUSTERS)
+def test_no_container_in_which_drivers_run_has_an_account(
+    path: Path, cluster: dict[str, Any]
+) -> None:
+    """The autoscaler needs one; a deployment can put a driver beside it, on the head."""
+    spec = cluster["spec"]
+    pods = [g["template"]["spec"] for g in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    assert {pod["automountServiceAccountToken"] for pod in pods} == {False}
+    accounts = {
+        volume["name"]
+        for pod in pods
+        for volume in pod.get("volumes", [])
+        if "serviceAccountToken" in str(volume.get("projected"))
+    }
+    mounted = {m["name"] for c in containers(cluster) for m in c.get("volumeMounts", [])}
+    assert not accounts & mounted
+    if spec.get("enableInTreeAutoscaling"):
+        (mount,) = spec["autoscalerOptions"]["volumeMounts"]
+        assert {mount["name"]} == accounts
+        assert spec["autoscalerOptions"]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+@pytest.mark.parametrize(("path", "manifest"), OBJECTS)
+def test_every_pod_has_a_network_policy(path: Path, manifest: dict[str, Any]) -> None:
+    name = manifest["metadata"]["name"]
+    labels = {
+        "RayCluster": {"ray.io/cluster": name},
+        "Deployment": {"app.kubernetes.io/name": name},
+    }.get(manifest["kind"])
+    policies = [
+        policy["spec"]
+        for other, policy in manifests()
+        if policy["kind"] == "NetworkPolicy" and other.parent == path.parent
+    ]
+    if labels is not None:
+        chosen = [p for p in policies if p["podSelector"]["matchLabels"] == labels]
+        assert chosen, f"{path.parent.name} has none for {labels}"
+        assert "Ingress" in chosen[0]["policyTypes"]
+        # An empty peer would let everyone in.
+        assert all(rule.get("from") for rule in chosen[0].get("ingress", []))

@@ -80,6 +80,16 @@ def test_unit_has_its_account_its_file_and_no_secret(unit: Path) -> None:
     assert not re.search(r"KEY=|TOKEN=", text)
 
 
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_unit_is_confined(unit: Path) -> None:
+    lines = unit.read_text().splitlines()
+    assert "SystemCallFilter=@system-service" in lines
+    assert "CapabilityBoundingSet=" in lines
+    assert [line for line in lines if line.startswith("RestrictAddressFamilies=AF_UNIX ")]
+    for part in ("Tunables", "Modules", "Logs"):
+        assert f"ProtectKernel{part}=true" in lines
+
+
 @pytest.mark.ray
 @pytest.mark.extra
 async def test_commands_of_the_units_make_a_cluster_that_runs_a_flow(
