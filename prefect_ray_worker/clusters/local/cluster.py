@@ -13,7 +13,7 @@ import anyio.to_thread
 from prefect_ray_worker.clusters.local import launch, processes
 from prefect_ray_worker.clusters.local.launch import Launch, Ports, TempDirectory
 from prefect_ray_worker.clusters.local.state import ClusterRecord, StateDirectory
-from prefect_ray_worker.errors import JobsApiError, LocalClusterError
+from prefect_ray_worker.errors import JobsApiError, LocalClusterError, NotAuthorized
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.tokens import TokenSource
@@ -179,6 +179,7 @@ class LocalCluster:
         try:
             record = await _in_thread(lambda: self._launch(starting, ports, temp))
             if await self._takes_jobs(record, _START_SECONDS):
+                await self._require_guard(record)
                 return await _in_thread(lambda: self._info(record, started=True))
             await _shielded(lambda: self._discard(record))
         except BaseException:
@@ -208,6 +209,28 @@ class LocalCluster:
                             return True
                     await anyio.sleep(_POLL_SECONDS)
         return False
+
+    async def _require_guard(self, record: ClusterRecord) -> None:
+        """Check that the cluster refuses a request without a token.
+
+        Raises:
+            LocalClusterError: It does not, or does not answer.
+        """
+        try:
+            with anyio.fail_after(_REQUEST_SECONDS):
+                async with JobsClient(Connection(record.address, verify=False)) as client:
+                    version = (await client.version()).ray_version
+        except NotAuthorized:
+            return
+        except (JobsApiError, TimeoutError) as exc:
+            raise LocalClusterError(
+                f"The local Ray was stopped: whether it wants a token is not known ({exc})."
+            ) from exc
+        raise LocalClusterError(
+            "The local Ray was stopped: it takes requests without a token, so any user of this "
+            f"machine could run code as this one. It is Ray {version}; token authentication came "
+            f"with Ray 2.52. Update it, or {launch.SET_AN_ADDRESS}."
+        )
 
     def _launch(self, starting: Launch, ports: Ports, temp: TempDirectory) -> ClusterRecord:
         temp.create()

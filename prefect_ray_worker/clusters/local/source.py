@@ -15,6 +15,7 @@ from prefect_ray_worker.ray_api.tokens import TokenSource
 from prefect_ray_worker.shared.ids import ClusterRef
 
 _RELEASE_SECONDS = 20.0
+_COUNT_SECONDS = 8.0
 
 
 class LocalClusters:
@@ -72,26 +73,29 @@ class LocalClusters:
             info = await self._local.find()
             running = 0 if info is None else await _count_running(info, ended)
             try:
-                stopped = await self._local.release(jobs_running=running > 0)
+                stopped = await self._local.release(jobs_running=running != 0)
             except LocalClusterError as exc:
                 tell(str(exc))
                 return
             if stopped:
                 tell("Stopped the local Ray cluster.")
-            elif running and info is not None:
+            elif running != 0 and info is not None:
+                jobs = "An unknown number of" if running is None else running
                 tell(
-                    f"{running} Ray Job(s) are still running at {info.address}, so Ray was left "
+                    f"{jobs} Ray Job(s) are still running at {info.address}, so Ray was left "
                     "up. The next worker finds it and stops it at its own end. To stop it now: "
                     f"`kill {info.pid}`."
                 )
 
 
-async def _count_running(info: LocalClusterInfo, ended: frozenset[str]) -> int:
+async def _count_running(info: LocalClusterInfo, ended: frozenset[str]) -> int | None:
+    """Return how many jobs run, or wait to; None if the cluster does not say."""
     try:
-        async with JobsClient(_cluster(info).connection) as client:
-            jobs = await client.list()
-    except JobsApiError:
-        return 0
+        with anyio.fail_after(_COUNT_SECONDS):
+            async with JobsClient(_cluster(info).connection) as client:
+                jobs = await client.list()
+    except (JobsApiError, TimeoutError):
+        return None
     return sum(
         job.type == "SUBMISSION" and not job.is_terminal and job.submission_id not in ended
         for job in jobs
