@@ -8,7 +8,7 @@ from prefect.client.schemas.objects import StateType
 
 from prefect_ray_worker.runs.recovery import sweep
 from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY
-from tests.fake_ray import FakeJob
+from tests.fake_ray import FakeJob, FakeRay, Fault, Kind
 from tests.integration.stage import Stage
 from tests.waiting import wait_until
 
@@ -67,3 +67,16 @@ async def test_job_of_a_run_that_was_deleted_meanwhile_is_stopped(stage: Stage) 
     async with stage.heir():
         await stage.is_served()  # the cluster is one of the worker's from now on
         await wait_until(lambda: orphan.status == "STOPPED", timeout=20, description="the stop")
+
+
+async def test_trouble_with_one_cluster_leaves_no_other_one_unswept(stage: Stage) -> None:
+    async with FakeRay() as other, stage.heir():
+        await stage.is_served()
+        nested = "[" * 100_000
+        stage.ray.faults.add(
+            Fault("GET", "/api/jobs/$", Kind.STATUS, status=200, body=nested, times=None)
+        )
+        due = other.add_job("due", metadata=await metadata_of(stage, **{DELETE_AFTER_KEY: "5"}))
+        due.set("SUCCEEDED")
+        await stage.start(address=other.address)
+        await wait_until(lambda: "due" not in other.jobs, timeout=30, description="the deletion")

@@ -74,16 +74,18 @@ class Sweeper:
                 home = await self._home()
                 if home is not None:
                     await self._clusters.get(home)
-                for client in self._clusters.clients:
-                    await self._sweep_if_possible(client)
             except Exception as exc:  # noqa: BLE001 (no trouble may end the tidying)
-                _log.warning("Cannot tidy the clusters of this pool now: %s", exc)
+                _log.warning("Cannot open the pool's own cluster now: %s", exc)
+            for client in self._clusters.clients:
+                await self._sweep_if_possible(client)
 
     async def _sweep_if_possible(self, client: JobsClient) -> None:
         try:
             await self.sweep(client)
         except JobsApiError as exc:
             _log.debug("Cannot tidy %s now: %s", client.connection.address, exc)
+        except Exception as exc:  # noqa: BLE001 (one cluster's trouble must not hurt the others)
+            _log.warning("Cannot tidy %s now: %s", client.connection.address, exc)
 
     async def sweep(self, client: JobsClient) -> None:
         """Look once at one cluster.
