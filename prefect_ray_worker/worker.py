@@ -42,7 +42,7 @@ from prefect_ray_worker.runs.stop import AttendedRuns, Stopping, stop_and_confir
 from prefect_ray_worker.runs.submit import Submitter
 from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.settings import RayWorkerSettings, worker_settings
-from prefect_ray_worker.shared.ids import InfrastructurePid, present_claim, submission_id
+from prefect_ray_worker.shared.ids import InfrastructurePid, present_claim, run_in, submission_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -286,6 +286,11 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             pid = InfrastructurePid.parse(infrastructure_pid)
         except ValueError as exc:
             raise InfrastructureNotAvailable(f"{exc}; it belongs to another worker type.") from None
+        run_id = run_in(pid.submission_id)
+        of_run = configuration.labels.get("prefect.io/flow-run-id", str(run_id))
+        if run_id is None or str(run_id) != of_run:
+            # Anyone who may update the run can write its pid, and name the job of another one.
+            raise InfrastructureNotAvailable(f"{infrastructure_pid!r} is not a job of this run.")
         cluster = await self._sources.find(configuration)
         if cluster is None or cluster.ref != pid.cluster:
             configured = cluster.ref if cluster else "no running cluster"
@@ -299,10 +304,15 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             pid.submission_id,
             grace_seconds=max(grace_seconds, configuration.stop_grace_seconds),
             timing=self.timing,
+            of_run=run_id,
         )
         match stopping:
             case Stopping.GONE:
                 raise InfrastructureNotFound(f"{pid.cluster} has no job {pid.submission_id}.")
+            case Stopping.FOREIGN:
+                raise InfrastructureNotAvailable(
+                    f"The record of the Ray Job {pid.submission_id} does not name this run."
+                )
             case Stopping.UNREACHABLE | Stopping.UNCONFIRMED:
                 raise InfrastructureNotAvailable(
                     f"The Ray Job {pid.submission_id} could not be stopped: {stopping.value}."

@@ -222,7 +222,7 @@ class Settlement:
                     "Cancelled while the Ray Job waited for resources or its environment. Ray "
                     "has queued the stop and ends the job as soon as it would start."
                 )
-            case Stopping.UNCONFIRMED | Stopping.UNREACHABLE:
+            case Stopping.UNCONFIRMED | Stopping.UNREACHABLE | Stopping.FOREIGN:
                 self._log.warning(
                     "The Ray Job %s was asked to stop and has not ended yet (%s). Trying again.",
                     self._attempt.job_id,

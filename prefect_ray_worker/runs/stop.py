@@ -18,6 +18,7 @@ from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import JobStatus
 from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.shared.backoff import Backoff, jittered
+from prefect_ray_worker.shared.ids import is_job_of
 
 _log = logging.getLogger("prefect.workers.ray.cancelling")
 
@@ -37,6 +38,9 @@ class Stopping(Enum):
     UNCONFIRMED = "unconfirmed"
     """The job was asked to stop and still runs."""
 
+    FOREIGN = "foreign"
+    """The cluster has a job of that id, and it belongs to something else. It was not asked."""
+
     UNREACHABLE = "unreachable"
     """The cluster does not answer: nothing is known."""
 
@@ -47,6 +51,7 @@ async def stop_and_confirm(
     *,
     grace_seconds: float,
     timing: Timing = DEFAULT_TIMING,
+    of_run: UUID | None = None,
 ) -> Stopping:
     """Stop a job and wait until it has ended; calling it again does no harm.
 
@@ -58,17 +63,22 @@ async def stop_and_confirm(
         submission_id: The job.
         grace_seconds: How long Ray itself waits between SIGTERM and SIGKILL.
         timing: How long to wait for the confirmation.
+        of_run: The flow run whose job it must be, by its record; None for any.
 
     Returns:
         How far it came within `grace_seconds` and `timing.stop_confirm` (15 s) more.
     """
-    stopping = await _stop_and_look(client, submission_id, grace_seconds, timing)
+    stopping = await _stop_and_look(client, submission_id, grace_seconds, timing, of_run)
     metrics.STOPS.labels(stopping.value).inc()
     return stopping
 
 
 async def _stop_and_look(
-    client: JobsClient, submission_id: str, grace_seconds: float, timing: Timing
+    client: JobsClient,
+    submission_id: str,
+    grace_seconds: float,
+    timing: Timing,
+    of_run: UUID | None,
 ) -> Stopping:
     backoff = Backoff(initial=timing.stop_poll)
     began = anyio.current_time()
@@ -77,6 +87,8 @@ async def _stop_and_look(
     while anyio.current_time() < began + grace_seconds + timing.stop_confirm:
         try:
             job = await client.get(submission_id)
+            if of_run is not None and not is_job_of(of_run, job.metadata):
+                return Stopping.FOREIGN
             if job.is_terminal:
                 return Stopping.ENDED
             if not asked:

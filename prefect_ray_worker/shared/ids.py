@@ -3,6 +3,7 @@
 Pure, so that two workers, or one worker asked twice, come to the same names.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +21,7 @@ STARTING = "Starting"
 """Name of the Pending state that a driver puts its run into: the server grants it only once."""
 
 _ADDRESS = "address"
+_OUR_ID = re.compile(r"prefect-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-[0-9a-f]{12}")
 _PATH = "/api/jobs/"
 _RUN_KEY = "prefect.io/flow-run-id"
 _POOL_KEY = "prefect.io/work-pool-id"
@@ -176,6 +178,12 @@ def submission_id(flow_run_id: UUID, claim_id: UUID) -> str:
 def job_of_attempt(flow_run_id: UUID, attempt: str) -> str:
     """Return the Ray submission id of an attempt that is known by its name."""
     return f"prefect-{flow_run_id}-{attempt}"
+
+
+def run_in(submission_id: str) -> UUID | None:
+    """Return the flow run that a submission id was made for; None for an id of anything else."""
+    match = _OUR_ID.fullmatch(submission_id)
+    return UUID(match[1]) if match else None
 
 
 def attempt_in(submission_id: str) -> str:

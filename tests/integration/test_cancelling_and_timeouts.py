@@ -1,6 +1,7 @@
 """Cancelling and limits, to the end: the job has really ended before the run says so."""
 
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import StateType
@@ -9,7 +10,7 @@ from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFoun
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
-from prefect_ray_worker.shared.ids import ClusterRef, InfrastructurePid
+from prefect_ray_worker.shared.ids import ClusterRef, InfrastructurePid, submission_id
 from prefect_ray_worker.worker import RayJobConfiguration
 from tests.integration.harness import Pool
 from tests.real_ray import RealRay
@@ -28,7 +29,8 @@ async def job_of(pool: Pool, run_id: object) -> JobDetails:
 
 
 def pid_of_no_job(address: str) -> str:
-    return str(InfrastructurePid(ClusterRef.of_address(address), "prefect-no-such-job"))
+    job_id = submission_id(uuid4(), uuid4())
+    return str(InfrastructurePid(ClusterRef.of_address(address), job_id))
 
 
 async def test_cancelled_while_pending(pool: Pool) -> None:
