@@ -17,13 +17,13 @@ from prefect_ray_worker.errors import JobNotFound, JobsApiError, RayWorkerError
 from prefect_ray_worker.prefect_api.active_runs import ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import is_passing_error, type_of_state
 from prefect_ray_worker.runs.follow import Follower
-from prefect_ray_worker.runs.recovery.labels import labelled_cluster
+from prefect_ray_worker.runs.recovery.labels import labelled_cluster, unfinished_label
 from prefect_ray_worker.runs.recovery.ownership import Place
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import RunAttempt, present_attempt
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.submit import Submitter
-from prefect_ray_worker.shared.ids import InfrastructurePid, is_job_of, job_of_attempt
+from prefect_ray_worker.shared.ids import InfrastructurePid, attempt_in, is_job_of, job_of_attempt
 
 
 class ConfigurationOf(Protocol):
@@ -97,7 +97,7 @@ class Adoption:
         self._configuration_of = configuration_of
         self._queues = queues
         self._pool_configuration = pool_configuration
-        self._left_alone: set[UUID] = set()
+        self._told: set[UUID] = set()
 
     async def place_of(self, run: ActiveRun, attempt: str) -> Place:
         """Return where the job of an attempt is, or goes, seen from this worker.
@@ -180,7 +180,15 @@ class Adoption:
             )
         # Nobody may have looked for long: the head may have been away meanwhile.
         attempt.cluster.poller.head_may_have_restarted()
-        attempt.log.info("Following Ray Job %s from here on: its worker has gone.", found.job_id)
+        job_id = found.job_id
+        if not _is_over(found.flow_run):
+            attempt.log.info("Following Ray Job %s from here on: its worker has gone.", job_id)
+        elif found.flow_run.id not in self._told:
+            # Tried again about once a minute while the cluster does not answer.
+            self._told.add(found.flow_run.id)
+            attempt.log.info(
+                "Forwarding the rest of the log of Ray Job %s: its worker has gone.", job_id
+            )
         return Follower(self._services, attempt, Submitter(self._services, attempt, pid))
 
     async def _without_pid(self, found: OrphanedRun, plan: _Plan) -> Follower | None:
@@ -193,6 +201,8 @@ class Adoption:
                 await self._flow_runs.cancelled(
                     found.flow_run.id, "Cancelled before Ray had the job."
                 )
+            if _is_over(found.flow_run):
+                await self._forget(found)
             if state != StateType.PENDING:
                 return None
             try:
@@ -249,8 +259,10 @@ class Adoption:
                     "Cancelled. No worker recorded a Ray Job of this run, and none can be looked "
                     f"for: {said}",
                 )
-            case _:
+            case StateType.RUNNING:
                 self._leave_alone(found, f"its Ray cluster cannot be asked for one ({said})")
+            case _:
+                await self._forget(found)
 
     async def _where_it_runs(self, attempt: RunAttempt) -> InfrastructurePid | None:
         """Look for the job of a run that says it runs; it may run elsewhere, by hand."""
@@ -268,9 +280,14 @@ class Adoption:
             return None
         return InfrastructurePid(attempt.cluster.ref, attempt.job_id, session)
 
+    async def _forget(self, found: OrphanedRun) -> None:
+        """Look no more for the log of a run that has ended: no job of it was ever recorded."""
+        label = unfinished_label(attempt_in(found.job_id), False)
+        await self._flow_runs.label(found.flow_run.id, label)
+
     def _leave_alone(self, found: OrphanedRun, why: str) -> None:
-        if found.flow_run.id not in self._left_alone:
-            self._left_alone.add(found.flow_run.id)
+        if found.flow_run.id not in self._told:
+            self._told.add(found.flow_run.id)
             self._log_of(found).warning(
                 "The run is Running, but no worker has recorded a job for it and %s: it is left "
                 "alone. If nothing runs it (by hand, for example), cancel it.",
@@ -288,6 +305,10 @@ def pid_of(infrastructure_pid: str | None, job_id: str) -> InfrastructurePid | N
     except ValueError:
         return None
     return pid if pid.submission_id == job_id else None
+
+
+def _is_over(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_final()
 
 
 def _said_by(trouble: Exception) -> str:

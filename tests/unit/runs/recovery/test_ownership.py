@@ -7,13 +7,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from prefect_ray_worker.runs.recovery.labels import (
-    OWNER_LABEL,
     Owner,
     Worker,
-    given_up_label,
-    label_of,
-    labelled_owner,
-    owner_in,
 )
 from prefect_ray_worker.runs.recovery.ownership import Decision, Facts, Place, decide, heir, heirs
 
@@ -42,37 +37,6 @@ def unread(**known: Any) -> Facts:
     """Return facts of a run whose history has not been read."""
     known = {"label_is_current": None, "predates_me": None, "place": None, **known}
     return facts(**known)
-
-
-def test_label_reads_back_for_its_own_attempt_only() -> None:
-    labels = {OWNER_LABEL: label_of(ME, "0123456789ab", "node-7"), "prefect.worker.name": "newer"}
-    assert owner_in(labels, "0123456789ab") == Owner("RayWorker me", "aaa", "node-7")
-    assert owner_in(labels, "ba9876543210") == Owner("newer"), "a label outlives its attempt"
-    assert owner_in({}, "0123456789ab") == Owner(None)
-
-
-def test_given_up_label_keeps_the_name_and_the_host() -> None:
-    labels = {OWNER_LABEL: given_up_label(ME, "0123456789ab", "node-7")}
-    assert owner_in(labels, "0123456789ab") == Owner("RayWorker me", None, "node-7", gave_up=True)
-    assert not owner_in({OWNER_LABEL: label_of(ME, "0123456789ab")}, "0123456789ab").gave_up
-
-
-@pytest.mark.parametrize(
-    ("label", "owner"),
-    [
-        ("0123456789ab aaa - RayWorker 1 of 2", Owner("RayWorker 1 of 2", "aaa")),
-        ("0123456789ab aaa node-7 w", Owner("w", "aaa", "node-7")),
-        ("0123456789ab - node-7 w", Owner("w", None, "node-7", gave_up=True)),
-    ],
-)
-def test_label_of_an_older_release_is_read(label: str, owner: Owner) -> None:
-    """A run in flight across an upgrade has the label that its worker wrote."""
-    assert labelled_owner({OWNER_LABEL: label}) == ("0123456789ab", owner)
-
-
-@pytest.mark.parametrize("label", ["", "0123456789ab", "0123456789ab aaa -", 7])
-def test_label_that_is_none_of_ours_names_no_owner(label: object) -> None:
-    assert labelled_owner({OWNER_LABEL: label}) is None
 
 
 def test_every_orphan_has_one_heir_and_all_workers_agree() -> None:
