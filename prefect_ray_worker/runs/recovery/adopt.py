@@ -1,4 +1,4 @@
-"""`Adoption`: goes on with a run that another worker, or this one before, has begun."""
+"""`Adoption`: continues a run that another worker, or an earlier process of this one, began."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass

@@ -122,20 +122,20 @@ class Reconciler:
         self._ended_since = self._born - timedelta(seconds=REMEMBER_SECONDS)
 
     async def run(self) -> None:
-        """Look, for ever; meant for a background task of whoever owns this."""
+        """Look until cancelled; run this in a background task."""
         backoff = Backoff(initial=self._interval)
         while True:
             try:
                 await self.look()
-            except Exception as exc:  # noqa: BLE001 (no trouble may end the looking)
-                _log.warning("Cannot look for runs that nobody follows: %s", exc, exc_info=exc)
+            except Exception as exc:  # noqa: BLE001 (the next look tries again)
+                _log.warning("Cannot look for orphaned runs: %s", exc, exc_info=exc)
                 await anyio.sleep(backoff.next())
                 continue
             backoff.reset()
             await anyio.sleep(jittered(self._interval))
 
     async def look(self) -> None:
-        """Compare once what goes on with what is followed, and act on the difference."""
+        """Compare the active runs with the followed ones once, and act on the difference."""
         api = self._api
         # In this order: a run that is claimed after it was listed is its worker's.
         followed_before = self._followed.followers
@@ -278,7 +278,7 @@ class Reconciler:
         )
 
     async def _claimed(self, to_take: list[tuple[ActiveRun, str]]) -> list[OrphanedRun]:
-        """Say on the runs that they are ours, and return those of which that is still true."""
+        """Label runs as ours, and return those whose label still says so a moment later."""
         api = self._api
         for run, job_id in to_take:
             attempt = attempt_in(job_id)
@@ -331,7 +331,7 @@ def _is_left_unfinished(run: ActiveRun) -> bool:
 
 @contextmanager
 def _going_on_without(run_id: UUID) -> Generator[None, None, None]:
-    """Leave a run that makes trouble, a deleted one for example, for the next look."""
+    """Leave a run that raises, a deleted one for example, for the next look."""
     try:
         yield
     except Exception as exc:  # noqa: BLE001 (one run must not hide all the others)

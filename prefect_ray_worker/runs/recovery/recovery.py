@@ -1,4 +1,4 @@
-"""`Recovery`: what keeps every run of a pool with exactly one worker, as a worker uses it."""
+"""`Recovery`: the facade of this folder. It keeps every run of a pool with exactly one worker."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ class Recovery:
         followed: What this process follows.
         configuration_of: Builds the configuration of a run.
         queues: The queues that this worker polls; none means all.
-        interval: Seconds between two looks for runs that nobody follows.
+        interval: Seconds between two looks for orphaned runs.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Recovery:
         self._sweeper = Sweeper(me.name, pool, services.clusters, self._flow_runs, self._home)
 
     async def run(self) -> None:
-        """Look for runs that nobody follows, and tidy up, for ever."""
+        """Look for orphaned runs, and sweep, until cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._reconciler.run, name="ray-reconciler")
             tasks.start_soon(self._sweeper.run, name="ray-sweeper")

@@ -1,7 +1,7 @@
-"""`Sweeper`: removes the records of jobs that have ended long ago, and stops orphaned jobs.
+"""Delete the records of jobs that ended long ago, and stop the jobs of deleted runs.
 
-Ray never removes a record by itself, and lists all of them each time that it is asked (2.60). Only
-jobs of the worker's own pool are looked at, also those that workers which are gone have submitted.
+Ray never deletes a record by itself, and each list contains all of them (2.60). The sweeper touches
+only jobs of the worker's own pool, including those of workers that are gone.
 """
 
 import logging
@@ -37,16 +37,16 @@ _log = logging.getLogger("prefect.workers.ray.sweeper")
 
 
 class Sweeper:
-    """Tidies the clusters that a worker uses.
+    """Sweeps the clusters that a worker uses.
 
     Args:
-        name: The worker's name: of several workers, one deletes a record.
+        name: The worker's name: the heir of a run sweeps its jobs.
         pool: Returns the worker's pool.
         clusters: The clusters in use.
         flow_runs: The Prefect side.
-        home: Returns the cluster of runs that name none; looked at from the start, so that
-            what workers have left there which are gone is not left for ever.
-        interval: Seconds between two looks.
+        home: Returns the cluster of runs that name none. It is swept from the start, because
+            workers that are gone may have left records there.
+        interval: Seconds between two sweeps.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class Sweeper:
         self._interval = interval
 
     async def run(self) -> None:
-        """Look, for ever; meant for a background task of whoever owns this."""
+        """Sweep until cancelled; run this in a background task."""
         while True:
             await anyio.sleep(jittered(self._interval))
             try:
                 home = await self._home()
                 if home is not None:
                     await self._clusters.get(home)
-            except Exception as exc:  # noqa: BLE001 (no trouble may end the tidying)
+            except Exception as exc:  # noqa: BLE001 (the next sweep tries again)
                 _log.warning("Cannot open the pool's own cluster now: %s", exc)
             for client in self._clusters.clients:
                 await self._sweep_if_possible(client)
@@ -83,12 +83,12 @@ class Sweeper:
         try:
             await self.sweep(client)
         except JobsApiError as exc:
-            _log.debug("Cannot tidy %s now: %s", client.connection.address, exc)
+            _log.debug("Cannot sweep %s now: %s", client.connection.address, exc)
         except Exception as exc:  # noqa: BLE001 (one cluster's trouble must not hurt the others)
-            _log.warning("Cannot tidy %s now: %s", client.connection.address, exc)
+            _log.warning("Cannot sweep %s now: %s", client.connection.address, exc)
 
     async def sweep(self, client: JobsClient) -> None:
-        """Look once at one cluster.
+        """Sweep one cluster once.
 
         Raises:
             JobsApiError: It could not be asked.
@@ -143,13 +143,13 @@ class Sweeper:
 
 @contextmanager
 def _trying(submission_id: str) -> Generator[None, None, None]:
-    """Leave a job for the next look if its cluster does not do what it is asked."""
+    """Leave a job for the next sweep if its cluster does not do what it is asked."""
     try:
         yield
     except JobNotFound:
-        pass  # somebody else was quicker
+        pass  # another worker, or a user, was quicker
     except JobsApiError as exc:
-        _log.debug("%s is left for the next look: %s", submission_id, exc)
+        _log.debug("%s is left for the next sweep: %s", submission_id, exc)
 
 
 def _is_needed(job: JobDetails, run: ActiveRun | None) -> bool:
