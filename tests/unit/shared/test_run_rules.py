@@ -2,7 +2,12 @@
 
 import pytest
 
-from prefect_ray_worker.shared.run_rules import Patience, is_passing, waits_in_process
+from prefect_ray_worker.shared.run_rules import (
+    Patience,
+    is_passing,
+    pauses_in_process,
+    waits_in_process,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +23,21 @@ def test_a_run_that_waits_in_its_process(
     state_type: str, retry_type: str | None, waits: bool
 ) -> None:
     assert waits_in_process(state_type, retry_type) is waits
+
+
+@pytest.mark.parametrize(
+    ("state_type", "pause_reschedule", "pauses"),
+    [
+        ("PAUSED", False, True),
+        ("PAUSED", None, True),
+        ("PAUSED", True, False),  # suspended: another process resumes it
+        ("RUNNING", False, False),
+    ],
+)
+def test_a_run_that_is_paused_in_its_process(
+    state_type: str, pause_reschedule: bool | None, pauses: bool
+) -> None:
+    assert pauses_in_process(state_type, pause_reschedule) is pauses
 
 
 @pytest.mark.parametrize(
