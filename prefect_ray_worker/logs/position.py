@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from prefect_ray_worker.logs.send import Sender
-from prefect_ray_worker.prefect_api.logs import LOGGER_NAME, PAGE, LogSink, SentLog
+from prefect_ray_worker.prefect_api.logs import LOGGER_NAME, LogSink, SentLog
 
 _NAME = re.compile(re.escape(LOGGER_NAME) + r"(?:\.(\d{1,9}))?:(\d{1,18})")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -107,9 +107,9 @@ async def find_position(
                 found = Position(log, line=line)
         unnumbered += [log for log in page.logs if log.name == LOGGER_NAME]
         enough = len(unnumbered) >= _ENOUGH and not _is_coarse(unnumbered)
-        if page.is_last or (enough and found is None):
+        if page.following is None or (enough and found is None):
             break
-        offset += PAGE
+        offset = page.following
     if found is not None:
         return found
     lines = _lines_by_timestamps(submission_id, unnumbered) if unnumbered else None

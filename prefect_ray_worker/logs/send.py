@@ -9,7 +9,7 @@ from typing import TypeVar
 import anyio
 
 from prefect_ray_worker.errors import LogsGivenUp, LogsRefused, LogsUnclear
-from prefect_ray_worker.prefect_api.logs import PAGE, LogSink, SentLog
+from prefect_ray_worker.prefect_api.logs import LogSink, SentLog
 from prefect_ray_worker.shared.backoff import Backoff
 
 T = TypeVar("T")
@@ -98,9 +98,9 @@ class Sender:
                 deadline,
             )
             there.update((log.name, log.timestamp) for log in page.logs)
-            if page.is_last:
+            if page.following is None:
                 return [log for log in logs if (log.name, log.timestamp) not in there]
-            offset += PAGE
+            offset = page.following
 
     async def _send_in_parts(self, logs: list[SentLog]) -> None:
         """Find the log that Prefect does not take, and tell of it in its place."""

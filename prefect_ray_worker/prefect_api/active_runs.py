@@ -36,8 +36,9 @@ _SETTLED = (
     StateType.CANCELLED,
     StateType.SCHEDULED,
 )
-# The most that a server with its default settings returns at once.
-_PAGE = 200
+# How many ids go into one question. A page of answers is as long as the server pleases
+# (`PREFECT_SERVER_API_DEFAULT_LIMIT`, 200 by default), and it refuses to be asked for more.
+_IDS_AT_ONCE = 200
 
 
 @dataclass(frozen=True)
@@ -159,11 +160,10 @@ async def settled_outside(client: PrefectClient, run_ids: Collection[UUID]) -> s
     settled = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(_SETTLED)))
     state = settled.model_dump(mode="json", exclude_unset=True)
     found: set[UUID] = set()
-    for start in range(0, len(ids), _PAGE):
-        chosen = {"id": {"any_": ids[start : start + _PAGE]}, "state": state}
-        body = {"flow_runs": chosen, "limit": _PAGE}
-        page = (await client.request("POST", "/flow_runs/filter", json=body)).json()
-        found |= {UUID(record["id"]) for record in page if _is_from_outside(record)}
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        chosen = {"id": {"any_": ids[start : start + _IDS_AT_ONCE]}, "state": state}
+        async for page in _pages(client, {"flow_runs": chosen}):
+            found |= {UUID(record["id"]) for record in page if _is_from_outside(record)}
     return found
 
 
@@ -219,15 +219,21 @@ async def _filtered(
     body = {
         "flow_runs": filters.model_dump(mode="json", exclude_unset=True),
         "work_pools": pool.model_dump(mode="json"),
-        "sort": FlowRunSort.ID_DESC.value,
-        "limit": _PAGE,
     }
+    async for page in _pages(client, body):
+        yield page
+
+
+async def _pages(
+    client: PrefectClient, body: dict[str, Any]
+) -> AsyncIterator[list[dict[str, Any]]]:
+    """Yield the answers to `POST /flow_runs/filter`, until nothing new comes."""
     found: set[str] = set()
     while True:
-        asked = {**body, "offset": len(found)}
+        asked = {**body, "sort": FlowRunSort.ID_DESC.value, "offset": len(found)}
         page = (await client.request("POST", "/flow_runs/filter", json=asked)).json()
-        yield page
-        known = len(found)
-        found |= {record["id"] for record in page}
-        if len(page) < _PAGE or len(found) == known:
+        new = {record["id"] for record in page} - found
+        if not new:
             return
+        yield page
+        found |= new

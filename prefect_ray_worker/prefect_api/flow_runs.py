@@ -4,7 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import anyio
@@ -42,7 +42,6 @@ T = TypeVar("T")
 
 # Longer than any restart of a Prefect server that somebody is still working on.
 _PATIENCE_SECONDS = 3600.0
-_PAGE = 100
 # Of the 16 sockets of Prefect's client. What waits for a socket in its pool costs time that grows
 # with the square of the queue (httpcore 1.0): a thousand runs that start at once stood still.
 _REQUESTS_AT_ONCE = 12
@@ -105,12 +104,10 @@ class FlowRuns:
         found: list[str] = []
         offset = 0
         while True:
-            page = await self._client.read_workers_for_work_pool(
-                work_pool_name, offset=offset, limit=_PAGE
-            )
+            page = await self._client.read_workers_for_work_pool(work_pool_name, offset=offset)
             found += [worker.name for worker in page if worker.status == WorkerStatus.ONLINE]
             offset += len(page)
-            if len(page) < _PAGE:
+            if not page:  # how long one is, the server decides
                 return frozenset(found)
 
     async def record_pid(self, flow_run_id: UUID, infrastructure_pid: str) -> None:
@@ -200,7 +197,6 @@ class FlowRuns:
                 key=ArtifactFilterKey(any_=[LINK_KEY]),
                 flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]),
             ),
-            limit=_PAGE,
         )
         return [artifact.data for artifact in present]
 
@@ -342,11 +338,17 @@ class FlowRuns:
             try:
                 async with self._requests:
                     return await ask()
-            except (httpx.TransportError, PrefectHTTPStatusError) as exc:
-                delay = patience.wait(anyio.current_time()) if is_passing_error(exc) else None
+            except (httpx.TransportError, PrefectHTTPStatusError, ObjectNotFound) as exc:
+                trouble: Exception = exc
+                if isinstance(exc, ObjectNotFound):
+                    if is_gone(exc):
+                        raise
+                    # Never as ObjectNotFound, which would mean that the run has been deleted.
+                    trouble = exc.http_exc
+                delay = patience.wait(anyio.current_time()) if is_passing_error(trouble) else None
                 if delay is None:
-                    raise
-                _log.warning("The Prefect API does not answer (%s); trying again.", exc)
+                    raise trouble from None
+                _log.warning("The Prefect API does not answer (%s); trying again.", trouble)
                 await anyio.sleep(delay)
 
 
@@ -377,8 +379,33 @@ def _may_crash(run: FlowRun, *, rename: bool = False) -> bool:
     return type_of_state(run) in GOES_ON
 
 
+def is_gone(exc: ObjectNotFound) -> bool:
+    """Return whether Prefect itself says that something does not exist.
+
+    Its client raises `ObjectNotFound` for any 404 (3.8.8): the page of an ingress whose server is
+    being rolled out says nothing about a run, and a live job must not be stopped for it.
+    """
+    answer = getattr(exc.http_exc, "response", None)
+    return answer is not None and _is_prefects(answer)
+
+
+def _is_prefects(answer: httpx.Response) -> bool:
+    try:
+        body = answer.json()
+    except (ValueError, RecursionError, httpx.ResponseNotRead):
+        return False
+    if not isinstance(body, dict):
+        return False
+    said = cast("dict[str, object]", body)
+    text = said.get("detail") or said.get("exception_message")
+    # FastAPI's own "Not Found" means that there is no such path: another program answers.
+    return isinstance(text, str) and text != "Not Found"
+
+
 def is_passing_error(exc: Exception) -> bool:
     """Return whether the Prefect API may answer otherwise when it is asked again."""
-    if isinstance(exc, PrefectHTTPStatusError):
-        return is_passing(exc.response.status_code)
+    if isinstance(exc, httpx.HTTPStatusError):
+        found_nothing = exc.response.status_code == int(httpx.codes.NOT_FOUND)
+        foreign = found_nothing and not _is_prefects(exc.response)
+        return foreign or is_passing(exc.response.status_code)
     return isinstance(exc, httpx.TransportError)

@@ -26,9 +26,6 @@ from prefect_ray_worker.prefect_api.compat import per_settings
 LOGGER_NAME = "prefect.ray.job"
 """Begins the name of every log of what a job prints; its line follows (`logs/position.py`)."""
 
-PAGE = 200
-"""The most logs that Prefect returns at once (`PREFECT_API_DEFAULT_LIMIT`)."""
-
 
 @dataclass(frozen=True)
 class SentLog:
@@ -53,11 +50,11 @@ class FoundLogs:
 
     Attributes:
         logs: Those under our name, in the order asked for.
-        is_last: Whether there is nothing after this page.
+        following: Offset of the next page; None if this one is the last.
     """
 
     logs: list[SentLog]
-    is_last: bool
+    following: int | None
 
 
 # What a log takes besides its message: the names and values of its other fields.
@@ -156,11 +153,12 @@ class PrefectLogs:
         sort = LogSort.TIMESTAMP_DESC if newest_first else LogSort.TIMESTAMP_ASC
         async with self._limiter:
             with _named_errors():
-                found = await self._client.read_logs(span, limit=PAGE, offset=offset, sort=sort)
+                found = await self._client.read_logs(span, offset=offset, sort=sort)
         own = [log for log in found if log.name.startswith(LOGGER_NAME)]
         return FoundLogs(
             [SentLog(log.name, _plain(log.timestamp), log.level, log.message) for log in own],
-            len(found) < PAGE,
+            # A page is as long as the server pleases (`PREFECT_SERVER_API_DEFAULT_LIMIT`).
+            offset + len(found) if found else None,
         )
 
 

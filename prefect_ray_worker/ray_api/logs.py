@@ -192,7 +192,7 @@ class LogsClient:
                     return LogPiece(piece.data, start + len(piece.data) >= int(span[2]))
                 case HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE if span and int(span[2]) == start:
                     return LogPiece(b"", is_last=True)
-                case HTTPStatus.NOT_FOUND:
+                case HTTPStatus.NOT_FOUND if await _is_rays_not_found(answer):
                     raise LogNotFound(f"The Ray agent at {agent} does not have the log.")
                 case HTTPStatus.UNAUTHORIZED if auth is None:
                     text = await _take(plain_chunks(answer, _CHUNK), 0, _CHUNK)
@@ -217,6 +217,13 @@ async def _take(stream: AsyncIterator[bytes], skip: int, room: int) -> LogPiece:
             return LogPiece(bytes(kept), is_last=False)
         kept += chunk[passed:]
     return LogPiece(bytes(kept), is_last=True)
+
+
+async def _is_rays_not_found(answer: httpx.Response) -> bool:
+    # The agent's file server is aiohttp's (Ray 2.60). Any other page is another program's, on a
+    # port that the agent has left, and says nothing about the log.
+    said = await _take(plain_chunks(answer, _CHUNK), 0, _CHUNK)
+    return said.data.startswith(b"404: Not Found")
 
 
 def _other(answer: httpx.Response) -> LogPiece:

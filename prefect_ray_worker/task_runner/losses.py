@@ -155,7 +155,7 @@ def _unfinished(
     offset, page = 0, [None]
     while page:
         page = client.read_task_runs(
-            flow_run_filter=flow_run_filter, task_run_filter=where, limit=_PAGE, offset=offset
+            flow_run_filter=flow_run_filter, task_run_filter=where, offset=offset
         )
         yield from page
         offset += len(page)

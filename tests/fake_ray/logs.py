@@ -42,7 +42,7 @@ class LogEndpoints:
                 request.transport.abort()
             return web.Response()
         if log is None:
-            return web.Response(status=404)
+            return web.Response(status=404, text="404: Not Found")
         size = len(log)
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
         if asked is None:

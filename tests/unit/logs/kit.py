@@ -18,7 +18,7 @@ from prefect_ray_worker.logs.bridge import LogBridge
 from prefect_ray_worker.logs.classify import Shaped, Shaper
 from prefect_ray_worker.logs.lines import LineSplitter
 from prefect_ray_worker.logs.read import ClusterLogs
-from prefect_ray_worker.prefect_api.logs import PAGE, FoundLogs, SentLog
+from prefect_ray_worker.prefect_api.logs import FoundLogs, SentLog
 from prefect_ray_worker.ray_api.logs import LogPiece
 from prefect_ray_worker.ray_api.models import JobDetails
 
@@ -26,6 +26,9 @@ JOB = "prefect-job-1"
 LONGEST = 25_000
 
 T = TypeVar("T")
+
+
+PAGE = 200
 
 
 class JumpingLoop(asyncio.SelectorEventLoop):
@@ -100,7 +103,8 @@ class MemoryPrefect:
             key=lambda log: log.timestamp,
             reverse=newest_first,
         )
-        return FoundLogs(found[offset : offset + PAGE], len(found) <= offset + PAGE)
+        page = found[offset : offset + PAGE]
+        return FoundLogs(page, offset + len(page) if page else None)
 
     @property
     def shown(self) -> list[Shaped]:

@@ -15,6 +15,8 @@ from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from tests.ports import free_port
 
 RUN = uuid4()
+# A 404 that is not Prefect's.
+INGRESS, OTHER_PROGRAM = -404, -405
 FOUND = {"id": str(RUN), "flow_id": str(uuid4()), "name": "a-run"}
 
 
@@ -28,6 +30,11 @@ async def api(*statuses: int) -> AsyncIterator[tuple[PrefectClient, list[int]]]:
             return web.json_response("0", status=404)  # versions and tokens, as a client starts
         status = left.pop(0) if left else 200
         answered.append(status)
+        if status == INGRESS:
+            page = "<html>default backend - 404</html>"
+            return web.Response(text=page, status=404, content_type="text/html")
+        if status == OTHER_PROGRAM:
+            return web.json_response({"detail": "Not Found"}, status=404)
         body = FOUND if status == 200 else {"detail": "no"}
         # The client's own patience comes before ours, and waits as long as it is told.
         return web.json_response(body, status=status, headers={"Retry-After": "0"})
@@ -67,6 +74,22 @@ async def test_what_does_not_pass_is_an_error_at_once(status: int) -> None:
 async def test_a_run_that_was_deleted_is_none() -> None:
     async with api(404) as (client, _):
         assert await FlowRuns(client, first_wait=0.02).read(RUN) is None
+
+
+@pytest.mark.parametrize("status", [INGRESS, OTHER_PROGRAM])
+async def test_a_404_that_is_not_prefect_s_does_not_mean_that_a_run_was_deleted(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page of an ingress stopped a live job."""
+    async with api(status, status) as (client, answered):
+        run = await FlowRuns(client, first_wait=0.02).read(RUN)
+        assert run is not None
+        assert answered == [status, status, 200]
+    monkeypatch.setattr(flow_runs, "_PATIENCE_SECONDS", 0.3)
+    async with api(*[status] * 50) as (client, answered):
+        with pytest.raises(PrefectHTTPStatusError):
+            await FlowRuns(client, first_wait=0.02).read(RUN)
+        assert len(answered) > 1
 
 
 async def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,3 +134,13 @@ async def test_compressed_logs_are_not_taken(way: str, status: bytes) -> None:
 
 def test_an_answer_may_be_as_long_as_that_of_a_cluster_of_ten_thousand_nodes() -> None:
     assert bodies._MOST >= 10_000 * 2_000
+
+
+async def test_a_404_that_is_not_the_agent_s_says_nothing_about_a_log() -> None:
+    head = b"404 Not Found\r\nContent-Type: text/html"
+    async with (
+        answering(head, b"<html>no such page</html>") as address,
+        LogsClient(Connection(address)) as client,
+    ):
+        with pytest.raises(AgentUnreachable):
+            await client.from_agent(address, "x.log", start=0, room=100)

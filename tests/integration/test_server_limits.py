@@ -1,0 +1,79 @@
+"""A Prefect server with a `PREFECT_SERVER_API_DEFAULT_LIMIT` that is lower than the usual 200."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import anyio
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Pending
+
+from prefect_ray_worker.prefect_api.active_runs import cancelling_runs, settled_outside
+from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
+from prefect_ray_worker.prefect_api.logs import LOGGER_NAME, PrefectLogs, SentLog
+from tests.integration.harness import settings_of
+from tests.prefect_server import PrefectServer, prefect_server
+
+LIMIT = 3
+MANY = 8
+
+
+@pytest.fixture(scope="module")
+def limited_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    home = tmp_path_factory.mktemp("limited-server")
+    with prefect_server(home, {"PREFECT_SERVER_API_DEFAULT_LIMIT": str(LIMIT)}) as server:
+        yield server
+
+
+@flow
+def nothing() -> None:
+    return None
+
+
+async def test_logs_cancelling_and_recovery_work_with_a_low_limit(
+    limited_api: PrefectServer, tmp_path: Path
+) -> None:
+    """All three were answered with 422."""
+    with settings_of(limited_api.api_url, tmp_path):
+        async with get_client() as client:
+            pool = await client.create_work_pool(WorkPoolCreate(name="limited", type="ray"))
+            flow_id = await client.create_flow(nothing)
+            deployment = await client.create_deployment(
+                flow_id=flow_id, name="d", work_pool_name="limited"
+            )
+            runs: list[FlowRun] = [
+                await client.create_flow_run_from_deployment(deployment, state=Pending())
+                for _ in range(MANY)
+            ]
+            ids = {run.id for run in runs}
+            flow_runs = FlowRuns(client)
+            assert set(await flow_runs.active(pool.id)) == ids
+            assert await flow_runs.online_workers("limited") == frozenset()
+
+            for run in runs:
+                body = {"state": {"type": "CANCELLING"}, "force": True}
+                await client.request("POST", f"/flow_runs/{run.id}/set_state", json=body)
+            assert await cancelling_runs(client, pool.id) == ids
+            for run in runs:
+                body = {"state": {"type": "CANCELLED"}, "force": True}
+                await client.request("POST", f"/flow_runs/{run.id}/set_state", json=body)
+            assert await settled_outside(client, ids) == ids
+
+            began = datetime.now(UTC)
+            logs = PrefectLogs(client, runs[0].id, anyio.CapacityLimiter(1))
+            lines = [
+                SentLog(LOGGER_NAME, began + timedelta(seconds=n), 20, f"line {n}")
+                for n in range(MANY)
+            ]
+            await logs.post(lines)
+            found: list[SentLog] = []
+            offset: int | None = 0
+            while offset is not None:
+                page = await logs.find(after=began, before=None, newest_first=False, offset=offset)
+                found += page.logs
+                offset = page.following
+            assert [log.message for log in found] == [log.message for log in lines]
