@@ -124,12 +124,11 @@ async def runs_by_id(client: PrefectClient, run_ids: Collection[UUID]) -> dict[U
     """
     ids = [str(run_id) for run_id in run_ids]
     found: dict[UUID, ActiveRun] = {}
-    for start in range(0, len(ids), _PAGE):
-        chosen = {"id": {"any_": ids[start : start + _PAGE]}}
-        body = {"flow_runs": chosen, "limit": _PAGE}
-        page = (await client.request("POST", "/flow_runs/filter", json=body)).json()
-        runs = [_run_of(record) for record in page]
-        found |= {run.id: run for run in runs if run is not None}
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        chosen = {"id": {"any_": ids[start : start + _IDS_AT_ONCE]}}
+        async for page in _pages(client, {"flow_runs": chosen}):
+            runs = [_run_of(record) for record in page]
+            found |= {run.id: run for run in runs if run is not None}
     return found
 
 

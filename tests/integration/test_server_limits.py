@@ -6,13 +6,19 @@ from pathlib import Path
 
 import anyio
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import FlowRun
-from prefect.states import Pending
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Pending, Running
 
-from prefect_ray_worker.prefect_api.active_runs import cancelling_runs, settled_outside
+from prefect_ray_worker.prefect_api.active_runs import (
+    cancelling_runs,
+    ended_runs,
+    runs_by_id,
+    settled_outside,
+)
+from prefect_ray_worker.prefect_api.children import Ending, end_children
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.prefect_api.logs import LOGGER_NAME, PrefectLogs, SentLog
 from tests.integration.harness import settings_of
@@ -34,12 +40,18 @@ def nothing() -> None:
     return None
 
 
+@task
+def something() -> None:
+    return None
+
+
 async def test_logs_cancelling_and_recovery_work_with_a_low_limit(
     limited_api: PrefectServer, tmp_path: Path
 ) -> None:
     """All three were answered with 422."""
     with settings_of(limited_api.api_url, tmp_path):
         async with get_client() as client:
+            before = datetime.now(UTC) - timedelta(seconds=5)
             pool = await client.create_work_pool(WorkPoolCreate(name="limited", type="ray"))
             flow_id = await client.create_flow(nothing)
             deployment = await client.create_deployment(
@@ -62,6 +74,15 @@ async def test_logs_cancelling_and_recovery_work_with_a_low_limit(
                 body = {"state": {"type": "CANCELLED"}, "force": True}
                 await client.request("POST", f"/flow_runs/{run.id}/set_state", json=body)
             assert await settled_outside(client, ids) == ids
+            assert set(await runs_by_id(client, ids)) == ids
+            assert set(await ended_runs(client, pool.id, before)) == ids
+
+            for n in range(MANY):
+                await client.create_task_run(
+                    something, runs[0].id, dynamic_key=str(n), state=Running()
+                )
+            ending = Ending(StateType.CRASHED, "The node died.", datetime.now(UTC))
+            assert await end_children(client, runs[0].id, ending, lambda ask: ask()) == MANY
 
             began = datetime.now(UTC)
             logs = PrefectLogs(client, runs[0].id, anyio.CapacityLimiter(1))
