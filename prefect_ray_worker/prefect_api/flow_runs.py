@@ -4,7 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from uuid import UUID
 
 import anyio
@@ -34,9 +34,10 @@ from prefect_ray_worker.prefect_api.active_runs import (
     runs_by_id,
     type_in_effect,
 )
+from prefect_ray_worker.prefect_api.answers import is_gone, is_passing_error
 from prefect_ray_worker.prefect_api.children import Ending, end_children
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, is_claim, present_claim
-from prefect_ray_worker.shared.run_rules import RETRY_TYPE_OF_WORKERS, Patience, is_passing
+from prefect_ray_worker.shared.run_rules import RETRY_TYPE_OF_WORKERS, Patience
 
 T = TypeVar("T")
 
@@ -377,35 +378,3 @@ def _may_crash(run: FlowRun, *, rename: bool = False) -> bool:
     if rename and state is not None and (state.is_crashed() or state.name == "AwaitingRetry"):
         return True  # our own stop: the engine reports it as a crash, or has the run tried again
     return type_of_state(run) in GOES_ON
-
-
-def is_gone(exc: ObjectNotFound) -> bool:
-    """Return whether Prefect itself says that something does not exist.
-
-    Its client raises `ObjectNotFound` for any 404 (3.8.8): the page of an ingress whose server is
-    being rolled out says nothing about a run, and a live job must not be stopped for it.
-    """
-    answer = getattr(exc.http_exc, "response", None)
-    return answer is not None and _is_prefects(answer)
-
-
-def _is_prefects(answer: httpx.Response) -> bool:
-    try:
-        body = answer.json()
-    except (ValueError, RecursionError, httpx.ResponseNotRead):
-        return False
-    if not isinstance(body, dict):
-        return False
-    said = cast("dict[str, object]", body)
-    text = said.get("detail") or said.get("exception_message")
-    # FastAPI's own "Not Found" means that there is no such path: another program answers.
-    return isinstance(text, str) and text != "Not Found"
-
-
-def is_passing_error(exc: Exception) -> bool:
-    """Return whether the Prefect API may answer otherwise when it is asked again."""
-    if isinstance(exc, httpx.HTTPStatusError):
-        found_nothing = exc.response.status_code == int(httpx.codes.NOT_FOUND)
-        foreign = found_nothing and not _is_prefects(exc.response)
-        return foreign or is_passing(exc.response.status_code)
-    return isinstance(exc, httpx.TransportError)

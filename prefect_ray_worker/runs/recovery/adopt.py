@@ -15,7 +15,8 @@ from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import JobNotFound, JobsApiError, RayWorkerError
 from prefect_ray_worker.prefect_api.active_runs import ActiveRun
-from prefect_ray_worker.prefect_api.flow_runs import is_passing_error, type_of_state
+from prefect_ray_worker.prefect_api.answers import is_passing_error
+from prefect_ray_worker.prefect_api.flow_runs import type_of_state
 from prefect_ray_worker.runs.follow import Follower
 from prefect_ray_worker.runs.recovery.labels import labelled_cluster, unfinished_label
 from prefect_ray_worker.runs.recovery.ownership import Place
