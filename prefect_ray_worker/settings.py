@@ -4,11 +4,22 @@ In the environment each name begins with `PREFECT_INTEGRATIONS_RAY_WORKER_`; in 
 settings stand under `[integrations.ray.worker]`.
 """
 
+import difflib
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
-from pydantic import Field
+from pydantic import Field, ValidationError
+from pydantic_settings import SettingsError
+
+from prefect_ray_worker.errors import InvalidConfiguration
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+_PREFIX = "PREFECT_INTEGRATIONS_RAY_WORKER_"
 
 NodeVariable = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 
@@ -78,6 +89,39 @@ def worker_settings() -> RayWorkerSettings:
     """Return the settings that the environment holds now.
 
     Raises:
-        pydantic.ValidationError: A value does not parse; the message names the setting.
+        InvalidConfiguration: A value does not parse, or a variable is misspelt. The message names
+            it and shows no value.
     """
-    return RayWorkerSettings()
+    _refuse_misspelt(os.environ)
+    try:
+        return RayWorkerSettings()
+    except ValidationError as exc:
+        # `from None`: pydantic's own text shows the values.
+        raise InvalidConfiguration("; ".join(map(_in_words, exc.errors()))) from None
+    except SettingsError as exc:
+        name = next((n for n in RayWorkerSettings.model_fields if f'"{n}"' in str(exc)), "")
+        raise InvalidConfiguration(f"{_PREFIX}{name.upper()} is not JSON.") from None
+
+
+def _refuse_misspelt(environment: Mapping[str, str]) -> None:
+    known = {name.upper() for name in RayWorkerSettings.model_fields}
+    for variable in sorted(environment):
+        before, separator, name = variable.upper().partition("RAY_WORKER_")
+        if not separator or not before.startswith("PREFECT_"):
+            continue
+        ours = f"{before}{separator}" == _PREFIX
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.72)
+        if (ours and name in known) or not (ours or close):
+            continue
+        hint = f"Did you mean {_PREFIX}{close[0]}?" if close else "Remove it."
+        raise InvalidConfiguration(
+            f"{variable} is not a setting of prefect-ray-worker. {hint} The settings are: "
+            f"{', '.join(sorted(known))}, each after {_PREFIX}."
+        )
+
+
+def _in_words(mistake: "ErrorDetails") -> str:
+    name, *inside = map(str, mistake["loc"])
+    where = f" ({'.'.join(inside)})" if inside else ""
+    message = mistake["msg"].removeprefix("Value error, ")
+    return f"{_PREFIX}{name.upper()}{where}: {message[:1].lower()}{message[1:]}"

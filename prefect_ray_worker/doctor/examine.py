@@ -3,8 +3,6 @@
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from prefect_ray_worker.doctor.inside import checks_of, compare_clocks
 from prefect_ray_worker.doctor.outside import check_finished_jobs, examine_dashboard, read_output
 from prefect_ray_worker.doctor.probe_job import ProbeJob, probe_request, read_findings, ships
@@ -30,7 +28,7 @@ async def examine(
     try:
         settings = worker_settings()
         target = await find_target(named, job_variables, settings)
-    except (RayWorkerError, ValidationError) as exc:
+    except RayWorkerError as exc:
         yield failed(CheckSubject.TARGET, exc)
         return
     yield ok(CheckSubject.TARGET, f"{target}.")
