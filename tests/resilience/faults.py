@@ -157,6 +157,13 @@ async def _restart_prefect(scene: Scene) -> None:
     await anyio.to_thread.run_sync(server.start)
 
 
+async def _fail_by_hand(scene: Scene) -> None:
+    """Set the state as the UI does, or an automation: not through Prefect's own client."""
+    body = {"state": {"type": "FAILED", "name": "Failed", "message": "by hand"}, "force": True}
+    async with httpx.AsyncClient(base_url=scene.world.server.api_url, trust_env=False) as client:
+        (await client.post(f"/flow_runs/{scene.run_id}/set_state", json=body)).raise_for_status()
+
+
 WORKER_KILLED = Fault("worker, SIGKILL", Needs.WORKER, partial(_signal_worker, signal.SIGKILL))
 WORKER_TERMINATED = Fault("worker, SIGTERM", Needs.WORKER, partial(_signal_worker, signal.SIGTERM))
 WORKER_PAUSED = Fault("worker, SIGSTOP, later SIGCONT", Needs.WORKER, _pause_worker)
@@ -201,6 +208,7 @@ NETWORK_SWALLOWS = Fault(
     Needs.SHARED,
     partial(_disturb_network, Mode.SWALLOWS),
 )
+FAILED_BY_HAND = Fault("state set to Failed by hand", Needs.SHARED, _fail_by_hand)
 PREFECT_RESTARTED = Fault(
     "Prefect server, SIGKILL and started again", Needs.PREFECT, _restart_prefect
 )

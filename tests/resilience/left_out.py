@@ -6,7 +6,7 @@ LEFT_OUT = (
     "Anything at *submitting* beyond the worker, the head, the network and Prefect: nothing else "
     "takes part in it.",
     "The worker at *finishing* with SIGTERM and SIGSTOP: as with SIGKILL, the result is in Prefect "
-    "already and there is nothing left to take over.",
+    "already; what is left to take over is the rest of the log.",
     "The network, the dashboard and the head at *finishing*: the driver does not talk to them, "
     "and Prefect has the result. What dies with a head is its JobSupervisor, which is in the "
     "table.",

@@ -8,9 +8,18 @@ from prefect.client.schemas.objects import StateType
 from tests.resilience import faults as f
 from tests.resilience.cluster import NODE
 from tests.resilience.faults import Fault
-from tests.resilience.stages import CANCELLING, FINISHING, PENDING, RUNNING, SUBMITTING, Stage
+from tests.resilience.stages import (
+    CANCELLING,
+    FINISHING,
+    PAUSED,
+    PENDING,
+    RUNNING,
+    SUBMITTING,
+    Stage,
+)
 
 COMPLETED, CRASHED, CANCELLED = StateType.COMPLETED, StateType.CRASHED, StateType.CANCELLED
+FAILED = StateType.FAILED
 _ON_NODE: dict[str, Any] = {"entrypoint_resources": {NODE: 1}}
 _ONE_RETRY: dict[str, Any] = {"infrastructure_retries": 1}
 _SOON: dict[str, Any] = {"start_timeout_seconds": 45}
@@ -53,6 +62,7 @@ PAIRS = (
     Pair(f.WORKER_KILLED, SUBMITTING, COMPLETED),
     Pair(f.WORKER_KILLED, PENDING, COMPLETED),
     Pair(f.WORKER_KILLED, RUNNING, COMPLETED),
+    Pair(f.WORKER_KILLED, PAUSED, COMPLETED),
     Pair(f.WORKER_KILLED, CANCELLING, CANCELLED),
     Pair(f.WORKER_KILLED, FINISHING, COMPLETED),
     Pair(f.WORKER_TERMINATED, SUBMITTING, COMPLETED),
@@ -67,12 +77,14 @@ PAIRS = (
     Pair(f.SUPERVISOR, RUNNING, CRASHED),
     Pair(f.SUPERVISOR, CANCELLING, CANCELLED),
     Pair(f.ENGINE, RUNNING, CRASHED, says="signal SIGKILL"),
+    Pair(f.ENGINE, PAUSED, CRASHED, says="signal SIGKILL"),
     Pair(f.ENGINE, CANCELLING, CANCELLED),
     Pair(f.ENGINE, FINISHING, COMPLETED),
     Pair(f.JOB_SUPERVISOR, RUNNING, CRASHED, says="upervisor"),
     Pair(f.JOB_SUPERVISOR, RUNNING, COMPLETED, executions=2, variables=_ONE_RETRY),
     Pair(f.JOB_SUPERVISOR, CANCELLING, CANCELLED),
     Pair(f.JOB_SUPERVISOR, FINISHING, COMPLETED),
+    Pair(f.FAILED_BY_HAND, RUNNING, FAILED, says="by hand"),
     Pair(f.JOB_HEAD, SUBMITTING, COMPLETED),
     Pair(f.JOB_HEAD, RUNNING, COMPLETED),
     Pair(f.JOB_HEAD, CANCELLING, CANCELLED),

@@ -77,11 +77,14 @@ async def _play(scene: Scene, pair: Pair) -> Result:
     await pair.fault.strike(scene)
     if pair.executions > 1:
         await scene.marked("executions", pair.executions)
-    if pair.state is not StateType.CRASHED:
+    if pair.state in (StateType.COMPLETED, StateType.CANCELLED):
         await pair.stage.leave(scene)
     run = await scene.settled(pair.within)
     await scene.all_gone(_GONE_SECONDS)
     gone = time.monotonic() - began
+    await scene.leaves_no_task_running()
+    if pair.state is StateType.COMPLETED:
+        await scene.told("the flow returns", *(f"{name} is over" for name in scene.marks("over")))
     final = await scene.read()
     assert run.state is not None
     assert final.state is not None

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import psutil
 from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Scheduled
 
@@ -165,6 +166,29 @@ class Scene:
             lambda: not of_run(self.run_id), timeout=seconds, description="no process of the run"
         )
         return time.monotonic() - began
+
+    async def leaves_no_task_running(self) -> None:
+        """Wait until no task run of the run is open: its tag's slots would be taken for ever."""
+        wanted = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[self.run_id]))
+
+        async def settled() -> bool:
+            runs = await self.world.pool.client.read_task_runs(task_run_filter=wanted)
+            return all(run.state is not None and run.state.is_final() for run in runs)
+
+        await wait_until(settled, timeout=PATIENCE_SECONDS, description="no open task run")
+
+    async def told(self, *wanted: str) -> None:
+        """Wait until each of some printed lines is in the run's log, and check that it is once."""
+
+        async def all_there() -> bool:
+            logged = [
+                line for log in await self.world.pool.logs(self.run_id) for line in log.split("\n")
+            ]
+            counts = [logged.count(line) for line in wanted]
+            assert max(counts) <= 1, f"lines are doubled: {wanted}, {counts}"
+            return min(counts) == 1
+
+        await wait_until(all_there, timeout=PATIENCE_SECONDS, description=f"lines {wanted}")
 
     async def occupy_slot(self) -> None:
         """Have something else hold the head's slot."""

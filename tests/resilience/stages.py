@@ -1,9 +1,10 @@
-"""The five stages of a run: how it is brought there and held, and how it is let go."""
+"""The six stages of a run: how it is brought there and held, and how it is let go."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from prefect.client.schemas.objects import StateType
+from prefect.states import Paused
 
 from tests.resilience.cluster import SLOT
 from tests.resilience.scene import PATIENCE_SECONDS, Scene
@@ -73,6 +74,16 @@ async def _reach_finishing(scene: Scene) -> None:
     await scene.world.pool.wait_for(scene.run_id, StateType.COMPLETED)
 
 
+async def _reach_paused(scene: Scene) -> None:
+    await _reach_running(scene)
+    await scene.world.pool.client.set_flow_run_state(scene.run_id, Paused(timeout_seconds=1800))
+
+
+async def _leave_paused(scene: Scene) -> None:
+    await scene.world.pool.client.resume_flow_run(scene.run_id)
+    scene.let("go")
+
+
 async def _let_hooks_go(scene: Scene) -> None:
     scene.let("go-hooks")
 
@@ -90,6 +101,12 @@ PENDING = Stage(
     _leave_pending,
 )
 RUNNING = Stage("running", "the user's code runs", _reach_running, _leave_running)
+PAUSED = Stage(
+    "paused",
+    "the run is Paused, and its driver waits for it to be resumed",
+    _reach_paused,
+    _leave_paused,
+)
 CANCELLING = Stage(
     "cancelling",
     "the run is Cancelling, and the driver is in an `on_cancellation` hook",
@@ -103,4 +120,4 @@ FINISHING = Stage(
     _reach_finishing,
     _let_hooks_go,
 )
-STAGES = (SUBMITTING, PENDING, RUNNING, CANCELLING, FINISHING)
+STAGES = (SUBMITTING, PENDING, RUNNING, PAUSED, CANCELLING, FINISHING)

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import flow, task
 
 LONGEST_SECONDS = 300
 
@@ -26,6 +26,8 @@ def hook(name: str, flow_run: Any, state: Any) -> None:
     note(folder, name, state.name)
     if (Path(folder) / "hold-hooks").exists():
         wait_for(Path(folder) / "go-hooks")
+    print(f"{name} is over")
+    note(folder, "over", name)
 
 
 def on_cancellation(flow: Any, flow_run: Any, state: Any) -> None:
@@ -40,8 +42,17 @@ def on_completion(flow: Any, flow_run: Any, state: Any) -> None:
     hook("on_completion", flow_run, state)
 
 
+@task
+def waits(folder: str) -> None:
+    """Be what a dead driver leaves behind."""
+    wait_for(Path(folder) / "go")
+
+
 @flow(on_cancellation=[on_cancellation], on_crashed=[on_crashed], on_completion=[on_completion])
 def holds(folder: str) -> None:
     note(folder, "executions", os.getpid())
+    task_run = waits.submit(folder)
     wait_for(Path(folder) / "go")
+    task_run.result()
+    print("the flow returns")
     note(folder, "returns", os.getpid())
