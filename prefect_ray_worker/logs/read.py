@@ -154,10 +154,10 @@ class ClusterLogs:
             shown = await self._client.from_dashboard(
                 place.node_id, name, lines=-1, skip=0, room=_FIRST_BYTES
             )
-        except JobsApiError:
-            return  # the file's name, which is this job's alone, has to do
+        except JobsApiError as exc:
+            raise AgentUnreachable(f"The log at {agent} cannot be compared ({exc}).") from exc
         own = await self._client.from_agent(agent, name, start=0, room=_FIRST_BYTES)
-        if not own.data.startswith(shown.data):
+        if not shown.data or not own.data.startswith(shown.data):
             raise AgentUnreachable(f"{agent} has another log of that name than the cluster.")
 
     async def _from_dashboard(self, place: LogPlace, progress: Progress) -> LogPiece:

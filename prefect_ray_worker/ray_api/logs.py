@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from prefect_ray_worker.errors import AgentUnreachable, ClusterUnreachable, LogNotFound
+from prefect_ray_worker.ray_api.agents import NodeAgents
 from prefect_ray_worker.ray_api.answers import (
     error_from_illegal_header,
     error_from_response,
@@ -29,7 +30,6 @@ from prefect_ray_worker.ray_api.bodies import PLAIN, UnusableBody, beginning, pl
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.http import open_http
 from prefect_ray_worker.ray_api.tokens import BearerAuth
-from prefect_ray_worker.shared.loopback import is_loopback_url
 
 # Few, whatever the number of runs: the head has other things to do.
 _DASHBOARD_LIMITS = httpx.Limits(max_connections=4, max_keepalive_connections=2)
@@ -65,10 +65,11 @@ def log_file_name(submission_id: str) -> str:
 class LogsClient:
     """Reads logs of jobs of one cluster, through two small pools of sockets of its own.
 
-    The cluster's bearer token goes to an agent only when the agent, asked without it, refuses in
-    Ray's own words, and when the dashboard is spoken to in clear as well; headers and cookies,
-    which are for a proxy before the dashboard, never do. Agents on loopback are asked only if the
-    cluster is there itself: for a cluster elsewhere that address is another machine's.
+    An agent is asked only at the IP address of a node that the cluster lists; on loopback, only if
+    the cluster is there itself. The cluster's bearer token goes to an agent only if all of this
+    holds: the agent refused a request without it in Ray's own words, the cluster itself lists the
+    agent's port, and the dashboard's connection is not encrypted either. Headers and cookies are
+    for a proxy before the dashboard and never go to an agent.
 
     Args:
         connection: The cluster.
@@ -77,6 +78,7 @@ class LogsClient:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._bearer = BearerAuth(connection.token)
+        self._nodes = NodeAgents(connection)
         self._wants_token: set[str] = set()
         self._dashboard: httpx.AsyncClient | None = None
         self._agents: httpx.AsyncClient | None = None
@@ -111,20 +113,19 @@ class LogsClient:
             room: The most bytes to return.
 
         Raises:
-            AgentUnreachable: Nobody answers there, or not Ray's agent, or it may not be asked.
+            AgentUnreachable: No agent of this cluster answers there, or it must not be asked.
             LogNotFound: An agent answers, and does not have the file.
         """
-        if self._agents is None:
+        if self._agents is None or self._dashboard is None:
             raise RuntimeError("Use LogsClient as an async context manager.")
-        if is_loopback_url(agent) and not self._connection.is_loopback:
-            raise AgentUnreachable(f"{agent} is loopback, and the cluster is on another machine.")
+        await self._nodes.check(agent, self._dashboard)
         span = f"bytes={start}-{start + room - 1}"
         try:
             request = self._agents.build_request(
                 "GET", f"{agent}/logs/{name}", headers={"Range": span, **PLAIN}
             )
             piece = await self._ranged(self._agents, request, agent, start, room)
-            if piece is None and self._may_show_token(agent):
+            if piece is None and await self._may_show_token(agent, self._dashboard):
                 self._wants_token.add(agent)
                 piece = await self._ranged(self._agents, request, agent, start, room)
         except UnusableBody:
@@ -202,9 +203,11 @@ class LogsClient:
         finally:
             await answer.aclose()
 
-    def _may_show_token(self, agent: str) -> bool:
+    async def _may_show_token(self, agent: str, dashboard: httpx.AsyncClient) -> bool:
         # Agents speak plain HTTP only: a token that went encrypted so far does not go in clear.
-        return agent not in self._wants_token and self._connection.address.startswith("http://")
+        if agent in self._wants_token or not self._connection.address.startswith("http://"):
+            return False
+        return await self._nodes.may_have_token(agent, dashboard)
 
 
 async def _take(stream: AsyncIterator[bytes], skip: int, room: int) -> LogPiece:

@@ -253,3 +253,11 @@ async def test_nodes_say_what_they_have_and_what_is_free(cluster: Cluster) -> No
     assert node.labels["ray.io/node-id"]
     assert node.could_take(Asked({"CPU": 2}, {"ray.io/node-id": node.labels["ray.io/node-id"]}))
     assert not node.could_take(Asked({"CPU": 3}))
+
+
+async def test_nodes_name_the_address_and_the_port_of_their_agent(cluster: Cluster) -> None:
+    """The worker's token goes to no other port of a node."""
+    response = await cluster.raw.get("/nodes", params={"view": "summary"})
+    (node,) = response.json()["data"]["summary"]
+    assert node["raylet"]["nodeManagerAddress"]
+    assert isinstance(node["raylet"]["dashboardAgentListenPort"], int)

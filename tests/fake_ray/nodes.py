@@ -19,6 +19,7 @@ class FakeNode:
         used: What of them is in use; what is not named is free.
         labels: Its labels.
         state: `ALIVE` or `DEAD`.
+        ip: Its address.
     """
 
     total: dict[str, float]
@@ -26,6 +27,7 @@ class FakeNode:
     labels: dict[str, str] = field(default_factory=dict)
     state: str = "ALIVE"
     node_id: str = field(default_factory=_new_node_id)
+    ip: str = "127.0.0.1"
 
 
 def listing(nodes: Iterable[FakeNode]) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def listing(nodes: Iterable[FakeNode]) -> dict[str, Any]:
     rows = [
         {
             "node_id": node.node_id,
-            "node_ip": "127.0.0.1",
+            "node_ip": node.ip,
             "is_head_node": False,
             "state": node.state,
             "state_message": None,
@@ -46,6 +48,16 @@ def listing(nodes: Iterable[FakeNode]) -> dict[str, Any]:
     found = {"total": len(rows), "num_after_truncation": len(rows), "num_filtered": len(rows)}
     result = {**found, "result": rows, "partial_failure_warning": "", "warnings": None}
     return {"result": True, "msg": "", "data": {"result": result}}
+
+
+def summary(nodes: Iterable[FakeNode], agent_port: int | None) -> dict[str, Any]:
+    """Return the answer of `/nodes?view=summary`; Ray 2.60 has the agents' port in it."""
+    port = {} if agent_port is None else {"dashboardAgentListenPort": agent_port}
+    rows = [
+        {"ip": n.ip, "raylet": {"nodeId": n.node_id, "nodeManagerAddress": n.ip, **port}}
+        for n in nodes
+    ]
+    return {"result": True, "msg": "Node summary fetched.", "data": {"summary": rows}}
 
 
 def status(nodes: Iterable[FakeNode], *, has_monitor: bool) -> dict[str, Any]:

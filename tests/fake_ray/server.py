@@ -79,6 +79,7 @@ class FakeRay:
         ghost_seconds: A record that is deleted within so many seconds after its end comes back
             as a FAILED ghost. Ray 2.60 does that (about 2 s); 0 leaves it out.
         nodes: Its nodes; nothing takes place on them.
+        listed_agent_port: Port of the agents, as the cluster itself lists it; None as before 2.60.
         has_monitor: Whether the autoscaler's monitor says what of them is in use.
         requests: What was asked.
         faults: What goes wrong.
@@ -97,11 +98,13 @@ class FakeRay:
         self.session_name = _new_session_name()
         self.nodes = [FakeNode({"CPU": 2.0, "memory": 8.0 * 1024**3})]
         self.has_monitor = True
+        self.listed_agent_port: int | None = None
         self.requests = RequestLog()
         self.faults = Faults()
         self.logs = LogEndpoints(self.jobs)
         self._socket = _bound_socket(0)
         self._port: int = self._socket.getsockname()[1]
+        self.listed_agent_port = self._port
         self._runner: web.AppRunner | None = None
 
     @property
@@ -140,6 +143,7 @@ class FakeRay:
                 web.get("/api/packages/gcs/{name}", self._get_package),
                 web.put("/api/packages/gcs/{name}", self._put_package),
                 web.get("/api/v0/nodes", self._nodes),
+                web.get("/nodes", self._node_summary),
                 web.get("/api/cluster_status", self._cluster_status),
             ]
         )
@@ -291,6 +295,9 @@ class FakeRay:
 
     async def _nodes(self, _: web.Request) -> web.Response:
         return web.json_response(nodes.listing(self.nodes))
+
+    async def _node_summary(self, _: web.Request) -> web.Response:
+        return web.json_response(nodes.summary(self.nodes, self.listed_agent_port))
 
     async def _cluster_status(self, _: web.Request) -> web.Response:
         return web.json_response(nodes.status(self.nodes, has_monitor=self.has_monitor))
