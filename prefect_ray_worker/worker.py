@@ -11,7 +11,11 @@ import anyio
 import anyio.abc
 from prefect.client.orchestration import get_client
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES,
+)
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from prefect_ray_worker.clusters.choice import ClusterSources
@@ -19,7 +23,7 @@ from prefect_ray_worker.clusters.existing import warn_of_local_api
 from prefect_ray_worker.clusters.open import OpenClusters
 from prefect_ray_worker.config.block import LOGO_URL, RayCluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.config.secrets import Delivery
+from prefect_ray_worker.config.secrets import Delivery, warnings_of
 from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.prefect_api.active_runs import cancelling_runs, settled_outside
 from prefect_ray_worker.prefect_api.compat import (
@@ -160,11 +164,12 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         self._followed.open(followers, logs=runs_task_group(self))
         # A worker that is being closed finishes its submissions, and follows no more runs.
         stack.callback(self._followed.close)
-        if settings.send_secrets:
-            worker_logger(self).warning(
-                "PREFECT_INTEGRATIONS_RAY_WORKER_SEND_SECRETS is on: the Prefect API key goes in "
-                "clear into every Ray Job, for everyone to read who can list the cluster's jobs."
-            )
+        for warning in warnings_of(
+            send_secrets=settings.send_secrets,
+            api_url=PREFECT_API_URL.value() or "",
+            auto_install=PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES.value(),
+        ):
+            worker_logger(self).warning(warning)
         await self._sources.sweep(worker_logger(self).info)
         await self._offer_block()
         followers.start_soon(self._services.waiting.run, name="ray-waiting")

@@ -14,6 +14,7 @@ from prefect_ray_worker.config.refusals import (
     explain,
     missing_variable,
     prefect_variables,
+    refuse_auto_install,
     refuse_oversized,
     refuse_unknown,
 )
@@ -149,7 +150,8 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             delivery: How secrets reach the job.
 
         Raises:
-            InvalidConfiguration: Entrypoint or environment are too large for Ray.
+            InvalidConfiguration: Entrypoint or environment are too large for Ray, or the
+                environment asks for what only Prefect's own executor does.
         """
         own = {k: v for k, v in self.env.items() if k not in self._asked_env and v is not None}
         per_run = {k: v for k, v in own.items() if k.startswith(_PER_RUN_PREFIX)}
@@ -159,6 +161,9 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             "PREFECT_RAY_WORKER_PREFECT_VERSION": prefect.__version__,
             **_not_named_in(delivery.applied_to(settings), {**self._asked_env, **beside}),
         }
+        ours = can_ship(self.runtime_env) and self._asked_command is None
+        if ours:
+            refuse_auto_install({**beside, **self._asked_env})
         run = (per_run.get("PREFECT__FLOW_RUN_ID", ""), attempt_in(submission_id))
         driver = f"{_DRIVER} {shlex.join(run)}" if can_ship(self.runtime_env) else _PREFECTS_OWN
         command = self._asked_command or f"exec {driver}"

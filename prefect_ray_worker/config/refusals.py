@@ -145,6 +145,23 @@ def explain(error: ValidationError, known: Iterable[str]) -> str:
     return "; ".join(f"{place} {', or '.join(messages)}" for place, messages in lines.items())
 
 
+def refuse_auto_install(variables: Mapping[str, str | None]) -> None:
+    """Refuse the setting of Prefect's runner that our driver does not know.
+
+    With it Prefect's executor runs the flow under `uv run` in the project that the pull steps have
+    fetched (3.8.8). Ray builds its environments before that, from `runtime_env`.
+    """
+    name = "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES"
+    asked = str(variables.get(name) or "").strip().lower()
+    if asked in ("", "0", "false", "no", "off", "f", "n"):
+        return
+    raise InvalidConfiguration(
+        f"job variable 'env.{name}' has no effect on a Ray Job, whose environment Ray builds. List "
+        "the packages in runtime_env.uv, which tasks on other nodes get too. Or set command to "
+        "'exec python -m prefect flow-run execute', which honours it for the driver only."
+    )
+
+
 def refuse_oversized(request: JobSubmitRequest) -> None:
     """Refuse a job that is too large for Ray, and name the largest part.
 

@@ -91,6 +91,33 @@ class Delivery:
 NO_SECRETS = Delivery()
 
 
+def warnings_of(*, send_secrets: bool, api_url: str, auto_install: bool) -> list[str]:
+    """Return what a worker that starts with these settings has to warn of.
+
+    Args:
+        send_secrets: `PREFECT_INTEGRATIONS_RAY_WORKER_SEND_SECRETS`.
+        api_url: `PREFECT_API_URL`.
+        auto_install: `PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES`.
+    """
+    warnings: list[str] = []
+    if send_secrets:
+        warnings.append(
+            "PREFECT_INTEGRATIONS_RAY_WORKER_SEND_SECRETS is on: the Prefect API key goes in "
+            "clear into every Ray Job, for everyone to read who can list the cluster's jobs."
+        )
+    elif without_userinfo(api_url) != api_url:
+        warnings.append(
+            "PREFECT_API_URL holds a user and password. Jobs get the URL without them: give the "
+            "nodes PREFECT_API_AUTH_STRING=user:password."
+        )
+    if auto_install:
+        warnings.append(
+            "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES has no effect on Ray Jobs. List the packages "
+            "in the job variable runtime_env.uv."
+        )
+    return warnings
+
+
 def without_userinfo(url: str) -> str:
     """Return a URL without the user and password that it may hold."""
     try:

@@ -13,7 +13,8 @@ from prefect.settings.context import get_current_settings, temporary_settings
 from prefect.settings.legacy import _get_settings_fields
 
 from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.config.secrets import NO_SECRETS, TRAVELS, Delivery
+from prefect_ray_worker.config.secrets import NO_SECRETS, TRAVELS, Delivery, warnings_of
+from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.prefect_api.compat import setting_of_variable
 from prefect_ray_worker.worker import RayWorker
 
@@ -116,6 +117,31 @@ async def test_the_job_may_ask_for_what_the_worker_does_not_send() -> None:
 
 def test_every_setting_that_travels_is_one_of_prefect_s() -> None:
     assert {name: setting_of_variable(name) for name in TRAVELS} == {name: name for name in TRAVELS}
+
+
+@pytest.mark.parametrize("variable", ["env", "runtime_env"])
+async def test_auto_install_is_refused_with_what_does_it_instead(variable: str) -> None:
+    """`PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES` was ignored in silence."""
+    own: dict[str, Any] = {"PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES": True}
+    values: dict[str, Any] = (
+        {"env": own} if variable == "env" else {"runtime_env": {"env_vars": own}}
+    )
+    with pytest.raises(InvalidConfiguration, match=r"AUTO_INSTALL.*runtime_env\.uv.*command"):
+        await environment(**values)
+    command = "exec python -m prefect flow-run execute"
+    assert own.keys() <= (await environment(**values, command=command)).keys()
+    own["PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES"] = False
+    await environment(**values)
+
+
+def test_a_worker_warns_of_settings_that_do_less_than_they_say() -> None:
+    none = {"send_secrets": False, "api_url": "http://server/api", "auto_install": False}
+    assert warnings_of(**none) == []
+    [said] = warnings_of(**{**none, "auto_install": True})
+    assert "runtime_env.uv" in said
+    [said] = warnings_of(**{**none, "api_url": "http://admin:hunter2@server/api"})
+    assert "PREFECT_API_AUTH_STRING" in said
+    assert "hunter2" not in said
 
 
 async def test_credentials_in_the_api_url_stay_with_the_worker() -> None:
