@@ -1,7 +1,7 @@
 """`Settlement`: carries out a verdict on an attempt's job, up to the settled state of its run."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import anyio
 from prefect.client.schemas.objects import StateType
@@ -24,6 +24,9 @@ from prefect_ray_worker.shared.resources import Asked
 
 # Paused: in its process, or suspended; a suspended run has another claim when it resumes.
 _ATTEMPT_GOES_ON = (*GOES_ON, StateType.PAUSED)
+
+# Between this machine and the driver's node. The next attempt takes longer to begin its tasks.
+_CLOCKS_DIFFER = timedelta(seconds=5)
 
 
 class Settlement:
@@ -153,7 +156,7 @@ class Settlement:
         reported = job is not None and job.status == JobStatus.SUCCEEDED
         if reported and decided.resolution is Resolution.LEAVE:
             return  # the driver has settled them itself
-        before = datetime.now(UTC)
+        before = datetime.now(UTC) + _CLOCKS_DIFFER
         run = await self._flow_runs.read(self._attempt.run_id)
         state = run.state if run is not None else None
         if run is None or state is None or not (state.is_final() or state.is_scheduled()):
