@@ -20,7 +20,8 @@ from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.existing import warn_of_local_api
-from prefect_ray_worker.clusters.open import OpenClusters
+from prefect_ray_worker.clusters.open import OpenCluster, OpenClusters
+from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.block import LOGO_URL, RayCluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import Delivery, warnings_of
@@ -135,7 +136,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         )
         stack.push_async_callback(self._sources.release, worker_logger(self).info)
         self._clusters = await stack.enter_async_context(
-            OpenClusters(interval=settings.poll_interval_seconds)
+            OpenClusters(interval=settings.poll_interval_seconds, resolve_anew=self._resolve_anew)
         )
         services = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(services.cancel_scope.cancel)
@@ -333,6 +334,14 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             worker_name=self.name,
             worker_id=self.backend_id,
         )
+
+    async def _resolve_anew(self, opened: OpenCluster) -> Cluster | None:
+        """Return a cluster as the configuration of one of its followed runs has it now."""
+        for follower in self._followed.followers:
+            if follower.attempt.cluster is opened:
+                flow_run = follower.attempt.flow_run.model_copy(deep=True)
+                return await self._sources.find(await self._configuration_of(flow_run))
+        return None
 
     def _logs_of(self, limiter: anyio.CapacityLimiter, flow_run_id: "UUID") -> LogSink:
         return PrefectLogs(self.client, flow_run_id, limiter)

@@ -1,5 +1,6 @@
 """`OpenClusters`: the client and the poller of each cluster that a worker's runs use."""
 
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,6 +13,7 @@ from prefect_ray_worker.clusters.poller import ClusterPoller
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.logs.read import ClusterLogs
 from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.logs import LogsClient
 from prefect_ray_worker.shared.ids import ClusterRef
 
@@ -40,16 +42,27 @@ class OpenCluster:
     logs: ClusterLogs
     submissions: anyio.CapacityLimiter
 
+    async def reconnect(self, connection: Connection) -> None:
+        """Use another connection to the same cluster from now on."""
+        await self.client.reconnect(connection)
+        await self.logs.reconnect(connection)
+
+
+ResolveAnew = Callable[[OpenCluster], Awaitable[Cluster | None]]
+
 
 class OpenClusters:
     """Owns the clients and pollers of a worker, and closes them when its context ends.
 
     Args:
         interval: Seconds between two polls of a cluster when many jobs run on it.
+        resolve_anew: Returns a cluster as the configuration of its runs has it now. Called when
+            the cluster refuses our credentials; they may have been renewed.
     """
 
-    def __init__(self, *, interval: float) -> None:
+    def __init__(self, *, interval: float, resolve_anew: ResolveAnew | None = None) -> None:
         self._interval = interval
+        self._resolve_anew = resolve_anew
         self._open: dict[Cluster, OpenCluster] = {}
         self._opening = anyio.Lock()
         self._stack = AsyncExitStack()
@@ -90,14 +103,27 @@ class OpenClusters:
                 connection = cluster.connection
                 client = await self._stack.enter_async_context(JobsClient(connection))
                 logs = await self._stack.enter_async_context(LogsClient(connection))
-                poller = ClusterPoller(client, interval=self._interval)
-                self._tasks.start_soon(poller.run, name=f"ray-poller {cluster.ref}")
-                self._open[cluster] = OpenCluster(
+                opened = OpenCluster(
                     cluster.ref,
                     cluster.reachable_from,
                     client,
-                    poller,
+                    ClusterPoller(client, interval=self._interval, renew=self._renew),
                     ClusterLogs(logs),
                     anyio.CapacityLimiter(_SUBMISSIONS_AT_ONCE),
                 )
+                self._tasks.start_soon(opened.poller.run, name=f"ray-poller {cluster.ref}")
+                self._open[cluster] = opened
             return self._open[cluster]
+
+    async def _renew(self, poller: ClusterPoller) -> None:
+        """Give a cluster that refuses our credentials those which its runs would have now."""
+        for known, opened in list(self._open.items()):
+            if opened.poller is not poller or self._resolve_anew is None:
+                continue
+            cluster = await self._resolve_anew(opened)
+            if cluster is None or cluster.ref != known.ref:
+                return
+            if cluster.connection != opened.client.connection:
+                await opened.reconnect(cluster.connection)
+                if cluster not in self._open:
+                    self._open[cluster] = self._open.pop(known)

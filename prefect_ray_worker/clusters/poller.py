@@ -1,13 +1,19 @@
 """`ClusterPoller`: one loop that polls one cluster for all the runs of a worker."""
 
 import logging
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import anyio
 
-from prefect_ray_worker.errors import JobAlreadyExists, JobNotFound, JobsApiError, RequestRejected
+from prefect_ray_worker.errors import (
+    JobAlreadyExists,
+    JobNotFound,
+    JobsApiError,
+    NotAuthorized,
+    RequestRejected,
+)
 from prefect_ray_worker.metrics import Polls
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import JobDetails, JobSubmitRequest
@@ -22,6 +28,7 @@ _QUICK_INTERVAL_SECONDS = 1.0
 _REST_FACTOR = 4
 _LONGEST_REST_SECONDS = 60.0
 _LOOK_UPS_AT_ONCE = 4
+_RENEW_SECONDS = 30.0
 # A submission waits up to 10 s for an agent; once sent, it has its effect without an answer.
 _WAKE_SECONDS = 5.0
 
@@ -96,10 +103,20 @@ class ClusterPoller:
     Args:
         client: The cluster.
         interval: Seconds between two polls when many jobs are watched.
+        renew: Called when the cluster refuses our credentials, at most every 30 s.
     """
 
-    def __init__(self, client: JobsClient, *, interval: float) -> None:
+    def __init__(
+        self,
+        client: JobsClient,
+        *,
+        interval: float,
+        renew: "Callable[[ClusterPoller], Awaitable[None]] | None" = None,
+    ) -> None:
         self._client = client
+        self._renew = renew
+        self._refused = False
+        self._renewed_at = -_RENEW_SECONDS
         self._interval = interval
         self._watches: dict[str, JobWatch] = {}
         self._wake = anyio.Event()
@@ -133,12 +150,26 @@ class ClusterPoller:
             with self._polls.look() as look:
                 look.answered = reached = await self._look_and_tell()
             took = anyio.current_time() - began
+            await self._renew_if_refused()
             if reached:
                 backoff.reset()
                 await self._job_monitoring.resume_if_needed()
                 await self._rest(self._pace(), min(took * _REST_FACTOR, _LONGEST_REST_SECONDS))
             else:
                 await anyio.sleep(backoff.next())
+
+    async def _renew_if_refused(self) -> None:
+        refused, self._refused = self._refused, False
+        now = anyio.current_time()
+        if not refused or self._renew is None or now < self._renewed_at + _RENEW_SECONDS:
+            return
+        self._renewed_at = now
+        try:
+            with anyio.fail_after(_RENEW_SECONDS):
+                await self._renew(self)
+        except Exception as exc:  # noqa: BLE001 (must not end the polling; tried again)
+            address = self._client.connection.address
+            _log.warning("The credentials for %s could not be read anew: %s", address, exc)
 
     def _pace(self) -> float:
         few = len(self._watches) <= _FEW_ENOUGH_TO_LOOK_OFTEN
@@ -200,6 +231,7 @@ class ClusterPoller:
 
     def _unreachable(self, exc: Exception) -> Unreachable:
         if isinstance(exc, JobsApiError):
+            self._refused |= isinstance(exc, NotAuthorized)
             return Unreachable(str(exc))
         # One odd answer must not end the polling for every run.
         _log.error("Polling %s failed", self._client.connection.address, exc_info=exc)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import anyio
 
 from prefect_ray_worker.errors import AgentUnreachable, JobsApiError, LogNotFound
+from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.logs import LogPiece, LogsClient, log_file_name
 from prefect_ray_worker.shared.backoff import jittered
 
@@ -95,6 +96,10 @@ class ClusterLogs:
         self._followers = 0
         self._known: set[str] = set()
         self._avoided: dict[str, _Avoidance] = {}
+
+    async def reconnect(self, connection: Connection) -> None:
+        """Read through another connection from now on, for example with a renewed token."""
+        await self._client.reconnect(connection)
 
     @contextmanager
     def following(self) -> Generator[None, None, None]:

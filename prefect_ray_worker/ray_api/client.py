@@ -88,6 +88,7 @@ class JobsClient:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._http: httpx.AsyncClient | None = None
+        self._replaced: list[httpx.AsyncClient] = []
 
     async def __aenter__(self) -> Self:
         self._http = await open_http(self.connection, limits=_LIMITS, timeouts=_TIMEOUT)
@@ -99,9 +100,21 @@ class JobsClient:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        for http in (*self._replaced, self._http):
+            if http is not None:
+                await http.aclose()
+        self._replaced.clear()
+        self._http = None
+
+    async def reconnect(self, connection: Connection) -> None:
+        """Send further requests through another connection, for example with a renewed token.
+
+        Requests in flight end on the old one.
+        """
+        http = await open_http(connection, limits=_LIMITS, timeouts=_TIMEOUT)
         if self._http is not None:
-            await self._http.aclose()
-            self._http = None
+            self._replaced.append(self._http)
+        self.connection, self._http = connection, http
 
     async def version(self) -> ClusterVersion:
         """Return the cluster's versions and session name (`GET /api/version`)."""

@@ -81,6 +81,7 @@ class LogsClient:
         self._nodes = NodeAgents(connection)
         self._wants_token: set[str] = set()
         self._dashboard: httpx.AsyncClient | None = None
+        self._replaced: list[httpx.AsyncClient] = []
         self._agents: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> Self:
@@ -98,10 +99,21 @@ class LogsClient:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for client in (self._dashboard, self._agents):
+        for client in (*self._replaced, self._dashboard, self._agents):
             if client is not None:
                 await client.aclose()
+        self._replaced.clear()
         self._dashboard = self._agents = None
+
+    async def reconnect(self, connection: Connection) -> None:
+        """Send further requests through another connection, for example with a renewed token."""
+        dashboard = await open_http(
+            connection, limits=_DASHBOARD_LIMITS, timeouts=_DASHBOARD_TIMEOUT
+        )
+        if self._dashboard is not None:
+            self._replaced.append(self._dashboard)
+        self._connection, self._dashboard = connection, dashboard
+        self._bearer = BearerAuth(connection.token)
 
     async def from_agent(self, agent: str, name: str, *, start: int, room: int) -> LogPiece:
         """Return at most `room` bytes of a log from an offset on.

@@ -11,6 +11,7 @@ import pytest
 from prefect_ray_worker.clusters.existing import cluster_at
 from prefect_ray_worker.clusters.open import OpenCluster, OpenClusters
 from prefect_ray_worker.clusters.poller import JobWatch, Missing, Observation, Seen, Unreachable
+from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.ray_api import client
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.tokens import TokenSource
@@ -49,6 +50,46 @@ def many(stack: ExitStack, ray: FakeRay, cluster: OpenCluster, count: int = MANY
     for i in range(count):
         ray.add_job(f"j{i}")
     return [stack.enter_context(cluster.poller.watch(f"j{i}")) for i in range(count)]
+
+
+async def test_renewed_credentials_are_taken_up_while_a_job_is_watched(ray: FakeRay) -> None:
+    """A token in a block was rotated, and healthy runs were Crashed after an hour of 403."""
+    ray.token = "old"
+    ray.add_job("j")
+    stored = "old"
+
+    async def resolve_anew(opened: OpenCluster) -> Cluster:
+        return cluster_at(Connection(opened.ref.name, TokenSource(literal=stored)))
+
+    first = cluster_at(Connection(ray.address, TokenSource(literal="old")))
+    async with OpenClusters(interval=INTERVAL, resolve_anew=resolve_anew) as clusters:
+        opened = await clusters.get(first)
+        with opened.poller.watch("j") as watch:
+            await news_of(watch, Seen)
+            ray.token = stored = "new"
+            await news_of(watch, Unreachable)
+            await news_of(watch, Seen, seconds=10)
+        renewed = cluster_at(Connection(ray.address, TokenSource(literal="new")))
+        assert await clusters.get(renewed) is opened
+
+
+async def test_credentials_of_another_cluster_are_not_taken(ray: FakeRay) -> None:
+    ray.token = "right"
+    ray.add_job("j")
+    asked = anyio.Event()
+
+    async def resolve_anew(_: OpenCluster) -> Cluster:
+        asked.set()
+        return cluster_at(Connection("http://other:8265", TokenSource(literal="right")))
+
+    async with OpenClusters(interval=INTERVAL, resolve_anew=resolve_anew) as clusters:
+        opened = await clusters.get(cluster_at(Connection(ray.address)))
+        with opened.poller.watch("j") as watch:
+            await news_of(watch, Unreachable)
+            await asked.wait()
+            await anyio.sleep(INTERVAL)
+            assert opened.client.connection.address == ray.address
+            await news_of(watch, Unreachable)
 
 
 async def test_nothing_is_asked_without_watches(ray: FakeRay) -> None:
