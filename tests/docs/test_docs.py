@@ -180,3 +180,12 @@ def test_example_of_results_in_the_guide_is_the_one_that_is_tested() -> None:
     guide = (DOCS / "how-to" / "keep-results.md").read_text()
     code = (DOCS / "examples" / "results" / "flow.py").read_text().partition("\n\n")[2]
     assert code.strip() in guide
+
+
+def test_claims_of_the_security_model_name_tests_that_exist() -> None:
+    named = re.findall(
+        r"`([\w/]+\.py)::(\w+)`", (DOCS / "explanation/security-model.md").read_text()
+    )
+    assert named
+    for path, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / path).read_text(), f"{path} has no {test}"
