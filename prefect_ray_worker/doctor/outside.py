@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import anyio
+import httpx
 
 from prefect_ray_worker._version import OLDEST_RAY
 from prefect_ray_worker.doctor.report import Check, CheckSubject, failed, ok, skipped, warning
@@ -26,6 +27,11 @@ from prefect_ray_worker.ray_api.tokens import TokenSource
 _ANSWER_SECONDS: Final = 10.0
 # Rejected by every cluster that asks for a token; all others ignore it.
 _WRONG_TOKEN: Final = "nobody"  # noqa: S105 (it is none)
+_PEEK_SECONDS: Final = 3.0
+_OF_A_LOCAL_RAY: Final = (
+    "If a worker started this Ray, call the doctor with that worker's PREFECT_HOME. Or set "
+    "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the token's file, which the run's log names."
+)
 _RAY_NUMBERS = re.compile(r"(\d+)\.(\d+)")
 
 
@@ -62,15 +68,38 @@ async def examine_dashboard(client: JobsClient) -> DashboardAnswer:
         return DashboardAnswer((failed(CheckSubject.TLS, exc),), None)
     except NotAuthorized as exc:
         answers = ok(CheckSubject.DASHBOARD, f"{connection.address} answers.")
-        return DashboardAnswer(
-            (answers, _tls(connection), failed(CheckSubject.AUTHENTICATION, exc)), None
-        )
+        way_in = _OF_A_LOCAL_RAY if connection.is_loopback else ""
+        refused = failed(CheckSubject.AUTHENTICATION, exc, way_in)
+        return DashboardAnswer((answers, _tls(connection), refused), None)
     except JobsApiError as exc:
-        return DashboardAnswer((failed(CheckSubject.DASHBOARD, exc),), None)
+        wrong_port = await _wrong_port(connection, exc)
+        return DashboardAnswer((failed(CheckSubject.DASHBOARD, exc, wrong_port),), None)
     took = (anyio.current_time() - began) * 1000
     answers = ok(CheckSubject.DASHBOARD, f"{connection.address} answers in {took:.0f} ms.")
     checks = (answers, _tls(connection), await _authentication(connection), _ray(found))
     return DashboardAnswer(checks, found)
+
+
+async def _wrong_port(connection: Connection, exc: JobsApiError) -> str:
+    """Return what to do if the port is that of something else that people confuse; else nothing."""
+    # Ray's GCS and Ray Client speak gRPC, whose first bytes are no HTTP/1.1.
+    if "RemoteProtocolError" in str(exc) or "ReadError" in str(exc):
+        return (
+            "What listens there does not speak HTTP, like Ray's GCS (port 6379) and Ray Client "
+            "(port 10001). Name the port of Ray's dashboard, 8265 by default."
+        )
+    try:
+        async with httpx.AsyncClient(verify=connection.verify, timeout=_PEEK_SECONDS) as client:
+            answer = await client.get(f"{connection.address.removesuffix('/api')}/api/health")
+            is_prefect = answer.json() is True
+    except (httpx.HTTPError, ValueError):
+        return ""
+    if not is_prefect:
+        return ""
+    return (
+        "This is a Prefect server. Name the port of Ray's dashboard, 8265 by default, and set "
+        "PREFECT_API_URL to the Prefect server."
+    )
 
 
 def _tls(connection: Connection) -> Check:

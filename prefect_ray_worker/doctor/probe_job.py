@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from prefect_ray_worker.config.runtime_env import can_ship
 from prefect_ray_worker.config.secrets import Delivery
 from prefect_ray_worker.diagnosis.job import Context, Ended, of_job, start_overdue
-from prefect_ray_worker.diagnosis.waiting import why_waiting
+from prefect_ray_worker.diagnosis.waiting import Reason, why_waiting
 from prefect_ray_worker.doctor import probe
-from prefect_ray_worker.doctor.report import Check, CheckSubject, failed, ok
+from prefect_ray_worker.doctor.report import Check, CheckSubject, failed, ok, warning
 from prefect_ray_worker.doctor.target import Target
 from prefect_ray_worker.errors import JobNotFound, JobsApiError
 from prefect_ray_worker.ray_api.client import JobsClient
@@ -29,6 +29,7 @@ from prefect_ray_worker.runs.explain import resources_of
 from prefect_ray_worker.runs.stop import stop_and_confirm
 from prefect_ray_worker.runs.submit import archive_uri
 from prefect_ray_worker.settings import RayWorkerSettings
+from prefect_ray_worker.shared.diagnosis import Diagnosis
 
 _NAME: Final = "prefect-ray-worker-doctor"
 _LOOK_SECONDS: Final = 0.25
@@ -36,7 +37,16 @@ _LOOK_SECONDS: Final = 0.25
 _GRACE_SECONDS: Final = 2
 # A record deleted less than about 2 s after its job ended comes back without metadata (Ray 2.60).
 _GHOST_SECONDS: Final = 3.0
+# A busy head takes that long to start the supervisor of a job.
+_SUPERVISOR_SECONDS: Final = 10.0
 _DELETIONS: Final = 3
+_ENTRYPOINT_FIELDS: Final = (
+    "entrypoint_num_cpus",
+    "entrypoint_num_gpus",
+    "entrypoint_memory",
+    "entrypoint_resources",
+    "entrypoint_label_selector",
+)
 
 
 async def probe_request(target: Target, settings: RayWorkerSettings) -> JobSubmitRequest:
@@ -93,6 +103,7 @@ class ProbeJob:
         self._client = client
         self._request = request
         self._seen_ended: float | None = None
+        self._too_large: str | None = None
         self.left: Check | None = None
         """Whether anything was left behind; set when the context has exited."""
 
@@ -114,6 +125,7 @@ class ProbeJob:
         Args:
             wait: The most seconds that it takes.
         """
+        await self._fit()
         began = submitted = time.time()
         job, started = None, None
         answer = partial(ProbeRun, began=began)
@@ -135,6 +147,19 @@ class ProbeJob:
         check = await self._judged(job, started, wait)
         return answer(check, job, submitted=submitted, ended=time.time())
 
+    async def _fit(self) -> None:
+        """Drop a request that no node can fulfil.
+
+        Ray would report it as an error in the logs of every run on the cluster, and such a job
+        cannot be ended (2.60).
+        """
+        asked = asked_for(self._request)
+        waiting = why_waiting(asked, await resources_of(self._client), None)
+        if waiting.reason is Reason.INFEASIBLE:
+            self._too_large = waiting.sentence
+            nothing = dict.fromkeys(_ENTRYPOINT_FIELDS)
+            self._request = self._request.model_copy(update=nothing)
+
     async def _judged(self, job: JobDetails | None, started: float | None, wait: float) -> Check:
         if job is None:
             says = f"Ray did not accept a job within {wait:g} s."
@@ -146,7 +171,7 @@ class ProbeJob:
             context = Context(context.asked, await resources_of(self._client))
             waiting = why_waiting(context.asked, context.cluster, job.message)
             late = start_overdue(wait, waiting, limited_by="--wait")
-            return failed(CheckSubject.PROBE_JOB, f"{late.category}: {late.cause}", late.advice)
+            return _failed(late)
         if not job.is_terminal:
             says = f"A job started after {started:.1f} s but had not ended after {wait:g} s."
             return failed(
@@ -154,14 +179,31 @@ class ProbeJob:
             )
         if job.status != "SUCCEEDED":
             ended = Ended(job.status, job.error_type, job.driver_exit_code, job.message or "")
-            return failed(CheckSubject.PROBE_JOB, of_job(ended, context))
-        return ok(CheckSubject.PROBE_JOB, f"A job started {started:.1f} s after it was submitted.")
+            return _failed(of_job(ended, context))
+        says = f"A job started {started:.1f} s after it was submitted."
+        if self._too_large is not None:
+            return warning(
+                CheckSubject.PROBE_JOB,
+                f"{says} It ran without the entrypoint_ variables. {self._too_large}",
+                "Lower them, or add such a node; an autoscaler may do so when a run asks for it.",
+            )
+        return ok(CheckSubject.PROBE_JOB, says)
+
+    async def _wait_for_a_queued_stop(self) -> None:
+        """Wait a little for a PENDING job: Ray ends it only once its supervisor has started."""
+        with anyio.move_on_after(_SUPERVISOR_SECONDS):
+            while True:
+                job = await self._client.get(self._request.submission_id)
+                if job.is_terminal:
+                    return
+                await anyio.sleep(_LOOK_SECONDS)
 
     async def _remove(self) -> Check:
         submission_id = self._request.submission_id
         try:
             if self._seen_ended is None:
                 await stop_and_confirm(self._client, submission_id, grace_seconds=_GRACE_SECONDS)
+                await self._wait_for_a_queued_stop()
                 self._seen_ended = anyio.current_time()
             for _ in range(_DELETIONS):
                 await anyio.sleep_until(self._seen_ended + _GHOST_SECONDS)
@@ -178,6 +220,12 @@ class ProbeJob:
                 f"{submission_id}`; a PENDING one ends by itself as soon as it can start.",
             )
         return failed(CheckSubject.CLEAN_UP, f"The record of {submission_id} comes back.")
+
+
+def _failed(diagnosis: Diagnosis) -> Check:
+    lines = f" The last lines: {' / '.join(diagnosis.lines)}" if diagnosis.lines else ""
+    says = f"{diagnosis.category}: {diagnosis.cause}{lines}"
+    return failed(CheckSubject.PROBE_JOB, says, diagnosis.advice)
 
 
 class Finding(BaseModel):

@@ -85,10 +85,26 @@ def failed(subject: CheckSubject, says: object, advice: str = "") -> Check:
 
     Args:
         subject: What was checked.
-        says: A sentence, or an error of this package, whose message says what to do as well.
-        advice: What to do.
+        says: A sentence, or an error: the first sentence of its message says what is wrong, and
+            the others what to do.
+        advice: What to do; for an error, instead of what its message says.
     """
-    return Check(subject, Grade.FAILED, " ".join(str(says).split()), advice)
+    text = " ".join(str(says).split())
+    if isinstance(says, Exception):
+        text, rest = _first_sentence(text)
+        advice = advice or rest
+    return Check(subject, Grade.FAILED, text, advice)
+
+
+def _first_sentence(text: str) -> tuple[str, str]:
+    """Split a message after its first sentence; full stops within brackets end none."""
+    depth = 0
+    for here, after in zip(range(len(text)), text[1:] + " ", strict=True):
+        depth += {"(": 1, ")": -1}.get(text[here], 0)
+        ends = text[here] == "." and after == " " and depth <= 0
+        if ends and (text[here + 2 : here + 3] or "X") in _BEGINNINGS:
+            return text[: here + 1], text[here + 2 :]
+    return text, ""
 
 
 def skipped(subject: CheckSubject, says: str) -> Check:
@@ -96,6 +112,8 @@ def skipped(subject: CheckSubject, says: str) -> Check:
     return Check(subject, Grade.SKIPPED, says)
 
 
+# What a sentence of ours begins with: a capital letter, or code.
+_BEGINNINGS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ`"
 _COLOURS = {Grade.OK: 32, Grade.WARNING: 33, Grade.FAILED: 31, Grade.SKIPPED: 90}
 _GRADE_WIDTH = max(len(grade.label) for grade in Grade)
 

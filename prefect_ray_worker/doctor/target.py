@@ -120,7 +120,18 @@ async def _target(
             "No cluster is named, and no worker has started one on this machine. Name "
             "http://<head>:8265 or a work pool, or set PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS."
         )
+    local = await _local_ray() if configuration.cluster is None else None
+    if local is not None and local.address == cluster.connection.address:
+        # The address is from a worker's log. Only the worker's own files have the token for it.
+        return Target(configuration, local, pool)
     return Target(configuration, cluster.connection, pool)
+
+
+async def _local_ray() -> Connection | None:
+    """Return the Ray that a worker of this Prefect home started, if it still runs."""
+    sources = ClusterSources.of_worker(PREFECT_HOME.value(), None)
+    cluster = await sources.find(RayJobConfiguration())
+    return None if cluster is None else cluster.connection
 
 
 async def _template_of(name: str, client: PrefectClient) -> dict[str, Any]:

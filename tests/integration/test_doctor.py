@@ -5,17 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_API_URL
 
+from prefect_ray_worker.clusters.local.cluster import LocalCluster
+from prefect_ray_worker.clusters.local.state import state_directory
 from prefect_ray_worker.doctor.examine import examine
 from prefect_ray_worker.doctor.report import Check, CheckSubject, Grade
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
-from tests.integration.harness import Pool, new_pool
+from tests.integration.harness import Pool, new_pool, settings_of
 from tests.integration.test_shipping_to_a_cluster import ray_with
 from tests.real_ray import RealRay
 from tests.two_nodes import two_nodes
@@ -126,3 +129,35 @@ async def test_interrupted_examination_leaves_no_job(
         process.kill()
     assert process.returncode == 130
     assert await jobs_of_the_doctor(ray_cluster) == []
+
+
+async def test_address_from_the_log_of_a_worker_is_let_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The local Ray asks for a token, which only the files of its worker have."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "home"
+    local = LocalCluster(state_directory(home))
+    try:
+        info = await local.ensure()
+        with settings_of("", home):
+            known = await examined_until_the_job(info.address)
+        with settings_of("", tmp_path / "another"):
+            stranger = await examined_until_the_job(info.address)
+    finally:
+        await local.release(jobs_running=False)
+    assert known[CheckSubject.AUTHENTICATION].grade is Grade.OK, known
+    refused = stranger[CheckSubject.AUTHENTICATION]
+    assert refused.grade is Grade.FAILED
+    assert "PREFECT_HOME" in refused.advice
+
+
+async def examined_until_the_job(address: str) -> dict[CheckSubject, Check]:
+    checks: dict[CheckSubject, Check] = {}
+    async with aclosing(examine(address, {}, wait=5)) as examination:
+        async for check in examination:
+            checks[check.subject] = check
+            if check.subject is CheckSubject.RAY_VERSION:
+                break
+    return checks

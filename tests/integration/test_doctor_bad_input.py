@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prefect_ray_worker import cli
 from prefect_ray_worker.doctor.examine import examine
 from prefect_ray_worker.doctor.report import Check, CheckSubject, Grade
-from tests.fake_ray import FakeRay
+from tests.fake_ray import FakeJob, FakeRay, Timeline
 from tests.fake_ray.faults import Fault, Kind
-from tests.fake_ray.script import PENDING_FOREVER
+from tests.fake_ray.nodes import FakeNode
+from tests.fake_ray.script import PENDING_FOREVER, SUCCEEDS_SOON
 from tests.integration.harness import settings_of
 from tests.ports import free_port
+from tests.prefect_server import PrefectServer
 from tests.real_ray import RealRay
 
 _MOST_SECONDS = 30
@@ -66,7 +69,7 @@ async def test_nothing_listens() -> None:
 async def test_https_where_ray_speaks_http(ray: FakeRay) -> None:
     failure = await failure_of(ray.address.replace("http://", "https://"))
     assert failure.subject is CheckSubject.TLS
-    assert "Ray itself serves plain http" in failure.says
+    assert "Ray itself serves plain http" in failure.advice
 
 
 async def test_another_web_server() -> None:
@@ -97,14 +100,34 @@ async def test_old_ray_and_many_records(ray: FakeRay) -> None:
     assert "delete_job_after_seconds" in checks[CheckSubject.FINISHED_JOBS].advice
 
 
+async def test_request_that_no_node_can_fulfil_is_not_sent(ray: FakeRay) -> None:
+    """Ray's autoscaler writes an error about it into the log of every run on the cluster."""
+    asked: list[Any] = []
+
+    def on_submit(job: FakeJob) -> Timeline:
+        asked.append(job.body.get("entrypoint_num_gpus"))
+        return SUCCEEDS_SOON
+
+    ray.on_submit = on_submit
+    variables = {"entrypoint_num_gpus": 4}
+    checks = {check.subject: check async for check in examine(ray.address, variables, wait=5)}
+    probe = checks[CheckSubject.PROBE_JOB]
+    assert asked == [None]
+    assert probe.grade is Grade.WARNING, probe
+    assert "asks for 4 GPU" in probe.says
+    assert "autoscaler" in probe.advice
+    assert checks[CheckSubject.CLEAN_UP].grade is Grade.OK
+
+
 async def test_probe_that_cannot_start_says_why_and_what_is_left(ray: FakeRay) -> None:
     """Ray ends no PENDING job: what stays behind has to be named."""
     ray.on_submit = PENDING_FOREVER
-    variables = {"entrypoint_num_gpus": 4}
+    ray.nodes = [FakeNode({"CPU": 2.0}, used={"CPU": 2.0})]
+    variables = {"entrypoint_num_cpus": 1}
     checks = {check.subject: check async for check in examine(ray.address, variables, wait=1)}
     probe = checks[CheckSubject.PROBE_JOB]
-    assert probe.says.startswith("ResourcesInfeasible: ")
-    assert "asks for 4 GPU" in probe.says
+    assert probe.says.startswith("ResourcesBusy: ")
+    assert "asks for 1 CPU" in probe.says
     assert checks[CheckSubject.LOGS].grade is Grade.SKIPPED
     left = checks[CheckSubject.CLEAN_UP]
     assert left.grade is Grade.FAILED
@@ -123,7 +146,7 @@ async def test_no_cluster_is_named(tmp_path: Path) -> None:
     with settings_of("", tmp_path):
         failure = await failure_of(None)
     assert failure.subject is CheckSubject.TARGET
-    assert "PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS" in failure.says
+    assert "PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS" in failure.advice
 
 
 @pytest.mark.parametrize(
@@ -152,8 +175,22 @@ async def test_pool_that_prefect_does_not_have(prefect_settings: None) -> None:
 
 @pytest.mark.ray
 async def test_port_of_another_part_of_ray(ray_cluster: RealRay) -> None:
-    failure = await failure_of(f"http://{ray_cluster.gcs_address}")
+    for address in (ray_cluster.gcs_address, ray_cluster.client_address):
+        failure = await failure_of(f"http://{address}")
+        assert failure.subject is CheckSubject.DASHBOARD
+        assert "Ray's dashboard, 8265 by default" in failure.advice
+
+
+async def test_port_of_the_prefect_server(prefect_api: PrefectServer) -> None:
+    failure = await failure_of(prefect_api.api_url.removesuffix("/api"))
     assert failure.subject is CheckSubject.DASHBOARD
+    assert failure.advice.startswith("This is a Prefect server.")
+
+
+async def test_advice_of_an_error_is_in_the_field_for_advice() -> None:
+    failure = await failure_of(f"http://127.0.0.1:{free_port()}")
+    assert "Check that" not in failure.says
+    assert failure.advice.startswith("Check that its dashboard runs")
 
 
 @pytest.mark.parametrize("arguments", [["doctor", "-jv", "novalue"], ["doctor", "--wait", "0"], []])

@@ -10,6 +10,7 @@ from prefect_ray_worker.doctor import probe, report, target
 from prefect_ray_worker.doctor.inside import checks_of, compare_clocks
 from prefect_ray_worker.doctor.probe_job import Findings, ProbeRun, read_findings
 from prefect_ray_worker.doctor.report import CheckSubject, Grade, failed, ok
+from prefect_ray_worker.errors import RayWorkerError
 from prefect_ray_worker.ray_api.models import JobDetails
 from prefect_ray_worker.worker import RayWorker
 
@@ -166,3 +167,19 @@ def test_the_probe_prints_no_credentials_of_a_url() -> None:
     found = probe.trouble(ValueError("401 for url 'http://user:secret@prefect:4200/api/flows'"))
     assert found["error"] == "ValueError: 401 for url 'http://***@prefect:4200/api/flows'"
     assert probe.masked("http://user:se/cret@prefect/api") == "http://***@prefect/api"
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "advice"),
+    [
+        ("No answer (x. Y). Check it. Twice.", "No answer (x. Y).", "Check it. Twice."),
+        ("It is 2.60.0 there. Update it.", "It is 2.60.0 there.", "Update it."),
+        ("Nothing to do", "Nothing to do", ""),
+        ("It fails. `ray stop` helps.", "It fails.", "`ray stop` helps."),
+    ],
+)
+def test_message_of_an_error_is_split_into_finding_and_advice(
+    text: str, says: str, advice: str
+) -> None:
+    check = failed(CheckSubject.DASHBOARD, RayWorkerError(text))
+    assert (check.says, check.advice) == (says, advice)
