@@ -1,6 +1,6 @@
-"""The package's version as installed, and the oldest versions that it works with."""
+"""What pyproject.toml says of this package: versions, and where its documentation is."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, metadata, version
 
 try:
     __version__ = version("prefect-ray-worker")
@@ -11,3 +11,13 @@ except PackageNotFoundError:  # run from a source tree or from a zip
 OLDEST_PYTHON = (3, 11)
 OLDEST_PREFECT = (3, 8)
 OLDEST_RAY = (2, 10)  # the first with version 4 of the Jobs REST API, `DELETE` included
+
+
+def documentation_url() -> str:
+    """Return the URL `Documentation` of pyproject.toml, or an empty text if it names none."""
+    try:
+        urls = metadata("prefect-ray-worker").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return ""
+    named = dict(url.split(", ", 1) for url in urls)
+    return named.get("Documentation", "")

@@ -18,6 +18,7 @@ from prefect.settings import (
 )
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
+from prefect_ray_worker._version import documentation_url
 from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.existing import warn_of_local_api
 from prefect_ray_worker.clusters.open import OpenCluster, OpenClusters
@@ -97,7 +98,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     timing: Timing = DEFAULT_TIMING
     _runs_once = False
     _display_name = "Ray"
-    _documentation_url = "https://docs.prefect.io/integrations/prefect-ray"
+    _documentation_url = documentation_url()
     _logo_url = LOGO_URL
 
     async def start(

@@ -7,6 +7,7 @@ from prefect.blocks.core import Block
 from prefect.types import SecretDict
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
+from prefect_ray_worker._version import documentation_url
 from prefect_ray_worker.ray_api.connection import Connection, frozen_items, normalize_address
 from prefect_ray_worker.ray_api.tokens import TokenSource
 
@@ -43,7 +44,7 @@ class RayCluster(Block):
     _block_type_name = "Ray Cluster"
     _block_type_slug = "ray-cluster"
     _logo_url = LOGO_URL  # pyright: ignore[reportAssignmentType]
-    _documentation_url = "https://docs.prefect.io/integrations/prefect-ray"  # pyright: ignore[reportAssignmentType]
+    _documentation_url = documentation_url() or None  # pyright: ignore[reportAssignmentType]
     _description = (
         "Where a Ray cluster's dashboard is and how to be let in: the `cluster` job variable "
         "of a `ray` work pool."

@@ -49,6 +49,14 @@ def test_oldest_versions_are_those_of_pyproject() -> None:
         assert [d.partition(",")[0] for d in declared] == [package + oldest[package]]
 
 
+def test_links_of_worker_type_and_block_are_the_one_of_pyproject() -> None:
+    from prefect_ray_worker import RayCluster, RayWorker
+
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    assert RayWorker.get_documentation_url() == urls.get("Documentation", "")
+    assert str(RayCluster._documentation_url or "") == urls.get("Documentation", "")
+
+
 def test_importing_the_package_imports_nothing_else() -> None:
     script = (
         "import sys, prefect_ray_worker\n"
