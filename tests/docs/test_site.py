@@ -69,3 +69,15 @@ def test_diagrams_are_drawn_without_another_host() -> None:
     assert (folder / library).is_file()
     assert "class: diagram" in _CONFIG.read_text()
     assert any("```mermaid" in page.read_text() for page in DOCS.rglob("*.md"))
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_copy_button_copies_commands_and_no_output() -> None:
+    script = (DOCS / "javascripts" / "copy.js").read_text()
+    block = "$ a \\\n    -b\nout\n$ cat <<'EOF'\n$ x\nEOF\n  more out\n"
+    shown = subprocess.run(
+        ["node", "-e", f"document = {{addEventListener() {{}}}};{script};"
+         f"process.stdout.write(commandsOf({block!r}))"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert shown.stdout == "a \\\n    -b\ncat <<'EOF'\n$ x\nEOF"
