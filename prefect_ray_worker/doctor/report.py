@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from prefect_ray_worker.shared.plain_text import plain
+
 
 class _Named(Enum):
     """A value with the label that users see, and its meaning for the documentation."""
@@ -123,7 +125,8 @@ def line_of(check: Check, *, colours: bool) -> str:
     grade = check.grade.label.ljust(_GRADE_WIDTH)
     if colours:
         grade = f"\x1b[{_COLOURS[check.grade]}m{grade}\x1b[0m"
-    return f"{grade} {check.subject.label}: {check}"
+    # What others have sent must not look like a line of ours.
+    return f"{grade} {check.subject.label}: {' '.join(plain(str(check)).split())}"
 
 
 def summary_of(checks: Sequence[Check]) -> str:

@@ -6,10 +6,12 @@ already. Only this process knows which records those are: see `log_marks`.
 
 import logging
 import sys
+from functools import partial
 from typing import Any
 
 from prefect.logging.handlers import APILogHandler
 
+from prefect_ray_worker.prefect_api.compat import in_process_pools
 from prefect_ray_worker.shared.log_marks import mark
 
 _SENT = "_prefect_ray_sent"
@@ -19,14 +21,16 @@ _CONSOLE = (1, 2)
 def install(seal: str) -> None:
     """Mark what any handler of `logging` writes to standard output or error from now on.
 
-    Handlers that a flow adds later are included. Call it once in a process, after Prefect has been
-    imported; a second call does nothing.
+    Handlers that a flow adds later are included. The processes of a
+    `ProcessPoolTaskRunner` do the same. Call it once in a process, after Prefect has been imported;
+    a second call does nothing.
 
     Args:
         seal: The attempt's.
     """
     if getattr(logging.Handler.format, "marks_lines", False):
         return
+    in_process_pools(partial(install, seal))
     prepare, plain = APILogHandler.prepare, logging.Handler.format
 
     def prepare_and_note(self: APILogHandler, record: logging.LogRecord) -> dict[str, Any]:

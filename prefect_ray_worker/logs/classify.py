@@ -10,6 +10,7 @@ from enum import Enum
 
 from prefect_ray_worker.shared.ids import attempt_in
 from prefect_ray_worker.shared.log_marks import Mark, find_mark, seal_of
+from prefect_ray_worker.shared.plain_text import plain
 from prefect_ray_worker.shared.verdict_line import without_verdicts
 
 _NAMES = {
@@ -31,12 +32,6 @@ _LETTERS = {
 }
 _NAME = "|".join(_NAMES)
 
-# CSI and OSC sequences, and the other escapes of two or three bytes.
-_ANSI = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[@-Z\\-_=>78])"
-)
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-
 # `(name pid=12, ip=10.0.0.7) text`, or `(raylet) text` (`print_worker_logs`, Ray 2.60).
 _FORWARDED = re.compile(
     r"\((?:[^()]{0,200} )?pid=\d+(?:, ip=[^()\s]+)?\) |\((?:raylet|autoscaler)[^()]*\) "
@@ -46,8 +41,10 @@ _PREFECT = re.compile(
     r"\d\d:\d\d:\d\d\.\d{3} \| (" + _NAME + r"|Level \d+) *\| (?:(Flow run|Task run) '[^\n]*?' - )?"
 )
 # Ray's own loggers in Python and in C++ (`ray_constants.LOGGER_FORMAT`, spdlog; 2.60).
-_RAY_PYTHON = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\t(" + _NAME + r") [\w.]+:\d+ -- ")
-_RAY_NATIVE = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+ ([DIWEFC]) \d+ \d+\] ")
+_RAY_PYTHON = re.compile(
+    r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\t(" + _NAME + r") (?P<what>[\w.]+:\d+ -- )"
+)
+_RAY_NATIVE = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+ ([DIWEFC]) \d+ \d+\] (?P<what>)")
 _RAY_BAR = '"__magic_token__": "__ray_tqdm_magic_token__"'
 
 # `WARNING:root:text`, `[ERROR] text`, and `2026-01-01 12:00:00,000 - name - ERROR - text`.
@@ -132,11 +129,6 @@ class Recognized:
     is_sent: bool = False
 
 
-def plain(text: str) -> str:
-    """Return a line without terminal sequences and control characters."""
-    return _CONTROLS.sub("", _ANSI.sub("", text)) if not text.isprintable() else text
-
-
 def recognize(text: str) -> Recognized:
     """Judge a plain line."""
     forwarded = _FORWARDED.match(text)
@@ -147,6 +139,7 @@ def recognize(text: str) -> Recognized:
         return Recognized(source, text[found.end() :] or text, level, is_sent=found[2] is not None)
     if found := _RAY_PYTHON.match(text) or _RAY_NATIVE.match(text):
         level = _NAMES.get(found[1]) or _LETTERS[found[1]]
+        text = text[found.start("what") :]  # a log has a time and a level of its own
         # What Ray says of itself in passing is for those who look for it.
         return Recognized(source, text, logging.DEBUG if level <= logging.INFO else level)
     if _RAY_BAR in text:
@@ -182,11 +175,13 @@ class Shaper:
     """Judges the lines of one job's log, in order.
 
     Left out is what Prefect has from its own handlers: lines that the driver has marked as sent
-    (`log_marks`), and, where a process has no marks, what has the console format of Prefect's flow
-    and task loggers, with the traceback that follows. Also blank lines, and the entrypoint that
-    Ray quotes: it is the job's affair, and may hold what somebody took for private.
+    (`log_marks`). The text decides only for processes that mark nothing, which are those that Ray
+    forwards, and all where the driver is not ours: what has the console format of Prefect's flow
+    and task loggers is left out, with the traceback that follows.
 
-    What comes out depends on the lines alone, so that a second reading counts as the first did.
+    Left out as well are blank lines, and the entrypoint that Ray quotes: it may hold what its
+    author takes for private. What comes out depends on the lines alone, so that a second reading
+    gives the same.
 
     Args:
         submission_id: The job.
@@ -250,7 +245,8 @@ class Shaper:
         found = recognize(text)
         if found.is_dropped:
             return
-        if found.is_sent:
+        # A driver of ours marks what it logs: whatever else looks so was printed by the flow.
+        if found.is_sent and (found.source or not self._has_seal):
             self._expect_traceback(found.source, is_sent=True)
             return
         if (traceback := self._tracebacks.get(found.source)) is not None:
@@ -264,7 +260,7 @@ class Shaper:
             yield from self._log(logging.ERROR, found.source + found.text)
             return
         level = logging.INFO if found.level is None else found.level
-        yield from self._log(level, found.source + found.text)
+        yield from self._log(level, text if found.is_sent else found.source + found.text)
 
     def _expect_traceback(self, source: str, *, is_sent: bool) -> Traceback:
         traceback = self._tracebacks[source] = Traceback(is_sent=is_sent)

@@ -8,9 +8,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from prefect.settings import Settings, get_current_settings
@@ -18,6 +17,7 @@ from prefect.settings.base import PrefectBaseSettings
 from pydantic import AliasChoices
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager, AsyncExitStack
     from logging import Logger, LoggerAdapter
     from pathlib import Path
@@ -28,29 +28,6 @@ if TYPE_CHECKING:
     from prefect.events.schemas.events import Event
     from prefect.flows import Flow
     from prefect.workers.base import BaseJobConfiguration, BaseWorker
-
-T = TypeVar("T")
-
-
-def per_settings(work_out: Callable[[Settings], T]) -> Callable[[], T]:
-    """Make a function of the current settings that remembers its last answer.
-
-    Settings never change, they are replaced; to copy or to dump them takes 20 to 30 ms of the
-    event loop (3.8.8), which is too much for each of a thousand runs.
-
-    Args:
-        work_out: The function.
-    """
-    known: tuple[Settings, T] | None = None
-
-    def remembered() -> T:
-        nonlocal known
-        settings = get_current_settings()
-        if known is None or known[0] is not settings:
-            known = (settings, work_out(settings))
-        return known[1]
-
-    return remembered
 
 
 def setting_of_variable(name: str) -> str:
@@ -248,6 +225,33 @@ def _runs_a_task(ident: int) -> bool:
     return frame is not None
 
 
+def in_process_pools(prepare: "Callable[[], None]") -> None:
+    """From now on, call a function in each process that a `ProcessPoolTaskRunner` starts.
+
+    The runner's `initializer` belongs to its user; Prefect's own comes first (3.8.8).
+
+    Args:
+        prepare: The function; it is pickled.
+    """
+    from prefect import task_runners
+
+    global _initialize_process  # noqa: PLW0603 (there is one such function)
+    name = "_initialize_process_pool_worker"
+    _initialize_process = _initialize_process or getattr(task_runners, name)
+    setattr(task_runners, name, partial(_prepared_process, prepare))
+
+
+_initialize_process: "Callable[..., None] | None" = None
+
+
+def _prepared_process(prepare: "Callable[[], None]", *args: object, **kwargs: object) -> None:
+    from prefect import task_runners
+
+    name = "_initialize_process_pool_worker"
+    (_initialize_process or getattr(task_runners, name))(*args, **kwargs)
+    prepare()
+
+
 def run_metrics(flow_run: "FlowRun", flow: "Flow[..., Any]") -> "AbstractContextManager[Any]":
     """Return the metrics that `prefect.engine` keeps around a run (3.8.8)."""
     from prefect._internal.metrics import RunMetrics
@@ -383,6 +387,7 @@ READ = (
     "prefect.flow_engine:load_flow",
     "prefect.futures:threading.Event",
     "prefect.task_runners:ThreadPoolTaskRunner.cancel_all",
+    "prefect.task_runners:_initialize_process_pool_worker",
     "prefect.runner._workspace_resolver:prepare_workspace_for_flow_run",
 )
 """Where the functions above reach into Prefect (3.8.8), for the test that says what has gone."""

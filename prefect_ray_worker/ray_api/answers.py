@@ -23,6 +23,7 @@ from prefect_ray_worker.errors import (
     RequestRejected,
     TlsFailed,
 )
+from prefect_ray_worker.shared.plain_text import plain
 
 Effect = Literal["safe", "submits"]
 """Whether repeating the request is safe. All requests are idempotent except a submission."""
@@ -171,5 +172,5 @@ def _cause(text: str) -> str:
 
 
 def _excerpt(text: str) -> str:
-    text = " ".join(text.split()) or "no body"
+    text = " ".join(plain(text).split()) or "no body"
     return text if len(text) <= _LONGEST_EXCERPT else text[:_LONGEST_EXCERPT] + "…"

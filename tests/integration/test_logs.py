@@ -115,6 +115,19 @@ async def test_output_of_ray_workers_is_there(pool: Pool) -> None:
     assert [log.level for log in chatter] == [logging.DEBUG]
 
 
+async def test_prints_that_look_like_prefects_are_there_and_its_own_are_not(pool: Pool) -> None:
+    """A print in Prefect's format, and the traceback after it, were taken for Prefect's own."""
+    async with pool.working():
+        run_id = await start(pool, "logs_in_a_process_pool")
+        await pool.wait_for(run_id, StateType.COMPLETED)
+        logs = await logs_with(pool, run_id, "ValueError: printed by hand as well")
+    messages = messages_of(logs)
+    assert "12:00:00.123 | INFO    | Flow run 'a-b' - printed by hand" in messages
+    assert "Traceback (most recent call last):" in messages
+    assert messages.count("task printed") == 1
+    only_once_by_its_logger(logs, "task logger says hello", "Finished in state Completed()")
+
+
 @pytest.mark.extra
 async def test_prefects_own_executor_says_nothing_twice(pool: Pool) -> None:
     command = "echo from the shell; exec python -m prefect flow-run execute"

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
+from prefect.task_runners import ProcessPoolTaskRunner
 
 
 @task
@@ -43,6 +44,14 @@ def prints_in_every_way() -> None:
     print("\x1b[31mred\x1b[0m")
     print("long " + "x" * 300_000)
     print("printed last, without an end", end="")
+
+
+@flow(task_runner=ProcessPoolTaskRunner(max_workers=1))
+def logs_in_a_process_pool() -> None:
+    """Log in a process that Prefect starts, and print what looks like a log of Prefect."""
+    speaks.submit().result()
+    print("12:00:00.123 | INFO    | Flow run 'a-b' - printed by hand")
+    print("Traceback (most recent call last):\n  File by hand\nValueError: printed by hand as well")
 
 
 @flow

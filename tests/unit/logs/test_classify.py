@@ -47,16 +47,27 @@ def unsent(text: str, level: int = INFO) -> list[str]:
         ("2026-01-01T12:00:00Z there were no errors", INFO),
         ("/a/b.py:12: UserWarning: careful", WARNING),
         ("W0101 12:00:00.123456 1 x.cc:1] careful", WARNING),
-        ("2026-01-01 12:00:00,123\tINFO worker.py:1 -- Connecting to Ray", DEBUG),
-        ("2026-01-01 12:00:00,123\tERROR worker.py:1 -- no", ERROR),
-        ("[2026-01-01 12:00:00,123 W 12 34] core.cc:1: careful", WARNING),
-        ("[2026-01-01 12:00:00,123 I 12 34] core.cc:1: fine", DEBUG),
         ("(add pid=12) ERROR:lib:no", ERROR),
         ("(Actor pid=12, ip=10.0.0.1) hello", INFO),
     ],
 )
 def test_level_is_fitting(line: str, level: int) -> None:
     assert shape(line) == [(level, line)]
+
+
+@pytest.mark.parametrize(
+    ("line", "level", "message"),
+    [
+        ("2026-01-01 12:00:00,123\tINFO worker.py:1 -- Joined", DEBUG, "worker.py:1 -- Joined"),
+        ("2026-01-01 12:00:00,123\tERROR worker.py:1 -- no", ERROR, "worker.py:1 -- no"),
+        ("[2026-01-01 12:00:00,123 W 12 34] core.cc:1: careful", WARNING, "core.cc:1: careful"),
+        ("[2026-01-01 12:00:00,123 I 12 34] core.cc:1: fine", DEBUG, "core.cc:1: fine"),
+    ],
+)
+def test_rays_own_lines_lose_their_second_time_and_level(
+    line: str, level: int, message: str
+) -> None:
+    assert shape(line) == [(level, message)]
 
 
 def test_terminal_sequences_and_control_characters_go() -> None:
@@ -188,3 +199,25 @@ def test_marks_without_the_seal_hide_nothing_once_the_driver_has_begun() -> None
     assert shape(copied("")) == [], "a driver of an older release"
     begun = shape(*sent("Driver of flow run x"), copied(""), copied(seal_of("another")))
     assert begun == [(INFO, "copied"), (INFO, "copied")]
+
+
+def test_printed_text_that_looks_like_prefects_own_hides_nothing() -> None:
+    """A driver of ours marks what it logs. A print in Prefect's format hid itself and more."""
+    printed = [
+        "12:00:00.123 | INFO    | Flow run 'brave-ox' - printed by hand",
+        "Traceback (most recent call last):",
+        '  File "a.py", line 1, in f',
+        "ValueError: of the flow itself",
+    ]
+    (first,) = sent("Driver of flow run …")
+    assert shape(first, *printed) == [
+        (INFO, printed[0]),
+        (ERROR, printed[1]),
+        (ERROR, printed[2]),
+        (ERROR, printed[3]),
+    ]
+
+
+def test_what_ray_forwards_from_processes_without_marks_is_judged_by_its_format() -> None:
+    (first,) = sent("Driver of flow run …")
+    assert shape(first, "(f pid=1) 12:00:00.123 | INFO    | Task run 'add-1' - Finished") == []
