@@ -56,7 +56,16 @@ class LogsNotSent(RayWorkerError):
 
 
 class LogsUnclear(LogsNotSent):
-    """Prefect may have received the logs: read back before sending them again."""
+    """Prefect may have received the logs: read back before sending them again.
+
+    Args:
+        message: What happened.
+        wait: How many seconds Prefect asks us to wait.
+    """
+
+    def __init__(self, message: str, *, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait
 
 
 class LogsRefused(LogsNotSent):

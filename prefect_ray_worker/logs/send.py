@@ -117,8 +117,8 @@ class Sender:
             return
         await self.send([told])
 
-    async def _wait(self, backoff: Backoff, deadline: float, reason: Exception) -> None:
-        delay = backoff.next()
+    async def _wait(self, backoff: Backoff, deadline: float, reason: LogsUnclear) -> None:
+        delay = max(backoff.next(), reason.wait)
         if anyio.current_time() + delay > deadline:
             raise LogsGivenUp(str(reason)) from reason
         _log.debug("The Prefect API does not take logs (%s); trying again.", reason)

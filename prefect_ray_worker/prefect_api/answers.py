@@ -1,11 +1,20 @@
-"""What an error of the Prefect API means: pure, and in one place."""
+"""What an error of the Prefect API means, in one place, and how to wait where waiting helps."""
 
-from typing import cast
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TypeVar, cast
 
+import anyio
 import httpx
 from prefect.exceptions import ObjectNotFound
 
-from prefect_ray_worker.shared.run_rules import is_passing
+from prefect_ray_worker.shared.run_rules import Patience, is_passing
+
+T = TypeVar("T")
+
+# No server means more than that, and a run waits for what we ask.
+_LONGEST_WAIT_SECONDS = 300.0
 
 
 def is_gone(exc: ObjectNotFound) -> bool:
@@ -40,3 +49,53 @@ def is_passing_error(exc: Exception) -> bool:
         foreign = found_nothing and not _is_prefects(exc.response)
         return foreign or is_passing(exc.response.status_code)
     return isinstance(exc, httpx.TransportError)
+
+
+def seconds_asked_for(exc: Exception) -> float:
+    """Return for how long an answer asks us to wait (`Retry-After`), within reason, or 0."""
+    answer = getattr(exc, "response", None)
+    asked = answer.headers.get("Retry-After", "") if isinstance(answer, httpx.Response) else ""
+    try:
+        seconds = float(asked)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return 0.0
+    return min(max(seconds, 0.0), _LONGEST_WAIT_SECONDS)
+
+
+async def ask_patiently(
+    ask: Callable[[], Awaitable[T]],
+    patience: Patience,
+    *,
+    on_wait: Callable[[Exception, float], object],
+) -> T:
+    """Return what a request returns, sent again for as long as Prefect is busy or away.
+
+    Args:
+        ask: Sends the request.
+        patience: Ends the waiting.
+        on_wait: Called with the error and the seconds before each wait.
+
+    Raises:
+        Exception: What does not pass, or the last error when the patience has ended; never
+            `ObjectNotFound` for what Prefect itself has not called gone.
+    """
+    while True:
+        try:
+            return await ask()
+        except (httpx.TransportError, httpx.HTTPStatusError, ObjectNotFound) as exc:
+            trouble: Exception = exc
+            if isinstance(exc, ObjectNotFound):
+                if is_gone(exc):
+                    raise
+                trouble = exc.http_exc
+            delay = None
+            if is_passing_error(trouble):
+                at_least = seconds_asked_for(trouble)
+                delay = patience.wait(anyio.current_time(), at_least=at_least)
+            if delay is None:
+                raise trouble from None
+            on_wait(trouble, delay)
+        await anyio.sleep(delay)

@@ -34,7 +34,7 @@ from prefect_ray_worker.prefect_api.active_runs import (
     runs_by_id,
     type_in_effect,
 )
-from prefect_ray_worker.prefect_api.answers import is_gone, is_passing_error
+from prefect_ray_worker.prefect_api.answers import ask_patiently
 from prefect_ray_worker.prefect_api.children import Ending, end_children
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, is_claim, present_claim
 from prefect_ray_worker.shared.run_rules import RETRY_TYPE_OF_WORKERS, Patience
@@ -335,22 +335,12 @@ class FlowRuns:
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         patience = Patience(_PATIENCE_SECONDS, now=anyio.current_time(), first=self._first_wait)
-        while True:
-            try:
-                async with self._requests:
-                    return await ask()
-            except (httpx.TransportError, PrefectHTTPStatusError, ObjectNotFound) as exc:
-                trouble: Exception = exc
-                if isinstance(exc, ObjectNotFound):
-                    if is_gone(exc):
-                        raise
-                    # Never as ObjectNotFound, which would mean that the run has been deleted.
-                    trouble = exc.http_exc
-                delay = patience.wait(anyio.current_time()) if is_passing_error(trouble) else None
-                if delay is None:
-                    raise trouble from None
-                _log.warning("The Prefect API does not answer (%s); trying again.", trouble)
-                await anyio.sleep(delay)
+
+        async def ask_in_turn() -> T:
+            async with self._requests:
+                return await ask()
+
+        return await ask_patiently(ask_in_turn, patience, on_wait=_tell_of_wait)
 
 
 def type_of_state(run: FlowRun) -> StateType | None:
@@ -378,3 +368,7 @@ def _may_crash(run: FlowRun, *, rename: bool = False) -> bool:
     if rename and state is not None and (state.is_crashed() or state.name == "AwaitingRetry"):
         return True  # our own stop: the engine reports it as a crash, or has the run tried again
     return type_of_state(run) in GOES_ON
+
+
+def _tell_of_wait(exc: Exception, delay: float) -> None:
+    _log.warning("The Prefect API does not answer (%s); trying again in %.0f s.", exc, delay)

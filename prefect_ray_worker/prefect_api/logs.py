@@ -18,10 +18,11 @@ from prefect.settings import (
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_LOGGING_TO_API_MAX_LOG_SIZE,
     Settings,
+    get_current_settings,
 )
 
 from prefect_ray_worker.errors import LogsRefused, LogsUnclear
-from prefect_ray_worker.prefect_api.compat import per_settings
+from prefect_ray_worker.prefect_api.answers import seconds_asked_for
 
 LOGGER_NAME = "prefect.ray.job"
 """Begins the name of every log of what a job prints; its line follows (`logs/position.py`)."""
@@ -97,9 +98,21 @@ class LogSink(Protocol):
         ...
 
 
-@per_settings
-def _without_retries(settings: Settings) -> Settings:
-    return settings.copy_with_update(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
+_without_retries: tuple[Settings, Settings] | None = None
+
+
+def _settings_without_retries() -> Settings:
+    """Return the present settings without the client's retries.
+
+    Settings never change, they are replaced. To copy them takes 20 to 30 ms of the event loop
+    (3.8.8), too much for each of a thousand runs.
+    """
+    global _without_retries  # noqa: PLW0603 (there are only one or two settings in a process)
+    settings = get_current_settings()
+    if _without_retries is None or _without_retries[0] is not settings:
+        copy = settings.copy_with_update(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
+        _without_retries = settings, copy
+    return _without_retries[1]
 
 
 class PrefectLogs:
@@ -124,7 +137,7 @@ class PrefectLogs:
         They would send a batch again after a lost answer, and double it (3.8.8, `client/base.py`).
         """
         profile = get_settings_context().profile
-        return SettingsContext(profile=profile, settings=_without_retries())
+        return SettingsContext(profile=profile, settings=_settings_without_retries())
 
     async def post(self, logs: Sequence[SentLog]) -> None:
         """Add logs."""
@@ -176,6 +189,6 @@ def _named_errors() -> Generator[None, None, None]:
         code = exc.response.status_code
         if httpx.codes.is_client_error(code) and code not in _PASSING:
             raise LogsRefused(f"Prefect refused logs (HTTP {code}).") from exc
-        raise LogsUnclear(f"Prefect answered HTTP {code}.") from exc
+        raise LogsUnclear(f"Prefect answered HTTP {code}.", wait=seconds_asked_for(exc)) from exc
     except httpx.HTTPError as exc:
         raise LogsUnclear(f"No answer from Prefect ({type(exc).__name__}: {exc}).") from exc

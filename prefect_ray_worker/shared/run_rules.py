@@ -58,11 +58,12 @@ class Patience:
         self._deadline = now + seconds
         self._backoff = Backoff(first)
 
-    def wait(self, now: float) -> "float | None":
+    def wait(self, now: float, *, at_least: float = 0.0) -> "float | None":
         """Return how many seconds to wait before asking again, or None to give up.
 
         Args:
             now: The present, on the same clock.
+            at_least: What the other side has asked for (`Retry-After`), in seconds.
         """
         left = self._deadline - now
-        return min(self._backoff.next(), left) if left > 0 else None
+        return min(max(self._backoff.next(), at_least), left) if left > 0 else None

@@ -1,11 +1,14 @@
 """Batches that are refused, unclear, or not taken for long."""
 
 import itertools
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import ClassVar
 
+import anyio
 import pytest
 
-from prefect_ray_worker.errors import LogsGivenUp
+from prefect_ray_worker.errors import LogsGivenUp, LogsUnclear
 from prefect_ray_worker.logs.send import Sender
 from prefect_ray_worker.prefect_api.logs import SentLog
 from tests.unit.logs.kit import MemoryPrefect, run
@@ -45,3 +48,18 @@ def test_api_that_is_away_for_minutes_is_waited_for_and_for_hours_is_not() -> No
     assert prefect.logs == LOGS
     with pytest.raises(LogsGivenUp):
         run(Sender(MemoryPrefect(itertools.repeat("lost"))).send(LOGS))
+
+
+def test_wait_that_prefect_asks_for_is_kept() -> None:
+    class Busy(MemoryPrefect):
+        async def post(self, logs: Sequence[SentLog]) -> None:
+            if not self.asked_at:
+                self.asked_at.append(anyio.current_time())
+                raise LogsUnclear("HTTP 429", wait=40)
+            self.asked_at.append(anyio.current_time())
+            await super().post(logs)
+
+        asked_at: ClassVar[list[float]] = []
+
+    run(Sender(Busy()).send(LOGS))
+    assert Busy.asked_at[1] - Busy.asked_at[0] >= 40

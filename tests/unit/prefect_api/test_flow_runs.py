@@ -1,5 +1,6 @@
 """`FlowRuns` against an API in trouble: patient with what passes, and only with that."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import uuid4
@@ -21,7 +22,9 @@ FOUND = {"id": str(RUN), "flow_id": str(uuid4()), "name": "a-run"}
 
 
 @asynccontextmanager
-async def api(*statuses: int) -> AsyncIterator[tuple[PrefectClient, list[int]]]:
+async def api(
+    *statuses: int, retry_after: str = "0"
+) -> AsyncIterator[tuple[PrefectClient, list[int]]]:
     """An API that answers with these statuses first, and what it has answered so far."""
     left, answered = list(statuses), list[int]()
 
@@ -37,7 +40,7 @@ async def api(*statuses: int) -> AsyncIterator[tuple[PrefectClient, list[int]]]:
             return web.json_response({"detail": "Not Found"}, status=404)
         body = FOUND if status == 200 else {"detail": "no"}
         # The client's own patience comes before ours, and waits as long as it is told.
-        return web.json_response(body, status=status, headers={"Retry-After": "0"})
+        return web.json_response(body, status=status, headers={"Retry-After": retry_after})
 
     app, port = web.Application(), free_port()
     app.router.add_route("*", "/{path:.*}", answer)
@@ -98,3 +101,11 @@ async def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(PrefectHTTPStatusError):
             await FlowRuns(client, first_wait=0.02).read(RUN)
         assert len(answered) > 1
+
+
+async def test_api_that_asks_for_a_wait_gets_it() -> None:
+    async with api(429, retry_after="1") as (client, answered):
+        began = time.monotonic()
+        assert await FlowRuns(client, first_wait=0.02).read(RUN) is not None
+        assert time.monotonic() - began >= 0.95
+        assert answered == [429, 200]

@@ -1,0 +1,105 @@
+"""A Prefect API that is busy, or being rolled out: the worker gets slower, not dead."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import anyio
+import httpx
+import pytest
+from aiohttp import web
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.settings import PREFECT_API_URL
+
+from prefect_ray_worker.worker import RayWorker
+from tests.integration.worker_process import worker_process
+from tests.ports import free_port
+from tests.waiting import wait_until
+
+
+class Proxy:
+    """Hands requests on to the Prefect server, or answers most of them itself.
+
+    Attributes:
+        refusal: What nine of ten requests are answered with; None to hand all on.
+        refused: How many were.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.refusal: web.Response | None = None
+        self.refused = 0
+        self._target = target.removesuffix("/api")
+
+    async def handle(self, request: web.Request) -> web.Response:
+        if self.refusal is not None and random.random() < 0.9:
+            self.refused += 1
+            text, headers = self.refusal.text, self.refusal.headers
+            return web.Response(text=text, status=self.refusal.status, headers=headers)
+        async with httpx.AsyncClient(timeout=30) as client:
+            answer = await client.request(
+                request.method,
+                f"{self._target}{request.path_qs}",
+                content=await request.read(),
+                headers={"Content-Type": request.headers.get("Content-Type", "")},
+            )
+        kind = answer.headers.get("Content-Type", "text/plain").split(";")[0]
+        return web.Response(body=answer.content, status=answer.status_code, content_type=kind)
+
+
+@asynccontextmanager
+async def proxied(target: str) -> AsyncIterator[tuple[Proxy, str]]:
+    proxy, port = Proxy(target), free_port()
+    app = web.Application(client_max_size=1 << 26)
+    app.router.add_route("*", "/{path:.*}", proxy.handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        yield proxy, f"http://127.0.0.1:{port}/api"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "headers"),
+    [(429, "slow down", {"Retry-After": "1"}), (404, "<html>no such host</html>", {})],
+)
+async def test_worker_outlives_an_api_that_refuses_nine_of_ten_requests(
+    prefect_settings: None, tmp_path: Path, status: int, text: str, headers: dict[str, str]
+) -> None:
+    """A burst of 429 ended the worker's process in 15 s, as did the 404 of a roll-out."""
+    template = RayWorker.get_default_base_job_template()
+    name = f"busy-{uuid4().hex[:8]}"
+    async with get_client() as client, proxied(PREFECT_API_URL.value()) as (proxy, url):
+        await client.create_work_pool(
+            WorkPoolCreate(name=name, type="ray", base_job_template=template)
+        )
+
+        async def last_heartbeat() -> float:
+            workers = await client.read_workers_for_work_pool(name)
+            beats = [w.last_heartbeat_time for w in workers if w.last_heartbeat_time]
+            return max((beat.timestamp() for beat in beats), default=0.0)
+
+        env = {
+            "PREFECT_API_URL": url,
+            "PREFECT_CLIENT_MAX_RETRIES": "0",
+            "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
+            "PREFECT_WORKER_HEARTBEAT_SECONDS": "2",
+        }
+        with worker_process(name, tmp_path / "home", env=env) as process:
+            await wait_until(last_heartbeat, timeout=60, description="the worker to be online")
+            proxy.refusal = web.Response(text=text, status=status, headers=headers)
+            await wait_until(lambda: proxy.refused >= 12, timeout=60, description="refusals")
+            await anyio.sleep(5)
+            assert process.poll() is None, (tmp_path / "home" / "worker.log").read_text()[-3000:]
+            proxy.refusal = None
+            before = await last_heartbeat()
+
+            async def beats_again() -> bool:
+                return await last_heartbeat() > before
+
+            await wait_until(beats_again, timeout=60, description="the next heartbeat")
+            assert process.poll() is None
