@@ -78,7 +78,7 @@ class LogBridge:
         self._news = anyio.Event()
         self._ended_at: float | None = None
         self._progress = Progress()
-        self._splitter = LineSplitter()
+        self._splitter = LineSplitter(longest)
         self._batch: list[SentLog] = []
         self._room = _BATCH_CHARACTERS
         self._batched_lines = 0

@@ -283,13 +283,17 @@ def _cut(message: str, longest: int) -> str:
     # A character takes at most 12 bytes of JSON (one outside the first plane, escaped).
     if len(message) * 12 <= longest:
         return message
-    size = len(json.dumps(message))
-    if size <= longest:
+    escaped = json.dumps(message)
+    if len(escaped) <= longest:
         return message
-    kept, room = 0, longest - len("… [1234567 more characters]") - 12
-    for character in message:
-        room -= len(json.dumps(character)) - 2
-        if room < 0:
+    end = longest - len("… [1234567 more characters]") - 12
+    kept = ""
+    # The cut may go through an escape, which has up to 12 characters, or between two of a pair.
+    for last in range(end, end - 12, -1):
+        try:
+            kept = json.loads(f'{escaped[:last]}"')
+        except ValueError:
+            continue
+        if not "\ud800" <= kept[-1:] <= "\udbff":
             break
-        kept += 1
-    return f"{message[:kept]}… [{len(message) - kept} more characters]"
+    return f"{kept}… [{len(message) - len(kept)} more characters]"

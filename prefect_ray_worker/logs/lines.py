@@ -9,9 +9,10 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-LONGEST_LINE_BYTES = 256 * 1024
-"""Of a longer line the rest is dropped, and a mark at its end says how much."""
-
+# No more than this of a line is kept, whatever Prefect's setting allows: many runs may have one.
+_LONGEST_LINE_BYTES = 1_000_000
+# For "… [1234567 more bytes]", as JSON.
+_MARK_ROOM = 64
 # Well below the limit of Prefect Cloud, and no more than one wants to see at once.
 _LONGEST_JOINED = 16_000
 
@@ -23,9 +24,14 @@ class LineSplitter:
     returns (a progress bar) only the last state is kept. The result depends on the bytes alone,
     never on where the pieces were cut or when they came: after a restart, the same log gives the
     same lines.
+
+    Args:
+        longest: The most characters of a log, as JSON. No character takes fewer of them than it
+            has bytes, so what is longer is dropped here; a mark at the line's end says how much.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, longest: int) -> None:
+        self._longest = min(longest, _LONGEST_LINE_BYTES) - _MARK_ROOM
         self._line = bytearray()
         self._dropped = 0
         self._is_overwritten = False
@@ -60,7 +66,7 @@ class LineSplitter:
             self._is_overwritten = True
 
     def _append(self, part: bytes) -> None:
-        room = LONGEST_LINE_BYTES - len(self._line)
+        room = self._longest - len(self._line)
         self._line += part[:room]
         self._dropped += max(len(part) - room, 0)
 

@@ -86,8 +86,10 @@ async def test_everything_is_there_once_and_in_order(pool: Pool) -> None:
         assert messages.count(text) == 1, text
         assert forwarded[text].level == level, text
     assert [m for m in forwarded if "UserWarning: python careful" in m]
-    (long,) = [m for m in forwarded if m.startswith("long ")]
-    assert re.search(r"\[\d+ more (bytes|characters)\]$", long)
+    assert [len(m) for m in forwarded if m.startswith("long ")] == [300_005]
+    (cut,) = [m for m in forwarded if m.startswith("longer ")]
+    assert len(cut) > 999_000
+    assert re.search(r"\[\d+ more (bytes|characters)\]$", cut)
     order = ["printed first", "flow logger says one", "printed between", "to stderr", "bar 100%"]
     assert [m for m in messages if m in order] == order
     assert not [m for m in forwarded if "Running entrypoint" in m]

@@ -43,6 +43,7 @@ def prints_in_every_way() -> None:
     sys.stdout.buffer.flush()
     print("\x1b[31mred\x1b[0m")
     print("long " + "x" * 300_000)
+    print("longer " + "x" * 1_200_000)
     print("printed last, without an end", end="")
 
 

@@ -193,6 +193,6 @@ def bridge(logs: MemoryLogs, prefect: MemoryPrefect, reads: ClusterLogs | None =
 
 def shape_whole(data: bytes) -> list[Shaped]:
     """Return what a log becomes that is read in one piece."""
-    splitter, shaper = LineSplitter(), Shaper(JOB, longest=LONGEST)
+    splitter, shaper = LineSplitter(LONGEST), Shaper(JOB, longest=LONGEST)
     lines = [*splitter.feed(data), *splitter.finish()]
     return [shaped for line in lines for shaped in shaper.shape(line, now_ms=0)]

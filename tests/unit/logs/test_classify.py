@@ -1,10 +1,13 @@
 """Lines to logs: levels, what is left out, and what Prefect has already."""
 
+import json
 import logging
+import re
 
 import pytest
 
 from prefect_ray_worker.logs.classify import Shaped, Shaper
+from prefect_ray_worker.logs.lines import LineSplitter
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import diagnosed
 from prefect_ray_worker.shared.log_marks import mark, seal_of
@@ -179,6 +182,21 @@ def test_message_is_cut_to_what_the_api_takes() -> None:
     assert message.endswith(f"[{500 - message.index('…')} more characters]")
     ((_, message),) = shape("ü" * 500, longest=200)
     assert len(message.encode("ascii", "backslashreplace")) <= 200 + 50
+
+
+@pytest.mark.parametrize("text", ["x", "ü", "😀", "\\", '"', "a😀ü\\"])
+def test_long_line_is_there_up_to_prefects_limit(text: str) -> None:
+    """Lines were cut at 256 KiB, whatever the limit was."""
+    longest = 999_600
+    line = text * (2_000_000 // len(text.encode()))
+    splitter = LineSplitter(longest)
+    (whole,) = splitter.feed(f"{line}\n".encode())
+    ((_, message),) = shape(whole, longest=longest)
+    size = len(json.dumps(message))
+    assert longest - 150 < size <= longest
+    kept = message.partition("…")[0]
+    assert line.startswith(kept)
+    assert re.search(r"… \[\d+ more (bytes|characters)\]$", message)
 
 
 def test_time_of_the_last_marked_line_is_known() -> None:

@@ -7,7 +7,7 @@ from prefect_ray_worker.logs.lines import Line, LineSplitter, joined
 
 
 def split(*pieces: bytes) -> list[str]:
-    splitter = LineSplitter()
+    splitter = LineSplitter(25_000)
     return [line for piece in pieces for line in splitter.feed(piece)] + list(splitter.finish())
 
 
@@ -37,7 +37,7 @@ def test_lines_are_the_same_however_the_stream_is_cut(data: bytes, expected: lis
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
 def test_long_line_is_cut_with_a_mark(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(lines, "LONGEST_LINE_BYTES", 10)
+    monkeypatch.setattr(lines, "_MARK_ROOM", 25_000 - 10)
     data = b"0123456789abcde\n" + "aaaaaaaaa😀b\n".encode() + b"short\n"
     pieces = [data[i : i + size] for i in range(0, len(data), size)]
     assert split(*pieces) == [
@@ -49,12 +49,13 @@ def test_long_line_is_cut_with_a_mark(monkeypatch: pytest.MonkeyPatch, size: int
 
 
 def test_memory_stays_bounded_without_any_line_end() -> None:
-    splitter = LineSplitter()
+    splitter = LineSplitter(10**9)
+    most = lines._LONGEST_LINE_BYTES - lines._MARK_ROOM
     for _ in range(100):
         assert list(splitter.feed(b"x" * 100_000)) == []
-        assert len(splitter._line) <= lines.LONGEST_LINE_BYTES
+        assert len(splitter._line) <= most
     (line,) = splitter.finish()
-    assert line.endswith(f"[{100 * 100_000 - lines.LONGEST_LINE_BYTES} more bytes]")
+    assert line.endswith(f"[{100 * 100_000 - most} more bytes]")
 
 
 def of_level(*messages: str, level: int = 20, at: int = 0) -> list[Line]:
