@@ -4,7 +4,7 @@ import gc
 import platform
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import anyio
@@ -28,7 +28,7 @@ from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import Delivery, warnings_of
 from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.prefect_api.active_runs import cancelling_runs, settled_outside
-from prefect_ray_worker.prefect_api.answers import ask_patiently
+from prefect_ray_worker.prefect_api.answers import outlast
 from prefect_ray_worker.prefect_api.compat import (
     exit_stack,
     related_resources,
@@ -50,10 +50,9 @@ from prefect_ray_worker.runs.submit import Submitter
 from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.settings import RayWorkerSettings, worker_settings
 from prefect_ray_worker.shared.ids import InfrastructurePid, present_claim, run_in, submission_id
-from prefect_ray_worker.shared.run_rules import Patience
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Callable, Collection
     from contextlib import AsyncExitStack
     from uuid import UUID
 
@@ -61,11 +60,6 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import WorkerFlowRunResponse
 
 
-T = TypeVar("T")
-
-# How long Prefect may be busy or away before its loops count a failure; twelve end the worker.
-_PATIENCE_SECONDS = 600.0
-_ONCE_PATIENCE_SECONDS = 60.0
 # Prefect's client has 16 sockets; the runs' states need some.
 _LOG_REQUESTS_AT_ONCE = 4
 _LINKS_AT_ONCE = 2
@@ -230,23 +224,12 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
 
     async def get_and_submit_flow_runs(self) -> "list[FlowRun]":
         """Look for scheduled runs. An API that is busy or away makes the worker slower."""
-        return await self._patiently(super().get_and_submit_flow_runs)
+        ask = super().get_and_submit_flow_runs
+        return await outlast(ask, worker_logger(self), once=self._runs_once)
 
     async def sync_with_backend(self) -> None:
         """Tell Prefect that the worker is online, and read its pool, as patiently."""
-        await self._patiently(super().sync_with_backend)
-
-    async def _patiently(self, ask: "Callable[[], Awaitable[T]]") -> T:
-        """Ask Prefect again for what its loops would end this process for: a 429, or a 404 page."""
-        seconds = _ONCE_PATIENCE_SECONDS if self._runs_once else _PATIENCE_SECONDS
-        patience = Patience(seconds, now=anyio.current_time())
-        return await ask_patiently(
-            ask,
-            patience,
-            on_wait=lambda exc, delay: worker_logger(self).warning(
-                "The Prefect API is busy or away (%s); asking again in %.0f s.", exc, delay
-            ),
-        )
+        await outlast(super().sync_with_backend, worker_logger(self), once=self._runs_once)
 
     async def _submit_scheduled_flow_runs(
         self, flow_run_response: "list[WorkerFlowRunResponse]"

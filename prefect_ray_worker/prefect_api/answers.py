@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from logging import Logger, LoggerAdapter
 from typing import TypeVar, cast
 
 import anyio
@@ -15,6 +16,8 @@ T = TypeVar("T")
 
 # No server means more than that, and a run waits for what we ask.
 _LONGEST_WAIT_SECONDS = 300.0
+# How long Prefect may be busy or away before its loops count a failure; twelve end a worker.
+_LOOP_SECONDS, _ONCE_SECONDS = 600.0, 60.0
 
 
 def is_gone(exc: ObjectNotFound) -> bool:
@@ -99,3 +102,23 @@ async def ask_patiently(
                 raise trouble from None
             on_wait(trouble, delay)
         await anyio.sleep(delay)
+
+
+async def outlast(
+    ask: Callable[[], Awaitable[T]], log: "Logger | LoggerAdapter[Logger]", *, once: bool
+) -> T:
+    """Return what a round of a worker's loop returns, begun again where Prefect is busy or away.
+
+    The loops themselves end the process for a single 429, and for the 404 of a proxy (3.8.8).
+
+    Args:
+        ask: The round.
+        log: Told of each wait.
+        once: Whether the worker does a single round, and is waited for.
+    """
+    patience = Patience(_ONCE_SECONDS if once else _LOOP_SECONDS, now=anyio.current_time())
+
+    def on_wait(exc: Exception, delay: float) -> None:
+        log.warning("The Prefect API is busy or away (%s); asking again in %.0f s.", exc, delay)
+
+    return await ask_patiently(ask, patience, on_wait=on_wait)
