@@ -360,7 +360,7 @@ def replace_event_of_waits(event: "type[threading.Event]") -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(threading, name)
 
-    vars(futures)["threading"] = Threading()
+    setattr(futures, "threading", Threading())  # noqa: B010 (it is of another type)
 
 
 OVERRIDDEN = (
