@@ -55,6 +55,14 @@ ENVIRONMENT: Sequence[Rule] = (
         "The runtime environment was not ready within {limit} s.",
         with_lines=False,
     ),
+    _rule(
+        Category.RUNTIME_ENV_PACKAGE_NOT_FOUND,
+        r"(?:Could not open requirements file: .*?|failed to read from file |File not found: )"
+        r"['`](?P<path>[^'`\n]+)['`]",
+        "The requirements file {path} is not on the node.",
+        "List the requirements in runtime_env itself, or put the file into the image of the nodes "
+        "and name it by its absolute path.",
+    ),
     # Before "not found": pip says that too about an index that it does not reach.
     _rule(
         Category.RUNTIME_ENV_INDEX_UNREACHABLE,

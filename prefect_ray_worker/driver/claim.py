@@ -13,9 +13,10 @@ from typing import TypeVar
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import get_current_settings
 from prefect.utilities.engine import propose_state_sync
 
 from prefect_ray_worker.diagnosis.text import clean
@@ -30,6 +31,10 @@ T = TypeVar("T")
 
 _PATIENCE_SECONDS = 60.0
 _LONGEST_REASON = 400
+_TRUST = (
+    "Set env.PREFECT_API_SSL_CERT_FILE to a file on the nodes with the certificate authorities of "
+    "the API, or put them into the trust store of the nodes' image."
+)
 
 
 class Standing(Enum):
@@ -72,6 +77,27 @@ class ApiTrouble(Exception):
         super().__init__(str(diagnosis))
         self.code = code
         self.diagnosis = diagnosis
+
+
+def open_client() -> SyncPrefectClient:
+    """Return a client for the Prefect API; the caller enters it.
+
+    Raises:
+        ApiTrouble: The file of certificate authorities cannot be used.
+    """
+    try:
+        return get_client(sync_client=True)
+    except OSError as exc:
+        # Prefect's client reads it also for a plain http API, and Python does not name it (3.11).
+        path = get_current_settings().api.ssl_cert_file
+        why = diagnosed(
+            Category.PREFECT_SETTING_INVALID,
+            f"PREFECT_API_SSL_CERT_FILE names {path}, which {_here()} cannot use "
+            f"({_in_a_line(exc)}).",
+            advice="Put the file onto every node, or set env.PREFECT_API_SSL_CERT_FILE to a path "
+            "that the nodes have.",
+        )
+        raise ApiTrouble(DriverExit.BAD_SETTING, why) from None
 
 
 def claim(client: SyncPrefectClient, flow_run_id: UUID, attempt: str) -> Claim:
@@ -130,7 +156,7 @@ def trouble_with_api(exc: Exception, api_url: str) -> ApiTrouble:
         exc: What asking has raised.
         api_url: The API's URL, as the driver has it.
     """
-    place, here = clean(api_url)[0], f"the Ray node {socket.gethostname()}"  # no credentials
+    place, here = clean(api_url)[0], _here()  # no credentials
     if isinstance(exc, PrefectHTTPStatusError):
         code = exc.response.status_code
         if code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
@@ -144,7 +170,8 @@ def trouble_with_api(exc: Exception, api_url: str) -> ApiTrouble:
     if is_silent:
         hint = "; localhost means the node itself there" if is_loopback_url(api_url) else ""
         cause = f"The Prefect API at {place} does not answer {here} ({_in_a_line(exc)}){hint}."
-        why = diagnosed(Category.PREFECT_API_UNREACHABLE, cause)
+        advice = _TRUST if "CERTIFICATE_VERIFY_FAILED" in str(exc) else None
+        why = diagnosed(Category.PREFECT_API_UNREACHABLE, cause, advice=advice)
         return ApiTrouble(DriverExit.API_UNREACHABLE, why)
     cause = (
         f"What answers {here} at {place} does not know the flow run, or is no Prefect API "
@@ -183,6 +210,10 @@ def _has_begun(history: list[State]) -> bool:
         state.name == STARTING and began is not None and state.timestamp > began
         for state in history
     )
+
+
+def _here() -> str:
+    return f"the Ray node {socket.gethostname()}"
 
 
 def _in_a_line(exc: Exception) -> str:

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from prefect_ray_worker.driver.last_words import explained
 from prefect_ray_worker.driver.signals import Termination
@@ -46,6 +46,8 @@ def main(arguments: list[str]) -> int:
         if (exc.name or "").partition(".")[0] != "prefect":
             raise
         return _without_prefect(exc, attempt)
+    except ValueError as exc:  # pydantic's ValidationError is one
+        return _with_bad_setting(exc, attempt)
     marking.install(seal_of(attempt))
     serve_client_metrics_if_possible()
     code = run_attempt(flow_run_id, attempt, termination=termination)
@@ -72,6 +74,27 @@ def _without_prefect(exc: ImportError, attempt: str) -> int:
     cause = f"The Python {version} of the Ray cluster ({sys.executable}) {missing}."
     advice = f'Add "{requirement}" to runtime_env.pip, or install it in the image of the Ray nodes.'
     return explained(DriverExit.NO_PREFECT, diagnosed(category, cause, advice=advice), attempt)
+
+
+def _with_bad_setting(exc: ValueError, attempt: str) -> int:
+    """Explain that a value among Prefect's settings cannot be used: Prefect reads all at import."""
+    mistakes: list[dict[str, Any]] = getattr(exc, "errors", list)()
+    if not mistakes:
+        raise exc
+    # The rest are defaults that could not be worked out because of the others.
+    mistakes = [m for m in mistakes if m["type"] != "default_factory_not_called"]
+    from prefect_ray_worker.prefect_api.compat import setting_of_variable
+
+    ends = tuple({f"_{mistake['loc'][0]}".upper() for mistake in mistakes if mistake["loc"]})
+    named = [
+        name
+        for name in sorted(os.environ)
+        if name.startswith("PREFECT_") and setting_of_variable(name).endswith(ends)
+    ]
+    wrong = "; ".join(dict.fromkeys(str(mistake["msg"]) for mistake in mistakes))
+    cause = f"{' or '.join(named) or 'A setting'} has a value that Prefect cannot use ({wrong})."
+    why = diagnosed(Category.PREFECT_SETTING_INVALID, cause)
+    return explained(DriverExit.BAD_SETTING, why, attempt)
 
 
 def leave(code: int, *, wait_for_threads: bool) -> NoReturn:

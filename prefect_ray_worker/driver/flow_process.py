@@ -22,7 +22,7 @@ from prefect.flow_engine import run_flow
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 
-from prefect_ray_worker.driver.claim import ApiTrouble, Standing, claim
+from prefect_ray_worker.driver.claim import ApiTrouble, Standing, claim, open_client
 from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE, Endings, OnceHooks
 from prefect_ray_worker.driver.interrupts import InterruptWatch
 from prefect_ray_worker.driver.last_words import explained
@@ -46,7 +46,11 @@ def run_attempt(flow_run_id: str, attempt: str, *, termination: Termination) -> 
         attempt: The attempt that this job was submitted for.
         termination: Owns this process's SIGTERM.
     """
-    with get_client(sync_client=True) as client:
+    try:
+        opened = open_client()
+    except ApiTrouble as exc:
+        return explained(exc.code, exc.diagnosis, attempt)
+    with opened as client:
         try:
             answer = claim(client, UUID(flow_run_id), attempt)
         except ApiTrouble as exc:

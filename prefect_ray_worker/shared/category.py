@@ -159,6 +159,11 @@ class Category(Enum):
         "Set env.PREFECT_API_URL to the API of the worker's own Prefect; the URL of a server ends "
         "in /api.",
     )
+    PREFECT_SETTING_INVALID = (
+        "PrefectSettingInvalid",
+        "A Prefect setting has a value, or names a file, that cannot be used where the job runs.",
+        "Correct it in env or in the environment of the Ray nodes.",
+    )
     OUT_OF_MEMORY = (
         "OutOfMemory",
         "The kernel, or Ray's memory monitor, killed a process of the run because memory was full.",

@@ -32,6 +32,9 @@ class DriverExit(IntEnum):
     WRONG_API = 86
     """What answers as the Prefect API does not know the run, or is something else."""
 
+    BAD_SETTING = 87
+    """A Prefect setting cannot be used where the job runs."""
+
 
 def describe_exit(code: int) -> str:
     """Return an exit code in words: `signal SIGKILL` or `exit code 3`.

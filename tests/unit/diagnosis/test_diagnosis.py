@@ -318,3 +318,19 @@ def test_category_says_what_it_means_and_what_to_do(category: Category) -> None:
     assert category.meaning.endswith(".")
     assert category.advice.endswith(".")
     assert str(diagnosed(category)).startswith(f"{category.label}: ")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "    ERROR: Could not open requirements file: [Errno 2] No such file or directory: "
+        "'/app/requirements.txt'",
+        "    error: Error parsing included file in `r.txt` at position 0\n      cause: "
+        "failed to read from file `/app/requirements.txt`: No such file or directory (os error 2)",
+    ],
+)
+def test_a_missing_requirements_file_is_no_package_to_be_corrected(said: str) -> None:
+    found = of_job(Ended("FAILED", SETUP, None, f"runtime_env setup failed: {said}", ATTEMPT))
+    assert found.category is Category.RUNTIME_ENV_PACKAGE_NOT_FOUND
+    assert found.cause == "The requirements file /app/requirements.txt is not on the node."
+    assert "image of the nodes" in found.advice

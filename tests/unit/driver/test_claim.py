@@ -1,6 +1,11 @@
 """What a driver says when it cannot ask Prefect whether it may run."""
 
+import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -11,6 +16,7 @@ from prefect_ray_worker.driver.claim import trouble_with_api
 from prefect_ray_worker.driver.last_words import explained
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.exits import DriverExit
+from prefect_ray_worker.shared.verdict_line import find_verdict
 
 ATTEMPT = "0123456789ab"
 
@@ -68,3 +74,47 @@ def test_an_answer_of_many_lines_becomes_one() -> None:
     assert trouble.code == DriverExit.WRONG_API
     assert "\n" not in trouble.diagnosis.cause
     assert len(trouble.diagnosis.cause) < 1000
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("PREFECT_API_SSL_CERT_FILE", "/no/such.pem", "/no/such.pem"),
+        ("PREFECT_API_REQUEST_TIMEOUT", "hunter2", "valid number"),
+        ("PREFECT_LOGGING_LEVEL", "hunter2", "'DEBUG'"),
+        ("PREFECT_CLIENT_MAX_RETRIES", "hunter2", "valid integer"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_driver_that_cannot_start_for_a_setting_says_which(
+    scheme: str, variable: str, value: str, says: str, tmp_path: Path
+) -> None:
+    """It ended with exit code 1 and a FileNotFoundError without the path, for plain http too."""
+    env = {
+        "PATH": os.environ["PATH"],
+        "PREFECT_HOME": str(tmp_path),
+        "PREFECT_API_URL": f"{scheme}://127.0.0.1:9/api",
+        variable: value,
+    }
+    script = (
+        "import os, sys; from prefect_ray_worker.driver import engine; "
+        f"sys.exit(engine.main(['{uuid4()}', '{ATTEMPT}']))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=env
+    )
+    assert ended.returncode == DriverExit.BAD_SETTING, ended.stderr
+    found = find_verdict(ended.stderr, ATTEMPT)
+    assert found is not None
+    assert found.category is Category.PREFECT_SETTING_INVALID
+    assert variable in found.cause
+    assert says in found.cause
+    assert "hunter2" not in found.cause
+
+
+def test_an_authority_that_is_not_trusted_is_no_wrong_url() -> None:
+    """It gave the advice to set env.PREFECT_API_URL."""
+    error = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
+    diagnosis = trouble_with_api(error, "https://prefect.example/api").diagnosis
+    assert "PREFECT_API_SSL_CERT_FILE" in diagnosis.advice
+    assert "PREFECT_API_URL" not in diagnosis.advice
