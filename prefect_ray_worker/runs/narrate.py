@@ -22,6 +22,10 @@ from prefect_ray_worker.runs.watch import Watched
 # Between the clocks of Ray and of the Prefect server.
 _DRIFT = timedelta(hours=1)
 _PREFECT_SECONDS = 10.0
+# Under a Failed or Cancelled run the bare word would contradict the state.
+_EXPLAINED: dict[str, str] = {
+    JobStatus.SUCCEEDED: ": its driver has ended by itself. The run's state says how the flow ended"
+}
 
 _log = logging.getLogger("prefect.workers.ray.linker")
 
@@ -93,7 +97,7 @@ class Narrator:
         self._count = self._count or ActiveJob()
         if status is not None and status != previous:
             self._count.is_now(status)
-            log.info("Ray Job %s is %s.", self._attempt.job_id, status)
+            log.info("Ray Job is %s%s.", status, _EXPLAINED.get(status, ""))
         if after.latest is not None:
             self._events.saw(after.latest)
         waiting = self._services.waiting

@@ -237,9 +237,8 @@ class Submitter:
                 said = "was already there; watching it"
             case Disposition.UNSETTLED:
                 said = "may have been taken by a cluster that does not answer; watching for it"
-        attempt.log.info(
-            "Ray Job %s %s. Dashboard: %s", attempt.job_id, said, attempt.dashboard_page
-        )
+        # The one line that names the job: the page's address ends with its id.
+        attempt.log.info("Ray Job %s. Dashboard: %s", said, attempt.dashboard_page)
         return InfrastructurePid(attempt.cluster.ref, attempt.job_id, self.session)
 
     async def _prepare(self, client: JobsClient) -> None:

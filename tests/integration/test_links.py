@@ -38,6 +38,9 @@ async def test_run_has_one_link_whoever_follows_it(stage: Stage) -> None:
         assert artifact.type == "markdown"
         assert f"({page})" in str(artifact.data)
         assert page in await stage.pool.wait_for_log(run_id, "Dashboard: ")
+        # The id has 57 characters: it was in four lines.
+        said = await stage.pool.logs(run_id)
+        assert len([line for line in said if job.submission_id in line]) == 1
     async with stage.heir():
         await stage.pool.wait_for_log(run_id, "Following Ray Job", seconds=40)
         job.set("FAILED", driver_exit_code=7)
