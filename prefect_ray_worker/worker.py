@@ -1,8 +1,10 @@
 """`RayWorker`: what Prefect calls. It wires the rooms together and translates their errors."""
 
 import gc
+import math
 import platform
 import sys
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -10,7 +12,7 @@ from uuid import uuid4
 import anyio
 import anyio.abc
 from prefect.client.orchestration import get_client
-from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
+from prefect.exceptions import InfrastructureNotAvailable
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_HOME,
@@ -23,48 +25,54 @@ from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.existing import warn_of_local_api
 from prefect_ray_worker.clusters.open import OpenCluster, OpenClusters
 from prefect_ray_worker.clusters.source import Cluster
-from prefect_ray_worker.config.block import LOGO_URL, RayCluster
+from prefect_ray_worker.config.block import LOGO_URL, register_block
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import Delivery, warnings_of
 from prefect_ray_worker.config.variables import RayWorkerVariables
+from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.prefect_api.active_runs import cancelling_runs, settled_outside
 from prefect_ray_worker.prefect_api.answers import outlast
 from prefect_ray_worker.prefect_api.compat import (
     exit_stack,
+    read_work_pool,
     related_resources,
     runs_task_group,
     work_queues,
     worker_logger,
 )
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
-from prefect_ray_worker.prefect_api.logs import LogSink, PrefectLogs
+from prefect_ray_worker.prefect_api.logs import PrefectLogs
 from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.follow import Follower
 from prefect_ray_worker.runs.recovery.labels import Worker
 from prefect_ray_worker.runs.recovery.recovery import Recovery
 from prefect_ray_worker.runs.registry import FollowedRuns
-from prefect_ray_worker.runs.run import present_attempt
+from prefect_ray_worker.runs.run import present_attempt, slot_lease_in
 from prefect_ray_worker.runs.services import Lease, Services
-from prefect_ray_worker.runs.stop import AttendedRuns, Stopping, stop_and_confirm
+from prefect_ray_worker.runs.slots import DeploymentSlots
+from prefect_ray_worker.runs.stop import AttendedRuns, kill_job, pid_of_job
 from prefect_ray_worker.runs.submit import Submitter
 from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.settings import RayWorkerSettings, worker_settings
-from prefect_ray_worker.shared.ids import InfrastructurePid, present_claim, run_in, submission_id
+from prefect_ray_worker.shared.ids import InfrastructurePid, present_claim, submission_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
     from contextlib import AsyncExitStack
-    from uuid import UUID
 
-    from prefect.client.schemas.objects import FlowRun, WorkPool
+    from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import WorkerFlowRunResponse
+    from prefect.flows import Flow
+    from prefect.futures import PrefectFlowRunFuture
 
 
 # Prefect's client has 16 sockets; the runs' states need some.
 _LOG_REQUESTS_AT_ONCE = 4
 _LINKS_AT_ONCE = 2
-_SHORTEST_INTERVAL_SECONDS = 1.0
-_GIVE_UP_SECONDS = 10.0
+_NO_CLUSTER_FOR_A_CALLER = (
+    "The work pool names no Ray cluster, and this process only submits: it starts none. Set the "
+    "job variable address, or start a worker of the pool, which starts a Ray on its machine."
+)
 # A worker whose looks come late may have been frozen. Others take its runs after three heartbeats,
 # which are six looks.
 _FRESH_LOOKS = 4
@@ -84,7 +92,11 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     Started by `prefect worker start --pool <pool>`; the class is public for `worker.submit` and
     for flows that are bound to infrastructure. It never imports `ray`.
 
+    Without `start`, as `worker.submit` and bound flows use it, it is a caller: it submits and
+    nothing more. It is not online, adopts no runs, and starts no Ray.
+
     Attributes:
+        serves: Whether this process works for its pool; `start` sets it.
         timing: Waits and intervals; tests shorten them.
     """
 
@@ -97,6 +109,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         "on the worker's machine."
     )
     timing: Timing = DEFAULT_TIMING
+    serves: bool = False
     _runs_once = False
     _display_name = "Ray"
     _documentation_url = documentation_url()
@@ -110,7 +123,13 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     ) -> None:
         """Work until told to stop, as Prefect's own worker does; its loop is this process's job."""
         gc.freeze()  # what is imported stays: later collections need not look at it
-        self._runs_once = run_once
+        self._runs_once, self.serves = run_once, True
+        for warning in warnings_of(
+            send_secrets=worker_settings().send_secrets,
+            api_url=PREFECT_API_URL.value() or "",
+            auto_install=PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES.value(),
+        ):
+            worker_logger(self).warning(warning)
         await super().start(run_once, with_healthcheck, printer)
 
     async def setup(self) -> None:
@@ -131,10 +150,14 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         self._followed = FollowedRuns(self._sources.count_as_ended)
         quick = min(settings.poll_interval_seconds, 2.0)
         self._cancelling = AttendedRuns(
-            self._ask_cancelling, interval=quick, what="which runs are being cancelled"
+            lambda _: cancelling_runs(self.client, self.work_pool.id),
+            interval=quick,
+            what="which runs are being cancelled",
         )
         self._settled_outside = AttendedRuns(
-            self._ask_settled_outside, interval=2 * quick, what="which runs have been settled"
+            lambda run_ids: settled_outside(self.client, run_ids),
+            interval=2 * quick,
+            what="which runs have been settled",
         )
         stack.push_async_callback(self._sources.release, worker_logger(self).info)
         self._clusters = await stack.enter_async_context(
@@ -150,11 +173,11 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         if self._runs_once:
             services.start_soon(self._stay_online, name="ray-heartbeat")
         me = Worker(self.name, instance=uuid4().hex[:12], host=platform.node())
-        interval = max(self.heartbeat_interval_seconds / 2, _SHORTEST_INTERVAL_SECONDS)
+        interval = max(self.heartbeat_interval_seconds / 2, 1.0)
         self._services = self._shared_by_runs(settings, me, _FRESH_LOOKS * interval)
         self._recovery = Recovery(
             me,
-            self._pool,
+            lambda: self.work_pool,
             self._services,
             self._sources,
             self._followed,
@@ -167,32 +190,32 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         self._followed.open(followers, logs=runs_task_group(self))
         # A worker that is being closed finishes its submissions, and follows no more runs.
         stack.callback(self._followed.close)
-        for warning in warnings_of(
-            send_secrets=settings.send_secrets,
-            api_url=PREFECT_API_URL.value() or "",
-            auto_install=PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES.value(),
-        ):
-            worker_logger(self).warning(warning)
-        await self._sources.sweep(worker_logger(self).info)
-        await self._offer_block()
+        services.start_soon(self._services.slots.run, name="ray-slots")
         followers.start_soon(self._services.waiting.run, name="ray-waiting")
-        followers.start_soon(self._recovery.run, name="ray-recovery")
+        if self.serves:
+            await self._sources.sweep(worker_logger(self).info)
+            await register_block(self.client, worker_logger(self).warning)
+            followers.start_soon(self._recovery.run, name="ray-recovery")
+        else:
+            self._services.lease.renew(math.inf)  # no other worker takes over what a caller does
 
     def _shared_by_runs(
         self, settings: RayWorkerSettings, me: Worker, lease_seconds: float
     ) -> Services:
         flow_runs = FlowRuns(self.client)
+        log_requests = anyio.CapacityLimiter(_LOG_REQUESTS_AT_ONCE)
         return Services(
             flow_runs=flow_runs,
             clusters=self._clusters,
             cancelling=self._cancelling,
             settled_outside=self._settled_outside,
             waiting=WaitingRuns(flow_runs, self.timing),
+            slots=DeploymentSlots(flow_runs.renew_slot, interval=self.timing.slot_interval),
             lease=Lease(me.instance, flow_runs, self._followed, seconds=lease_seconds),
             delivery=Delivery(settings.node_secrets, settings.send_secrets),
             ship_driver=settings.ship_driver,
             unreachable_limit=settings.unreachable_limit_seconds,
-            logs_of=partial(self._logs_of, anyio.CapacityLimiter(_LOG_REQUESTS_AT_ONCE)),
+            logs_of=lambda run_id: PrefectLogs(self.client, run_id, log_requests),
             logger_of=self.get_flow_run_logger,
             related=partial(related_resources, self),
             links=anyio.CapacityLimiter(_LINKS_AT_ONCE),
@@ -228,8 +251,9 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         return await outlast(ask, worker_logger(self), once=self._runs_once)
 
     async def sync_with_backend(self) -> None:
-        """Tell Prefect that the worker is online, and read its pool, as patiently."""
-        await outlast(super().sync_with_backend, worker_logger(self), once=self._runs_once)
+        """Read the work pool and, in a worker that serves it, say that it is online."""
+        sync = super().sync_with_backend if self.serves else partial(read_work_pool, self)
+        await outlast(sync, worker_logger(self), once=self._runs_once or not self.serves)
 
     async def _submit_scheduled_flow_runs(
         self, flow_run_response: "list[WorkerFlowRunResponse]"
@@ -239,24 +263,47 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         Prefect asks for them again. With `--limit` it would end this worker instead: it takes a
         slot in the name of the run, which has one (3.8.8).
         """
-        free = [
-            entry
-            for entry in flow_run_response
-            if not self._followed.is_busy_with(entry.flow_run.id)
-        ]
+        busy = self._followed.is_busy_with
+        free = [entry for entry in flow_run_response if not busy(entry.flow_run.id)]
         return await super()._submit_scheduled_flow_runs(free)
+
+    async def submit(
+        self,
+        flow: "Flow[..., Any]",
+        parameters: "dict[str, Any] | None" = None,
+        job_variables: "dict[str, Any] | None" = None,
+        flow_run: "FlowRun | None" = None,
+    ) -> "PrefectFlowRunFuture[Any]":
+        """Submit a flow as a bundle, and return its future; see Prefect's `BaseWorker.submit`."""
+        future = await super().submit(flow, parameters, job_variables, flow_run)
+        await self._recovery.announce_upload(future.flow_run_id)
+        return future
 
     async def _initiate_run(self, flow_run: "FlowRun", configuration: RayJobConfiguration) -> None:
         """Submit the run's job and return as soon as Ray has it.
 
-        The job is watched in the background for as long as this worker is open.
+        A worker that serves its pool then watches the job. A caller leaves that to others.
         """
         follower, pid = await self._submit(flow_run, configuration)
         await self._services.flow_runs.record_pid(flow_run.id, str(pid))
-        await follower.link()  # this worker may be closed before it has time for more
-        self._followed.in_background(
-            partial(self._followed.follow, follower), f"ray-follow {flow_run.id}"
-        )
+        await follower.link()  # this process may end before it has time for more
+        if self.serves:
+            self._followed.in_background(
+                partial(self._followed.follow, follower), f"ray-follow {flow_run.id}"
+            )
+        else:
+            await self._recovery.give_up(self._services.flow_runs, [follower.attempt])
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close the worker. Unwrap what was raised inside: task groups make groups of it."""
+        try:
+            await super().__aexit__(*exc_info)
+        except BaseExceptionGroup as group:
+            raised: BaseException = group
+            while isinstance(raised, BaseExceptionGroup) and len(raised.exceptions) == 1:
+                raised = raised.exceptions[0]
+            if raised is not exc_info[1]:
+                raise raised from None
 
     async def _submit(
         self, flow_run: "FlowRun", configuration: RayJobConfiguration
@@ -266,10 +313,18 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             history = await self._services.flow_runs.states(flow_run.id)
             job_id = submission_id(flow_run.id, present_claim(history) or flow_run.id)
             planned = await self._sources.find(configuration)
-            with self._followed.submitting(job_id):
+            lease_id = slot_lease_in(history)
+            with (
+                self._followed.submitting(job_id),
+                self._services.slots.kept(lease_id, logger),
+            ):
+                if planned is None and not self.serves:
+                    raise InvalidConfiguration(_NO_CLUSTER_FOR_A_CALLER)
                 # First of all, as a cluster may take minutes to start.
                 await self._recovery.own(flow_run.id, job_id, planned)
-                cluster = await self._sources.acquire(configuration, logger.info)
+                cluster = planned
+                if cluster is None or self.serves:
+                    cluster = await self._sources.acquire(configuration, logger.info)
                 if cluster != planned:
                     await self._recovery.own(flow_run.id, job_id, cluster)
                 warn_of_local_api(cluster, PREFECT_API_URL.value(), logger.warning)
@@ -289,25 +344,12 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     ) -> None:
         """Stop the job behind a pid and confirm that it ended. Calling it again does no harm.
 
-        Args:
-            infrastructure_pid: As this worker recorded it on the flow run.
-            configuration: Grants access to the cluster; which job it is, the pid says.
-            grace_seconds: How long the driver may take to stop, in seconds.
-
         Raises:
             InfrastructureNotFound: A reachable cluster does not have the job.
             InfrastructureNotAvailable: The cluster does not answer, is not the configured one,
                 or the job has not ended in time.
         """
-        try:
-            pid = InfrastructurePid.parse(infrastructure_pid)
-        except ValueError as exc:
-            raise InfrastructureNotAvailable(f"{exc}; it belongs to another worker type.") from None
-        run_id = run_in(pid.submission_id)
-        of_run = configuration.labels.get("prefect.io/flow-run-id", str(run_id))
-        if run_id is None or str(run_id) != of_run:
-            # Anyone who may update the run can write its pid, and name the job of another one.
-            raise InfrastructureNotAvailable(f"{infrastructure_pid!r} is not a job of this run.")
+        pid = pid_of_job(infrastructure_pid, configuration.labels)
         cluster = await self._sources.find(configuration)
         if cluster is None or cluster.ref != pid.cluster:
             configured = cluster.ref if cluster else "no running cluster"
@@ -315,27 +357,10 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
                 f"The job is on the Ray cluster {pid.cluster}, and this worker is configured for "
                 f"{configured}."
             )
-        opened = await self._clusters.get(cluster)
-        stopping = await stop_and_confirm(
-            opened.client,
-            pid.submission_id,
-            grace_seconds=max(grace_seconds, configuration.stop_grace_seconds),
-            timing=self.timing,
-            of_run=run_id,
-        )
-        match stopping:
-            case Stopping.GONE:
-                raise InfrastructureNotFound(f"{pid.cluster} has no job {pid.submission_id}.")
-            case Stopping.FOREIGN:
-                raise InfrastructureNotAvailable(
-                    f"The record of the Ray Job {pid.submission_id} does not name this run."
-                )
-            case Stopping.UNREACHABLE | Stopping.UNCONFIRMED:
-                raise InfrastructureNotAvailable(
-                    f"The Ray Job {pid.submission_id} could not be stopped: {stopping.value}."
-                )
-            case Stopping.ENDED | Stopping.QUEUED:
-                worker_logger(self).info("Ray Job %s: stop %s.", pid.submission_id, stopping.value)
+        client = (await self._clusters.get(cluster)).client
+        grace = max(grace_seconds, configuration.stop_grace_seconds)
+        said = await kill_job(client, pid, grace_seconds=grace, timing=self.timing)
+        worker_logger(self).info("%s", said)
 
     async def _configuration_of(self, flow_run: "FlowRun") -> RayJobConfiguration:
         return await RayJobConfiguration.resolve_for_flow_run(
@@ -354,24 +379,12 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
                 return await self._sources.find(await self._configuration_of(flow_run))
         return None
 
-    def _logs_of(self, limiter: anyio.CapacityLimiter, flow_run_id: "UUID") -> LogSink:
-        return PrefectLogs(self.client, flow_run_id, limiter)
-
-    def _pool(self) -> "WorkPool":
-        return self.work_pool
-
-    async def _ask_cancelling(self, _: "Collection[UUID]") -> "set[UUID]":
-        return await cancelling_runs(self.client, self.work_pool.id)
-
-    async def _ask_settled_outside(self, run_ids: "Collection[UUID]") -> "set[UUID]":
-        return await settled_outside(self.client, run_ids)
-
     async def _give_up_what_was_interrupted(self) -> None:
         """Leave to others, at once, what this process did not follow to the end."""
-        if self._followed.interrupted:
-            with anyio.move_on_after(_GIVE_UP_SECONDS, shield=True):
+        if left := self._followed.interrupted:
+            with anyio.move_on_after(10.0, shield=True):
                 async with get_client() as client:  # the worker's own is closed by now
-                    await self._recovery.give_up(FlowRuns(client), self._followed.interrupted)
+                    await self._recovery.give_up(FlowRuns(client), left)
 
     async def _stay_online(self) -> None:
         """Send heartbeats while a worker that was started with `--run-once` finishes its runs.
@@ -380,20 +393,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         """
         while True:
             await anyio.sleep(self.heartbeat_interval_seconds)
-            try:
+            with suppress(Exception):  # the runs are finished all the same
                 await self.client.send_worker_heartbeat(
                     self.work_pool.name, self.name, self.heartbeat_interval_seconds
                 )
-            except Exception as exc:  # noqa: BLE001 (the runs are finished all the same)
-                worker_logger(self).debug("The heartbeat was not sent: %s", exc)
-
-    async def _offer_block(self) -> None:
-        """Make the `RayCluster` block known to the server, so that the UI can offer it."""
-        try:
-            await RayCluster.aregister_type_and_schema(client=self.client)
-        except Exception as exc:  # noqa: BLE001 (a worker works without the UI's form)
-            worker_logger(self).warning(
-                "The RayCluster block type could not be registered (%s); `prefect block "
-                "register -m prefect_ray_worker.config.block` does it later.",
-                exc,
-            )

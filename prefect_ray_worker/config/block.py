@@ -1,9 +1,11 @@
 """The `RayCluster` block: where a Ray cluster is and how to be let in."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Self
 
 from prefect.blocks.core import Block
+from prefect.client.orchestration import PrefectClient
 from prefect.types import SecretDict
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
@@ -129,6 +131,22 @@ class RayCluster(Block):
             cookies=frozen_items(_revealed(self.cookies)),
             verify=self.verify,
             ca_file=self.ca_file,
+        )
+
+
+async def register_block(client: PrefectClient, tell: Callable[[str], None]) -> None:
+    """Make the `RayCluster` block known to the server, so that the UI can offer it.
+
+    Args:
+        client: An open client.
+        tell: Told in one line what went wrong; a worker works without the UI's form.
+    """
+    try:
+        await RayCluster.aregister_type_and_schema(client=client)
+    except Exception as exc:  # noqa: BLE001 (see above)
+        tell(
+            f"The RayCluster block type could not be registered ({exc}); `prefect block register "
+            "-m prefect_ray_worker.config.block` does it later."
         )
 
 

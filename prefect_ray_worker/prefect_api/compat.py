@@ -124,6 +124,12 @@ def runs_task_group(worker: "BaseWorker[Any, Any, Any]") -> "TaskGroup":
     return group
 
 
+async def read_work_pool(worker: "BaseWorker[Any, Any, Any]") -> None:
+    """Have a worker know its pool without a heartbeat, which would make it online (3.8.8)."""
+    pool = await worker.client.read_work_pool(worker._work_pool_name)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    worker._record_work_pool_snapshot(pool)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
 def worker_logger(worker: "BaseWorker[Any, Any, Any]") -> "Logger | LoggerAdapter[Logger]":
     """Return the worker's own logger, which goes to its page in the UI as well (3.8.8)."""
     return worker._logger  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]

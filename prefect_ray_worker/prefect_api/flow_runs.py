@@ -49,6 +49,9 @@ _REQUESTS_AT_ONCE = 12
 # The server refuses more, and the client's own default as well (3.8.8).
 _PAGE_OF_EVENTS = 50
 
+# What flow engines ask for (3.8.8). Long enough for another worker to take over from this one.
+_LEASE_SECONDS = 300.0
+
 LINK_KEY = "ray-job"
 """Key of the artifacts that link a run to its job: lower case, digits and dashes, says Prefect."""
 INFRASTRUCTURE_PENDING = "InfrastructurePending"
@@ -237,10 +240,10 @@ class FlowRuns:
 
         Returns:
             Whether it was scheduled; not if the attempts are used up, the run has gone on or
-            ended, or has no deployment, so that no worker would be given it.
+            ended, or is in no work queue, so that no worker would be given it.
         """
         run = await self.read(flow_run_id)
-        if run is None or run.deployment_id is None or not _may_crash(run):
+        if run is None or run.work_queue_id is None or not _may_crash(run):
             return False
         used = _infrastructure_retries(await self.states(flow_run_id))
         if used >= allowed:
@@ -273,6 +276,17 @@ class FlowRuns:
     async def some(self, flow_run_ids: Collection[UUID]) -> dict[UUID, ActiveRun]:
         """Return some runs, in whatever state they are, without those that were deleted."""
         return await runs_by_id(self._client, flow_run_ids)
+
+    async def renew_slot(self, lease_id: UUID) -> bool:
+        """Renew the lease of a slot of a concurrency limit; return whether the server has it."""
+        try:
+            async with self._requests:
+                await self._client.renew_concurrency_lease(lease_id, _LEASE_SECONDS)
+        except PrefectHTTPStatusError as exc:
+            if exc.response.status_code == int(httpx.codes.GONE):
+                return False
+            raise
+        return True
 
     async def shows_life(self, flow_run_id: UUID, *, within: float) -> bool:
         """Say whether the run has logged a line or changed its state in the last seconds."""

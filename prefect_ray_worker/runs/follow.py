@@ -103,6 +103,7 @@ class Follower:
             attempt.cluster.poller.watch(attempt.job_id) as watch,
             self._services.cancelling.attended(attempt.run_id),
             self._services.settled_outside.attended(attempt.run_id),
+            self._services.slots.kept(attempt.lease_id, attempt.log),
             closing(self._narrator),
         ):
             watched = self._at_first()
@@ -152,6 +153,8 @@ class Follower:
                 self.logs.end()
         if self.attempt.run_id in self._services.cancelling:
             watched = watched.cancelled_at(now)
+        if watched.has_run_for(now) >= self._services.timing.driver_start and self.attempt.lease_id:
+            self._services.slots.let_go(self.attempt.lease_id)
         settled = self.attempt.run_id in self._services.settled_outside
         watched = watched.settled_outside_at(now, settled)
         return replace(watched, run_is_deleted=self._run_is_deleted)

@@ -85,6 +85,11 @@ class RunAttempt:
         return next((s.timestamp for s in self.history if s.id == self.claim_id), None)
 
     @property
+    def lease_id(self) -> UUID | None:
+        """The lease of its slot of the deployment's concurrency limit, as the claim got it."""
+        return slot_lease_in(self.history)
+
+    @property
     def started_at(self) -> datetime | None:
         """When the attempt's driver first reported to Prefect.
 
@@ -98,6 +103,13 @@ class RunAttempt:
             and (began is None or s.timestamp > began)
         ]
         return min(spoke, default=None)
+
+
+def slot_lease_in(history: Sequence[State[Any]]) -> UUID | None:
+    """Return the lease of the present attempt's slot of its deployment's concurrency limit."""
+    claim_id = present_claim(history)
+    claim = next((state for state in history if state.id == claim_id), None)
+    return claim.state_details.deployment_concurrency_lease_id if claim is not None else None
 
 
 async def present_attempt(

@@ -18,6 +18,7 @@ from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.prefect_api.logs import LogSink
 from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.recovery.labels import owner_in
+from prefect_ray_worker.runs.slots import DeploymentSlots
 from prefect_ray_worker.runs.stop import AttendedRuns
 from prefect_ray_worker.runs.timing import Timing
 from prefect_ray_worker.shared.ids import attempt_in
@@ -85,6 +86,7 @@ class Services:
         settled_outside: Which runs have ended, or were scheduled again, by another hand than their
             driver's or ours.
         waiting: Explains why PENDING jobs have not started.
+        slots: Keeps the slots of deployments' concurrency limits while jobs start.
         lease: Which attempts are still this worker's.
         delivery: How secrets reach the jobs.
         ship_driver: Whether to bring our package to the cluster.
@@ -102,6 +104,7 @@ class Services:
     cancelling: AttendedRuns
     settled_outside: AttendedRuns
     waiting: WaitingRuns
+    slots: DeploymentSlots
     lease: Lease
     delivery: Delivery
     ship_driver: bool

@@ -5,12 +5,13 @@ A request accepted is not a request done.
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Collection, Generator
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from uuid import UUID
 
 import anyio
+from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
 
 from prefect_ray_worker import metrics
 from prefect_ray_worker.errors import JobNotFound, JobsApiError
@@ -18,7 +19,7 @@ from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import JobStatus
 from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.shared.backoff import Backoff, jittered
-from prefect_ray_worker.shared.ids import is_job_of
+from prefect_ray_worker.shared.ids import InfrastructurePid, is_job_of, run_in
 
 _log = logging.getLogger("prefect.workers.ray.cancelling")
 
@@ -106,6 +107,56 @@ async def _stop_and_look(
             result = Stopping.UNREACHABLE
             await anyio.sleep(backoff.next())
     return result
+
+
+def pid_of_job(infrastructure_pid: str, labels: Mapping[str, str]) -> InfrastructurePid:
+    """Read the infrastructure pid of a run, and check that it names a job of that run.
+
+    Args:
+        infrastructure_pid: As it stands on the run.
+        labels: Of the run's configuration.
+
+    Raises:
+        InfrastructureNotAvailable: It belongs to another worker type, or to another run.
+    """
+    try:
+        pid = InfrastructurePid.parse(infrastructure_pid)
+    except ValueError as exc:
+        raise InfrastructureNotAvailable(f"{exc}; it belongs to another worker type.") from None
+    run_id = run_in(pid.submission_id)
+    if run_id is None or str(run_id) != labels.get("prefect.io/flow-run-id", str(run_id)):
+        # Anyone who may update the run can write its pid, and name the job of another one.
+        raise InfrastructureNotAvailable(f"{infrastructure_pid!r} is not a job of this run.")
+    return pid
+
+
+async def kill_job(
+    client: JobsClient, pid: InfrastructurePid, *, grace_seconds: float, timing: Timing
+) -> str:
+    """Stop a job as Prefect's `kill_infrastructure` asks for it; return what was done.
+
+    Raises:
+        InfrastructureNotFound: A reachable cluster does not have the job.
+        InfrastructureNotAvailable: The cluster does not answer, the job has not ended in time, or
+            its record does not name the run.
+    """
+    job_id = pid.submission_id
+    stopping = await stop_and_confirm(
+        client, job_id, grace_seconds=grace_seconds, timing=timing, of_run=run_in(job_id)
+    )
+    match stopping:
+        case Stopping.FOREIGN:
+            raise InfrastructureNotAvailable(
+                f"The record of the Ray Job {job_id} does not name this run."
+            )
+        case Stopping.GONE:
+            raise InfrastructureNotFound(f"{pid.cluster} has no job {job_id}.")
+        case Stopping.UNREACHABLE | Stopping.UNCONFIRMED:
+            raise InfrastructureNotAvailable(
+                f"The Ray Job {job_id} could not be stopped: {stopping.value}."
+            )
+        case Stopping.ENDED | Stopping.QUEUED:
+            return f"Ray Job {job_id}: stop {stopping.value}."
 
 
 class AttendedRuns:

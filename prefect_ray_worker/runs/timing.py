@@ -15,6 +15,9 @@ class Timing:
         nodes_end: Before an infrastructure retry of a job that the cluster lost. Without its
             head, a node's Ray ends itself and its jobs after 60 s (`ray_config_def.h`, 2.60), and
             our supervisor ends what Ray leaves: until then the old attempt may be alive.
+        slot_interval: Between two renewals of a deployment's concurrency slot.
+        driver_start: After RUNNING, for a driver to load its flow and report Running. The flow
+            engine then keeps the concurrency slot itself.
         left_behind: From a state that was set from outside until we stop the job. Our driver needs
             less to see the state and to end its tasks and itself.
         quiet_after: Of a silent cluster, before its runs are read from Prefect one by one.
@@ -31,6 +34,8 @@ class Timing:
     report_grace: float = 5.0
     retry_delay: float = 5.0
     nodes_end: float = 90.0
+    slot_interval: float = 10.0
+    driver_start: float = 600.0
     left_behind: float = 12.0
     quiet_after: float = 60.0
     stop_poll: float = 0.5

@@ -65,6 +65,10 @@ class Watched:
                 since = now if self.unreachable_since is None else self.unreachable_since
                 return replace(self, unreachable_since=since, trouble=reason)
 
+    def has_run_for(self, now: float) -> float:
+        """Return for how many seconds the job has been seen to run; 0 if it has not."""
+        return 0.0 if self.running_since is None else now - self.running_since
+
     def cancelled_at(self, now: float) -> "Watched":
         """Return the same, knowing that the run is being cancelled."""
         return self if self.cancelling_since is not None else replace(self, cancelling_since=now)

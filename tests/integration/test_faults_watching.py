@@ -71,6 +71,19 @@ async def test_run_that_awaits_its_retry_is_left_alone(stage: Stage) -> None:
     assert (run.state.type, run.state.name) == (S.SCHEDULED, "AwaitingRetry")
 
 
+async def test_run_timeout_is_final_although_the_driver_reschedules(stage: Stage) -> None:
+    """With SIGTERM_BEHAVIOR=reschedule, the stop makes the driver schedule the run again."""
+    stage.ray.stop_seconds = 3
+    async with stage.pool.working():
+        run_id, job = await stage.running(run_timeout_seconds=2)
+        await wait_until(lambda: job.stop_requests, timeout=20, description="a stop")
+        await stage.pool.client.set_flow_run_state(
+            run_id, AwaitingRetry(scheduled_time=datetime.now(UTC)), force=True
+        )
+        await stage.ends(run_id, StateType.CRASHED, "run_timeout_seconds")
+    assert stage.jobs_of(run_id) == [job]
+
+
 async def test_report_that_comes_within_the_grace_stands(stage: Stage) -> None:
     async with stage.pool.working():
         run_id, job = await stage.running()

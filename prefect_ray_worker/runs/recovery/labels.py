@@ -12,6 +12,9 @@ from prefect_ray_worker.shared.ids import ClusterRef
 OWNER_LABEL = "prefect-ray-worker.owner"
 """Label of a flow run: `<attempt> <process> <host or -> <worker name>`."""
 
+UPLOADING_LABEL = "prefect-ray-worker.uploading"
+"""Label of a flow run: `<attempt>`. The process that calls it uploads its code."""
+
 CLUSTER_LABEL = "prefect-ray-worker.cluster"
 """Label of a flow run: `<attempt> <cluster>`. The cluster that gets the attempt's job."""
 

@@ -82,6 +82,7 @@ class Facts:
         in_hand: Whether Prefect has given this process the run, and it is not submitted yet.
         queueing: Whether Prefect has given this process runs that are not submitted yet.
         starting: Whether this is the process's first look since it was started.
+        uploading: Whether the caller uploads the code before the attempt can be submitted.
         spoke: Whether the state shows that the attempt was submitted.
         pending: Whether the state is Pending.
         over: Whether the run has ended, and only its log, or its children, are left.
@@ -104,6 +105,7 @@ class Facts:
     in_hand: bool = False
     queueing: bool = False
     starting: bool = False
+    uploading: bool = False
     spoke: bool = False
     pending: bool = False
     over: bool = False
@@ -170,6 +172,8 @@ def decide(facts: Facts) -> Decision:
 
 def _decide(facts: Facts) -> Decision:
     owner, me = facts.owner, facts.me
+    if facts.uploading and facts.pending and owner.name is None:
+        return _bury(facts, Decision.LEAVE)  # its caller says when it is to be submitted
     if owner.host not in (None, me.host):
         return _on_another_machine(facts)
     if owner.instance == me.instance:

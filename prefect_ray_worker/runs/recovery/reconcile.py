@@ -23,6 +23,7 @@ from prefect_ray_worker.prefect_api.flow_runs import INFRASTRUCTURE_PENDING, Flo
 from prefect_ray_worker.runs.recovery.adopt import Adoption, OrphanedRun, pid_of
 from prefect_ray_worker.runs.recovery.labels import (
     OWNER_LABEL,
+    UPLOADING_LABEL,
     Worker,
     is_unfinished,
     label_of,
@@ -250,6 +251,7 @@ class Reconciler:
             in_hand=self._followed.has_in_hand(run.id),
             queueing=self._followed.has_any_in_hand,
             starting=self._starting,
+            uploading=run.labels.get(UPLOADING_LABEL) == attempt,
             spoke=run.state == StateType.RUNNING or run.state_name in _SUBMITTED,
             pending=run.state == StateType.PENDING,
             over=run.state in TERMINAL_STATES,
@@ -273,6 +275,7 @@ class Reconciler:
         return known.name, replace(
             facts,
             label_is_current=labelled is not None and labelled[0] == known.name,
+            uploading=run.labels.get(UPLOADING_LABEL) == known.name,
             predates_me=known.began < self._born,
             follows=job_of_attempt(run.id, known.name) in self._followed,
         )
@@ -313,6 +316,9 @@ class Reconciler:
                 "Start a worker on that machine to have such runs looked after, or give the pool "
                 "the address of a shared cluster.",
             )
+        if run.labels.get(UPLOADING_LABEL) == attempt and labelled_owner(run.labels) is None:
+            where = "its way to the cluster: the process that calls it has not uploaded its code"
+            what_to_do = "Run the flow again."
         message = (
             f"The run was on {where}. It has given no sign of life for "
             f"{self._here.unreachable_limit:g} s. {what_to_do}"

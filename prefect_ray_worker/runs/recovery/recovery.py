@@ -14,6 +14,7 @@ from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.runs.recovery.adopt import Adoption, ConfigurationOf
 from prefect_ray_worker.runs.recovery.labels import (
     OWNER_LABEL,
+    UPLOADING_LABEL,
     Worker,
     given_up_label,
     owner_labels,
@@ -23,7 +24,7 @@ from prefect_ray_worker.runs.recovery.sweep import Sweeper
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import RunAttempt
 from prefect_ray_worker.runs.services import Services
-from prefect_ray_worker.shared.ids import attempt_in
+from prefect_ray_worker.shared.ids import attempt_in, attempt_name
 
 _AT_ONCE = 8
 
@@ -92,6 +93,11 @@ class Recovery:
         host = cluster.reachable_from if cluster is not None else None
         labels = owner_labels(self._me, attempt_in(job_id), ref, host)
         await self._flow_runs.label(run_id, labels)
+
+    async def announce_upload(self, run_id: UUID) -> None:
+        """Write on a run that no worker must submit it yet: its caller uploads the code first."""
+        claim_id = await self._flow_runs.claim_id(run_id)
+        await self._flow_runs.label(run_id, {UPLOADING_LABEL: attempt_name(claim_id)})
 
     async def give_up(self, flow_runs: FlowRuns, left: Sequence[RunAttempt]) -> None:
         """Leave attempts to other workers, at once.

@@ -204,3 +204,14 @@ def test_the_other_heirs_take_an_orphan_in_their_turn() -> None:
 
 def _rank(run: UUID) -> int:
     return heirs(run, [ME.name, "a", "b"]).index(ME.name)
+
+
+def test_no_worker_takes_a_run_whose_caller_still_uploads_its_code() -> None:
+    uploads = claimed(uploading=True, age=600.0, online=ALONE)
+    assert decide(uploads) is Decision.LEAVE
+    assert decide(replace(uploads, uploading=False)) is Decision.TAKE
+    assert decide(replace(uploads, age=HOUR)) is Decision.READ_LIFE
+    assert decide(replace(uploads, age=HOUR, shows_life=False)) is Decision.BURY
+    given_up = Owner("caller", gave_up=True)
+    submitted = facts(uploading=True, labelled=given_up, online=ALONE)
+    assert decide(submitted) is Decision.TAKE, "its caller has submitted it and left"

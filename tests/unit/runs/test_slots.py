@@ -1,0 +1,72 @@
+"""`DeploymentSlots`: leases are renewed while they are kept, and a lost one is said once."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID, uuid4
+
+import anyio
+import pytest
+
+from prefect_ray_worker.runs.slots import DeploymentSlots
+from tests.waiting import wait_until
+
+INTERVAL = 0.05
+LOG = logging.getLogger("tests.slots")
+
+
+class Leases:
+    """Counts renewals, and answers them."""
+
+    def __init__(self) -> None:
+        self.renewed: list[UUID] = []
+        self.answer: bool | Exception = True
+
+    async def renew(self, lease_id: UUID) -> bool:
+        self.renewed.append(lease_id)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@asynccontextmanager
+async def renewing(leases: Leases) -> AsyncIterator[DeploymentSlots]:
+    slots = DeploymentSlots(leases.renew, interval=INTERVAL)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(slots.run)
+        yield slots
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_lease_is_renewed_for_as_long_as_it_is_kept() -> None:
+    leases, lease = Leases(), uuid4()
+    async with renewing(leases) as slots:
+        with slots.kept(lease, LOG), slots.kept(None, LOG):
+            await wait_until(lambda: len(leases.renewed) >= 3, description="renewals")
+        await anyio.sleep(INTERVAL * 2)
+        before = len(leases.renewed)
+        await anyio.sleep(INTERVAL * 4)
+        assert len(leases.renewed) == before
+    assert set(leases.renewed) == {lease}
+
+
+async def test_an_api_that_is_away_is_asked_again() -> None:
+    leases = Leases()
+    leases.answer = RuntimeError("the API is away")
+    async with renewing(leases) as slots:
+        with slots.kept(uuid4(), LOG):
+            await wait_until(lambda: len(leases.renewed) >= 3, description="further tries")
+
+
+async def test_a_lost_lease_is_said_once_with_the_settings_to_raise(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    leases = Leases()
+    leases.answer = False
+    async with renewing(leases) as slots:
+        with slots.kept(uuid4(), LOG):
+            await wait_until(lambda: leases.renewed, description="a renewal")
+            await anyio.sleep(INTERVAL * 4)
+    assert len(leases.renewed) == 1
+    (record,) = [record for record in caplog.records if record.name == LOG.name]
+    assert "grace_period_seconds" in record.message
