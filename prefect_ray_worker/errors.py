@@ -12,6 +12,8 @@ Each branch answers two questions: is it safe to try again, and is it known what
         * LogsGivenUp: Prefect did not answer for longer than we wait
     * NoRayCluster: the task runner found no cluster to join
     * Unpicklable: a task or a parameter cannot be sent to the cluster
+    * TransactionAround: a task was submitted inside a transaction
+    * RayShutDown: Ray was shut down under a flow's tasks
     * JobsApiError: a call to Ray's Jobs API failed
         * RetryableError: the cluster did not act on the request; asking again is safe
             * ClusterUnreachable
@@ -85,6 +87,14 @@ class Unpicklable(RayWorkerError, TypeError):
 
     A `TypeError`, like pickle's own.
     """
+
+
+class TransactionAround(RayWorkerError, RuntimeError):
+    """A task was submitted inside a transaction of Prefect, which could not roll it back."""
+
+
+class RayShutDown(RayWorkerError, RuntimeError):
+    """Ray was shut down while a flow's tasks were on it, or before one was submitted."""
 
 
 class JobsApiError(RayWorkerError):

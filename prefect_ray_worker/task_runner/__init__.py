@@ -2,7 +2,7 @@
 
 In: submits (`runner`, `inputs`, `pending`). Out: futures and states (`futures`, `task_end`).
 The driver also has `session`, `code`, `context`, `dispatcher` and `losses`; a task's process has
-`execution` and `process`. `call` travels between them; both use `pickling` and `telemetry`.
+`execution` and `process`. `call` travels between them; both use the other modules.
 Only this folder imports `ray`. It knows nothing of the worker.
 """
 

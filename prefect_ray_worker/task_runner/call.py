@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from prefect_ray_worker.task_runner.futures import DoneFuture
+from prefect_ray_worker.task_runner.modules import OwnModules
 from prefect_ray_worker.task_runner.pickling import Packed, unpack
 from prefect_ray_worker.task_runner.task_end import TaskEnd
 
@@ -17,19 +18,21 @@ class FlowContext:
 
     Attributes:
         settings: Prefect's settings; empty if there are none.
-        flow_run: Arguments for the flow run's context; empty outside a flow.
+        flow_run: Packed arguments for the flow run's context; empty outside a flow.
         deployment_id: Of the flow run.
         deployment_parameters: Likewise.
         related: Resources that Prefect relates to every event of the flow run.
         paths: Folders that imports find in a task's process.
+        own: The modules that a task's process can load.
     """
 
     settings: dict[str, Any]
-    flow_run: dict[str, Any]
+    flow_run: Packed
     deployment_id: Any
     deployment_parameters: Any
     related: list[dict[str, str]]
     paths: list[str]
+    own: OwnModules
 
 
 class Slot(Protocol):
@@ -97,18 +100,25 @@ class Call:
 
     Attributes:
         task_run_id: The run.
-        parameters: The packed parameters, with placeholders.
+        parameters: The packed parameters, with placeholders, or their position in the arguments.
         wait_for: The packed upstream runs it waits for, with placeholders, or None.
         slots: What the placeholders become.
         dependencies: The upstream runs, for Prefect.
-        context: The pickled submit context: tags, parent task run, assets.
+        context: The packed submit context, if there is one: tags, parent task run, assets.
         inherited: Ray options for nested submits.
     """
 
     task_run_id: UUID
-    parameters: Packed
+    parameters: Packed | int
     wait_for: Packed | None
     slots: list[Slot]
     dependencies: dict[str, set[Any]]
-    context: bytes
+    context: Packed | None
     inherited: dict[str, Any]
+
+    def packed_parameters(self, arguments: Sequence[Any]) -> Packed:
+        """Return the packed parameters, given the values that Ray has resolved."""
+        if isinstance(self.parameters, int):
+            packed: Packed = arguments[self.parameters]
+            return packed
+        return self.parameters

@@ -1,13 +1,14 @@
 """The flow's own code, on every node of a cluster that has none of its files.
 
-Two things together. The flow's folder is uploaded once as the job's `working_dir`, so modules,
-packages and data files beside the flow are there. And what the entry script itself defines
-travels by value with each task, because Prefect loads that script under a name that no import
-can find.
+The flow's folder is uploaded once, as the job's `working_dir`: modules, packages and data files
+beside the flow are there, and task processes load the flow's file from it (`modules`). Only where
+they cannot, what that file defines travels by value with each task.
 """
 
 import os
 import sys
+import sysconfig
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from prefect.logging import get_logger
+
+from prefect_ray_worker.task_runner import modules
+from prefect_ray_worker.task_runner.modules import OwnModules
 
 _log = get_logger("task_runner.ray")
 
@@ -24,6 +28,7 @@ _LOADED_SCRIPT = "__prefect_loader_"
 _INSTALLED = ("site-packages", "dist-packages")
 # Where Ray unpacks working directories (`runtime_env/working_dir.py`, 2.60).
 _RAY_UNPACKED = "working_dir_files"
+_TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 (those are refused)
 _MIB = 1024 * 1024
 # Ray refuses more than its largest message (2.60: 500 MiB, or 250 on older heads), zipped. Long
 # before that, an upload at the start of each flow is a mistake.
@@ -38,25 +43,45 @@ class Shipped:
     Attributes:
         runtime_env: For `ray.init`; empty if the job has all there is.
         paths: For `sys.path` of task processes; relative ones are below the `working_dir`.
+        root: What becomes the `working_dir` of task processes; None if its content is unknown.
     """
 
     runtime_env: dict[str, Any]
     paths: list[str]
+    root: Path | None = None
 
 
 def entry_file() -> Path | None:
     """Return the file of the flow that this process runs, if there is one."""
     entrypoint = os.environ.get(_ENTRYPOINT_VARIABLE, "").rpartition(":")[0]
-    named = entrypoint if entrypoint.endswith(".py") else None
-    named = named or getattr(sys.modules.get("__main__"), "__file__", None)
+    if entrypoint.endswith(".py"):
+        named: str | None = entrypoint
+    else:
+        # Of a module, or else of a script that was started; not a command of an environment's.
+        main = getattr(sys.modules.get("__main__"), "__file__", None) or ""
+        named = getattr(sys.modules.get(entrypoint), "__file__", None) if entrypoint else main
     path = Path(named).resolve() if named else None
-    return path if path is not None and path.is_file() else None
+    if path is None or not path.is_file() or _PACKAGE in path.parents or _is_installed(path):
+        return None
+    return None if path.parent == Path(sysconfig.get_path("scripts")).resolve() else path
+
+
+def entry_folder() -> Path | None:
+    """Return the folder from which the flow's file is imported, or in which it lies."""
+    file = entry_file()
+    if file is None:
+        return None
+    entrypoint = os.environ.get(_ENTRYPOINT_VARIABLE, "").rpartition(":")[0]
+    above = 0 if entrypoint.endswith(".py") else entrypoint.count(".")
+    if above and file.name != "__init__.py":
+        return file.parents[above]
+    return file.parent
 
 
 def paths() -> list[str]:
     """Return the folders with the flow's code on this machine."""
-    file = entry_file()
-    folders = [Path.cwd(), *([file.parent] if file else [])]
+    entry = entry_folder()
+    folders = [Path.cwd(), *([entry] if entry else [])]
     return [str(folder) for folder in dict.fromkeys(folders) if not _is_installed(folder)]
 
 
@@ -72,13 +97,13 @@ def for_cluster(
     """
     added: dict[str, Any] = {}
     found, given, folder = paths(), own_env or {}, _folder()
-    unpacked = _unpacked(folder)
+    root = unpacked = _unpacked(folder)
     if unpacked is not None:
         found = [*_below(unpacked), *found]
     elif "working_dir" not in given:
         refusal = why_not(folder)
         if refusal is None:
-            added["working_dir"] = str(folder)
+            added["working_dir"] = str(root := folder)
             found = [*_below(folder), *found]
             _log.info("The flow's folder %s is shipped to the Ray cluster", folder)
             if "working_dir" in job_env:
@@ -89,8 +114,8 @@ def for_cluster(
     if not in_job and not _is_listed(given):
         added["py_modules"] = [*added.get("py_modules", []), str(_PACKAGE)]
     if not added and not given:
-        return Shipped({}, found)
-    return Shipped(merged(job_env, given, added), found)
+        return Shipped({}, found, root)
+    return Shipped(merged(job_env, given, added), found, root)
 
 
 def merged(*envs: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,8 +138,15 @@ def why_not(folder: Path) -> str | None:
         return f"{folder} is the root of the file system. Run the flow from a folder of its own."
     if folder == Path.home() or folder in Path.home().parents:
         return f"{folder} is, or contains, your home. Run the flow from a folder of its own."
-    if folder == Path(os.environ.get("TMPDIR", "/tmp")):  # noqa: S108 (it is the one we refuse)
+    if str(folder) in {*_TEMPORARY, os.environ.get("TMPDIR"), tempfile.gettempdir()}:
         return f"{folder} is for everybody's temporary files. Run the flow from one of its own."
+    for pattern in ("session_latest", "*/session_latest", "*/*/session_latest"):
+        session = next(folder.glob(pattern), None)
+        if session is not None:
+            return (
+                f"{folder} contains the session directory of a Ray ({session.parent}), where an "
+                "upload would pack itself. Run the flow from a folder of its own."
+            )
     if _is_installed(folder):
         return f"{folder} holds installed packages; the nodes need them installed as well."
     files = files_to_ship(folder)
@@ -153,8 +185,33 @@ def files_to_ship(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def travels_by_value(function: Any) -> None:
-    """Have what the entry script defines pickled by value, if a function is of that script."""
+def own_modules(root: Path, paths: list[str]) -> OwnModules:
+    """Return the flow's modules that task processes can load.
+
+    Args:
+        root: What is their `working_dir`, or the root of the file system that they share with us.
+        paths: Where their imports look.
+    """
+    shared = root == Path(root.anchor)
+    folders = tuple(p for p in paths if Path(p).is_absolute() == shared)
+    file = entry_file()
+    if file is None or root not in file.parents:
+        return OwnModules(folders=folders)
+    name = next(
+        (n for n, m in list(sys.modules.items()) if n != "__main__" and _is_at(m, file)), None
+    )
+    if name in sys.stdlib_module_names:  # another module over there
+        name = None
+    return OwnModules(name, str(file if shared else file.relative_to(root)), folders)
+
+
+def _is_at(module: Any, file: Path) -> bool:
+    found = getattr(module, "__file__", None)
+    return isinstance(found, str) and found.endswith(file.name) and Path(found).resolve() == file
+
+
+def travels_if_it_must(function: Any) -> None:
+    """Have what the entry script defines travel by value, unless task processes can load it."""
     module = sys.modules.get(getattr(function, "__module__", "") or "")
     if module is None or module.__name__ == "__main__":
         return  # cloudpickle does so with `__main__` by itself
@@ -163,20 +220,28 @@ def travels_by_value(function: Any) -> None:
         file is not None and Path(file).resolve() == entry_file()
     )
     if is_script:
-        from ray import cloudpickle
+        modules.travels(module.__name__, by_value=True)
 
-        cloudpickle.register_pickle_by_value(module)
+
+def is_unpacked() -> bool:
+    """Return whether the flow's folder is in a `working_dir` that Ray has unpacked."""
+    return unpacked_root() is not None
+
+
+def unpacked_root() -> Path | None:
+    """Return the `working_dir` that Ray has unpacked and that the flow's folder is in."""
+    return _unpacked(_folder())
 
 
 def _folder() -> Path:
-    file, here = entry_file(), Path.cwd().resolve()
-    return here if file is None or here in file.parents else file.parent
+    entry, here = entry_folder(), Path.cwd().resolve()
+    return here if entry is None or here in (entry, *entry.parents) else entry
 
 
 def _below(folder: Path) -> list[str]:
     """Return what of the folder imports find things in here, relative to it."""
-    file = entry_file()
-    places = [folder, *([file.parent] if file else []), *(Path(p).absolute() for p in sys.path)]
+    entry = entry_folder()
+    places = [folder, *([entry] if entry else []), *(Path(p).absolute() for p in sys.path)]
     below = [p for p in places if (p == folder or folder in p.parents) and not _is_installed(p)]
     return list(dict.fromkeys(str(place.relative_to(folder)) for place in below))
 

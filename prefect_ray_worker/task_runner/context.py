@@ -7,7 +7,6 @@ the rest, the submit context, is pickled for each submit. Serializing a whole co
 import asyncio
 import copy
 import functools
-import pickle
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
@@ -30,7 +29,8 @@ from prefect.logging import get_logger
 from prefect.tasks import MaterializingTask, Task
 
 from prefect_ray_worker.task_runner.call import FlowContext
-from prefect_ray_worker.task_runner.pickling import Blob, dumps
+from prefect_ray_worker.task_runner.modules import OwnModules
+from prefect_ray_worker.task_runner.pickling import Blob, Packed, pack_whole, unpack
 from prefect_ray_worker.task_runner.process import TaskProcess, collect_telemetry
 from prefect_ray_worker.task_runner.telemetry import telemetry
 
@@ -42,13 +42,16 @@ class ContextPickler:
 
     Args:
         paths: Folders that imports shall find in a task's process.
+        own: The modules that a task's process can load.
     """
 
-    def __init__(self, paths: list[str]) -> None:
-        self._paths = paths
+    def __init__(self, paths: list[str], own: OwnModules) -> None:
+        present = TaskProcess.present()
+        self._paths = present.content.paths if present else paths
+        self._own = present.content.own if present else own
         # The contexts are kept with the blob: an `id` names nothing that has gone.
         self._kept: dict[tuple[object, int], tuple[Blob, Any]] = {}
-        self._parents: dict[UUID, bytes] = {}
+        self._parents: dict[UUID, Packed] = {}
 
     def for_flow_run(self) -> Blob:
         """Return the pickled flow context of a task that is submitted here and now."""
@@ -57,15 +60,15 @@ class ContextPickler:
         run_id = flow_run.flow_run.id if flow_run and flow_run.flow_run else None
         key = run_id, id(settings)
         if key not in self._kept:
-            outer = TaskProcess.of_flow_run(run_id) if run_id else None
+            outer = TaskProcess.around(run_id, settings) if run_id else None
             blob = outer.blob if outer else Blob.of(self._pickle(flow_run))
             self._kept[key] = blob, settings
         return self._kept[key][0]
 
     def for_submit(
         self, task: Task[Any, Any], task_run_id: UUID, inputs: dict[str, set[Any]]
-    ) -> bytes:
-        """Return the pickled context of one submit; empty if it has nothing of its own."""
+    ) -> Packed | None:
+        """Return the packed context of one submit; None if it has nothing of its own."""
         content: dict[str, Any] = {}
         tags = TagsContext.get().current_tags
         if tags:
@@ -79,36 +82,39 @@ class ContextPickler:
         if parent is not None:
             content["task_run_context"] = _Pickled(self._parent(parent))
         if not content:
-            return b""
-        return dumps(content)
+            return None
+        return pack_whole(content)
 
-    def _parent(self, parent: TaskRunContext) -> bytes:
+    def _parent(self, parent: TaskRunContext) -> Packed:
         run_id = parent.task_run.id
         if run_id not in self._parents:
-            self._parents = {run_id: dumps(parent.serialize())}
+            # A nested task sees its own context; of this one, Prefect reads which run it is.
+            outline = {"task": _task_outline(parent.task), "parameters": {}}
+            self._parents = {run_id: pack_whole(parent.model_copy(update=outline).serialize())}
         return self._parents[run_id]
 
-    def _pickle(self, flow_run: FlowRunContext | None) -> bytes:
+    def _pickle(self, flow_run: FlowRunContext | None) -> Packed:
         context = portable_context(serialize_context())
         content = FlowContext(
             settings=context["settings_context"],
-            flow_run=context["flow_run_context"],
+            flow_run=pack_whole(context["flow_run_context"]),
             deployment_id=context["deployment_id"],
             deployment_parameters=context["deployment_parameters"],
             related=_related() if flow_run is not None else [],
             paths=self._paths,
+            own=self._own,
         )
-        return dumps(content)
+        return pack_whole(content)
 
 
 class _Pickled:
-    """Bytes that are unpickled together with what holds them."""
+    """A packed value that is unpacked together with what holds it."""
 
-    def __init__(self, content: bytes) -> None:
-        self._content = content
+    def __init__(self, packed: Packed) -> None:
+        self._packed = packed
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return pickle.loads, (self._content,)
+        return unpack, (self._packed,)
 
 
 def portable_context(context: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +129,7 @@ def portable_context(context: dict[str, Any]) -> dict[str, Any]:
     if flow_run.get("flow") is not None:
         flow_run["flow"] = _without_body(flow_run["flow"])
     try:
-        dumps(flow_run.get("parameters"))
+        pack_whole(flow_run.get("parameters"))
     except Exception:  # anything may happen in a user's __reduce__
         flow_run["parameters"] = _portable(flow_run["parameters"])
     return context
@@ -173,7 +179,7 @@ def _quietly(ask: Any) -> None:
 
 
 def _body_is_elsewhere(*_: object, **__: object) -> NoReturn:
-    raise RuntimeError("Only the driver of a flow run has the function of its flow.")
+    raise RuntimeError("Nested tasks do not have the function of the flow or the task around them.")
 
 
 def _without_body(flow: Flow[Any, Any]) -> Flow[Any, Any]:
@@ -190,11 +196,25 @@ def _without_body(flow: Flow[Any, Any]) -> Flow[Any, Any]:
     return stub
 
 
+def _task_outline(task: Task[Any, Any]) -> Task[Any, Any]:
+    """Return what nested tasks see of the task around them: all but its code."""
+    stub = copy.copy(task)
+    stub.fn = _body_is_elsewhere
+    for name, value in list(vars(stub).items()):
+        if name.endswith("_hooks"):
+            setattr(stub, name, [])
+        elif name == "__wrapped__":
+            delattr(stub, name)
+        elif name != "fn" and callable(value):
+            setattr(stub, name, None)
+    return stub
+
+
 def _portable(parameters: dict[str, Any] | None) -> dict[str, Any]:
     portable: dict[str, Any] = {}
     for name, value in (parameters or {}).items():
         try:
-            dumps(value)
+            pack_whole(value)
         except Exception as exc:  # anything may happen in a user's __reduce__
             _log.warning(
                 "Tasks do not see the flow's parameter %r, a %s: it cannot be pickled (%s)",
@@ -230,12 +250,12 @@ def with_run_context(function: Callable[P, R]) -> Callable[P, R]:
             return ray.get([crunch.remote(i) for i in range(10)])
         ```
     """
-    context = dumps(portable_context(serialize_context()))
+    context = pack_whole(portable_context(serialize_context()))
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         collect_telemetry()
-        with hydrated_context(pickle.loads(context)):  # noqa: S301 (written by our own processes)
+        with hydrated_context(unpack(context)):
             try:
                 return function(*args, **kwargs)
             finally:

@@ -21,9 +21,11 @@ from prefect.exceptions import MissingContextError
 from prefect.futures import PrefectFuture
 from prefect.logging import get_logger, get_run_logger
 
+from prefect_ray_worker.errors import RayShutDown
 from prefect_ray_worker.task_runner import losses
 from prefect_ray_worker.task_runner.inputs import foreign_among
 from prefect_ray_worker.task_runner.pending import PendingTask
+from prefect_ray_worker.task_runner.session import job_id
 from prefect_ray_worker.task_runner.task_end import UNSENDABLE, TaskEnd, describe, is_infrastructure
 from prefect_ray_worker.task_runner.telemetry import Telemetry
 from prefect_ray_worker.task_runner.waiting import OpenRefs, wait_for
@@ -33,6 +35,9 @@ _GENTLE_SECONDS = 0.9
 _FORCED_SECONDS = 0.6
 _TELL_SECONDS = 1.0
 _SETTLERS = 8
+# How often to look whether Ray is still there, while nothing arrives.
+_LOOK_SECONDS = 1.0
+_SHUT_DOWN = "Ray was shut down in the flow's process while the task was on it."
 
 _log = get_logger("task_runner.ray")
 
@@ -62,6 +67,9 @@ class Dispatcher:
         self._settlers: ThreadPoolExecutor | None = None
         self._emits = False
         self._heap = Heap()
+        # What names the Ray that has the tasks.
+        self._job: str | None = None
+        self._is_lost = False
 
     @property
     def has_reported(self) -> bool:
@@ -160,6 +168,7 @@ class Dispatcher:
             self._resolve_cancelled(pending)
             return
         try:
+            self._look_at_job()
             pending.launch()
         except BaseException:
             with self._changed:
@@ -176,12 +185,34 @@ class Dispatcher:
         ref.future().add_done_callback(arrived)
 
     def _run(self) -> None:
-        while (handle := self._arrived.get()) is not None:
+        while True:
+            try:
+                handle = self._arrived.get(timeout=_LOOK_SECONDS)
+            except queue.Empty:
+                handle = self._look_for_ray
+            if handle is None:
+                return
             try:
                 handle()
                 self._launch_next()
             except Exception:
                 _log.exception("The end of a task could not be processed")
+
+    def _look_at_job(self) -> None:
+        job = job_id()
+        if job is None or self._job not in (None, job):  # a call would start another Ray
+            raise RayShutDown(_SHUT_DOWN)
+        self._job = job
+
+    def _look_for_ray(self) -> None:
+        """Crash what Ray will never say anything of: somebody has shut it down."""
+        with self._changed:
+            if self._is_lost or self._job in (None, job_id()):
+                return
+            self._is_lost = True
+            lost = list(self._submitted)
+        for pending in lost:
+            self._in_background(self._settle, pending, RayShutDown(_SHUT_DOWN))
 
     def _launch_next(self) -> None:
         while True:

@@ -72,7 +72,7 @@ def _engine_arguments(
     inherit(call.inherited)
     return {
         "task_run_id": call.task_run_id,
-        "parameters": unpack(call.parameters),
+        "parameters": unpack(call.packed_parameters(arguments)),
         "wait_for": unpack(call.wait_for) if call.wait_for is not None else None,
         "dependencies": call.dependencies,
         "return_type": "state",
@@ -80,7 +80,7 @@ def _engine_arguments(
             "flow_run_context": process.flow_run,
             "deployment_id": process.content.deployment_id,
             "deployment_parameters": process.content.deployment_parameters,
-            **(unpack(Packed(call.context)) if call.context else {}),
+            **(unpack(call.context) if call.context is not None else {}),
         },
     }
 

@@ -107,6 +107,10 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
         import ray
         from ray.exceptions import RayError
 
+        if not ray.is_initialized():  # Ray would start another one, and ask that
+            raise CrashedRun(
+                f"The result of task run {self._task_run_id} is gone: Ray was shut down"
+            )
         try:
             packed: Any = ray.get(self.result_ref)
         except RayError as exc:
@@ -166,8 +170,14 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
 
     def forget_refs(self) -> None:
         """Forget what Ray had of a run whose end has not come: it will not any more."""
-        if self._end is None:
-            self.end_ref = self.result_ref = None
+        if self._end is not None:
+            return
+        import ray
+
+        for ref in (self.end_ref, self.result_ref):
+            if ref is not None and ray.is_initialized():
+                ref.future()  # Ray logs errors that nobody has looked at (2.60)
+        self.end_ref = self.result_ref = None
 
     def fetch_if_used(self) -> None:
         """Fetch the result if somebody has waited for it, or has the state."""

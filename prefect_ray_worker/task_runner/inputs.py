@@ -8,7 +8,7 @@ now a placeholder that becomes the arrived run when the task's process unpickles
 import copyreg
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 from prefect.client.schemas.objects import RunInput, State, TaskRunResult
 from prefect.context import FlowRunContext
@@ -91,7 +91,7 @@ class Inputs:
             if name in self.parameters:
                 self.dependencies.setdefault(name, set()).update(inputs)
         self.wait_for = (
-            self._exchange("wait_for", list(wait_for), result=False) if wait_for else None
+            self._exchange("wait_for", _listed(wait_for), result=False) if wait_for else None
         )
         self.upstream = dict(self.dependencies)
         # The engine collects these by itself, and knows no other way to add to them.
@@ -136,6 +136,12 @@ class Inputs:
         if result:
             self.with_result.add(slot)
         return Placeholder(slot)
+
+
+def _listed(wait_for: Any) -> Any:
+    if isinstance(wait_for, (PrefectFuture, State, BaseAnnotation)):
+        return cast("Any", wait_for)
+    return list(wait_for)
 
 
 def foreign_among(sources: Iterable[Source]) -> list[PrefectFuture[Any]]:

@@ -1,5 +1,6 @@
 """`TaskPreparer`: turns submits into calls of a Ray function."""
 
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -16,10 +17,14 @@ from prefect_ray_worker.task_runner.call import Call, ReferenceSlot, RunSlot, Sl
 from prefect_ray_worker.task_runner.context import ContextPickler
 from prefect_ray_worker.task_runner.futures import DoneFuture, RayTaskFuture
 from prefect_ray_worker.task_runner.inputs import Dependencies, Inputs, Source
+from prefect_ray_worker.task_runner.modules import globals_of
 from prefect_ray_worker.task_runner.options import DEFAULTS, options_for, to_inherit
-from prefect_ray_worker.task_runner.pickling import Blob, Packed, culprit, dumps, pack
+from prefect_ray_worker.task_runner.pickling import Blob, Packed, culprit, pack, pack_whole
 
 _RETURNS = 3
+# A task that is pickled sooner is pickled for each submit, others for this share of the time.
+_QUICK_SECONDS = 0.002
+_TIMES_AS_LONG = 20
 _NOTHING: dict[str, Any] = {}
 
 
@@ -38,7 +43,7 @@ class PendingTask:
         remote: The function of Ray's with the run's options.
         flow_context: The pickled context of its flow run.
         blob: The pickled task.
-        parameters: The packed parameters.
+        parameters: The packed parameters, or a reference to them.
         wait_for: The packed upstream runs it waits for.
         submit_context: The pickled context of this submit.
         inherited: Options of Ray for nested submits.
@@ -57,9 +62,9 @@ class PendingTask:
     remote: Any
     flow_context: Blob
     blob: Blob
-    parameters: Packed
+    parameters: Any
     wait_for: Packed | None
-    submit_context: bytes
+    submit_context: Packed | None
     inherited: dict[str, Any]
     tags: AbstractSet[str]
     flow_run_id: UUID | None
@@ -87,9 +92,13 @@ class PendingTask:
         given: list[RayTaskFuture[Any]] = []
         slots = [self._slot(i, source, arguments, given) for i, source in enumerate(self.sources)]
         self.given = given
+        parameters = self.parameters
+        if not isinstance(parameters, Packed):
+            arguments.append(parameters)
+            parameters = len(arguments) - 1
         call = Call(
             task_run_id=self.future.task_run_id,
-            parameters=self.parameters,
+            parameters=parameters,
             wait_for=self.wait_for,
             slots=slots,
             dependencies=self.dependencies,
@@ -135,6 +144,12 @@ class PendingTask:
         return RunSlot(source.task_run_id, end, result)
 
 
+@dataclass(frozen=True)
+class _PickledTask:
+    blob: Blob
+    good_until: float
+
+
 class TaskPreparer:
     """Prepare the submits of one started runner.
 
@@ -145,7 +160,7 @@ class TaskPreparer:
     def __init__(self, contexts: ContextPickler) -> None:
         self._contexts = contexts
         self._remotes: dict[bytes, Any] = {}
-        self._tasks: weakref.WeakKeyDictionary[Any, Blob] = weakref.WeakKeyDictionary()
+        self._tasks: weakref.WeakKeyDictionary[Any, _PickledTask] = weakref.WeakKeyDictionary()
 
     def prepare(
         self, task: Task[Any, Any], future: RayTaskFuture[Any], inputs: Inputs
@@ -169,7 +184,7 @@ class TaskPreparer:
             remote=self.remote(options_for(task)),
             flow_context=self._contexts.for_flow_run(),
             blob=self._pickled(task),
-            parameters=_packed(task, inputs.parameters),
+            parameters=_kept(_packed(task, inputs.parameters)),
             wait_for=pack(inputs.wait_for) if inputs.wait_for is not None else None,
             submit_context=self._contexts.for_submit(task, future.task_run_id, inputs.upstream),
             inherited=to_inherit() or _NOTHING,
@@ -186,7 +201,7 @@ class TaskPreparer:
 
         from prefect_ray_worker.task_runner.execution import run
 
-        key = b"" if options == DEFAULTS else dumps(sorted(options.items()))
+        key = b"" if options == DEFAULTS else pack_whole(sorted(options.items())).content
         if key not in self._remotes:
             try:
                 self._remotes[key] = ray.remote(**options, num_returns=_RETURNS)(run)
@@ -197,19 +212,34 @@ class TaskPreparer:
         return self._remotes[key]
 
     def _pickled(self, task: Task[Any, Any]) -> Blob:
-        # A closure's variables may be others the next time; globals are taken as they are at the
-        # first submit, as Ray does with its remote functions.
-        has_closure = bool(getattr(task.fn, "__closure__", None))
-        blob = None if has_closure else self._tasks.get(task)
-        if blob is None:
-            try:
-                blob = Blob.of(dumps(task))
-            except Exception as exc:
-                raise Unpicklable(
-                    f"Task {task.name!r} cannot be sent to the cluster: {culprit(task, exc)}"
-                ) from exc
-            self._tasks[task] = blob
+        # The task, its closure and its globals may be others at the next submit. Where it takes
+        # long to find out, we look again after a while.
+        begun = time.monotonic()
+        known = self._tasks.get(task)
+        if known is not None and begun < known.good_until and task.fn.__closure__ is None:
+            return known.blob
+        try:
+            packed = pack_whole((task, globals_of(task, pack_whole)))
+        except Exception as exc:
+            raise Unpicklable(
+                f"Task {task.name!r} cannot be sent to the cluster: {culprit(task, exc)}"
+            ) from exc
+        is_known = known is not None and known.blob.digest == Blob.digest_of(packed)
+        blob = known.blob if known is not None and is_known else Blob.of(packed)
+        ended = time.monotonic()
+        took = ended - begun
+        good = ended + took * _TIMES_AS_LONG if took > _QUICK_SECONDS else 0.0
+        self._tasks[task] = _PickledTask(blob, good)
         return blob
+
+
+def _kept(packed: Packed) -> Any:
+    """Copy arrays into Ray's store now: their owner may change them before Ray has the task."""
+    if not packed.buffers:
+        return packed
+    import ray
+
+    return ray.put(packed)
 
 
 def _packed(task: Task[Any, Any], parameters: dict[str, Any]) -> Packed:

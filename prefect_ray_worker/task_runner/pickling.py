@@ -1,16 +1,23 @@
-"""Parcels: pickled values, in a form that Ray moves without copying large arrays.
+"""Pickled values, in a form that Ray moves without copying large arrays.
 
 We pickle ourselves, so that what cannot be pickled or unpickled is an error in our hands, with a
-name, and not one of Ray's that hides the task's state.
+name, and not one of Ray's that hides the task's state. Ray still has to see the object references
+and actor handles inside values: one that it does not see is kept for ever, or dies with its owner.
 """
 
+import functools
 import hashlib
+import io
 import pickle
 import types
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from prefect.tasks import Task
+
+from prefect_ray_worker.task_runner import modules
 
 
 @dataclass(frozen=True)
@@ -20,10 +27,12 @@ class Packed:
     Attributes:
         content: The pickle.
         buffers: Its large arrays, which Ray moves without copying them.
+        refs: Its object references and actor handles.
     """
 
     content: bytes
     buffers: list[pickle.PickleBuffer] = field(default_factory=list)
+    refs: list[Any] = field(default_factory=list)
 
 
 # Below this, an array in shared memory costs more than a copy of it.
@@ -31,16 +40,44 @@ _OUT_OF_BAND_BYTES = 64 * 1024
 # Ray sends smaller arguments along with a task; larger ones are put into its store once.
 _INLINE_BYTES = 48 * 1024
 
+_refs: ContextVar[list[Any]] = ContextVar("refs")
 
-def dumps(value: Any) -> bytes:
-    """Pickle a value by Ray's cloudpickle, which knows object references and actors.
 
-    Raises:
-        Exception: Whatever the value's own pickling raises.
-    """
+def _ref(position: int) -> Any:
+    return _refs.get()[position]
+
+
+def _dump(value: Any, buffer_callback: Callable[[Any], bool] | None) -> tuple[bytes, list[Any]]:
+    with io.BytesIO() as file:
+        pickler = _pickler()(file, protocol=5, buffer_callback=buffer_callback)
+        pickler.dump(value)
+        return file.getvalue(), pickler.refs
+
+
+@functools.cache
+def _pickler() -> Any:
+    import ray
     from ray import cloudpickle
+    from ray.actor import ActorHandle
 
-    return cloudpickle.dumps(value)  # pyright: ignore[reportPrivateImportUsage]
+    seen_by_ray = (ray.ObjectRef, ActorHandle)
+    base: Any = cloudpickle.CloudPickler  # pyright: ignore[reportPrivateImportUsage]
+
+    class ValuePickler(base):
+        """Leaves references for Ray to pickle."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.refs: list[Any] = []
+
+        def reducer_override(self, obj: Any) -> Any:
+            if issubclass(type(obj), seen_by_ray):
+                self.refs.append(obj)
+                return _ref, (len(self.refs) - 1,)
+            found = modules.reduced(obj)
+            return super().reducer_override(obj) if found is None else found
+
+    return ValuePickler
 
 
 def pack(value: Any) -> Packed:
@@ -49,8 +86,6 @@ def pack(value: Any) -> Packed:
     Raises:
         Exception: Whatever the value's own pickling raises.
     """
-    from ray import cloudpickle
-
     buffers: list[pickle.PickleBuffer] = []
 
     def stays_in_band(buffer: pickle.PickleBuffer) -> bool:
@@ -62,48 +97,70 @@ def pack(value: Any) -> Packed:
             buffers.append(buffer)
         return small
 
-    content = cloudpickle.dumps(  # pyright: ignore[reportPrivateImportUsage]
-        value, protocol=5, buffer_callback=stays_in_band
-    )
-    return Packed(content, buffers)
+    content, refs = _dump(value, stays_in_band)
+    return Packed(content, buffers, refs)
+
+
+def pack_whole(value: Any) -> Packed:
+    """Pickle a value with copies of its arrays.
+
+    Raises:
+        Exception: Whatever the value's own pickling raises.
+    """
+    content, refs = _dump(value, None)
+    return Packed(content, refs=refs)
 
 
 def unpack(packed: Packed) -> Any:
-    """Return what `pack` was given; large arrays are views into Ray's store, and read-only."""
-    return pickle.loads(packed.content, buffers=packed.buffers)  # noqa: S301 (written by our own processes)
+    """Return what was packed; large arrays are views into Ray's store, and read-only."""
+    if not packed.refs:
+        return pickle.loads(packed.content, buffers=packed.buffers)  # noqa: S301 (our own)
+    token = _refs.set(packed.refs)
+    try:
+        return pickle.loads(packed.content, buffers=packed.buffers)  # noqa: S301 (our own)
+    finally:
+        _refs.reset(token)
 
 
 @dataclass(frozen=True)
 class Blob:
-    """Bytes that many tasks of one driver need, sent once where that is worth it.
+    """A pickled value that many tasks need, sent once where that is worth it.
 
     Attributes:
         digest: Names the content; what task processes know it by.
-        content: The bytes, unless they are in Ray's store.
+        packed: The value, unless it is in Ray's store.
         stored: A list with the reference; in a list, so that Ray does not fetch it for each task.
     """
 
     digest: bytes
-    content: bytes | None
+    packed: Packed | None
     stored: list[Any]
 
     @classmethod
-    def of(cls, content: bytes) -> "Blob":
-        """Keep the bytes inline, or put them into the store of the connected Ray."""
-        digest = hashlib.blake2b(content, digest_size=16).digest()
-        if len(content) <= _INLINE_BYTES:
-            return cls(digest, content, [])
+    def of(cls, packed: Packed) -> "Blob":
+        """Keep a packed value inline, or put it into the store of the connected Ray."""
+        digest = cls.digest_of(packed)
+        if len(packed.content) <= _INLINE_BYTES:
+            return cls(digest, packed, [])
         import ray
 
-        return cls(digest, None, [ray.put(content)])
+        return cls(digest, None, [ray.put(packed)])
 
-    def read(self) -> bytes:
-        """Return the bytes, from the store if need be."""
-        if self.content is not None:
-            return self.content
+    @staticmethod
+    def digest_of(packed: Packed) -> bytes:
+        """Return what names a packed value."""
+        digest = hashlib.blake2b(packed.content, digest_size=16)
+        for ref in packed.refs:  # the content only has their positions
+            digest.update(repr(ref).encode())
+        return digest.digest()
+
+    def load(self) -> Any:
+        """Return the value, from the store if need be."""
+        if self.packed is not None:
+            return unpack(self.packed)
         import ray
 
-        return ray.get(self.stored[0])
+        return unpack(ray.get(self.stored[0]))
 
 
 def culprit(task: Task[Any, Any], exc: Exception) -> str:
@@ -159,24 +216,16 @@ def _references(function: types.FunctionType) -> list[tuple[str, str, Any]]:
             found.append(("variable", name, cell.cell_contents))
         except ValueError:  # not assigned yet
             continue
-    present = _global_names(function.__code__) & function.__globals__.keys()
+    present = modules.global_names(function.__code__) & function.__globals__.keys()
     found += [("global", name, function.__globals__[name]) for name in sorted(present)]
     defaults = function.__defaults__ or ()
     found += [("default value", repr(i), value) for i, value in enumerate(defaults)]
     return found
 
 
-def _global_names(code: types.CodeType) -> set[str]:
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _global_names(constant)
-    return names
-
-
 def _is_picklable(value: Any) -> bool:
     try:
-        dumps(value)
+        pack_whole(value)
     except Exception:  # anything may happen in a user's __reduce__
         return False
     return True

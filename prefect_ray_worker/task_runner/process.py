@@ -6,7 +6,6 @@ flow run: they are made for the first and kept.
 
 import asyncio
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -24,8 +23,9 @@ from prefect.results import ResultStore
 from prefect.tasks import Task
 
 from prefect_ray_worker.prefect_api.compat import serve_no_client_metrics, tap_events
+from prefect_ray_worker.task_runner import modules
 from prefect_ray_worker.task_runner.call import FlowContext
-from prefect_ray_worker.task_runner.pickling import Blob
+from prefect_ray_worker.task_runner.pickling import Blob, pack_whole, unpack
 from prefect_ray_worker.task_runner.telemetry import Telemetry, telemetry
 from prefect_ray_worker.task_runner.waiting import OpenRefs
 
@@ -43,20 +43,24 @@ class TaskProcess:
     Attributes:
         blob: The pickled flow context, for nested submits.
         context: With settings and clients entered; tasks run in copies of it.
+        settings: Those of the context.
         flow_run: Arguments for the flow run's context.
         content: The flow context.
     """
 
     _kept: ClassVar["OrderedDict[bytes, TaskProcess]"] = OrderedDict()
-    _tasks: ClassVar["OrderedDict[bytes, Task[Any, Any]]"] = OrderedDict()
+    _tasks: ClassVar["OrderedDict[bytes, tuple[Task[Any, Any], modules.Globals]]"] = OrderedDict()
 
     def __init__(self, flow_context: Blob) -> None:
         self.blob = flow_context
-        self.content: FlowContext = pickle.loads(flow_context.read())  # noqa: S301 (our own)
+        self.content: FlowContext = flow_context.load()
         _see(self.content.paths)
+        own = self.content.own.below(Path.cwd())
+        modules.use(own)
+        own.load()
         self.context = Context()
-        self.context.run(self._enter, self.content.settings)
-        self.flow_run = self._flow_run(self.content.flow_run)
+        self.settings = self.context.run(self._enter, self.content.settings)
+        self.flow_run = self._flow_run(unpack(self.content.flow_run))
         self._related = [RelatedResource(r) for r in self.content.related]
         self._runner: asyncio.Runner | None = None
         self._async_context: Context | None = None
@@ -78,23 +82,30 @@ class TaskProcess:
         return kept
 
     @classmethod
-    def of_flow_run(cls, flow_run_id: object) -> "TaskProcess | None":
-        """Return what this process keeps of a flow run, if it does."""
+    def around(cls, flow_run_id: object, settings: object) -> "TaskProcess | None":
+        """Return what the present task runs in, unless its flow run or settings are others."""
         for kept in cls._kept.values():
-            if kept.flow_run and kept.flow_run["flow_run"].id == flow_run_id:
+            same_run = kept.flow_run and kept.flow_run["flow_run"].id == flow_run_id
+            if same_run and kept.settings is settings:
                 return kept
         return None
+
+    @classmethod
+    def present(cls) -> "TaskProcess | None":
+        """Return what the present task runs in; None in a driver."""
+        return _present.process
 
     @classmethod
     def task(cls, blob: Blob) -> Task[Any, Any]:
         """Return a task, unpickled once."""
         task = cls._tasks.get(blob.digest)
         if task is None:
-            task = cls._tasks[blob.digest] = pickle.loads(blob.read())  # noqa: S301 (our own)
+            task = cls._tasks[blob.digest] = blob.load()
             if len(cls._tasks) > _KEPT_TASKS:
                 cls._tasks.popitem(last=False)
         cls._tasks.move_to_end(blob.digest)
-        return task
+        modules.set_globals(task[1], pack_whole, unpack)
+        return task[0]
 
     def attach_related(self, event: Event) -> None:
         """Add what Prefect's own sender of events would add, which asks the API for it."""
@@ -136,10 +147,11 @@ class TaskProcess:
                 loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
 
     @staticmethod
-    def _enter(settings: dict[str, Any]) -> None:
+    def _enter(settings: dict[str, Any]) -> SettingsContext | None:
         if settings:
             SettingsContext(**settings).__enter__()
         SyncClientContext().__enter__()
+        return SettingsContext.get()
 
     @staticmethod
     def _flow_run(content: dict[str, Any]) -> dict[str, Any]:

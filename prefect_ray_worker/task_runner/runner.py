@@ -1,18 +1,21 @@
 """`RayTaskRunner`: runs the tasks of a flow on a Ray cluster."""
 
+import threading
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 from prefect.client.schemas.objects import FlowRun, RunInput
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.futures import PrefectFuture
 from prefect.logging import get_logger
 from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
+from prefect.transactions import get_transaction
 
+from prefect_ray_worker.errors import RayShutDown, TransactionAround
 from prefect_ray_worker.prefect_api.compat import await_events_sent, new_run_id
-from prefect_ray_worker.task_runner import code, session
+from prefect_ray_worker.task_runner import code, modules, session
 from prefect_ray_worker.task_runner.context import ContextPickler
 from prefect_ray_worker.task_runner.dispatcher import Dispatcher
 from prefect_ray_worker.task_runner.feasibility import Feasibility
@@ -80,6 +83,8 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         self._dispatcher: Dispatcher | None = None
         self._feasibility: Feasibility | None = None
         self._flow_run: FlowRun | None = None
+        # Several threads of a flow may submit at once.
+        self._starting = threading.Lock()
         # Only of a Ray that ends with the flow.
         self._futures: weakref.WeakSet[RayTaskFuture[Any]] = weakref.WeakSet()
         # Prefect starts a duplicate and cancels the original: they share what there is to cancel.
@@ -130,13 +135,18 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
 
         Raises:
             RuntimeError: The runner is not started.
+            RayShutDown: Ray was shut down since the runner has started.
             Unpicklable: The task or a parameter cannot be sent; the message names the culprit.
+            TransactionAround: A transaction is open, and could not undo the task.
             ValueError: `remote_options` that Ray does not take.
         """
         if not self._started:
             raise RuntimeError("The task runner must be started before submitting work.")
+        _refuse_transaction(task)
+        if session.job_id() is None:
+            raise RayShutDown("Ray was shut down after the task runner had started; submit before.")
         preparer, dispatcher = self._ready()
-        code.travels_by_value(task.fn)
+        code.travels_if_it_must(task.fn)
         future: RayTaskFuture[Any] = RayTaskFuture(new_run_id())
         inputs = Inputs(parameters, wait_for, dependencies)
         pending = preparer.prepare(task, future, inputs)
@@ -176,13 +186,20 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
             super().__exit__(*exc_info)
 
     def _ready(self) -> tuple[TaskPreparer, Dispatcher]:
+        with self._starting:
+            return self._made_ready()
+
+    def _made_ready(self) -> tuple[TaskPreparer, Dispatcher]:
         if self._preparer is None or self._dispatcher is None:
             context = FlowRunContext.get()
             self._flow_run = context.flow_run if context else None
+            paths, own = [], modules.OwnModules()
+            if self._session is not None:
+                paths, own = self._session.paths, self._session.own
+                modules.use(self._session.own_here)
             if context is not None and context.flow is not None:
-                code.travels_by_value(context.flow.fn)
-            paths = self._session.paths if self._session else []
-            self._preparer = TaskPreparer(ContextPickler(paths))
+                code.travels_if_it_must(context.flow.fn)
+            self._preparer = TaskPreparer(ContextPickler(paths, own))
             self._dispatcher = Dispatcher(self._limit(), telemetry())
             self._dispatchers.add(self._dispatcher)
             self._feasibility = Feasibility()
@@ -230,6 +247,19 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
             for future in list(self._futures):
                 future.fetch_if_used()
             ours.leave()
+
+
+def _refuse_transaction(task: Task[Any, Any]) -> None:
+    """Refuse a submit that a transaction is open around: a rollback would not undo the task."""
+    transaction = get_transaction()
+    # The engine has one open around each task; a further one in it is the user's.
+    if transaction is None or (TaskRunContext.get() is not None and not transaction.get_parent()):
+        return
+    raise TransactionAround(
+        f"Task {task.name!r} is submitted inside `with transaction()`. RayTaskRunner runs it in "
+        "another process, where it would be committed at once and never rolled back. Call the task "
+        "without `.submit`, or open the transaction inside a task."
+    )
 
 
 def _runner(kind: type[T], settings: dict[str, Any]) -> T:

@@ -7,12 +7,14 @@ import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prefect.logging import get_logger
 
 from prefect_ray_worker.errors import NoRayCluster
 from prefect_ray_worker.task_runner import code
+from prefect_ray_worker.task_runner.modules import OwnModules
 
 _log = get_logger("task_runner.ray")
 
@@ -20,6 +22,8 @@ JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the entrypoint of a Ray Job (2.60)."""
 # Of `ray._private.worker` (2.60): the mode of a driver.
 _SCRIPT_MODE = 0
+# The address and the arguments for `ray.init` that a session was made with.
+_Asked = tuple[str | None, dict[str, Any]]
 _OVERRIDE_VARIABLE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"
 
 
@@ -34,28 +38,58 @@ def is_task_process() -> bool:
 
 @dataclass
 class RaySession:
-    """A Ray in use.
+    """A Ray in use, shared by the runners of this process.
 
     Attributes:
         is_ours: Whether we have connected, and have to disconnect.
         paths: Folders with the flow's code, for the processes of tasks.
+        own: The flow's modules that task processes can load, as they find them.
+        own_here: The same, as this process finds them.
+        asked: The address and the arguments for `ray.init` that it was made with.
+        job: What names its connection.
+        users: How many runners use it.
     """
 
     is_ours: bool
     paths: list[str]
+    own: OwnModules = OwnModules()  # noqa: RUF009 (it is frozen)
+    own_here: OwnModules = OwnModules()  # noqa: RUF009
+    asked: _Asked = (None, {})
+    job: str | None = None
+    users: int = 1
 
     def leave(self) -> None:
-        """Disconnect, if we have connected; a Ray that we have started ends with that."""
+        """Disconnect with the last user, if we have connected; a Ray that we started ends then."""
         if not self.is_ours:
             return
         import ray
 
-        with signal_handlers_kept():
-            ray.shutdown()
+        with _Shared.changing:
+            self.users -= 1
+            if self.users or _Shared.session is not self:
+                return
+            _Shared.session = None
+            if self.job == job_id():  # not if the flow has another Ray by now
+                with signal_handlers_kept():
+                    ray.shutdown()
+
+
+class _Shared:
+    """The session that runners of this process share, if one of them has connected."""
+
+    changing = threading.RLock()
+    session: RaySession | None = None
+
+
+def job_id() -> str | None:
+    """Return what names the present connection to Ray; None without one."""
+    import ray
+
+    return ray.get_runtime_context().get_job_id() if ray.is_initialized() else None
 
 
 def connect(address: str | None, init_kwargs: Mapping[str, Any], *, ship_code: bool) -> RaySession:
-    """Join the cluster that we are in, or that is asked for, or start a Ray on this machine.
+    """Use the Ray that another runner of this process uses, or join or start one.
 
     Args:
         address: Of the cluster, as `ray.init` takes it; None for the cluster of the Ray Job
@@ -66,20 +100,48 @@ def connect(address: str | None, init_kwargs: Mapping[str, Any], *, ship_code: b
     Raises:
         NoRayCluster: `auto` was asked for, or an address, and nothing is there.
     """
+    asked: _Asked = (address, dict(init_kwargs))
+    with _Shared.changing:
+        shared = _Shared.session
+        if shared is not None and shared.job == job_id():
+            shared.users += 1
+            _warn_if_ignored(asked, shared.asked)
+            return shared
+        session = _connect(address, init_kwargs, ship_code=ship_code)
+        session.asked, session.job = asked, job_id()
+        _Shared.session = session if session.is_ours else None
+        return session
+
+
+def _warn_if_ignored(asked: _Asked, given: _Asked) -> None:
+    ignored = {k: v for k, v in asked[1].items() if given[1].get(k) != v and k != "namespace"}
+    if asked[0] not in (None, given[0]):
+        ignored["address"] = asked[0]
+    if ignored:
+        _log.warning(
+            "RayTaskRunner uses the Ray that another flow of this process has joined, so its own "
+            "%s is ignored. Give both flows the same runner, or use remote_options for what only "
+            "some tasks need.",
+            " and ".join(sorted(ignored)),
+        )
+
+
+def _connect(address: str | None, init_kwargs: Mapping[str, Any], *, ship_code: bool) -> RaySession:
+    """Join the cluster that we are in, or that is asked for, or start a Ray on this machine."""
     import ray
 
     if ray.is_initialized():
-        _log.debug("Ray is initialized already; it is used as it is")
-        return RaySession(False, code.paths())
+        _warn_if_not_shipped(ship_code=ship_code)
+        return _session(False, code.paths(), code.unpacked_root())
     in_job = JOB_CONFIG_VARIABLE in os.environ
     joins = in_job or address not in (None, "local") or bool(os.environ.get("RAY_ADDRESS"))
     if address in (None, "auto") and joins:
         address = os.environ.get("RAY_ADDRESS") or "auto"
-    kwargs, paths = dict(init_kwargs), code.paths()
+    kwargs, paths, root = dict(init_kwargs), code.paths(), None
     if joins and ship_code:
         job_env = _job_runtime_env()
         shipped = code.for_cluster(job_env, kwargs.get("runtime_env"), in_job=in_job)
-        kwargs["runtime_env"], paths = shipped.runtime_env, shipped.paths
+        kwargs["runtime_env"], paths, root = shipped.runtime_env, shipped.paths, shipped.root
     if not kwargs.get("runtime_env"):
         kwargs.pop("runtime_env", None)
     if str(address).startswith("ray://"):
@@ -90,8 +152,43 @@ def connect(address: str | None, init_kwargs: Mapping[str, Any], *, ship_code: b
         )
     with signal_handlers_kept(), _override(in_job and "runtime_env" in kwargs):
         _init(address, kwargs)
-    _log.info("Using a Ray cluster of %s nodes", sum(bool(n.get("alive")) for n in ray.nodes()))
-    return RaySession(True, paths)
+    _log.info("Using a Ray cluster of %s nodes", _nodes())
+    return _session(True, paths, root if joins else _this_machine())
+
+
+def _warn_if_not_shipped(*, ship_code: bool) -> None:
+    """Warn where a Ray that the flow has initialized itself has nodes without the flow's folder."""
+    import ray
+
+    nodes = _nodes()
+    env: Mapping[str, Any] = ray.get_runtime_context().runtime_env
+    if not ship_code or nodes < 2 or env.get("working_dir") or code.is_unpacked():
+        return
+    _log.warning(
+        "Ray was initialized before RayTaskRunner started, so the flow's folder is not shipped to "
+        "the %s nodes, and tasks there do not find its modules. Leave ray.init() out "
+        "(RayTaskRunner takes its arguments as init_kwargs), or give it "
+        "runtime_env={'working_dir': '.'}.",
+        nodes,
+    )
+
+
+def _nodes() -> int:
+    import ray
+
+    return sum(bool(node.get("Alive", node.get("alive"))) for node in ray.nodes())
+
+
+def _this_machine() -> Path | None:
+    """Return the root of our files if the Ray that we have started, or found, has no other node."""
+    return Path(Path.cwd().anchor) if _nodes() == 1 else None
+
+
+def _session(is_ours: bool, paths: list[str], root: Path | None) -> RaySession:
+    if root is None:
+        return RaySession(is_ours, paths)
+    own = code.own_modules(root, paths)
+    return RaySession(is_ours, paths, own, own.below(root))
 
 
 def _init(address: str | None, kwargs: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ from prefect.results import (
 from prefect.states import Failed
 from pydantic import PrivateAttr
 
-from prefect_ray_worker.task_runner.pickling import Packed, dumps, pack, unpack
+from prefect_ray_worker.errors import RayShutDown
+from prefect_ray_worker.task_runner.pickling import Packed, pack, pack_whole, unpack
 
 
 class RemoteTraceback(Exception):
@@ -50,7 +51,7 @@ class UnportableError(RuntimeError):
 class PackedError:
     """An exception that survives the way, whatever its class does when it is unpickled."""
 
-    content: bytes | None
+    content: Packed | None
     type_name: str
     message: str
     trace: str
@@ -59,7 +60,7 @@ class PackedError:
     def of(cls, exc: BaseException) -> "PackedError":
         """Pack an exception."""
         try:
-            content: bytes | None = dumps(exc)
+            content: Packed | None = pack_whole(exc)
         except Exception:  # anything may happen in a user's __reduce__
             content = None
         kind = type(exc)
@@ -72,7 +73,7 @@ class PackedError:
         exc: object = None
         if self.content is not None:
             try:
-                exc = pickle.loads(self.content)  # noqa: S301 (written by our own processes)
+                exc = unpack(self.content)
             except Exception:  # a constructor with other arguments, a missing module
                 exc = None
         if not isinstance(exc, BaseException):
@@ -229,6 +230,8 @@ def describe(exc: BaseException) -> str:
             why = "A result that the task needs is lost with its node or its owner"
         case ray.TaskUnschedulableError():
             why = "Ray can place the task nowhere"
+        case RayShutDown():
+            return said
         case ray.TaskPlacementGroupRemoved():
             why = "The placement group of the task was removed"
         case _:

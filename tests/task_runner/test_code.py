@@ -2,16 +2,50 @@
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from prefect_ray_worker.task_runner import code
 
 
-@pytest.mark.parametrize("folder", [Path("/"), Path.home(), Path("/tmp")])
+@pytest.mark.parametrize("folder", [Path("/"), Path.home(), Path("/tmp"), Path("/dev/shm")])
 def test_some_folders_are_never_shipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TMPDIR", raising=False)
     assert code.why_not(folder) is not None
+
+
+def test_a_folder_with_rays_session_directory_is_never_shipped(tmp_path: Path) -> None:
+    """The upload packed itself until the disk was full."""
+    (tmp_path / "ray" / "session_1").mkdir(parents=True)
+    (tmp_path / "ray" / "session_latest").symlink_to(tmp_path / "ray" / "session_1")
+    assert "session directory of a Ray" in (code.why_not(tmp_path) or "")
+
+
+def test_a_flow_given_as_a_module_brings_the_folder_it_is_imported_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our own driver's folder was shipped, and shadowed modules of the flow."""
+    (tmp_path / "project" / "flows").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    file = tmp_path / "project" / "flows" / "nightly.py"
+    file.touch()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    module = ModuleType("flows.nightly")
+    module.__file__ = str(file)
+    monkeypatch.setitem(sys.modules, "flows.nightly", module)
+    monkeypatch.setenv("PREFECT__FLOW_ENTRYPOINT", "flows.nightly:main")
+    assert code.entry_file() == file
+    shipped = code.for_cluster({}, None, in_job=True)
+    assert shipped.runtime_env == {"working_dir": str(tmp_path / "project")}
+    assert shipped.paths[0] == "."
+
+
+@pytest.mark.parametrize("main", [code.__file__, str(Path(sys.executable).parent / "prefect")])
+def test_a_command_is_not_the_flows_file(main: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT__FLOW_ENTRYPOINT", raising=False)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", main)
+    assert code.entry_file() is None
 
 
 def test_installed_packages_are_not_shipped() -> None:

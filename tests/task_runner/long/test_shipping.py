@@ -56,8 +56,9 @@ USED = {
     "imports_from_the_path": "path",
     "reads_data": "data",
     "submits": "7",
-    "uses_lock": "Unpicklable: Task 'uses_lock' cannot be sent to the cluster: ",
 }
+# A lock of the script's works where the script can be loaded, and is named where it cannot.
+BY_VALUE = ("a script", "with nothing shipped")
 # Where nothing is shipped, this is all that a node needs files for; and it is said.
 NEEDS_FILES = {
     "uses_sibling": "No module named 'sibling'. The module is not on that node",
@@ -137,7 +138,13 @@ def test_what_a_task_uses_is_on_every_node(
         assert found[used].startswith(USED[used])
 
 
-def test_what_cannot_be_pickled_is_named(found: Found) -> None:
+def test_what_cannot_be_pickled_works_or_is_named(
+    found: Found, request: pytest.FixtureRequest
+) -> None:
+    if request.node.callspec.params["found"] not in BY_VALUE:
+        assert found["uses_lock"] == "False"
+        return
+    assert "Unpicklable: Task 'uses_lock' cannot be sent to the cluster: " in found["uses_lock"]
     assert "function 'uses_lock'" in found["uses_lock"]
     assert "uses the global 'LOCK', a lock" in found["uses_lock"]
 
