@@ -284,8 +284,10 @@ class _Walk:
         elif isinstance(value, (Task, Flow)):
             self.function(value.fn)
         elif isinstance(value, (type, types.FunctionType)) or hasattr(value, "__wrapped__"):
-            reach = self._class if isinstance(value, type) else self.function
-            reach(value)
+            if isinstance(value, type):
+                self._class(value)
+            else:
+                self.function(value)
             if is_data and getattr(value, "__qualname__", name) != name:  # not its definition
                 self._data(module, name, value)
         elif is_data and not name.startswith("__") and not reduced(value):

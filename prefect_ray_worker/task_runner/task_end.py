@@ -150,7 +150,8 @@ class TaskEnd:
         if isinstance(value, BaseException):
             return cls(_bare(state), "error", PackedError.of(value), trouble), Packed(b"")
         try:
-            return cls(_bare(state), "value", pack(value), trouble), Packed(b"")
+            metadata = record.metadata if record is not None else None
+            return cls(_bare(state, metadata), "value", pack(value), trouble), Packed(b"")
         except Exception as exc:
             return cls.of(_unsendable(state, value, exc))
 
@@ -172,7 +173,8 @@ class TaskEnd:
             case "error":
                 state.data = self.content.unpack()
             case "value":
-                state.data = unpack(self.content)
+                value = unpack(self.content)
+                state.data = value if metadata is None else _record(metadata, value)
         return state
 
 

@@ -202,7 +202,7 @@ def with_lock_outside(x: int) -> int:
 
 @task
 def reads() -> Any:
-    return CHOSEN, SETTINGS, _helped(), CHOOSE and CHOOSE(-1)
+    return CHOSEN, dict(SETTINGS), _helped(), CHOOSE and CHOOSE(-1)
 
 
 def _helped() -> Any:
