@@ -245,8 +245,8 @@ class Dispatcher:
         self._heap.one_more()
 
     def _resolve_cancelled(self, pending: PendingTask) -> None:
-        self._resolve(pending, losses.cancelled(pending))
         pending.future.forget_refs()
+        self._resolve(pending, losses.cancelled(pending))
 
     def _abandon(self, pending: PendingTask, *, killed: bool) -> None:
         self._silent.append(pending)
@@ -288,8 +288,9 @@ class Dispatcher:
         _run_log().error(
             "Task run '%s' has %s: %s", pending.name, state.type.value.lower(), state.message
         )
-        self._report(pending, state)
+        # Before it is resolved: tasks that need it look at once whether Ray has it.
         pending.future.forget_refs()
+        self._report(pending, state)
 
     def _report(self, pending: PendingTask, state: Any, overrules: bool = False) -> None:
         try:

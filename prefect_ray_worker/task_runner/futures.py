@@ -170,14 +170,8 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
 
     def forget_refs(self) -> None:
         """Forget what Ray had of a run whose end has not come: it will not any more."""
-        if self._end is not None:
-            return
-        import ray
-
-        for ref in (self.end_ref, self.result_ref):
-            if ref is not None and ray.is_initialized():
-                ref.future()  # Ray logs errors that nobody has looked at (2.60)
-        self.end_ref = self.result_ref = None
+        if self._end is None:
+            self.end_ref = self.result_ref = None
 
     def fetch_if_used(self) -> None:
         """Fetch the result if somebody has waited for it, or has the state."""

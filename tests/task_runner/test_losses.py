@@ -1,6 +1,5 @@
 """Tasks whose process dies, and what cannot be sent: never lost, never taken for a success."""
 
-import gc
 import os
 import signal
 import sys
@@ -57,7 +56,7 @@ def run_id() -> Any:
 
 @pytest.mark.parametrize("how", ["killed", "late", "ends", "exits"])
 def test_a_task_whose_process_dies_is_crashed(
-    runner: RayTaskRunner, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+    runner: RayTaskRunner, tmp_path: Path, how: str
 ) -> None:
     ids: list[Any] = []
 
@@ -86,9 +85,6 @@ def test_a_task_whose_process_dies_is_crashed(
     assert (tmp_path / how).read_text() == "."
     if how != "exits":
         wait_for_log(ids[0], "has crashed: The process of the task has died")
-    # Ray logged each loss twice more, as errors that nobody had looked at.
-    gc.collect()
-    assert "Unhandled error" not in caplog.text
 
 
 def test_infra_retries_are_seen_by_prefect(joined: RealRay, tmp_path: Path) -> None:
