@@ -1,4 +1,4 @@
-"""`LogBridge`: everything that one job prints becomes logs of its flow run."""
+"""`LogBridge`: forwards everything that one job prints to the logs of its flow run."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -19,17 +19,17 @@ from prefect_ray_worker.shared.backoff import Backoff
 
 # Ray's supervisor has written the last line when the status is terminal; a stray child may not.
 _SETTLE_SECONDS = 1.0
-# How long a log may be away after the end of its job: the node answers that it has not got it, or
-# nobody answers.
+# How long a log may be unavailable after the end of its job: while the node says that it does not
+# have it, and while the cluster does not answer.
 _MISSING_SECONDS = 10.0
 _SILENT_SECONDS = 120.0
-# What a Prefect server takes fastest, by log (3.8.8).
+# The fastest batch size of a Prefect server, per log (3.8.8).
 _BATCH_LOGS = 200
-# A log that has not been seen to its end for so long comes faster than Prefect takes logs.
+# After this time without reaching the end of a log, it grows faster than Prefect accepts logs.
 _BEHIND_SECONDS = 5.0
 _JOINED_LINES = 50
 _BATCH_CHARACTERS = 512 * 1024
-# So much is worked on before others have their turn: some milliseconds.
+# Work on this much, some milliseconds, before other tasks of the event loop get their turn.
 _SLICE = 16 * 1024
 _LONGEST_PAUSE_SECONDS = 300.0
 # A record that claims to be from tomorrow says more about the node's clock than about the record.
@@ -56,7 +56,7 @@ class LogBridge:
         bytes_read: How much of the job's log has been read.
         lines_forwarded: How many lines this bridge has brought to Prefect.
         is_complete: Whether the log is in Prefect to its end, or its loss is.
-        lag_seconds: How long ago the log was last seen to its end, or 0 before the first look.
+        lag_seconds: Seconds since the end of the log was last reached, or 0 before the first look.
     """
 
     def __init__(
@@ -105,14 +105,14 @@ class LogBridge:
         return 0.0 if seen is None else (datetime.now(UTC) - seen).total_seconds()
 
     def observe(self, details: JobDetails) -> None:
-        """Take note of a look at the job: where its log is, and whether it has ended."""
+        """Take what a look at the job showed: where its log is, and whether it has ended."""
         self._details = details
         if details.is_terminal:
             self.end()
         self._news.set()
 
     def end(self) -> None:
-        """Take note that nothing more will come: the job has ended, or its cluster is lost."""
+        """Stop at the present end of the log: the job has ended, or its cluster is lost."""
         if self._ended_at is None:
             self._ended_at = anyio.current_time()
         self._news.set()
@@ -120,8 +120,8 @@ class LogBridge:
     async def run(self) -> None:
         """Forward until the job has ended and all of its log is in Prefect, or the log is gone.
 
-        It never raises for trouble with Ray or with Prefect: it waits, and at last gives up and
-        says so, in the run's log if it can.
+        Never raises for failures of Ray or Prefect: waits, and at last gives up and says so, in
+        the run's log if that is possible.
         """
         try:
             with self._reads.following(), self._sink.undisturbed():
@@ -233,16 +233,16 @@ class LogBridge:
                     yield Line(shaped.level, shaped.message, self._not_before, self._line)
             marked_ms = self._shaper.marked_ms
             if marked_ms is not None and marked_ms - read_ms < _WRONG_CLOCK_MS:
-                # So what is printed between two log records of the flow stands between them.
+                # Places what is printed between two log records of the flow between them.
                 self._not_before = max(self._not_before, marked_ms + 1)
 
     async def _collect(self, lines: Iterator[Line]) -> None:
-        # Also when nothing is to be sent: a second reading of a long log must let others work.
+        # Also if nothing is to be sent: reading a long log again must not block other tasks.
         await checkpoint()
         most = _JOINED_LINES if self._is_behind() else 1
         for group in joined(lines, most=most, longest=self._longest):
             name = name_of(self._attempt, group.number)
-            # What one line became must not be torn apart: its number says that all of it is there.
+            # Keep the logs of one line in one batch: its number says that all of them are there.
             is_same_line = self._batch and self._batch[-1].name == name
             if (len(self._batch) >= _BATCH_LOGS or self._room <= 0) and not is_same_line:
                 await self._flush()

@@ -14,9 +14,9 @@ from prefect_ray_worker.shared.backoff import jittered
 
 _AGENT_ROOM = 256 * 1024
 _DASHBOARD_ROOM = 1024 * 1024
-# As long as a log is shorter than this, the dashboard is asked for all of it: nothing to search.
+# A shorter log is read from the dashboard as a whole, without searching for our place.
 _SHORT = 128 * 1024
-# What we look for to find our place in the last lines. Longer than anything that repeats by chance.
+# The bytes by which we find our place in the last lines: too many to repeat by chance.
 _RECENT = 16 * 1024
 _FEWEST_LINES = 200
 _MORE_LINES = 20
@@ -28,7 +28,7 @@ _SHORTEST_PAUSE_SECONDS = 1.0
 _PAUSE_PER_RUN_SECONDS = 0.1
 _PAUSE_PER_RUN_AT_HEAD_SECONDS = 0.2
 _READS_AT_ONCE = 4
-# A dashboard that takes long for a log is left alone for this many times as long.
+# After an answer of the dashboard, wait this many times as long as it took.
 _REST_FACTOR = 4
 _SHORTEST_AVOIDANCE_SECONDS = 60.0
 _LONGEST_AVOIDANCE_SECONDS = 600.0
@@ -82,8 +82,8 @@ class _Avoidance:
 class ClusterLogs:
     """The reading side of the logs of one cluster.
 
-    Which way works is found out: the agent of a driver's node if it answers, and is one of this
-    cluster, else the dashboard. An agent that does not answer is asked again after a minute, then
+    Reads from the agent of a driver's node if that answers and belongs to this cluster, else
+    through the dashboard. An agent that does not answer is asked again after a minute, then
     after two, at last every ten.
 
     Args:
@@ -103,7 +103,7 @@ class ClusterLogs:
 
     @contextmanager
     def following(self) -> Generator[None, None, None]:
-        """Count as one that reads, for the common pace, as long as the context is open."""
+        """Count as a reader while the context is open: all readers share one pace."""
         self._followers += 1
         try:
             yield

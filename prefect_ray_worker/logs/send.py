@@ -1,4 +1,4 @@
-"""`Sender`: brings logs to Prefect in batches, each exactly once, however long that takes."""
+"""`Sender`: sends logs to Prefect in batches, each log exactly once."""
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,7 +14,7 @@ from prefect_ray_worker.shared.backoff import Backoff
 
 T = TypeVar("T")
 
-# Longer than any restart of a Prefect server that somebody is still working on.
+# Longer than any restart or upgrade of a Prefect server.
 _PATIENCE_SECONDS = 3600.0
 _DOUBT_SECONDS = 3.0
 
@@ -29,7 +29,7 @@ class Sender:
 
     Args:
         sink: Where the logs go.
-        patience: Seconds for which an API that is away is waited for.
+        patience: Seconds to wait for an API that does not answer.
     """
 
     def __init__(self, sink: LogSink, *, patience: float = _PATIENCE_SECONDS) -> None:
@@ -43,7 +43,7 @@ class Sender:
             logs: In the order of their timestamps, no two alike.
 
         Raises:
-            LogsGivenUp: It did not take them within our patience.
+            LogsGivenUp: Prefect did not accept them within the patience.
         """
         missing = list(logs)
         backoff = Backoff()
@@ -65,10 +65,10 @@ class Sender:
                 return
 
     async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
-        """Return Prefect's answer to a question, which may be asked as often as need be.
+        """Return Prefect's answer to a question that changes nothing; repeat it until it answers.
 
         Raises:
-            LogsGivenUp: It did not answer within our patience.
+            LogsGivenUp: Prefect did not answer within the patience.
         """
         return await self._ask(question, Backoff(), anyio.current_time() + self._patience)
 
@@ -103,7 +103,7 @@ class Sender:
             offset = page.following
 
     async def _send_in_parts(self, logs: list[SentLog]) -> None:
-        """Find the log that Prefect does not take, and tell of it in its place."""
+        """Find the log that Prefect refuses, and send a note in its place."""
         if len(logs) > 1:
             half = len(logs) // 2
             await self.send(logs[:half])

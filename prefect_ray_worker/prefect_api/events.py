@@ -93,7 +93,7 @@ class Label(Enum):
 
 @dataclass(frozen=True)
 class Subject:
-    """Whose events they are.
+    """The job that the events are about.
 
     Attributes:
         job_id: The job's submission id.
@@ -114,7 +114,7 @@ def resource_id(job_id: str) -> str:
 
 
 def event_id(job_id: str, happening: Happening) -> UUID:
-    """Return the id of an event: the same for everyone who tells of it."""
+    """Return the id of an event: the same for every worker that sends it."""
     return uuid5(_NAMESPACE, f"{job_id} {happening.label}")
 
 

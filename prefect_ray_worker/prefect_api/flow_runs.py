@@ -41,7 +41,7 @@ from prefect_ray_worker.shared.run_rules import RETRY_TYPE_OF_WORKERS, Patience
 
 T = TypeVar("T")
 
-# Longer than any restart of a Prefect server that somebody is still working on.
+# Longer than any restart or upgrade of a Prefect server.
 _PATIENCE_SECONDS = 3600.0
 # Of the 16 sockets of Prefect's client. What waits for a socket in its pool costs time that grows
 # with the square of the queue (httpcore 1.0): a thousand runs that start at once stood still.

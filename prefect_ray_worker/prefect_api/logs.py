@@ -73,7 +73,7 @@ class LogSink(Protocol):
     """Where the logs of one run go."""
 
     def undisturbed(self) -> AbstractContextManager[object]:
-        """Return a context in which no request is repeated behind our back."""
+        """Return a context in which the client does not repeat requests by itself."""
         ...
 
     async def post(self, logs: Sequence[SentLog]) -> None:
@@ -121,7 +121,7 @@ class PrefectLogs:
     Args:
         client: An open client.
         flow_run_id: The run.
-        limiter: Shared by all runs of a worker: logs may not take all of the client's sockets.
+        limiter: Shared by all runs of a worker: logs must never take all of the client's sockets.
     """
 
     def __init__(
