@@ -8,6 +8,7 @@ from uuid import UUID
 
 import anyio
 import pytest
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.states import Pending
 
@@ -252,7 +253,14 @@ async def test_deleted_run_has_its_job_stopped(stage: Stage) -> None:
 
 
 async def test_deleted_deployment_loses_no_outcome(stage: Stage, tmp_path: Path) -> None:
-    """The driver has what it needs; the next worker goes on with the default limits."""
+    """The driver has what it needs; the next worker goes on with the default limits.
+
+    The pool names the cluster: to an address that nobody names any more, nothing is sent.
+    """
+    client = stage.pool.client
+    template = (await client.read_work_pool(stage.pool.name)).base_job_template
+    template["variables"]["properties"]["address"]["default"] = stage.ray.address
+    await client.update_work_pool(stage.pool.name, WorkPoolUpdate(base_job_template=template))
     with stage.worker_process(tmp_path / "home", "--name", "first") as process:
         run_id, job = await stage.running()
         deployment = (await stage.pool.read(run_id)).deployment_id

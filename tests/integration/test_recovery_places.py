@@ -4,7 +4,7 @@ import fcntl
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import anyio
 import certifi
@@ -13,6 +13,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Pending
 
 from prefect_ray_worker.clusters.local.state import state_directory
+from prefect_ray_worker.config.block import RayCluster
 from prefect_ray_worker.runs.recovery.labels import CLUSTER_LABEL, OWNER_LABEL
 from prefect_ray_worker.shared.ids import attempt_in, present_claim, submission_id
 from tests.fake_ray import FakeRay
@@ -119,9 +120,12 @@ async def test_dead_job_of_a_run_whose_configuration_is_broken_by_now_is_settled
     """Each look ended in a traceback, and the run stayed Running for ever."""
     authorities = tmp_path / "authorities.pem"
     shutil.copy(certifi.where(), authorities)
-    block = {"address": stage.ray.address, "ca_file": str(authorities)}
+    block = RayCluster(address=stage.ray.address, ca_file=str(authorities))
+    block_id = await block.save(f"broken-{uuid4().hex[:6]}")
     with stage.worker_process(tmp_path / "home", "--name", "first") as process:
-        run_id, job = await stage.running(address=None, cluster=block)
+        run_id, job = await stage.running(
+            address=None, cluster={"$ref": {"block_document_id": str(block_id)}}
+        )
         process.kill()
     authorities.unlink()
     async with stage.heir(name="first"):

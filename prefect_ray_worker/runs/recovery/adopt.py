@@ -11,12 +11,14 @@ from prefect.exceptions import ObjectNotFound
 
 from prefect_ray_worker import metrics
 from prefect_ray_worker.clusters.choice import ClusterSources
+from prefect_ray_worker.clusters.existing import cluster_at
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import JobNotFound, JobsApiError, RayWorkerError
 from prefect_ray_worker.prefect_api.active_runs import ActiveRun
 from prefect_ray_worker.prefect_api.answers import is_passing_error
 from prefect_ray_worker.prefect_api.flow_runs import type_of_state
+from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.runs.follow import Follower
 from prefect_ray_worker.runs.recovery.labels import labelled_cluster, unfinished_label
 from prefect_ray_worker.runs.recovery.ownership import Place
@@ -24,7 +26,13 @@ from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import RunAttempt, present_attempt
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.submit import Submitter
-from prefect_ray_worker.shared.ids import InfrastructurePid, attempt_in, is_job_of, job_of_attempt
+from prefect_ray_worker.shared.ids import (
+    ClusterRef,
+    InfrastructurePid,
+    attempt_in,
+    is_job_of,
+    job_of_attempt,
+)
 
 
 class ConfigurationOf(Protocol):
@@ -63,11 +71,13 @@ class _Plan:
         configuration: The configuration; the defaults if it cannot be used any more.
         cluster: The cluster that it names; None if it is not there, or not known.
         trouble: Why the configuration cannot be used any more; None if it can.
+        named: The cluster that it names, also if it cannot be opened as the configuration says.
     """
 
     configuration: RayJobConfiguration
     cluster: Cluster | None
     trouble: Exception | None = None
+    named: ClusterRef | None = None
 
 
 class Adoption:
@@ -143,16 +153,18 @@ class Adoption:
             await self._followed.follow(follower)
 
     async def _plan(self, flow_run: FlowRun) -> _Plan:
+        named: ClusterRef | None = None
         try:
             configuration = await self._configuration_of(flow_run)
             cluster = await self._sources.find(configuration)
             if cluster is not None:
+                named = cluster.ref
                 await self._services.clusters.get(cluster)
         except Exception as exc:
             if is_passing_error(exc):
                 raise
-            return _Plan(RayJobConfiguration(), None, exc)
-        return _Plan(configuration, cluster)
+            return _Plan(RayJobConfiguration(), None, exc, named)
+        return _Plan(configuration, cluster, named=named)
 
     async def _follower(self, found: OrphanedRun) -> Follower | None:
         plan = await self._plan(found.flow_run)
@@ -167,7 +179,10 @@ class Adoption:
         self, found: OrphanedRun, pid: InfrastructurePid, plan: _Plan
     ) -> Follower | None:
         cluster = plan.cluster
-        if cluster is None or cluster.ref != pid.cluster:
+        if cluster is None and plan.named == pid.cluster:
+            # The run names it, but its credentials cannot be used any more.
+            cluster = cluster_at(Connection(str(pid.cluster)))
+        elif cluster is None or cluster.ref != pid.cluster:
             cluster = await self._sources.find_named(pid.cluster, await self._pool_configuration())
         attempt = await self._attempt(found, plan, cluster)
         if attempt is None:
