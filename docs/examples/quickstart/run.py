@@ -1,4 +1,4 @@
-"""`make quickstart`: a Prefect deployment runs as a Ray Job, on this machine, before your eyes."""
+"""`make quickstart`: runs a Prefect deployment as a Ray Job on this machine, and shows its log."""
 
 import os
 import sys
@@ -14,12 +14,16 @@ Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 import anyio  # noqa: E402 (Prefect reads its settings when it is imported)
 from prefect.client.orchestration import PrefectClient, get_client  # noqa: E402
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId  # noqa: E402
-from prefect.client.schemas.objects import FlowRun  # noqa: E402
+from prefect.client.schemas.objects import FlowRun, Log  # noqa: E402
+from prefect.events.subscribers import FlowRunSubscriber  # noqa: E402
 from prefect.exceptions import ObjectNotFound  # noqa: E402
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 from prefect.states import Scheduled  # noqa: E402
 
 RUN_SECONDS = 300
+# The worker forwards the last lines of a job after the run has ended.
+STRAGGLER_SECONDS = 4
+PAGE = 200
 
 
 def say(text: str = "") -> None:
@@ -56,24 +60,54 @@ async def deploy(client: PrefectClient) -> FlowRun:
     return await client.create_flow_run_from_deployment(deployment, state=Scheduled())
 
 
+class Shown:
+    """Prints each line of a run's log once, whichever way it comes."""
+
+    def __init__(self) -> None:
+        self._keys: set[tuple[object, ...]] = set()
+
+    def show(self, line: Log) -> None:
+        key = (line.timestamp, line.name, line.message)
+        if key not in self._keys:
+            self._keys.add(key)
+            say(f"    {line.timestamp:%H:%M:%S} | {line.message}")
+
+
 async def follow(client: PrefectClient, run: FlowRun) -> FlowRun:
     """Print the run's log until the run has ended."""
-    shown = 0
-    deadline = time.monotonic() + RUN_SECONDS
+    shown = Shown()
+    with anyio.move_on_after(RUN_SECONDS):
+        try:
+            async with FlowRunSubscriber(run.id, straggler_timeout=STRAGGLER_SECONDS) as items:
+                async for item in items:
+                    if isinstance(item, Log):
+                        shown.show(item)
+        except Exception:  # noqa: BLE001 (Prefect raises many kinds)
+            # The user's own server may not stream logs: ask for them instead.
+            await until_ended(client, run, shown)
+    await show_all(client, run, shown)
+    return await client.read_flow_run(run.id)
+
+
+async def until_ended(client: PrefectClient, run: FlowRun, shown: Shown) -> None:
     while True:
         current = await client.read_flow_run(run.id)
-        lines = await client.read_logs(
-            log_filter=LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])),
-            offset=shown,
-            limit=200,
-        )
+        await show_all(client, run, shown)
+        if current.state is not None and current.state.is_final():
+            await anyio.sleep(STRAGGLER_SECONDS)
+            return
+        await anyio.sleep(0.5)
+
+
+async def show_all(client: PrefectClient, run: FlowRun, shown: Shown) -> None:
+    """Print the lines of the log that have not been printed yet."""
+    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+    for offset in range(0, 10_000, PAGE):
+        lines = await client.read_logs(log_filter=wanted, offset=offset, limit=PAGE)
         for line in lines:
-            say(f"    {line.timestamp:%H:%M:%S} | {line.message}")
-        shown += len(lines)
-        ended = current.state is not None and current.state.is_final()
-        if (ended and not lines) or time.monotonic() > deadline:
-            return current
-        await anyio.sleep(1.5 if ended else 0.5)
+            shown.show(line)
+        if len(lines) < PAGE:
+            return
 
 
 async def show(up: Stack) -> bool:
@@ -93,9 +127,6 @@ async def show(up: Stack) -> bool:
 
 
 def start() -> Stack:
-    if kept := Stack.kept():
-        step(f"Using the Prefect server and the worker of last time ({kept.ui_url})")
-        return kept
     if os.environ.get("PREFECT_API_URL"):
         step("Using the Prefect server of PREFECT_API_URL")
     else:
@@ -103,7 +134,8 @@ def start() -> Stack:
     url, server = stack.start_server()
     say(f"    {url.removesuffix('/api')}")
     step(f"prefect worker start --pool {POOL} --type ray")
-    say("    The worker creates the pool. No Ray address is set, so it starts a Ray of its own.")
+    say("    The worker creates the pool.")
+    say("    No address is configured, so it starts a local Ray cluster.")
     up = Stack(api_url=url, worker=stack.start_worker(url), server=server)
     up.remember()
     return up
@@ -111,12 +143,12 @@ def start() -> Stack:
 
 NEXT = """
 What to try next
-    make quickstart KEEP=1                 leaves all of it up, to look around in the UI
+    make quickstart KEEP=1                 leaves it up: see the graph and the artifacts in the UI
     README.md, "Connect a cluster"         run your own deployments on your own Ray cluster
     docs/tutorial/first-run.md             the same by hand, command by command"""
 
 KEPT = """
-It is all still up
+Everything is still up
     UI:      {ui}
     logs:    {state}
     again:   make quickstart
@@ -125,21 +157,25 @@ It is all still up
 
 def main() -> int:
     if "--stop" in sys.argv:
-        kept = Stack.kept()
-        if kept:
-            kept.stop()
-        say("The quickstart is stopped." if kept else "No quickstart is running.")
+        running = Stack.kept()
+        if running:
+            running.stop()
+        say("The quickstart is stopped." if running else "No quickstart is running.")
         return 0
     keep = os.environ.get("KEEP", "") not in ("", "0")
     began = time.monotonic()
-    up = start()
+    kept = Stack.kept()
+    if kept:
+        step(f"Using the Prefect server and the worker that are still up ({kept.ui_url})")
+    up = kept or start()
     try:
         with temporary_settings({PREFECT_API_URL: up.api_url}):
             completed = anyio.run(show, up)
     except BaseException:
-        up.stop()
+        if not kept:
+            up.stop()
         raise
-    if keep:
+    if keep or kept:
         say(KEPT.format(ui=up.ui_url, state=STATE))
     else:
         step("Stopping the worker, its Ray and the server")

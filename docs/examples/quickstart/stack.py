@@ -1,4 +1,4 @@
-"""The processes of the quickstart: a Prefect server and a worker, found again, ended by pid."""
+"""The processes of the quickstart: a Prefect server and a worker, recorded by process id."""
 
 import json
 import os
@@ -12,10 +12,15 @@ from pathlib import Path
 from urllib.request import urlopen
 
 ROOT = Path(__file__).parents[3]
-STATE = ROOT / ".quickstart"
+STATE = Path(os.environ.get("QUICKSTART_STATE", ROOT / ".quickstart"))
 POOL = "ray-quickstart"
 
 _START_SECONDS = 90
+# With these, a server streams the logs of runs to whoever follows them.
+_STREAMS = {
+    "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
+    "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
+}
 _STOP_SECONDS = 40
 
 
@@ -38,12 +43,12 @@ class Stack:
         return self.api_url.removesuffix("/api")
 
     def remember(self) -> None:
-        """Write down what runs, for the next call."""
+        """Record what runs, for the next call."""
         (STATE / "stack.json").write_text(json.dumps(asdict(self)))
 
     @classmethod
     def kept(cls) -> "Stack | None":
-        """Return the stack that `KEEP=1` has left up, if it still is."""
+        """Return the stack that `KEEP=1` left up, if it still runs."""
         try:
             stack = cls(**json.loads((STATE / "stack.json").read_text()))
         except (OSError, ValueError, TypeError):
@@ -52,7 +57,7 @@ class Stack:
         return stack if all(_is_ours(pid) for pid in pids) and _answers(stack.api_url) else None
 
     def stop(self) -> None:
-        """End the worker (and the Ray that it has started), then the server."""
+        """Stop the worker, and with it the Ray that it started; then the server."""
         _end(self.worker, signal.SIGINT)
         if self.server is not None:
             _end(self.server, signal.SIGTERM)
@@ -66,7 +71,7 @@ def start_server() -> tuple[str, int | None]:
     port = _port()
     url = f"http://127.0.0.1:{port}/api"
     command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    pid = _spawn(command, "server.log", {"PREFECT_API_URL": url})
+    pid = _spawn(command, "server.log", {"PREFECT_API_URL": url, **_STREAMS})
     deadline = time.monotonic() + _START_SECONDS
     while not _answers(url):
         if not _is_ours(pid) or time.monotonic() > deadline:
@@ -84,7 +89,7 @@ def start_worker(api_url: str) -> int:
 
 
 def environment() -> dict[str, str]:
-    """Return an environment with a Prefect home of the quickstart's own."""
+    """Return an environment with a separate Prefect home for the quickstart."""
     return {
         **os.environ,
         "PREFECT_HOME": str(STATE / "prefect"),
@@ -97,7 +102,7 @@ def environment() -> dict[str, str]:
 def _spawn(command: list[str], log: str, extra: dict[str, str]) -> int:
     STATE.mkdir(exist_ok=True)
     with (STATE / log).open("wb") as output:
-        # A session of its own: Ctrl-C ends the quickstart, which then ends these in order.
+        # In a separate session: Ctrl-C ends the quickstart, which then stops these in order.
         return subprocess.Popen(
             [sys.executable, "-m", "prefect", *command],
             env={**environment(), **extra},
@@ -105,7 +110,7 @@ def _spawn(command: list[str], log: str, extra: dict[str, str]) -> int:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # Started from a background job, it would inherit an ignored SIGINT, and we end it so.
+            # A background job would hand down an ignored SIGINT, with which we stop it.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ).pid
 
@@ -122,7 +127,7 @@ def _end(pid: int, how: signal.Signals) -> None:
 
 
 def _is_ours(pid: int) -> bool:
-    """Say whether a process runs, and is a `prefect` of this environment, not a later namesake."""
+    """Return whether a process runs and is a `prefect`, not a later one with the same id."""
     import psutil
 
     try:
@@ -144,10 +149,10 @@ def _answers(api_url: str) -> bool:
 
 
 def _port() -> int:
-    """Return Prefect's usual port if it is free, so that the UI is where people look for it."""
+    """Return Prefect's usual port if it is free, else another one."""
     for candidate in (4200, 0):
         with socket.socket() as probe:
-            # As the server will: connections of a server that has just ended do not count.
+            # As the server will do: connections of a server that just ended do not count.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", candidate))
