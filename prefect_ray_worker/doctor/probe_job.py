@@ -40,7 +40,7 @@ _GHOST_SECONDS: Final = 3.0
 # A busy head takes that long to start the supervisor of a job.
 _SUPERVISOR_SECONDS: Final = 10.0
 _DELETIONS: Final = 3
-_ENTRYPOINT_FIELDS: Final = (
+_ENTRYPOINT_FIELDS: Final[tuple[str, ...]] = (
     "entrypoint_num_cpus",
     "entrypoint_num_gpus",
     "entrypoint_memory",
@@ -157,7 +157,7 @@ class ProbeJob:
         waiting = why_waiting(asked, await resources_of(self._client), None)
         if waiting.reason is Reason.INFEASIBLE:
             self._too_large = waiting.sentence
-            nothing = dict.fromkeys(_ENTRYPOINT_FIELDS)
+            nothing = dict[str, None].fromkeys(_ENTRYPOINT_FIELDS)
             self._request = self._request.model_copy(update=nothing)
 
     async def _judged(self, job: JobDetails | None, started: float | None, wait: float) -> Check:
