@@ -1,12 +1,13 @@
-"""Log lines and Ray's messages, cleaned: what is left is worth showing."""
+"""Cleans log lines and Ray's messages: what is left is worth showing."""
 
 import re
 
+from prefect_ray_worker.shared.masking import masked
 from prefect_ray_worker.shared.verdict_line import without_verdicts
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-# What Ray 2.60 itself writes into the log of a job or before it, and the frame of a traceback:
-# its last line, which says what went wrong, stays.
+# Ray's own lines in or before the log of a job (2.60), and the frame of a traceback. The last line
+# of a traceback, which says what went wrong, stays.
 _BOILERPLATE = re.compile(
     r"""Running\ entrypoint\ for\ job\ .*
     | Job\ entrypoint\ command\ failed\ with\ exit\ code\ .*
@@ -32,8 +33,7 @@ _LIBRARY_FRAME = re.compile(
 )
 # The file that Ray writes the list in `runtime_env` to.
 _OUR_REQUIREMENTS = re.compile(r"-r \S*ray_runtime_env_internal_pip_requirements\.txt")
-_CREDENTIALS = re.compile(r"://[^/\s@]+@")
-# Of a message, what is looked through: its first words say what failed, its end why.
+# The parts of a long message that are read: its beginning says what failed, its end why.
 _HEAD, _TAIL = 4_000, 16_000
 _MOST_LINES = 10
 _LONGEST_LINE = 400
@@ -42,22 +42,22 @@ _LONGEST_LINE = 400
 def clean(text: str) -> list[str]:
     """Return the lines of a text without colours, overwritten progress bars and blank lines.
 
-    Credentials in URLs, of a package index for example, are masked.
+    Secrets, of a package index for example, are masked.
     """
-    text = _CREDENTIALS.sub("://***@", _OUR_REQUIREMENTS.sub("your requirements", text))
+    text = masked(_OUR_REQUIREMENTS.sub("your requirements", text))
     lines = (_ANSI.sub("", line).rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
     return [stripped for line in lines if (stripped := line.rstrip())]
 
 
 def bounded(text: str) -> str:
-    """Return a text without its middle, if it is longer than what is looked through."""
+    """Return a text without its middle, if it is too long to read as a whole."""
     if len(text) <= _HEAD + _TAIL:
         return text
     return f"{text[:_HEAD]}\n{text[-_TAIL:]}"
 
 
 def useful_lines(text: str) -> tuple[str, ...]:
-    """Return the last lines that say something to the author of a flow.
+    """Return the last lines that help the author of a flow.
 
     Left out are Ray's own lines, the driver's, and the frames of libraries in tracebacks.
 
@@ -70,7 +70,7 @@ def useful_lines(text: str) -> tuple[str, ...]:
         if _LIBRARY_FRAME.fullmatch(line):
             in_library = True
         elif in_library and line.startswith("    "):
-            continue  # what stands in that frame
+            continue  # the source line of that frame
         else:
             in_library = False
             if not _BOILERPLATE.fullmatch(line):
