@@ -2,6 +2,7 @@
 
 from tests.fixtures import (
     client,
+    here,
     pool,
     prefect_api,
     prefect_settings,
@@ -10,4 +11,13 @@ from tests.fixtures import (
     stage,
 )
 
-__all__ = ["client", "pool", "prefect_api", "prefect_settings", "ray", "ray_cluster", "stage"]
+__all__ = [
+    "client",
+    "here",
+    "pool",
+    "prefect_api",
+    "prefect_settings",
+    "ray",
+    "ray_cluster",
+    "stage",
+]

@@ -66,6 +66,13 @@ async def pool(ray_cluster: RealRay, prefect_settings: None) -> AsyncIterator[Po
 
 
 @pytest.fixture
+async def here(prefect_settings: None) -> AsyncIterator[Pool]:
+    """A pool without a cluster, for drivers that tests start on this machine."""
+    async with new_pool({}) as pool:
+        yield pool
+
+
+@pytest.fixture
 async def stage(prefect_settings: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
     """A fake Ray and a quick worker's settings; the worker is `stage.pool.working()`."""
     # Not quicker: a Prefect server on SQLite turns away one of two that write at once, with a

@@ -1,4 +1,4 @@
-"""From how a Ray Job ended, and what is known around it, to a diagnosis."""
+"""Explains why a Ray Job ended without a result, from its record and what else is known."""
 
 import re
 from dataclasses import dataclass, field
@@ -68,7 +68,7 @@ NO_CONTEXT = Context()
 
 
 def of_job(job: Ended, context: Context = NO_CONTEXT) -> Diagnosis:
-    """Say why a run whose job has ended has no result.
+    """Return why a run whose job has ended has no result.
 
     Args:
         job: The job.
@@ -89,7 +89,7 @@ def of_job(job: Ended, context: Context = NO_CONTEXT) -> Diagnosis:
 
 
 def start_overdue(limit: float, waiting: Waiting, *, limited_by: str) -> Diagnosis:
-    """Say why a job did not start in time.
+    """Return why a job did not start in time.
 
     Args:
         limit: In seconds.
@@ -126,7 +126,7 @@ def _of_failed_job(job: Ended, context: Context) -> Diagnosis:
 
 
 def _of_environment(text: str, lines: tuple[str, ...]) -> Diagnosis:
-    """Say why a runtime environment could not be set up.
+    """Return why a runtime environment could not be set up.
 
     Args:
         text: Ray's message, cleaned.

@@ -1,4 +1,4 @@
-"""The table of texts: a regular expression, and what it means. First match wins.
+"""The table of texts: regular expressions and what they mean. The first match wins.
 
 The texts are those of Ray 2.60, pip 24 and 25, uv 0.5 to 0.9, conda and Python 3.11 to 3.13; where
 one of them changes its words, the failure falls back to a more general category.
@@ -281,6 +281,13 @@ LOG: Sequence[Rule] = (
         Category.MODULE_NOT_FOUND,
         r"^ModuleNotFoundError: No module named '(?P<module>[^']+)'",
         "The driver did not find the module {module!r}.",
+    ),
+    _rule(
+        Category.ENTRYPOINT_NOT_FOUND,
+        r"^(?:/bin/)?(?:ba)?sh: (?:line )?\d+: (?:exec: )?python: (?:command )?not found$",
+        "Ray's processes on the node have no `python` on their PATH, and the driver needs one.",
+        "Put the folder of the Python that runs Ray on the PATH with the job variable env, for "
+        'example {"PATH": "/opt/ray/bin:${PATH}"}, or start Ray with it.',
     ),
     _rule(
         Category.ENTRYPOINT_NOT_FOUND,

@@ -1,4 +1,4 @@
-"""Why a job is still PENDING: one sentence, from what it asks for and what the cluster has."""
+"""Explains why a job is still PENDING, from what it asks for and what the cluster has."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -7,7 +7,7 @@ from prefect_ray_worker.shared.resources import Asked, ClusterResources, in_word
 
 
 class Reason(Enum):
-    """What a job waits for."""
+    """The kind of thing that a job waits for."""
 
     INFEASIBLE = "infeasible"
     """A node that the cluster does not have."""
@@ -19,10 +19,10 @@ class Reason(Enum):
     """Its runtime environment."""
 
     UNKNOWN = "unknown"
-    """Resources or its environment: the cluster says no more."""
+    """Resources or its environment: the cluster does not say which."""
 
     STARTING = "starting"
-    """Its processes: nothing stands in its way."""
+    """Its processes, which Ray is starting."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Waiting:
     """Why a job waits.
 
     Attributes:
-        reason: In a word.
-        sentence: For the flow run.
+        reason: The kind of thing.
+        sentence: For the flow run's state.
     """
 
     reason: Reason
@@ -39,14 +39,14 @@ class Waiting:
 
 
 def why_waiting(asked: Asked, cluster: ClusterResources | None, message: str | None) -> Waiting:
-    """Say why a job is still PENDING.
+    """Return why a job is still PENDING.
 
     A driver that asks for nothing never waits for resources: it runs on the head, with 0 CPUs.
 
     Args:
         asked: What its driver asks for.
         cluster: What the cluster has; None if it did not say.
-        message: Ray's message on the job, for what is not known otherwise.
+        message: Ray's message on the job, quoted if nothing else is known.
     """
     if not asked.resources and not asked.labels:
         return _preparing(asked)

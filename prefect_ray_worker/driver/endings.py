@@ -16,6 +16,7 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed
 from prefect.utilities.engine import propose_state_sync
 
+from prefect_ray_worker.driver.api import patiently
 from prefect_ray_worker.driver.claim import present_attempt
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
@@ -44,7 +45,7 @@ class Endings:
 
     def cancelled(self, message: str) -> None:
         """Mark the run Cancelled if it is still Cancelling."""
-        state = self._client.read_flow_run(self._run_id).state
+        state = self._read().state
         if state is not None and state.is_cancelling() and self._is_present():
             self._propose(Cancelled(message=message))
 
@@ -54,30 +55,46 @@ class Endings:
             return None
         return self._propose(Crashed(message=str(diagnosis)))
 
+    def restored(self, state: State) -> None:
+        """Set a terminal state again that came from outside, if the flow has replaced it since.
+
+        Prefect's engine waits inside a proposal for the next try of a flow (3.8.8).
+        """
+        now = self._read().state
+        if now is not None and now.is_running() and self._is_present():
+            patiently(lambda: self._client.set_flow_run_state(self._run_id, state, force=True))
+
     def rescheduled(self) -> None:
         """Let a worker try a run again that has not ended."""
         if not self._goes_on_here():
             return
-        policy = self._client.read_flow_run(self._run_id).empirical_policy
+        policy = self._read().empirical_policy
         if policy.retry_type == "in_process":  # left by an earlier retry
             policy.retry_type = RETRY_TYPE_OF_WORKERS
             self._client.update_flow_run(self._run_id, empirical_policy=policy)
         self._propose(AwaitingRetry())
 
+    def _read(self) -> FlowRun:
+        return patiently(lambda: self._client.read_flow_run(self._run_id))
+
     def _goes_on_here(self) -> bool:
         """Return whether the run goes on in this attempt, or waits in it for its next try."""
-        run = self._client.read_flow_run(self._run_id)
+        run = self._read()
         if run.state is None or not self._is_present():
             return False
         waits_here = waits_in_process(run.state.type, run.empirical_policy.retry_type)
         return run.state.is_pending() or run.state.is_running() or waits_here
 
     def _is_present(self) -> bool:
-        return present_attempt(self._client, self._run_id) == self._attempt
+        present = patiently(lambda: present_attempt(self._client, self._run_id))
+        return present == self._attempt
 
     def _propose(self, state: State) -> State | None:
         try:
-            result = propose_state_sync(self._client, state, flow_run_id=self._run_id)
+            # Repeated after a lost answer, it changes nothing: the state would be the same.
+            result = patiently(
+                lambda: propose_state_sync(self._client, state, flow_run_id=self._run_id)
+            )
         except Abort:
             return None
         return result if result.type == state.type else None

@@ -35,6 +35,8 @@ def main(arguments: list[str]) -> int:
     for name in _MAY_BE_EMPTY:
         if os.environ.get(name) == "":
             del os.environ[name]
+    # Without an API, Prefect would start a server of its own on the node, which knows no run.
+    os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
     try:
         # First, because without it everything that it brings along is missing too.
         import prefect  # noqa: F401  # pyright: ignore[reportUnusedImport]

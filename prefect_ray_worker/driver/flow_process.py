@@ -10,30 +10,37 @@ The steps, in order:
 
 import os
 import sys
-from typing import Any, NoReturn, cast
+import traceback
+from logging import LoggerAdapter
+from typing import Any, NoReturn
 from uuid import UUID
 
+import httpx
 import prefect
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.engine import handle_engine_signals
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import PrefectHTTPStatusError, TerminationSignal
 from prefect.flow_engine import run_flow
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
+from prefect.settings import PREFECT_API_URL
 
-from prefect_ray_worker.driver.claim import ApiTrouble, Standing, claim, open_client
+from prefect_ray_worker.driver.api import ApiTrouble, trouble_with_api
+from prefect_ray_worker.driver.claim import Standing, claim, open_client
 from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE, Endings, OnceHooks
 from prefect_ray_worker.driver.interrupts import InterruptWatch
 from prefect_ray_worker.driver.last_words import explained
 from prefect_ray_worker.driver.signals import Termination
 from prefect_ray_worker.driver.source import DeploymentSource, FlowSource, Workspace
+from prefect_ray_worker.driver.state_guard import StateGuard
 from prefect_ray_worker.prefect_api.compat import (
     do_not_join_heartbeats,
     drive_flow_result,
     run_metrics,
 )
 from prefect_ray_worker.shared.exits import DriverExit
+from prefect_ray_worker.shared.masking import masked
 
 _DEFAULT_GRACE_SECONDS = 30.0
 
@@ -69,6 +76,18 @@ def run_attempt(flow_run_id: str, attempt: str, *, termination: Termination) -> 
                 ).run()
 
 
+class _UntilInterrupted(LoggerAdapter[Any]):
+    """Logs the engine's own failures, but not that it was interrupted, which the driver wanted."""
+
+    def __init__(self, termination: Termination, logger: Any) -> None:
+        super().__init__(logger)
+        self._termination = termination
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 (of logging)
+        """Return whether a record of a level would be logged now."""
+        return not self._termination.delivered and super().isEnabledFor(level)
+
+
 class FlowProcess:
     """Runs the flow of one granted attempt.
 
@@ -95,10 +114,12 @@ class FlowProcess:
         self._termination = termination
         self._hooks: OnceHooks | None = None
         self._logger = flow_run_logger(flow_run)
+        self._guard = StateGuard(flow_run)
         self._watch = InterruptWatch(
             flow_run.id,
             attempt,
             termination,
+            self._guard,
             grace=float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", _DEFAULT_GRACE_SECONDS)),
             force=self._force,
         )
@@ -116,11 +137,19 @@ class FlowProcess:
                     self._endings, message="Cancelled while the flow was being prepared."
                 )
             except Exception as exc:
-                self._logger.exception("The flow could not be loaded.")
-                diagnosis = self._source.explain(exc)
-                self._endings.crashed(diagnosis)
-                return explained(DriverExit.REPORTED, diagnosis, self._attempt)
+                return self._report_unloaded(exc)
             return self._execute(flow)
+
+    def _report_unloaded(self, exc: Exception) -> int:
+        trace = "".join(traceback.format_exception(exc))
+        self._logger.error("The flow could not be loaded.\n%s", masked(trace))
+        diagnosis, code = self._source.explain(exc), DriverExit.REPORTED
+        try:
+            self._endings.crashed(diagnosis)
+        except (PrefectHTTPStatusError, httpx.TransportError) as away:
+            # Nobody but the worker can settle the run now.
+            code = trouble_with_api(away, str(PREFECT_API_URL.value())).code
+        return explained(code, diagnosis, self._attempt)
 
     def _warn_of_another_prefect(self) -> None:
         wanted = os.environ.get("PREFECT_RAY_WORKER_PREFECT_VERSION", prefect.__version__)
@@ -135,13 +164,14 @@ class FlowProcess:
 
     def _execute(self, flow: Flow[..., Any]) -> int:
         do_not_join_heartbeats()
+        self._guard.install()
         try:
             try:
                 with (
                     handle_engine_signals(self._flow_run.id),
                     run_metrics(self._flow_run, flow),
                 ):
-                    logger = cast("Any", self._logger)  # an adapter, and taken as one by Prefect
+                    logger: Any = _UntilInterrupted(self._termination, self._logger)
                     result = run_flow(flow, flow_run=self._flow_run, error_logger=logger)
                     drive_flow_result(flow, result)
             finally:
@@ -149,6 +179,8 @@ class FlowProcess:
         except (SystemExit, TerminationSignal) as exc:
             if self._termination.delivered:
                 return self._settle(self._endings)
+            if self._guard.outside is not None:
+                return 0  # the flow had come to its end, and the state from outside stands
             code = getattr(exc, "code", None)
             return code if isinstance(code, int) else 1
         return 0
@@ -160,13 +192,19 @@ class FlowProcess:
             endings: Ends the run, from the calling thread.
             message: The message of a Cancelled state.
         """
-        match self._watch.intent:
+        match self._watch.meaning:
             case "cancel":
                 if self._hooks is not None:
                     self._hooks.run_cancellation_hooks(self._flow_run)
                 endings.cancelled(message)
             case "reschedule":
                 endings.rescheduled()
+            case "settled":
+                outside = self._guard.outside
+                if outside is not None:
+                    endings.restored(outside)
+                if outside is not None and outside.is_cancelled() and self._hooks is not None:
+                    self._hooks.run_cancellation_hooks(self._flow_run)
             case "relinquish":
                 pass
             case None:

@@ -1,8 +1,8 @@
 """`InterruptWatch`: notices in the background that the run has to end, and ends it.
 
-Three things start it: the run is Cancelling, heard by an event, with polling as a fallback; another
-attempt at the run has begun; or a SIGTERM from outside. In each case the run's state decides what
-the end means; a SIGTERM alone does not say.
+Four things start it: the run is Cancelling; it was set to a terminal state from outside; another
+attempt at it has begun; or a SIGTERM from outside. The first two come by an event, with polling as
+a fallback. In each case the run's state decides what the end means: a SIGTERM alone does not say.
 """
 
 import logging
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NoReturn
+from typing import Literal, NoReturn
 from uuid import UUID
 
 import anyio
@@ -22,8 +22,13 @@ from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.exceptions import TerminationSignal
 
+from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE
 from prefect_ray_worker.driver.signals import Termination, raise_in_thread
-from prefect_ray_worker.prefect_api.compat import Intent, end_task_threads, set_termination_intent
+from prefect_ray_worker.driver.state_guard import StateGuard, crash_with
+from prefect_ray_worker.prefect_api.compat import (
+    end_task_threads,
+    set_termination_intent,
+)
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, attempt_name, present_claim
 
 # As Prefect's own executor does when its event subscription is down (3.8.8).
@@ -33,8 +38,16 @@ _SIGTERM_POLL_SECONDS = 0.1
 # How long tasks in threads get to end, once the flow has been interrupted.
 _TASKS_SECONDS = 1.0
 
+# How long a flow gets to end whose run has a terminal state already: its slot may be in use again.
+_SETTLED_GRACE_SECONDS = 5.0
+# Those that Prefect's API or an automation sets; others are noticed by polling.
+_ENDED = ("Cancelled", "Completed", "Crashed", "Failed")
+
+Meaning = Literal["cancel", "reschedule", "relinquish", "settled"]
+"""What the end of a run means; None in its place is a crash."""
+
 # As the variable PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR names them; anything else is a crash.
-_BEHAVIORS: dict[str, Intent] = {"reschedule": "reschedule", "relinquish": "relinquish"}
+_BEHAVIORS: dict[str, Meaning] = {"reschedule": "reschedule", "relinquish": "relinquish"}
 
 _log = logging.getLogger("prefect.ray.driver")
 
@@ -50,12 +63,13 @@ class InterruptWatch:
     """Watches one run from a thread of its own.
 
     Attributes:
-        intent: What the end means, once it has been delivered; None for a crash.
+        meaning: What the end means, once it has been delivered; None for a crash.
 
     Args:
         flow_run_id: The run.
         attempt: The attempt that this process runs.
         termination: Delivers the end to the main thread.
+        guard: Knows which of the run's states its flow has set.
         grace: Seconds that the flow gets to end once it has been interrupted.
         force: Called in the watch's thread when it has not ended; must not return.
     """
@@ -65,6 +79,7 @@ class InterruptWatch:
         flow_run_id: UUID,
         attempt: str,
         termination: Termination,
+        guard: StateGuard,
         *,
         grace: float,
         force: Callable[[], NoReturn],
@@ -72,12 +87,13 @@ class InterruptWatch:
         self._run_id = flow_run_id
         self._attempt = attempt
         self._termination = termination
+        self._guard = guard
         self._grace = grace
         self._force = force
         self._is_cancelled = False
         self._is_superseded = False
         self._looked_at: UUID | None = None
-        self.intent: Intent | None = None
+        self.meaning: Meaning | None = None
 
     def start(self) -> None:
         """Begin to watch; the thread ends with the process."""
@@ -85,19 +101,39 @@ class InterruptWatch:
 
     def _run(self) -> None:
         try:
-            intent = self.intent = anyio.run(self._watch)
+            self.meaning = anyio.run(self._watch)
         except Exception:
             _log.exception("The driver cannot notice a cancellation of its run any more")
             return
-        # Before the signal, as Prefect does: its engine reads the intent under a lock, which the
-        # signal could interrupt. An end that is no cancellation is ours to report.
-        set_termination_intent("cancel" if intent == "cancel" else "relinquish")
+        self._prepare_engine()
         end_task_threads(partial(raise_in_thread, exception=Interrupted), within=_TASKS_SECONDS)
         self._termination.deliver(Interrupted)
-        time.sleep(self._grace)
+        is_settled = self.meaning == "settled"
+        time.sleep(min(self._grace, _SETTLED_GRACE_SECONDS) if is_settled else self._grace)
         self._force()
 
-    async def _watch(self) -> Intent | None:
+    def _prepare_engine(self) -> None:
+        """Tell Prefect's engine what the coming interruption means for the run and its subflows.
+
+        Before the signal, as Prefect does: its engine reads the intent under a lock, which the
+        signal could interrupt. Without an intent it crashes the run and all its subflows; the guard
+        keeps a state of the run that was set from outside.
+        """
+        outside = self._guard.outside
+        match self.meaning:
+            case "cancel":
+                set_termination_intent("cancel")
+            case "settled" if outside is not None and outside.is_cancelled():
+                set_termination_intent("cancel")
+            case "settled":
+                name = outside.name if outside is not None else None
+                crash_with(f"The flow run was set to {name} from outside; its flow was ended.")
+            case None:
+                crash_with(str(STOPPED_OUTSIDE))
+            case _:
+                set_termination_intent("relinquish")
+
+    async def _watch(self) -> Meaning | None:
         asked = anyio.Event()
         async with get_client() as client:
             async with anyio.create_task_group() as tasks:
@@ -116,7 +152,9 @@ class InterruptWatch:
 
     async def _subscribe(self, client: PrefectClient, asked: anyio.Event) -> None:
         wanted = EventFilter(
-            event=EventNameFilter(name=["prefect.flow-run.Cancelling"]),
+            event=EventNameFilter(
+                name=[f"prefect.flow-run.{name}" for name in ("Cancelling", *_ENDED)]
+            ),
             resource=EventResourceFilter(id=[f"prefect.flow-run.{self._run_id}"]),
         )
         while True:
@@ -124,10 +162,12 @@ class InterruptWatch:
                 async with get_events_subscriber(filter=wanted) as events:
                     # A cancellation before the subscription sends no event any more.
                     await self._look(client, asked)
-                    async for _ in events:
-                        self._is_cancelled = True
-                        asked.set()
-                        return
+                    async for event in events:
+                        if event.event.endswith(".Cancelling"):
+                            self._is_cancelled = True
+                            asked.set()
+                            return
+                        await self._look(client, asked)
             except Exception as exc:
                 _log.debug("The subscription to cancelling events failed: %s", exc)
             await anyio.sleep(_RECONNECT_SECONDS)
@@ -145,6 +185,9 @@ class InterruptWatch:
             return
         if run.state is not None and run.state.is_cancelling():
             self._is_cancelled = True
+            asked.set()
+        elif not self._guard.is_ending and (outside := self._guard.notice(run)) is not None:
+            _log.warning("The flow run was set to %s from outside: this driver ends.", outside.name)
             asked.set()
         elif await self._has_gone_on(client, run):
             _log.warning("Another attempt at this flow run has begun: this one ends.")
@@ -165,7 +208,7 @@ class InterruptWatch:
         self._looked_at = run.state.id
         return claim_id is not None and attempt_name(claim_id) != self._attempt
 
-    async def _meaning(self, client: PrefectClient) -> Intent | None:
+    async def _meaning(self, client: PrefectClient) -> Meaning | None:
         """Return what the end of the run means by its state; None for a crash."""
         try:
             run: FlowRun | None = await client.read_flow_run(self._run_id)
@@ -175,9 +218,13 @@ class InterruptWatch:
         state = run.state.type if run is not None and run.state is not None else None
         if self._is_superseded:
             return "relinquish"
+        if self._guard.outside is not None:
+            return "settled"
         if state == StateType.CANCELLING or (run is None and self._is_cancelled):
             return "cancel"
         if state in TERMINAL_STATES:
-            return "relinquish"  # settled already, by the flow's end or the server's time limit
+            if self._guard.is_ending or run is None:
+                return "relinquish"
+            return "settled" if self._guard.notice(run) is not None else "relinquish"
         behavior = os.environ.get("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", "").lower()
         return _BEHAVIORS.get(behavior)

@@ -1,9 +1,9 @@
-"""`Termination`: one way in which a run is told to end, whoever asks and whatever it does.
+"""`Termination`: interrupts the flow of this process, and keeps SIGTERM for the driver.
 
-Prefect ends a flow by an exception that its SIGTERM handler raises. But `ray.init()` replaces
-that handler (Ray 2.60, `_private/worker.py`), and what a SIGTERM means, a cancellation or a
-node that goes away, only the Prefect API can say. So the process keeps its own handler, lets
-others believe that they have installed theirs, and decides in a background thread.
+Prefect ends a flow by an exception that its SIGTERM handler raises. But `ray.init()` replaces that
+handler (Ray 2.60, `_private/worker.py`), and only the Prefect API knows what a SIGTERM means: a
+cancellation, or a node that goes away. So the process keeps its own handler, records the handlers
+that others install, and decides in a background thread.
 
 Standard library only: it has to be in place before anything else is imported.
 """
@@ -31,7 +31,7 @@ class Termination:
     """Owns SIGTERM of this process. Create and `install` it in the main thread.
 
     Attributes:
-        requested: Set when somebody asked this process to end.
+        requested: Set when a SIGTERM came from outside.
         delivered: Whether the main thread has been interrupted to end the flow.
     """
 
@@ -46,19 +46,19 @@ class Termination:
         self._getsignal = signal.getsignal
 
     def install(self) -> None:
-        """Handle SIGTERM, and keep on handling it when others install handlers for it."""
+        """Handle SIGTERM, also after others install handlers for it."""
         self._signal(signal.SIGTERM, self._on_signal)
         self._native = _native_handler(signal.SIGTERM)
         signal.signal = self._set
         signal.getsignal = self._get
-        # A forked child (`multiprocessing`) would ignore the SIGTERM that its parent ends it with.
+        # A forked child (`multiprocessing`) must not ignore the SIGTERM of its parent.
         os.register_at_fork(after_in_child=self._uninstall)
 
     def hold(self) -> None:
-        """Put our handler back where native code has replaced it; to be called now and then.
+        """Put our handler back where native code has replaced it. Call it regularly.
 
-        `ray.init()` comes with one (Ray 2.60) that prints the stack and ends the process. Any
-        thread may do this, unlike with `signal.signal`.
+        `ray.init()` installs one (Ray 2.60) that prints the stack and ends the process. Any thread
+        can do this, unlike with `signal.signal`.
         """
         if _native_handler(signal.SIGTERM) != self._native:
             _set_native_handler(signal.SIGTERM, self._native)
@@ -75,7 +75,7 @@ class Termination:
             signal.pthread_kill(_main_thread(), signal.SIGTERM)
 
     def withdraw(self) -> None:
-        """Raise nothing any more: the flow has come to its end."""
+        """Raise nothing from now on: the flow has ended."""
         self._withdrawn = True
 
     def _on_signal(self, number: int, frame: Any) -> None:
@@ -87,8 +87,8 @@ class Termination:
         if callable(self._believed) and not _is_of_an_engine(self._believed):
             self._believed(number, frame)
         if frame is not None and _is_of_ray(frame.f_globals.get("__name__")):
-            # `ray.get` and `ray.wait` are interrupted by nothing else, and drop what else a
-            # handler raises (`check_signals`, Ray 2.60): so ours follows when this one has left.
+            # Only KeyboardInterrupt interrupts `ray.get` and `ray.wait`; they drop any other
+            # exception of a handler (`check_signals`, Ray 2.60). So ours follows afterwards.
             follower = threading.Thread(target=self._follow, args=(ending,), daemon=True)
             follower.start()
             raise KeyboardInterrupt
@@ -118,12 +118,12 @@ class Termination:
 
 
 def raise_in_thread(ident: int, exception: type[BaseException]) -> None:
-    """Raise an exception in a thread, as soon as it executes Python code."""
+    """Raise an exception in a thread as soon as it executes Python code."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(exception))
 
 
 def _is_of_an_engine(handler: Handler) -> bool:
-    """Say whether Prefect or Ray has installed a handler: what those do is done otherwise here."""
+    """Return whether Prefect or Ray installed a handler: the driver does its work instead."""
     return getattr(handler, "__module__", "").partition(".")[0] in ("prefect", "ray")
 
 

@@ -6,6 +6,7 @@ Today the way is a deployment: its pull steps and its entrypoint.
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +16,20 @@ import anyio
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import MissingFlowError, ScriptError
 from prefect.flows import Flow
+from prefect.settings import PREFECT_API_URL
 
+from prefect_ray_worker.driver.api import (
+    is_of_prefect,
+    new_patience,
+    passes,
+    trouble_with_api,
+)
 from prefect_ray_worker.prefect_api.compat import load_flow, prepare_workspace
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
+from prefect_ray_worker.shared.masking import masked
+
+_LONGEST_CAUSE = 2_000
 
 
 class FlowSource(Protocol):
@@ -63,6 +74,9 @@ class DeploymentSource:
 
     def explain(self, exc: BaseException) -> Diagnosis:
         """Return why a pull step failed, or why the entrypoint leads to no flow."""
+        away = next((link for link in _chain(exc) if _is_away(link)), None)
+        if away is not None:
+            return trouble_with_api(away, _api_url()).diagnosis
         return of_load_failure(exc, self._entrypoint)
 
 
@@ -103,13 +117,38 @@ class Workspace:
         Raises:
             Exception: Whatever the flow's source or its code raises; see `FlowSource.explain`.
         """
-        self._source.fetch(self._flow_run, Path(self._folder.name))
+        self._fetch()
         here = str(Path.cwd())
         sys.path.insert(0, here)
         # Processes that the flow starts have to find its modules as well.
         inherited = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join([here, *([inherited] if inherited else [])])
         return self._source.load(self._flow_run)
+
+    def _fetch(self) -> None:
+        """Fetch the code, anew where the Prefect API fails meanwhile: it may be restarting."""
+        patience, before = new_patience(), Path.cwd()
+        while True:
+            folder = tempfile.mkdtemp(dir=self._folder.name)
+            try:
+                self._source.fetch(self._flow_run, Path(folder))
+            except Exception as exc:
+                away = any(map(_is_away, _chain(exc)))
+                delay = patience.wait(time.monotonic()) if away else None
+                if delay is None:
+                    raise
+                os.chdir(before)
+                time.sleep(delay)
+            else:
+                return
+
+
+def _is_away(exc: BaseException) -> bool:
+    return passes(exc) and is_of_prefect(exc, _api_url())
+
+
+def _api_url() -> str:
+    return str(PREFECT_API_URL.value() or "")
 
 
 def of_load_failure(exc: BaseException, entrypoint: str | None) -> Diagnosis:
@@ -121,7 +160,8 @@ def of_load_failure(exc: BaseException, entrypoint: str | None) -> Diagnosis:
     """
     # The user's own exception explains more than Prefect's wrapper.
     raised = exc.user_exc if isinstance(exc, ScriptError) else exc
-    headline = f"The flow could not be loaded: {type(raised).__name__}: {raised}"
+    text = masked(f"{type(raised).__name__}: {raised}"[:_LONGEST_CAUSE])
+    headline = f"The flow could not be loaded: {text}"
     for link in _chain(exc):
         if entrypoint is not None and _names_nothing(entrypoint, link):
             cause = f"The entrypoint {entrypoint!r} leads to no flow. {headline}"

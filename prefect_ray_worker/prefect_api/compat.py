@@ -376,8 +376,7 @@ OVERRIDDEN = (
     "_logo_url",
     "_description",
 )
-"""Members of `BaseWorker` (3.8.8) that `RayWorker` defines and Prefect reads, although private:
-there is no public way to say these things."""
+"""Private members of `BaseWorker` (3.8.8) that `RayWorker` defines, as there is no public way."""
 
 READ = (
     "prefect._internal.states:exception_to_crashed_state_sync",

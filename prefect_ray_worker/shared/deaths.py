@@ -1,4 +1,4 @@
-"""How a process of a run died: its exit code, and what the kernel counted meanwhile."""
+"""Explains how a process of a run died, from its exit code and the kernel's counters."""
 
 import signal
 
@@ -18,7 +18,7 @@ _OUT_OF_MEMORY = {
 _NOT_PROVEN = {
     MemoryKills.NONE: "the kernel counted no kill for memory on the node just then",
     MemoryKills.UNKNOWN: (
-        "most often that is for memory, but nothing that can be read there proves it"
+        "most often that is for memory, but nothing that is readable there proves it"
     ),
 }
 
@@ -30,7 +30,7 @@ def of_exit(
     peak: int | None = None,
     process: str = "The process that ran the flow",
 ) -> Diagnosis:
-    """Say what an exit code means.
+    """Return what an exit code means.
 
     Args:
         code: Of the process; negative, or 128 and more, for a signal.

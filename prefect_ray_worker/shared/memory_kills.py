@@ -1,4 +1,4 @@
-"""`MemoryKills`: what the kernel's counters say about kills for want of memory around a death."""
+"""`MemoryKills`: what the kernel's counters say about kills for memory around a death."""
 
 from enum import Enum
 
@@ -10,10 +10,10 @@ class MemoryKills(Enum):
     """The counter of the driver's own control group went up."""
 
     ON_MACHINE = "on-machine"
-    """The counter of the machine went up; whose process it was is not said."""
+    """The counter of the machine went up; it does not say whose process was killed."""
 
     NONE = "none"
-    """The counters could be read and stood still."""
+    """The counters were readable and did not change."""
 
     UNKNOWN = "unknown"
-    """No counter can be read there."""
+    """No counter is readable there."""

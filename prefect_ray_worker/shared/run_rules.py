@@ -1,5 +1,7 @@
 """Rules about flow runs that the worker and the driver both follow. Pure, standard library only."""
 
+import json
+
 from prefect_ray_worker.shared.backoff import Backoff
 
 _TOO_SLOW, _TOO_OFTEN, _SERVER_ERROR = 408, 429, 500
@@ -43,6 +45,23 @@ def is_passing(status_code: int) -> bool:
         status_code: Of the answer.
     """
     return status_code >= _SERVER_ERROR or status_code in (_TOO_SLOW, _TOO_OFTEN)
+
+
+def is_own_not_found(body: bytes) -> bool:
+    """Return whether the body of a 404 is Prefect's: what was asked for does not exist.
+
+    Prefect answers with a `detail` or an `exception_message` (3.8.8). The 404 of a proxy says
+    nothing about it, nor does `Not Found`, which is FastAPI's for a path that nothing serves.
+
+    Args:
+        body: Of the answer.
+    """
+    try:
+        answer = json.loads(body)
+        says = answer.get("detail") or answer.get("exception_message")
+    except (ValueError, AttributeError, RecursionError):
+        return False
+    return isinstance(says, str) and says != "Not Found"
 
 
 class Patience:

@@ -1,19 +1,25 @@
 """What the tests of the driver share: runs of `driver_flows.py` and how they end."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Pending
 
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobDetails
-from prefect_ray_worker.shared.ids import InfrastructurePid
+from prefect_ray_worker.shared.ids import InfrastructurePid, attempt_name, present_claim
 from tests.integration.harness import Pool
 from tests.waiting import wait_until
 
 START_SECONDS = 60
+DRIVER_SECONDS = 60
 
 
 async def start(
@@ -79,3 +85,47 @@ def traces(folder: Path, name: str) -> list[str]:
     """Return the lines that the flow or its hooks have left under a name."""
     path = folder / name
     return path.read_text().splitlines() if path.exists() else []
+
+
+async def claimed(pool: Pool, flow_name: str, folder: Path) -> tuple[UUID, str]:
+    """Do what a worker does before it submits a run; return the run and its attempt."""
+    run_id = await pool.start(
+        flow_name, {"folder": str(folder)}, entrypoint=f"driver_flows.py:{flow_name}"
+    )
+    await pool.client.set_flow_run_state(run_id, Pending())
+    return run_id, await present_attempt(pool, run_id)
+
+
+async def present_attempt(pool: Pool, run_id: UUID) -> str:
+    claim = present_claim(await pool.client.read_flow_run_states(run_id))
+    assert claim is not None
+    return attempt_name(claim)
+
+
+def driver(
+    run_id: UUID, attempt: str, *, api_url: str | None = None, **env: str
+) -> "subprocess.Popen[str]":
+    """Start a driver as Ray would."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "prefect_ray_worker.driver", str(run_id), attempt],
+        env={
+            **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PREFECT_"))},
+            "PREFECT_API_URL": api_url or PREFECT_API_URL.value(),
+            "PREFECT__FLOW_RUN_ID": str(run_id),
+            **env,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def output(process: "subprocess.Popen[str]") -> str:
+    said, _ = process.communicate(timeout=DRIVER_SECONDS)
+    assert process.returncode == 0, said
+    return said
+
+
+async def force(pool: Pool, run_id: UUID, state: StateType, name: str) -> None:
+    """Set a run's state as a user or an automation does."""
+    await pool.client.set_flow_run_state(run_id, State(type=state, name=name), force=True)

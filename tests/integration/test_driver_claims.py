@@ -1,70 +1,24 @@
 """A driver runs user code only if its attempt is wanted, and only once: drivers started by hand."""
 
-import os
-import subprocess
-import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import State, StateType
-from prefect.settings import PREFECT_API_URL
 from prefect.states import InfrastructurePending, Pending, Scheduled
 
-from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, attempt_name, present_claim
-from tests.integration.driver_kit import traces
-from tests.integration.harness import Pool, new_pool
+from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, attempt_name
+from tests.integration.driver_kit import (
+    DRIVER_SECONDS,
+    claimed,
+    driver,
+    force,
+    output,
+    present_attempt,
+    traces,
+)
+from tests.integration.harness import Pool
 from tests.waiting import wait_until
-
-_DRIVER_SECONDS = 60
-
-
-@pytest.fixture
-async def here(prefect_settings: None) -> AsyncIterator[Pool]:
-    """A pool without a cluster: these drivers run on this machine."""
-    async with new_pool({}) as pool:
-        yield pool
-
-
-async def claimed(pool: Pool, flow_name: str, folder: Path) -> tuple[UUID, str]:
-    """Do what a worker does before it submits a run; return the run and its attempt."""
-    run_id = await pool.start(
-        flow_name, {"folder": str(folder)}, entrypoint=f"driver_flows.py:{flow_name}"
-    )
-    await pool.client.set_flow_run_state(run_id, Pending())
-    return run_id, await present_attempt(pool, run_id)
-
-
-async def present_attempt(pool: Pool, run_id: UUID) -> str:
-    claim = present_claim(await pool.client.read_flow_run_states(run_id))
-    assert claim is not None
-    return attempt_name(claim)
-
-
-def driver(run_id: UUID, attempt: str) -> "subprocess.Popen[str]":
-    """Start a driver as Ray would."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "prefect_ray_worker.driver", str(run_id), attempt],
-        env={
-            **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PREFECT_"))},
-            "PREFECT_API_URL": PREFECT_API_URL.value(),
-            "PREFECT__FLOW_RUN_ID": str(run_id),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def output(process: "subprocess.Popen[str]") -> str:
-    said, _ = process.communicate(timeout=_DRIVER_SECONDS)
-    assert process.returncode == 0, said
-    return said
-
-
-async def force(pool: Pool, run_id: UUID, state: StateType, name: str) -> None:
-    await pool.client.set_flow_run_state(run_id, State(type=state, name=name), force=True)
 
 
 async def test_of_several_drivers_of_one_attempt_one_runs_the_flow(
@@ -81,7 +35,7 @@ async def test_a_driver_of_a_running_run_leaves_it_alone(here: Pool, tmp_path: P
     run_id, attempt = await claimed(here, "waits_for_permission", tmp_path)
     first = driver(run_id, attempt)
     await wait_until(
-        lambda: traces(tmp_path, "ran"), timeout=_DRIVER_SECONDS, description="the flow to run"
+        lambda: traces(tmp_path, "ran"), timeout=DRIVER_SECONDS, description="the flow to run"
     )
     assert "Nothing to do: the flow run is Running" in output(driver(run_id, attempt))
     (tmp_path / "go").touch()
@@ -156,7 +110,7 @@ async def test_a_driver_whose_run_has_gone_on_ends_itself(
     run_id, attempt = await claimed(here, "loops", tmp_path)
     process = driver(run_id, attempt)
     await wait_until(
-        lambda: traces(tmp_path, "pids"), timeout=_DRIVER_SECONDS, description="the flow to run"
+        lambda: traces(tmp_path, "pids"), timeout=DRIVER_SECONDS, description="the flow to run"
     )
     await force(here, run_id, StateType.SCHEDULED, INFRASTRUCTURE_RETRY)
     if not waits:

@@ -1,9 +1,9 @@
-"""Whether the kernel has killed something for memory around a death. Standard library only.
+"""`MemoryWatch`: did the kernel kill a process because memory was full? Standard library only.
 
-A process that is killed so dies of SIGKILL, as one that an administrator kills. Only counters of
-the kernel (Linux 4.13) tell the two apart: one per control group (`memory.events` of version 2,
+Such a process dies of SIGKILL, like one that an administrator kills. Only counters of the kernel
+(Linux 4.13) distinguish the two: one per control group (`memory.events` of version 2,
 `memory.oom_control` of version 1), and one for the machine (`/proc/vmstat`), which also counts the
-kills of others. So both are read again and again, and only a change within the last seconds counts.
+kills of others. So both are read regularly, and only a change within the last seconds counts.
 """
 
 import resource
@@ -15,12 +15,12 @@ from pathlib import Path
 from prefect_ray_worker.shared.memory_kills import MemoryKills
 
 _EVERY_SECONDS = 0.5
-# The kernel counts first and kills then; a large process takes its time to die.
+# The kernel counts first and kills then, and a large process dies slowly.
 _WINDOW_SECONDS = 10.0
 
 
 class MemoryWatch:
-    """Remembers what the counters were a moment ago.
+    """Remembers the counters of the last seconds.
 
     Args:
         root: Where `/proc` and `/sys` are.
@@ -36,25 +36,25 @@ class MemoryWatch:
         self.look()
 
     def look(self) -> None:
-        """Read the counters, unless that was done just now."""
+        """Read the counters, unless they were read just now."""
         now = time.monotonic()
         if not self._seen or now - self._seen[-1][0] >= _EVERY_SECONDS:
             self._seen.append((now, _oom_kills(self._container), _oom_kills(self._machine)))
 
     def kills(self) -> MemoryKills:
-        """Return what the counters say about the last seconds."""
+        """Return what the counters show of the last seconds."""
         _, container, machine = self._seen[0]
         if _grew(container, _oom_kills(self._container)):
             return MemoryKills.IN_CONTAINER
         now = _oom_kills(self._machine)
         if _grew(machine, now):
             return MemoryKills.ON_MACHINE
-        # The group's alone proves nothing: it does not count kills for a machine that is full.
+        # The group's counter alone proves nothing: it omits kills because the machine was full.
         return MemoryKills.UNKNOWN if now is None else MemoryKills.NONE
 
 
 def peak_of_children() -> int:
-    """Return the most memory that a process of those which have ended has used, in bytes."""
+    """Return the peak memory of the largest ended child process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -66,7 +66,7 @@ def _grew(before: int | None, now: int | None) -> bool:
 def _counter_of_control_group(root: Path) -> Path | None:
     """Return the file with the counter of this process's own group.
 
-    Inside a container the group's path is that of the host, and its files are at the root.
+    Inside a container the path is that of the host, but the group's files are at the root.
     """
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()

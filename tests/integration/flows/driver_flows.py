@@ -43,6 +43,22 @@ CANCELLATION: dict[str, Any] = {"on_cancellation": [on_cancellation, on_cancella
 CRASHED: dict[str, Any] = {"on_crashed": [on_crashed]}
 
 
+def on_failure(flow: Any, flow_run: Any, state: Any) -> None:
+    note(flow_run.parameters["folder"], "on_failure", state.name)
+
+
+def on_completion(flow: Any, flow_run: Any, state: Any) -> None:
+    note(flow_run.parameters["folder"], "on_completion", state.name)
+
+
+ALL_HOOKS: dict[str, Any] = {
+    "on_cancellation": [on_cancellation],
+    "on_crashed": [on_crashed],
+    "on_failure": [on_failure],
+    "on_completion": [on_completion],
+}
+
+
 def loop() -> None:
     for _ in range(10 * FOREVER):
         time.sleep(0.1)
@@ -256,3 +272,48 @@ def shows_environment(folder: str, names: list[str]) -> None:
 def retries_in_a_while(folder: str) -> None:
     note(folder, "ran", os.getpid())
     raise RuntimeError("the first try fails")
+
+
+@flow(**CRASHED)
+def inner_with_tasks(folder: str) -> None:
+    future = loops_in_a_thread.submit(folder)
+    future.wait()
+
+
+@flow(**ALL_HOOKS)
+def has_children(folder: str) -> None:
+    """Run a subflow that waits for a task."""
+    inner_with_tasks(folder)
+
+
+@flow(**CRASHED)
+async def inner_async(folder: str) -> None:
+    note(folder, "pids", os.getpid())
+    await asyncio.sleep(FOREVER)
+
+
+@flow(**ALL_HOOKS)
+async def has_an_async_child(folder: str) -> None:
+    await inner_async(folder)
+
+
+@flow(**ALL_HOOKS)
+def ends_when_permitted(folder: str) -> str:
+    return waits_for_permission.fn(folder)
+
+
+@flow(retries=1, retry_delay_seconds=3, **ALL_HOOKS)
+def retries_soon(folder: str) -> None:
+    note(folder, "ran", os.getpid())
+    raise RuntimeError("every try fails")
+
+
+def completes_slowly(flow: Any, flow_run: Any, state: Any) -> None:
+    note(flow_run.parameters["folder"], "on_completion", "begun")
+    time.sleep(15)
+    note(flow_run.parameters["folder"], "on_completion", "ended")
+
+
+@flow(on_completion=[completes_slowly])
+def has_a_slow_hook(folder: str) -> None:
+    note(folder, "ran", os.getpid())

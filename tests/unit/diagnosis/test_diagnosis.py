@@ -210,6 +210,8 @@ LOGS = [
         "RuntimeEnvCodeTooLarge",
         "600.00MiB, and Ray takes 512.00MiB",
     ),
+    ("/bin/sh: 1: exec: python: not found", "EntrypointNotFound", "no `python` on their PATH"),
+    ("sh: line 1: python: command not found", "EntrypointNotFound", "no `python` on their PATH"),
     ("bash: line 1: nonsense: command not found", "EntrypointNotFound", "'nonsense'"),
     ("some line of a library", "DriverExited", "exit code 1"),
 ]

@@ -105,7 +105,7 @@ def test_what_cannot_be_read_is_not_known(tmp_path: Path) -> None:
         (
             MemoryKills.UNKNOWN,
             Category.KILLED_BY_SIGNAL,
-            "nothing that can be read there proves it",
+            "nothing that is readable there proves it",
         ),
     ],
 )

@@ -57,3 +57,10 @@ def test_why(
 def test_a_pull_step_that_fails_is_not_the_entrypoints_fault() -> None:
     found = of_load_failure(FileNotFoundError(2, "No such file", "git"), None)
     assert found.category is Category.FLOW_NOT_LOADED
+
+
+def test_a_clone_that_fails_shows_no_token() -> None:
+    error = RuntimeError("clone of https://oauth2:gl/pat@secret@git.example/me/repo.git failed")
+    cause = of_load_failure(error, None).cause
+    assert "https://***@git.example/me/repo.git" in cause
+    assert "secret" not in cause

@@ -1,4 +1,4 @@
-"""What a driver says when it cannot ask Prefect whether it may run."""
+"""What a driver waits out when it asks Prefect, and what it says when it gives up."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ import pytest
 from prefect.exceptions import PrefectHTTPStatusError
 
 from prefect_ray_worker.diagnosis.job import Ended, of_job
-from prefect_ray_worker.driver.claim import trouble_with_api
+from prefect_ray_worker.driver.api import passes, trouble_with_api, was_not_taken
 from prefect_ray_worker.driver.last_words import explained
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.exits import DriverExit
@@ -21,9 +21,9 @@ from prefect_ray_worker.shared.verdict_line import find_verdict
 ATTEMPT = "0123456789ab"
 
 
-def answer(code: int) -> PrefectHTTPStatusError:
+def answer(code: int, text: str = "<html>") -> PrefectHTTPStatusError:
     request = httpx.Request("GET", "http://api/flow_runs/1")
-    response = httpx.Response(code, request=request, text="<html>")
+    response = httpx.Response(code, request=request, text=text)
     error = httpx.HTTPStatusError("no", request=request, response=response)
     return PrefectHTTPStatusError.from_httpx_error(error)
 
@@ -36,6 +36,8 @@ AWAY = httpx.ConnectError("All connection attempts failed")
     [
         (answer(401), DriverExit.NOT_AUTHORIZED, Category.PREFECT_API_UNAUTHORIZED),
         (answer(403), DriverExit.NOT_AUTHORIZED, Category.PREFECT_API_UNAUTHORIZED),
+        (answer(429), DriverExit.API_UNREACHABLE, Category.PREFECT_API_UNREACHABLE),
+        (answer(404), DriverExit.WRONG_API, Category.PREFECT_API_WRONG),
         (answer(405), DriverExit.WRONG_API, Category.PREFECT_API_WRONG),
         (answer(503), DriverExit.API_UNREACHABLE, Category.PREFECT_API_UNREACHABLE),
         (AWAY, DriverExit.API_UNREACHABLE, Category.PREFECT_API_UNREACHABLE),
@@ -118,3 +120,26 @@ def test_an_authority_that_is_not_trusted_is_no_wrong_url() -> None:
     diagnosis = trouble_with_api(error, "https://prefect.example/api").diagnosis
     assert "PREFECT_API_SSL_CERT_FILE" in diagnosis.advice
     assert "PREFECT_API_URL" not in diagnosis.advice
+
+
+@pytest.mark.parametrize(
+    ("exc", "waits", "repeats"),
+    [
+        (answer(429), True, True),
+        (answer(503), True, True),
+        (answer(500), True, False),
+        (answer(404, "<html>no such backend</html>"), True, True),
+        (answer(404, '{"detail": "Not Found"}'), True, True),
+        (answer(404, '{"detail": "Flow run not found"}'), False, False),
+        (answer(404, '{"exception_message": "Object not found"}'), False, False),
+        (answer(401), False, False),
+        (answer(422, "{}"), False, False),
+        (AWAY, True, True),
+        (httpx.ReadTimeout("slow"), True, False),
+        (ValueError("the flow's own"), False, False),
+    ],
+)
+def test_what_a_driver_waits_out(exc: Exception, waits: bool, repeats: bool) -> None:
+    """And what it may send again even if the first request could change something."""
+    assert passes(exc) is waits
+    assert was_not_taken(exc) is repeats

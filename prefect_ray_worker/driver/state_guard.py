@@ -1,0 +1,141 @@
+"""`StateGuard`: a terminal state that something else than this flow has set stands.
+
+A user, an automation or a worker can end a run while its flow goes on. Prefect lets the end of the
+flow replace such a state: Failed or Cancelled would become Completed (3.8.8). So the engine asks
+here before each of its proposals, and `InterruptWatch` asks whether the flow has to end.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import anyio
+from prefect import flow_engine
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Crashed
+
+from prefect_ray_worker.driver.api import was_not_taken
+from prefect_ray_worker.shared.run_rules import Patience
+
+# A state that is not reported costs the result of the whole run.
+_PROPOSAL_SECONDS = 300.0
+
+
+class StateGuard:
+    """Knows which of a run's states its flow has set.
+
+    Between the look of the engine and its proposal a few milliseconds remain in which a state from
+    outside is replaced: the server has no conditional proposal. Before the next try of a flow that
+    is the delay of its retry, because Prefect waits inside the proposal (3.8.8).
+
+    Attributes:
+        outside: The terminal state that was set from outside, once it has been noticed.
+        is_ending: Whether the engine has proposed the flow's own final state.
+
+    Args:
+        flow_run: The run, which this driver has claimed.
+    """
+
+    def __init__(self, flow_run: FlowRun) -> None:
+        self.outside: State | None = None
+        self.is_ending = False
+        self._run_id = flow_run.id
+        self._ours: UUID | None = flow_run.state.id if flow_run.state else None
+
+    def notice(self, flow_run: FlowRun) -> State | None:
+        """Return the terminal state that a run has from outside, or None.
+
+        Args:
+            flow_run: The run, just read.
+        """
+        state = flow_run.state
+        if self.outside is None and state is not None and state.is_final():
+            self.outside = state if state.id != self._ours else None
+        return self.outside
+
+    def install(self) -> None:
+        """Have the engine of this process ask here before it proposes a state of the run.
+
+        All proposals, also those of subflows, then wait out an API that has too much to do.
+        """
+        # The engine proposes through names of its module (`set_state`, 3.8.8), and runs the hooks
+        # of the state that it is answered. There is no hook before a proposal.
+        engine: Any = flow_engine
+        engine.propose_state = partial(self._propose, engine.propose_state)
+        engine.propose_state_sync = partial(self._propose_sync, engine.propose_state_sync)
+
+    async def _propose(
+        self, plain: Callable[..., Awaitable[State]], client: Any, state: State, **options: Any
+    ) -> State:
+        is_guarded = options.get("flow_run_id") == self._run_id
+        if is_guarded:
+            self._begin(state)
+            with suppress(Exception):  # then the server decides
+                self.notice(await client.read_flow_run(self._run_id))
+            if self.outside is not None:
+                return self.outside
+        wait = _patience()
+        while True:
+            try:
+                granted = await plain(client, state, **options)
+            except Exception as exc:
+                if (delay := wait(exc)) is None:
+                    raise
+                await anyio.sleep(delay)
+            else:
+                return self._end(granted) if is_guarded else granted
+
+    def _propose_sync(
+        self, plain: Callable[..., State], client: Any, state: State, **options: Any
+    ) -> State:
+        is_guarded = options.get("flow_run_id") == self._run_id
+        if is_guarded:
+            self._begin(state)
+            with suppress(Exception):
+                self.notice(client.read_flow_run(self._run_id))
+            if self.outside is not None:
+                return self.outside
+        wait = _patience()
+        while True:
+            try:
+                granted = plain(client, state, **options)
+            except Exception as exc:
+                if (delay := wait(exc)) is None:
+                    raise
+                time.sleep(delay)
+            else:
+                return self._end(granted) if is_guarded else granted
+
+    def _begin(self, state: State) -> None:
+        # Set first: a watch that reads the flow's own final state must not take it for another's.
+        self.is_ending = state.is_final()
+
+    def _end(self, granted: State) -> State:
+        self._ours = granted.id
+        self.is_ending = granted.is_final()
+        return granted
+
+
+def _patience() -> Callable[[Exception], float | None]:
+    """Return what says how long to wait after a failed proposal, or None to give up.
+
+    Only a proposal that has certainly changed nothing may be repeated.
+    """
+    patience = Patience(_PROPOSAL_SECONDS, now=time.monotonic())
+    return lambda exc: patience.wait(time.monotonic()) if was_not_taken(exc) else None
+
+
+def crash_with(message: str) -> None:
+    """Have the flow engine say this of every run that it crashes from now on, subflows included.
+
+    It makes the state from the exception alone (`exception_to_crashed_state`, 3.8.8).
+    """
+
+    async def crashed(*_: Any, **__: Any) -> State:
+        return Crashed(message=message)
+
+    engine: Any = flow_engine
+    engine.exception_to_crashed_state = crashed

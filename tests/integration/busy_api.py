@@ -1,0 +1,52 @@
+"""A front of a Prefect API that refuses some requests, as a proxy or a rate limit does."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+from aiohttp import web
+
+from tests.ports import free_port
+
+Refuses = Callable[[web.Request], web.Response | None]
+
+
+@asynccontextmanager
+async def busy_api(api_url: str, refuses: Refuses) -> AsyncGenerator[str]:
+    """Yield the URL of an API in front of another one.
+
+    Args:
+        api_url: The API behind it.
+        refuses: Returns the answer to a request that is not passed on.
+    """
+
+    async def answer(request: web.Request) -> web.Response:
+        refused = refuses(request)
+        if refused is not None:
+            return refused
+        body = await request.read()
+        passed = await behind.request(
+            request.method,
+            request.path_qs.removeprefix("/api"),
+            content=body,
+            headers={k: v for k, v in request.headers.items() if k.lower() not in _OF_A_HOP},
+        )
+        kind = passed.headers.get("content-type", "application/json")
+        return web.Response(
+            status=passed.status_code, body=passed.content, headers={"content-type": kind}
+        )
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    port = free_port()
+    async with httpx.AsyncClient(base_url=api_url, timeout=30) as behind:
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", port).start()
+            yield f"http://127.0.0.1:{port}/api"
+        finally:
+            await runner.cleanup()
+
+
+_OF_A_HOP = frozenset({"host", "content-length", "connection", "transfer-encoding"})

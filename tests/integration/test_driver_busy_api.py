@@ -1,0 +1,76 @@
+"""A driver waits out an API that has too much to do, restarts or is replaced.
+
+Observed before: one 404 page during a roll-out, or a burst of 429, made the run Crashed as
+PrefectApiWrong or FlowNotLoaded.
+"""
+
+import subprocess
+from pathlib import Path
+
+import anyio.to_thread
+import pytest
+from aiohttp import web
+from prefect.client.schemas.objects import StateType
+from prefect.settings import PREFECT_API_URL
+
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.exits import DriverExit
+from prefect_ray_worker.shared.verdict_line import find_verdict
+from tests.integration.busy_api import busy_api
+from tests.integration.driver_kit import DRIVER_SECONDS, claimed, driver, output, traces
+from tests.integration.harness import Pool
+
+# More than Prefect's own client tries again: 5 times after 429 and 503, never after 404 (3.8.8).
+_REFUSED = {"429": 8, "503": 8, "404 page": 3}
+_ANSWERS = {
+    "429": {"status": 429, "headers": {"Retry-After": "0"}, "text": "slow down"},
+    "503": {"status": 503, "headers": {"Retry-After": "0"}, "text": "starting"},
+    "404 page": {"status": 404, "content_type": "text/html", "text": "<html>no backend</html>"},
+}
+_PHASES = {
+    "claim": ("GET", "/flow_runs/"),
+    "history": ("GET", "/flow_run_states/"),
+    "states": ("POST", "/set_state"),
+    "loading": ("GET", "/deployments/"),
+}
+
+
+@pytest.mark.parametrize("answer", _ANSWERS)
+@pytest.mark.parametrize("phase", _PHASES)
+async def test_a_driver_gets_slower_not_dead(
+    here: Pool, tmp_path: Path, phase: str, answer: str
+) -> None:
+    run_id, attempt = await claimed(here, "runs_for", tmp_path)
+    method, path = _PHASES[phase]
+    refused, most = 0, _REFUSED[answer]
+
+    def refuses(request: web.Request) -> web.Response | None:
+        nonlocal refused
+        if request.method != method or path not in request.path or refused >= most:
+            return None
+        refused += 1
+        return web.Response(**_ANSWERS[answer])  # type: ignore[arg-type]
+
+    async with busy_api(PREFECT_API_URL.value(), refuses) as url:
+        process = driver(run_id, attempt, api_url=url)
+        assert "Nothing to do" not in await output_of(process)
+    assert refused == most
+    assert len(traces(tmp_path, "ran")) == 1
+    assert await here.state(run_id) == StateType.COMPLETED
+
+
+async def test_a_run_that_prefect_does_not_know_ends_its_driver_at_once(
+    here: Pool, tmp_path: Path
+) -> None:
+    run_id, attempt = await claimed(here, "runs_for", tmp_path)
+    await here.client.delete_flow_run(run_id)
+    process = driver(run_id, attempt)
+    text, _ = process.communicate(timeout=DRIVER_SECONDS / 2)
+    assert process.returncode == DriverExit.WRONG_API
+    verdict = find_verdict(text, attempt)
+    assert verdict is not None
+    assert verdict.category is Category.PREFECT_API_WRONG
+
+
+async def output_of(process: "subprocess.Popen[str]") -> str:
+    return await anyio.to_thread.run_sync(output, process)

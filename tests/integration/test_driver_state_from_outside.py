@@ -1,0 +1,140 @@
+"""A terminal state that is set from outside ends the driver, and stands: drivers started by hand.
+
+Observed before: 47 s after Failed was set by hand, flow and tasks worked on; the end of the flow
+turned the state into Completed and ran on_completion.
+"""
+
+import time
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+    TaskRunFilter,
+    TaskRunFilterFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+
+from tests.integration.driver_kit import (
+    DRIVER_SECONDS,
+    claimed,
+    driver,
+    force,
+    output,
+    traces,
+)
+from tests.integration.harness import Pool
+from tests.integration.processes import all_gone
+from tests.waiting import wait_until
+
+HOOKS = ("on_cancellation", "on_crashed", "on_failure", "on_completion")
+STATES = [
+    (StateType.FAILED, "Failed", "on_failure"),
+    (StateType.CRASHED, "Crashed", "on_crashed"),
+    (StateType.COMPLETED, "Completed", "on_completion"),
+    (StateType.CANCELLED, "Cancelled", "on_cancellation"),
+]
+_ENDS_SECONDS = 20
+
+
+async def children_of(pool: Pool, run_id: UUID) -> list[FlowRun]:
+    return await pool.client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id])
+        )
+    )
+
+
+async def tasks_of(pool: Pool, run_id: UUID) -> set[StateType | None]:
+    runs = await pool.client.read_task_runs(
+        task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[run_id]))
+    )
+    return {run.state_type for run in runs}
+
+
+async def flow_runs(tmp_path: Path, trace: str = "pids") -> None:
+    await wait_until(
+        lambda: traces(tmp_path, trace), timeout=DRIVER_SECONDS, description="the flow to run"
+    )
+
+
+@pytest.mark.parametrize("flow_name", ["has_children", "has_an_async_child"])
+@pytest.mark.parametrize(("state", "name", "hook"), STATES)
+async def test_a_running_flow_ends_and_the_state_stays(
+    here: Pool, tmp_path: Path, flow_name: str, state: StateType, name: str, hook: str
+) -> None:
+    run_id, attempt = await claimed(here, flow_name, tmp_path)
+    process = driver(run_id, attempt)
+    await flow_runs(tmp_path)
+    await force(here, run_id, state, name)
+    asked, set_ = time.monotonic(), (await here.read(run_id)).state
+    assert set_ is not None
+    await wait_until(
+        lambda: process.poll() is not None, timeout=_ENDS_SECONDS, description="the driver to end"
+    )
+    print(f"\nended {time.monotonic() - asked:.1f} s after {name}")
+    output(process)
+    await all_gone(run_id, within=3)
+    stands = (await here.read(run_id)).state
+    assert stands is not None
+    assert stands.id == set_.id
+    (child,) = await children_of(here, run_id)
+    expected = StateType.CANCELLED if state == StateType.CANCELLED else StateType.CRASHED
+    assert child.state_type == expected
+    ran = {each: len(traces(tmp_path, each)) for each in HOOKS}
+    if expected == StateType.CRASHED:
+        ran["on_crashed"] -= 1  # the child's own
+    assert ran == {each: int(each == hook) for each in HOOKS}
+
+
+@pytest.mark.parametrize(("state", "name", "hook"), STATES)
+async def test_the_end_of_a_flow_never_overwrites_it(
+    here: Pool, tmp_path: Path, state: StateType, name: str, hook: str
+) -> None:
+    """The flow returns in the moment after, before anything has told the driver."""
+    run_id, attempt = await claimed(here, "ends_when_permitted", tmp_path)
+    process = driver(run_id, attempt)
+    await flow_runs(tmp_path, "ran")
+    await force(here, run_id, state, name)
+    (tmp_path / "go").touch()
+    set_ = (await here.read(run_id)).state
+    output(process)
+    stands = (await here.read(run_id)).state
+    assert set_ is not None
+    assert stands is not None
+    assert stands.id == set_.id
+    assert [len(traces(tmp_path, each)) for each in HOOKS if each != hook] == [0, 0, 0]
+    assert len(traces(tmp_path, hook)) <= 1
+
+
+async def test_the_flows_own_end_is_no_state_from_outside(here: Pool, tmp_path: Path) -> None:
+    """Its hooks run to their end, however long they take."""
+    run_id, attempt = await claimed(here, "has_a_slow_hook", tmp_path)
+    output(driver(run_id, attempt))
+    assert traces(tmp_path, "on_completion") == ["begun", "ended"]
+    assert await here.state(run_id) == StateType.COMPLETED
+
+
+async def test_children_of_a_flow_that_is_stopped_outside_prefect_are_crashed(
+    here: Pool, tmp_path: Path
+) -> None:
+    """Observed before: subflows and their tasks stayed Running for ever."""
+    for name in ("has_children", "has_an_async_child"):
+        folder = tmp_path / name
+        folder.mkdir()
+        run_id, attempt = await claimed(here, name, folder)
+        process = driver(run_id, attempt)
+        await flow_runs(folder)
+        process.terminate()
+        process.communicate(timeout=DRIVER_SECONDS)
+        run = await here.read(run_id)
+        (child,) = await children_of(here, run_id)
+        for each in (run, child):
+            assert each.state is not None
+            assert each.state.type == StateType.CRASHED, name
+            assert (each.state.message or "").startswith("StoppedOutside: "), name
+        assert await tasks_of(here, child.id) <= {StateType.CRASHED, StateType.CANCELLED}
+        assert len(traces(folder, "on_crashed")) == 2, "its own, and its child's"
+        assert traces(folder, "on_cancellation") == []

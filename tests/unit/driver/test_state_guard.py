@@ -1,0 +1,116 @@
+"""What the engine is answered when it proposes a state: Prefect's side is played."""
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from prefect import flow_engine
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import PrefectHTTPStatusError
+
+from prefect_ray_worker.driver.state_guard import StateGuard
+
+RUN = uuid4()
+STARTING: State[Any] = State(type=StateType.PENDING, name="Starting")
+COMPLETED: State[Any] = State(type=StateType.COMPLETED)
+
+
+def run_in(state: State[Any]) -> FlowRun:
+    return FlowRun(id=RUN, flow_id=uuid4(), state=state)
+
+
+class Server:
+    """Takes every proposal, after it has refused some."""
+
+    def __init__(self) -> None:
+        self.state: State[Any] = STARTING
+        self.proposed: list[StateType] = []
+        self.refusals: list[int] = []
+        self.answer: State[Any] | None = None
+
+    def read_flow_run(self, flow_run_id: UUID) -> FlowRun:
+        return run_in(self.state)
+
+    def propose(self, client: Any, state: State[Any], **_: Any) -> State[Any]:
+        if self.refusals:
+            request = httpx.Request("POST", "http://api/set_state")
+            response = httpx.Response(self.refusals.pop(0), request=request)
+            error = httpx.HTTPStatusError("no", request=request, response=response)
+            raise PrefectHTTPStatusError.from_httpx_error(error)
+        self.proposed.append(state.type)
+        self.state = self.answer or state
+        return self.state
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server()
+    monkeypatch.setattr(flow_engine, "propose_state", flow_engine.__dict__["propose_state"])
+    monkeypatch.setattr(flow_engine, "propose_state_sync", server.propose)
+    return server
+
+
+def propose(server: Server, state: State[Any], run_id: UUID = RUN) -> State[Any]:
+    ask: Any = flow_engine.__dict__["propose_state_sync"]
+    return ask(server, state, flow_run_id=run_id)
+
+
+def test_the_flows_own_states_are_proposed(server: Server) -> None:
+    guard = StateGuard(run_in(STARTING))
+    guard.install()
+    for state in (State(type=StateType.RUNNING), COMPLETED):
+        assert propose(server, state) is state
+    assert server.proposed == [StateType.RUNNING, StateType.COMPLETED]
+    assert guard.is_ending
+    assert guard.notice(run_in(COMPLETED)) is None, "the watch must not end its hooks"
+
+
+@pytest.mark.parametrize("kind", [StateType.FAILED, StateType.CANCELLED, StateType.CRASHED])
+@pytest.mark.parametrize("proposed", [StateType.RUNNING, StateType.COMPLETED, StateType.CRASHED])
+def test_a_terminal_state_from_outside_stands(
+    server: Server, kind: StateType, proposed: StateType
+) -> None:
+    guard = StateGuard(run_in(STARTING))
+    guard.install()
+    outside = server.state = State(type=kind)
+    assert propose(server, State(type=proposed)).id == outside.id
+    assert server.proposed == []
+    assert guard.outside is not None
+
+
+def test_a_next_try_is_the_flows_own(server: Server) -> None:
+    """Prefect answers Failed with AwaitingRetry."""
+    guard = StateGuard(run_in(STARTING))
+    guard.install()
+    server.answer = State(type=StateType.SCHEDULED, name="AwaitingRetry")
+    propose(server, State(type=StateType.FAILED))
+    assert not guard.is_ending
+    assert guard.outside is None
+
+
+def test_states_of_subflows_are_not_guarded(server: Server) -> None:
+    StateGuard(run_in(STARTING)).install()
+    server.state = State(type=StateType.FAILED)
+    assert propose(server, COMPLETED, uuid4()) is COMPLETED
+
+
+def test_a_busy_api_is_asked_again(server: Server) -> None:
+    StateGuard(run_in(STARTING)).install()
+    server.refusals = [429]
+    assert propose(server, COMPLETED) is COMPLETED
+
+
+@pytest.mark.parametrize("code", [422, 500])
+def test_what_may_have_been_taken_is_not_sent_again(server: Server, code: int) -> None:
+    StateGuard(run_in(STARTING)).install()
+    server.refusals = [code]
+    with pytest.raises(PrefectHTTPStatusError):
+        propose(server, COMPLETED)
+
+
+@pytest.mark.parametrize(
+    "name", ["propose_state", "propose_state_sync", "exception_to_crashed_state"]
+)
+def test_the_names_that_are_replaced_are_still_there(name: str) -> None:
+    assert callable(flow_engine.__dict__[name])
