@@ -4,6 +4,7 @@ import inspect
 import json
 import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -40,13 +41,13 @@ _GHOST_SECONDS: Final = 3.0
 # A busy head takes that long to start the supervisor of a job.
 _SUPERVISOR_SECONDS: Final = 10.0
 _DELETIONS: Final = 3
-_ENTRYPOINT_FIELDS: Final[tuple[str, ...]] = (
-    "entrypoint_num_cpus",
-    "entrypoint_num_gpus",
-    "entrypoint_memory",
-    "entrypoint_resources",
-    "entrypoint_label_selector",
-)
+_ASKING_NOTHING: Final[Mapping[str, None]] = {
+    "entrypoint_num_cpus": None,
+    "entrypoint_num_gpus": None,
+    "entrypoint_memory": None,
+    "entrypoint_resources": None,
+    "entrypoint_label_selector": None,
+}
 
 
 async def probe_request(target: Target, settings: RayWorkerSettings) -> JobSubmitRequest:
@@ -157,8 +158,7 @@ class ProbeJob:
         waiting = why_waiting(asked, await resources_of(self._client), None)
         if waiting.reason is Reason.INFEASIBLE:
             self._too_large = waiting.sentence
-            nothing = dict[str, None].fromkeys(_ENTRYPOINT_FIELDS)
-            self._request = self._request.model_copy(update=nothing)
+            self._request = self._request.model_copy(update=dict(_ASKING_NOTHING))
 
     async def _judged(self, job: JobDetails | None, started: float | None, wait: float) -> Check:
         if job is None:
