@@ -16,7 +16,7 @@ quickstart-stop: $(VENV)/.server ## Stop what KEEP=1 has left up
 	@$(BIN)/python docs/examples/quickstart/run.py --stop
 
 # They call ray.init in the tests' own process; those as threads have processes of their own.
-IN_PROCESS := $(filter-out %/test_as_threads.py,$(wildcard tests/task_runner/test_*.py))
+IN_PROCESS := tests/task_runner/long $(filter-out %/test_as_threads.py,$(wildcard tests/task_runner/test_*.py))
 
 test: $(VENV)/.dev ## Run all tests but most of the task runner's own (ARGS= is passed to pytest)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --reruns 2 $(addprefix --ignore=,$(IN_PROCESS)) $(ARGS)
