@@ -1,6 +1,6 @@
-"""Why a run ended without a result: from what is known to a category, a cause and what to do.
+"""Why a run ended without a result: from evidence to a category, a cause and what to do.
 
-Pure, and the standard library only: the worker uses it, and the driver's first process, which
-imports nothing else. One table per kind of evidence: `rules` for texts, `deaths` for exit codes,
-`waiting` for jobs that do not start; `job` puts them together.
+Enters: an error type, an exit code, a text, what the cluster has. Leaves: a `Diagnosis`. Pure;
+imports nothing but `shared/`. `rules` read texts, `waiting` explains jobs that do not start,
+`job` puts them together. Deaths by exit code are in `shared/`, because the driver names them too.
 """

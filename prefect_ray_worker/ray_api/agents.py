@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from prefect_ray_worker.errors import AgentUnreachable
 from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.resources import NodesAnswer
 from prefect_ray_worker.shared.loopback import ip_address_of
 
 T = TypeVar("T", bound=BaseModel)
@@ -24,23 +25,6 @@ _FRESH_SECONDS = 300.0
 # A node that the autoscaler has just added is listed within seconds.
 _ASK_AGAIN_SECONDS = 10.0
 _LONGEST_ANSWER = 8 * 1024 * 1024
-
-
-class _Node(BaseModel):
-    node_ip: str | None = None
-    state: str = "ALIVE"
-
-
-class _Listing(BaseModel):
-    result: list[_Node]
-
-
-class _Listed(BaseModel):
-    result: _Listing
-
-
-class _NodesAnswer(BaseModel):
-    data: _Listed
 
 
 class _Raylet(BaseModel):
@@ -88,7 +72,7 @@ class NodeAgents:
         ip, _ = self._parsed(agent)
         async with self._lock:
             if not self._is_known(str(ip), self._listed, self._listed_at):
-                answer = await self._ask(dashboard, "/api/v0/nodes?limit=10000", _NodesAnswer)
+                answer = await self._ask(dashboard, "/api/v0/nodes?limit=10000", NodesAnswer)
                 self._listed_at = anyio.current_time()
                 alive = (n.node_ip for n in answer.data.result.result if n.state == "ALIVE")
                 self._listed = {_canonical(ip) for ip in alive if ip}

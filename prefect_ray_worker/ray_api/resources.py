@@ -22,6 +22,7 @@ _OUR_PACKAGE = re.compile(r"gcs://_ray_pkg_[0-9a-f]{64}\.zip")
 
 class _ListedNode(BaseModel):
     node_id: str = ""
+    node_ip: str | None = None
     state: str = "ALIVE"
     resources_total: dict[str, float] = Field(default_factory=dict[str, float])
     labels: dict[str, str] | None = None

@@ -80,7 +80,7 @@ def _is_in(name: str, folders: tuple[str, ...]) -> bool:
     return Path(file).resolve() in [candidate.resolve() for candidate in candidates]
 
 
-class _Present:
+class _Process:
     own = OwnModules()
     by_value: set[str] = set()  # noqa: RUF012 (one for a process)
     given: dict[tuple[str, str], Any] = {}  # noqa: RUF012
@@ -88,19 +88,19 @@ class _Present:
 
 def use(own: OwnModules) -> None:
     """Have what is pickled from now on refer to these modules by name."""
-    _Present.own = own
+    _Process.own = own
 
 
 def travels(name: str, *, by_value: bool) -> None:
     """Have what a module defines travel by value if it is not one of those, else by name."""
     from ray import cloudpickle
 
-    wanted = by_value and not _Present.own.has(name)
-    if wanted and name not in _Present.by_value:
-        _Present.by_value.add(name)
+    wanted = by_value and not _Process.own.has(name)
+    if wanted and name not in _Process.by_value:
+        _Process.by_value.add(name)
         cloudpickle.register_pickle_by_value(sys.modules[name])
-    elif not wanted and name in _Present.by_value:
-        _Present.by_value.discard(name)
+    elif not wanted and name in _Process.by_value:
+        _Process.by_value.discard(name)
         cloudpickle.unregister_pickle_by_value(sys.modules[name])
 
 
@@ -141,7 +141,7 @@ def _attribute(module: str, name: str) -> Any:
 
 
 def _own_sentinel(obj: Any, kind: type) -> tuple[str, str] | None:
-    own = _Present.own
+    own = _Process.own
     if kind is object:
         names = [name for name in list(sys.modules) if own.has(name)]
     elif own.has(kind.__module__) and not getattr(obj, "__dict__", True):
@@ -164,7 +164,7 @@ def _is_named(obj: Any) -> bool:
 
 def _reduced_function(function: types.FunctionType) -> Any:
     name = function.__module__
-    if not _Present.own.has(name) or _is_named(function):
+    if not _Process.own.has(name) or _is_named(function):
         return None
     if function.__globals__ is not vars(sys.modules[name]):
         return None
@@ -201,7 +201,7 @@ def _set_function(function: types.FunctionType, state: dict[str, Any]) -> None:
 
 def _reduced_cache(cached: Any) -> Any:
     name = cached.__module__
-    if name != "__main__" and name not in _Present.by_value and _is_named(cached):
+    if name != "__main__" and name not in _Process.by_value and _is_named(cached):
         return None
     parameters = cached.cache_parameters()
     return _cached, (cached.__wrapped__, parameters["maxsize"], parameters["typed"])
@@ -235,7 +235,7 @@ def set_globals(found: Globals, pack: Callable[[Any], Any], unpack: Callable[[An
         module, path = key
         owner, _, name = path.rpartition(".")
         holder = _attribute(module, owner) if owner else importlib.import_module(module)
-        last = _Present.given.get(key)
+        last = _Process.given.get(key)
         if last is None:
             try:
                 last = pack(vars(holder)[name])
@@ -243,7 +243,7 @@ def set_globals(found: Globals, pack: Callable[[Any], Any], unpack: Callable[[An
                 last = None
         if last is None or last.content != packed.content or packed.refs:
             setattr(holder, name, unpack(packed))
-        _Present.given[key] = packed
+        _Process.given[key] = packed
 
 
 class _Walk:
@@ -262,7 +262,7 @@ class _Walk:
             self.function(function.__wrapped__)
         if not isinstance(function, types.FunctionType):
             return
-        if not _Present.own.has(function.__module__):
+        if not _Process.own.has(function.__module__):
             return
         names = global_names(function.__code__)
         for cell in function.__closure__ or ():
@@ -277,7 +277,7 @@ class _Walk:
         self, module: str, name: str, value: Any, names: set[str], *, is_data: bool = True
     ) -> None:
         if isinstance(value, types.ModuleType):
-            if _Present.own.has(value.__name__) and id(value) not in self._seen:
+            if _Process.own.has(value.__name__) and id(value) not in self._seen:
                 self._seen.add(id(value))
                 for attribute in sorted(names & vars(value).keys()):
                     self._value(value.__name__, attribute, vars(value)[attribute], names)
@@ -294,7 +294,7 @@ class _Walk:
             self._data(module, name, value)
 
     def _class(self, kind: type) -> None:
-        if id(kind) in self._seen or not _Present.own.has(kind.__module__) or not _is_named(kind):
+        if id(kind) in self._seen or not _Process.own.has(kind.__module__) or not _is_named(kind):
             return
         self._seen.add(id(kind))
         for name, value in list(vars(kind).items()):

@@ -106,3 +106,16 @@ def test_private_names_of_prefect_stay_in_one_place() -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prefect."):
                 parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
                 assert not [p for p in parts if p.startswith("_")], path
+
+
+def test_no_class_name_stands_for_two_things() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in PACKAGE:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name.lstrip("_"), []).append(str(path.relative_to(ROOT)))
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}
+
+
+def test_the_root_has_at_most_ten_files() -> None:
+    assert len(list((ROOT / "prefect_ray_worker").glob("*.py"))) <= 10
