@@ -3,7 +3,8 @@
 Level-triggered: each look compares what Prefect says goes on with what this process follows, and
 acts on the difference, whatever caused it: a worker that was killed, one that was asleep, a
 follower that failed, a run that was deleted. This module collects the facts and does what
-`ownership.decide` says; it decides nothing itself.
+`ownership.decide` says. Two workers that take the same run at once are told apart here: each writes
+its label, waits, and reads it back; the one whose label stands goes on.
 """
 
 import logging
