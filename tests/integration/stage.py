@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateDetails, StateType
 from prefect.states import Scheduled
 
 from prefect_ray_worker.worker import RayWorker
@@ -102,7 +102,12 @@ class Stage:
         self, run_id: UUID, state: StateType, name: str | None = None, message: str | None = None
     ) -> None:
         """Report a state as the driver would."""
-        reported: State[Any] = State(type=state, name=name or state.value.title(), message=message)
+        reported: State[Any] = State(
+            type=state,
+            name=name or state.value.title(),
+            message=message,
+            state_details=StateDetails(pause_reschedule=name == "Suspended"),  # as Prefect does
+        )
         await self.pool.client.set_flow_run_state(run_id, reported, force=True)
 
     async def ends(

@@ -31,7 +31,7 @@ ENDS: dict[str, tuple[str, int | None, S, str | None, S, str]] = {
     "stopped after completing": ("STOPPED", None, S.COMPLETED, None, S.COMPLETED, ""),
     "failed while cancelling": ("FAILED", 1, S.CANCELLING, None, S.CANCELLED, "has ended"),
     "succeeded while cancelling": ("SUCCEEDED", 0, S.CANCELLING, None, S.CANCELLED, "has ended"),
-    "failed while paused": ("FAILED", 1, S.PAUSED, None, S.PAUSED, ""),
+    "failed while paused in its process": ("FAILED", 1, S.PAUSED, None, S.CRASHED, "exit code 1"),
     "succeeded while suspended": ("SUCCEEDED", 0, S.PAUSED, "Suspended", S.PAUSED, ""),
 }
 
