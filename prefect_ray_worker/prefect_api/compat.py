@@ -1,7 +1,7 @@
-"""Every name of Prefect that is not promised to us, in one place.
+"""Wrap every private or undocumented Prefect API that we use.
 
-After an upgrade of Prefect, this is the file to check; `tests/unit/prefect_api/test_compat.py`
-fails by name when one has gone.
+Check this file after each Prefect upgrade. `tests/unit/prefect_api/test_compat.py` names each API
+that Prefect has removed.
 """
 
 import logging
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 
 
 def setting_of_variable(name: str) -> str:
-    """Return Prefect's own name for the setting that an environment variable sets.
+    """Return the canonical name of the setting that an environment variable sets.
 
-    `PREFECT_TASKS_DEFAULT_RETRIES` for `PREFECT_TASK_DEFAULT_RETRIES`: many settings have a second
-    name. Any other variable is returned as it is.
+    Many settings have an alias: `PREFECT_TASK_DEFAULT_RETRIES` returns
+    `PREFECT_TASKS_DEFAULT_RETRIES`. Any other variable is returned unchanged.
     """
     return _names_of_settings().get(name, name)
 
 
 @cache
 def _names_of_settings() -> dict[str, str]:
-    """Return each variable that sets a setting, with the setting's own name.
+    """Map each variable that sets a setting to the setting's canonical name.
 
-    The tree of models under `Settings` and its aliases are not documented (read from 3.8.8).
+    Prefect does not document the models under `Settings` or their aliases (read from 3.8.8).
     """
     names: dict[str, str] = {}
 
@@ -63,10 +63,10 @@ def _names_of_settings() -> dict[str, str]:
 
 
 def serve_client_metrics_if_possible() -> None:
-    """Let a run go on without its metrics endpoint where the endpoint's port is taken.
+    """Continue a run without its metrics endpoint if the endpoint's port is taken.
 
-    Each run context starts the endpoint if `PREFECT_CLIENT_METRICS_ENABLED` is set, and fails with
-    `OSError` if another run on the node has the port (`prefect.context`, 3.8.8).
+    Each run context starts the endpoint if `PREFECT_CLIENT_METRICS_ENABLED` is set. It fails with
+    `OSError` if another run on the node uses the port (`prefect.context`, 3.8.8).
     """
     from prefect import context as module
 
@@ -90,9 +90,9 @@ def serve_client_metrics_if_possible() -> None:
 
 
 def serve_no_client_metrics() -> None:
-    """Start no metrics endpoint in this process, whatever the settings say.
+    """Disable the metrics endpoint in this process, regardless of the settings.
 
-    For the processes of tasks: all of a node would fight with the flow's for one port (3.8.8).
+    Task processes on a node would otherwise compete with the flow's for one port (3.8.8).
     """
     from prefect import context as module
 
@@ -105,9 +105,9 @@ def _start_nothing() -> None:
 
 
 def exit_stack(worker: "BaseWorker[Any, Any, Any]") -> "AsyncExitStack":
-    """Return the stack that `BaseWorker.setup` fills and `teardown` leaves (3.8.8).
+    """Return the stack that `BaseWorker.setup` fills and `teardown` exits (3.8.8).
 
-    What is entered before `super().setup()` outlives the worker's runs; there is no hook for it.
+    A context entered before `super().setup()` outlives the worker's runs; no hook allows this.
     """
     return worker._exit_stack  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
@@ -115,8 +115,8 @@ def exit_stack(worker: "BaseWorker[Any, Any, Any]") -> "AsyncExitStack":
 def runs_task_group(worker: "BaseWorker[Any, Any, Any]") -> "TaskGroup":
     """Return the task group of the worker's runs, which `teardown` waits for (3.8.8).
 
-    What it starts has Prefect's client to its end; no group of ours can be left after the runs and
-    before the client.
+    Tasks in this group can use Prefect's client until they end. A task group of our own could not
+    exit after the runs end and before the client closes.
     """
     group = worker._runs_task_group  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     if group is None:
@@ -125,40 +125,40 @@ def runs_task_group(worker: "BaseWorker[Any, Any, Any]") -> "TaskGroup":
 
 
 async def read_work_pool(worker: "BaseWorker[Any, Any, Any]") -> None:
-    """Have a worker know its pool without a heartbeat, which would make it online (3.8.8)."""
+    """Load a worker's pool without a heartbeat, which would mark the worker online (3.8.8)."""
     pool = await worker.client.read_work_pool(worker._work_pool_name)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     worker._record_work_pool_snapshot(pool)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def worker_logger(worker: "BaseWorker[Any, Any, Any]") -> "Logger | LoggerAdapter[Logger]":
-    """Return the worker's own logger, which goes to its page in the UI as well (3.8.8)."""
+    """Return the worker's own logger, which also logs to its page in the UI (3.8.8)."""
     return worker._logger  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def work_queues(worker: "BaseWorker[Any, Any, Any]") -> frozenset[str]:
-    """Return the names of the queues that a worker polls; none means all of its pool (3.8.8)."""
+    """Return the queues that a worker polls; an empty set means all of its pool (3.8.8)."""
     return frozenset(worker._work_queues)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def related_resources(
     worker: "BaseWorker[Any, Any, Any]", configuration: "BaseJobConfiguration"
 ) -> "list[RelatedResource]":
-    """Return what an event of a run is related to, as Prefect's own worker gives it (3.8.8).
+    """Return the related resources that Prefect's own worker adds to a run's events (3.8.8).
 
-    Flow run, flow, deployment, tags, work pool and worker.
+    They are the flow run, flow, deployment, tags, work pool and worker.
     """
     return worker._event_related_resources(configuration, include_self=True)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 Intent = Literal["cancel", "reschedule", "relinquish"]
-"""Why a flow is told to end (`prefect._internal.attempt_control.Intent`, 3.8.8)."""
+"""Why a flow must end (`prefect._internal.attempt_control.Intent`, 3.8.8)."""
 
 
 def set_termination_intent(intent: Intent) -> None:
-    """Tell the flow engine of this process what the coming `TerminationSignal` means.
+    """Tell this process's flow engine what the next `TerminationSignal` means.
 
-    The engine asks `prefect._internal.control_listener` (3.8.8), which is fed by a socket from
-    Prefect's own supervisor process; ours knows it in the process itself.
+    The engine reads the intent from `prefect._internal.control_listener` (3.8.8). Prefect's own
+    supervisor process sends it there over a socket; our supervisor sets it from the same process.
     """
     from prefect._internal import control_listener
 
@@ -166,9 +166,10 @@ def set_termination_intent(intent: Intent) -> None:
 
 
 async def prepare_workspace(flow_run_id: UUID, folder: "Path") -> str:
-    """Run a deployment's pull steps and go where they lead; return the flow's entrypoint.
+    """Run a deployment's pull steps, enter their directory and return the flow's entrypoint.
 
-    What `prefect flow-run execute` does in a process of its own (3.8.8), in this one.
+    `prefect flow-run execute` does this in a separate process (3.8.8); this function does it in
+    the current one.
     """
     from prefect.runner._workspace_resolver import prepare_workspace_for_flow_run
 
@@ -184,10 +185,10 @@ def load_flow(flow_run: "FlowRun") -> "Flow[..., Any]":
 
 
 def do_not_join_heartbeats() -> None:
-    """Spare the end of a run the wait for its heartbeat thread, which sleeps 1 s at a time.
+    """End runs without waiting for their heartbeat thread, which sleeps 1 s at a time.
 
-    `flow_engine._send_heartbeats` (3.8.8) joins the thread for sync flows; it is a daemon that
-    looks whether the run has ended before each beat, and for async flows nobody waits for it.
+    `flow_engine._send_heartbeats` (3.8.8) joins this daemon thread for sync flows, but not for
+    async ones. The thread checks before each heartbeat whether the run has ended.
     """
     from prefect import flow_engine
 
@@ -197,13 +198,13 @@ def do_not_join_heartbeats() -> None:
 
 
 def end_task_threads(end: "Callable[[int], None]", *, within: float) -> None:
-    """From now on, have a thread pool of tasks ended where Prefect waits for its tasks.
+    """Make `ThreadPoolTaskRunner.cancel_all` interrupt running tasks instead of waiting for them.
 
-    `ThreadPoolTaskRunner.cancel_all` (3.8.8) waits until every task that has begun is done: a
-    cancelled run would go on for as long as its longest task.
+    Prefect's own `cancel_all` (3.8.8) waits until every started task is done, so a cancelled run
+    would continue for as long as its longest task.
 
     Args:
-        end: Interrupts the thread with an id.
+        end: Interrupts the thread with the given id.
         within: Seconds to wait for the threads afterwards.
     """
     from prefect.task_runners import ThreadPoolTaskRunner
@@ -232,16 +233,16 @@ def _runs_a_task(ident: int) -> bool:
 
 
 def in_process_pools(prepare: "Callable[[], None]") -> None:
-    """From now on, call a function in each process that a `ProcessPoolTaskRunner` starts.
+    """Call a function in each process that a `ProcessPoolTaskRunner` starts from now on.
 
-    The runner's `initializer` belongs to its user; Prefect's own comes first (3.8.8).
+    Extends Prefect's own initializer, which runs first (3.8.8): `initializer` is the user's.
 
     Args:
-        prepare: The function; it is pickled.
+        prepare: The function. It must be picklable.
     """
     from prefect import task_runners
 
-    global _initialize_process  # noqa: PLW0603 (there is one such function)
+    global _initialize_process  # noqa: PLW0603 (one initializer per process)
     name = "_initialize_process_pool_worker"
     _initialize_process = _initialize_process or getattr(task_runners, name)
     setattr(task_runners, name, partial(_prepared_process, prepare))
@@ -259,14 +260,14 @@ def _prepared_process(prepare: "Callable[[], None]", *args: object, **kwargs: ob
 
 
 def run_metrics(flow_run: "FlowRun", flow: "Flow[..., Any]") -> "AbstractContextManager[Any]":
-    """Return the metrics that `prefect.engine` keeps around a run (3.8.8)."""
+    """Return the metrics context that `prefect.engine` opens around a run (3.8.8)."""
     from prefect._internal.metrics import RunMetrics
 
     return RunMetrics(flow_run, flow)
 
 
 def drive_flow_result(flow: "Flow[..., Any]", result: object) -> None:
-    """Run what `run_flow` returned for async and generator flows (`prefect.engine`, 3.8.8)."""
+    """Run the result of `run_flow` for async and generator flows (`prefect.engine`, 3.8.8)."""
     from prefect.engine import (
         _drive_run_flow_result,  # pyright: ignore[reportPrivateUsage]
     )
@@ -275,17 +276,17 @@ def drive_flow_result(flow: "Flow[..., Any]", result: object) -> None:
 
 
 def new_run_id() -> UUID:
-    """Return an id for a task run as Prefect makes them, sortable by time (3.8.8)."""
+    """Return a new task run id in Prefect's format, which sorts by time (3.8.8)."""
     from prefect._internal.uuid7 import uuid7
 
     return uuid7()
 
 
 def raise_if_suspended() -> None:
-    """Stop the flow here if its run was asked to suspend itself.
+    """Stop the flow here if its run was asked to suspend.
 
-    Every future of Prefect's does so after it has waited (`prefect/_flow_run_suspension.py`,
-    3.8.8). A Prefect that does not know this way to suspend needs nothing.
+    Every Prefect future does this after a wait (`prefect/_flow_run_suspension.py`, 3.8.8). Does
+    nothing on Prefect versions without this mechanism.
     """
     try:
         from prefect._flow_run_suspension import raise_if_flow_run_suspension_requested
@@ -295,17 +296,17 @@ def raise_if_suspended() -> None:
 
 
 def crashed_state(exc: BaseException) -> "State[Any]":
-    """Return the state that the engine gives a run that ended by this exception (3.8.8)."""
+    """Return the state that the engine sets when this exception ends a run (3.8.8)."""
     from prefect._internal.states import exception_to_crashed_state_sync
 
     return exception_to_crashed_state_sync(exc)
 
 
 def tap_events(take: "Callable[[Event], None]") -> None:
-    """Have all events of this process given to us, and not sent by a worker of its own.
+    """Pass all events of this process to a function instead of Prefect's sender.
 
-    `emit_event` (3.8.8) sends through `EventsWorker.instance()` if that has one of a few types of
-    clients; the one for Prefect's own process pool says the same as we: somebody else sends them.
+    `emit_event` (3.8.8) uses `EventsWorker.instance()` only if its client has one of a few types.
+    Ours is the type for Prefect's own process pool, which also forwards events to another sender.
     """
     from prefect.events.worker import EventsWorker, ProcessPoolForwardingEventsClient
 
@@ -316,7 +317,7 @@ def tap_events(take: "Callable[[Event], None]") -> None:
         def send(event: "Event") -> None:
             take(event)
 
-    global _untapped  # noqa: PLW0603 (there is one EventsWorker)
+    global _untapped  # noqa: PLW0603 (one EventsWorker per process)
     _untapped = _untapped or EventsWorker.instance
 
     def instance(*_: object, **__: object) -> type[Tap]:
@@ -329,7 +330,7 @@ _untapped: "Callable[..., Any] | None" = None
 
 
 def send_event_by_websocket(event: bytes) -> None:
-    """Give an event to Prefect's own sender, also where `tap_events` has come before it."""
+    """Send an event through Prefect's own sender, even after `tap_events`."""
     from prefect.events.schemas.events import Event
     from prefect.events.worker import EventsWorker
 
@@ -337,13 +338,13 @@ def send_event_by_websocket(event: bytes) -> None:
 
 
 def await_events_sent(seconds: float) -> None:
-    """Wait until Prefect's own sender of events has none left (`_QueueServiceBase`, 3.8.8).
+    """Wait until Prefect's own event sender has sent its queue (`_QueueServiceBase`, 3.8.8).
 
-    `wait_until_empty` knows no time limit.
+    Waits up to `seconds` for each sender. Prefect's `wait_until_empty` has no timeout.
     """
     from prefect.events.worker import EventsWorker
 
-    # All kinds of services are in there.
+    # `_instances` holds services of all kinds.
     services: list[Any] = list(EventsWorker._instances.values())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     for worker in services:
         if isinstance(worker, EventsWorker):
@@ -353,10 +354,10 @@ def await_events_sent(seconds: float) -> None:
 
 
 def replace_event_of_waits(event: "type[threading.Event]") -> None:
-    """Have `wait` and `as_completed` of `prefect.futures` block on events of another class.
+    """Make `wait` and `as_completed` of `prefect.futures` block on events of another class.
 
-    They make a `threading.Event` by the name in their module (3.8.8), and offer no other way to
-    learn that they block.
+    Both look up `threading.Event` in their module (3.8.8). Prefect offers no other way to detect
+    that they block.
     """
     from prefect import futures
 
@@ -376,7 +377,7 @@ OVERRIDDEN = (
     "_logo_url",
     "_description",
 )
-"""Private members of `BaseWorker` (3.8.8) that `RayWorker` defines, as there is no public way."""
+"""Private members of `BaseWorker` (3.8.8) that `RayWorker` overrides; no public way exists."""
 
 READ = (
     "prefect._internal.states:exception_to_crashed_state_sync",
@@ -395,4 +396,4 @@ READ = (
     "prefect.task_runners:_initialize_process_pool_worker",
     "prefect.runner._workspace_resolver:prepare_workspace_for_flow_run",
 )
-"""Where the functions above reach into Prefect (3.8.8), for the test that says what has gone."""
+"""Prefect names that the functions above use (3.8.8); a test checks that each still exists."""

@@ -1,8 +1,8 @@
-"""Events of jobs: what automations match, under ids that every worker works out alike.
+"""Send the job events that automations match.
 
-An event's id is made of the job and of what happened to it, so the Prefect server takes it once,
-whoever sends it. It forgets ids after 5 minutes as far as automations are concerned (3.8.8), so
-a worker that goes on with another's job asks first which events of it there are.
+An event's id is derived from the job and what happened to it. Every worker computes the same id, so
+the Prefect server accepts each event once. For automations, the server forgets ids after 5 minutes
+(3.8.8), so a worker that adopts a job first asks which events of the job exist.
 """
 
 import logging
@@ -17,7 +17,7 @@ from prefect.events import Event, RelatedResource, emit_event
 from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
 
 PREFIX = "prefect.ray.job"
-# Random, and never to be changed: ids of events are made within it.
+# A random UUID. Never change it: event ids are derived from it.
 _NAMESPACE = UUID("f24b4077-67c0-41de-be28-3c05a2f4703c")
 
 _log = logging.getLogger("prefect.workers.ray.events")
@@ -27,8 +27,8 @@ class Happening(Enum):
     """What can happen to a job.
 
     Attributes:
-        meaning: In a sentence, for the documentation.
-        occurred: Which time the event has, for the documentation.
+        meaning: One sentence for the documentation.
+        occurred: Which time the event carries, for the documentation.
     """
 
     PENDING = ("pending", "Ray has the job.", "its submission, by Ray's clock")
@@ -63,15 +63,15 @@ class Happening(Enum):
 
     @classmethod
     def of(cls, status: JobStatus | str) -> "Happening | None":
-        """Return what a status of Ray's stands for; None for one that we do not know."""
+        """Return the member for a Ray status, or None if the status is unknown."""
         return next((h for h in cls if h.label == status.lower() and h is not cls.LOST), None)
 
 
 class Label(Enum):
-    """The labels of a job's events, apart from Prefect's own `prefect.resource.id` and `.name`.
+    """The labels of a job's events, besides Prefect's `prefect.resource.id` and `.name`.
 
     Attributes:
-        meaning: For the documentation.
+        meaning: Description for the documentation.
     """
 
     ADDRESS = ("prefect.ray.address", "Address of the cluster, as the worker knows it.")
@@ -98,8 +98,8 @@ class Subject:
     Attributes:
         job_id: The job's submission id.
         name: The job's name.
-        labels: What stays the same from event to event.
-        related: The flow run, its flow, its deployment, and so on.
+        labels: Labels that are the same on every event of the job.
+        related: Related resources: the flow run, its flow, its deployment, and so on.
     """
 
     job_id: str
@@ -109,22 +109,24 @@ class Subject:
 
 
 def resource_id(job_id: str) -> str:
-    """Return the id of a job as the resource of an event."""
+    """Return a job's resource id for events."""
     return f"{PREFIX}.{job_id}"
 
 
 def event_id(job_id: str, happening: Happening) -> UUID:
-    """Return the id of an event: the same for every worker that sends it."""
+    """Return the id of an event, which is the same for every worker."""
     return uuid5(_NAMESPACE, f"{job_id} {happening.label}")
 
 
 def occurred_at(happening: Happening, job: JobDetails | None, *, now: datetime) -> datetime:
-    """Return when something happened to a job, by Ray's clock where Ray says so.
+    """Return when something happened to a job.
+
+    Uses Ray's time if Ray records one, and `now` otherwise.
 
     Args:
-        happening: What.
-        job: The job as it was last seen.
-        now: The present.
+        happening: What happened.
+        job: The job as last seen.
+        now: The current time.
     """
     match happening:
         case Happening.PENDING:
@@ -145,20 +147,20 @@ def send(
     message: str = "",
     follows: Event | None = None,
 ) -> Event | None:
-    """Hand an event to Prefect's own sender, which delivers it in the background.
+    """Queue an event with Prefect's own sender, which delivers it in the background.
 
-    Never raises: no run may fail for want of an event.
+    Never raises: a missing event must not fail a run.
 
     Args:
         happening: What happened.
-        subject: To what.
-        job: The job as it was last seen.
-        category: Of the diagnosis, if there is one.
-        message: What there is to say about it.
-        follows: What happened before; Prefect ignores it if that was more than 5 minutes ago.
+        subject: The job it happened to.
+        job: The job as last seen.
+        category: Category of the diagnosis, if any.
+        message: Explanation to include in the payload.
+        follows: The previous event. Prefect ignores it if it is more than 5 minutes old.
 
     Returns:
-        The event; None if it could not be handed over.
+        The event, or None if it could not be queued.
     """
     labels = {**subject.labels, **_labels_of(job), Label.DIAGNOSIS: category}
     try:

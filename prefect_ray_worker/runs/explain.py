@@ -1,4 +1,4 @@
-"""`WaitingRuns`: tells on each run whose job stays PENDING what it waits for."""
+"""`WaitingRuns`: explains on each flow run why its PENDING job has not started."""
 
 import logging
 import math
@@ -18,9 +18,9 @@ from prefect_ray_worker.ray_api.models import JobStatus
 from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.shared.resources import Asked, ClusterResources
 
-# What is free changes all the time: the same reason with other figures is worth a line at times.
+# Free resources change constantly, so repeat an unchanged reason with new figures only this often.
 _REPEAT_SECONDS = 600.0
-# A driver speaks to Prefect a second or more after Ray has said RUNNING, at the earliest.
+# A driver first reports to Prefect at least one second after Ray reports RUNNING.
 _FRESH_SECONDS = 0.5
 _AT_ONCE = 4
 
@@ -33,11 +33,11 @@ class Wait:
 
     Attributes:
         run_id: The flow run.
-        claim_id: The Pending state that began the attempt.
+        claim_id: Id of the Pending state that began the attempt.
         job_id: The attempt's job.
-        since: When it was submitted, on the clock of `anyio.current_time`.
-        client: The job's cluster.
-        asked: Returns what the job asks for.
+        since: When the job was submitted, in `anyio.current_time` seconds.
+        client: Client of the job's cluster.
+        asked: Returns the resources that the job requests.
         log: Logs to the flow run.
     """
 
@@ -59,15 +59,15 @@ class _Told:
 
 
 class WaitingRuns:
-    """Looks, every 30 s, what the jobs of a worker's runs wait for: one question per cluster.
+    """Explains every 30 s why PENDING jobs have not started, with one request per cluster.
 
-    A run is put into the state InfrastructurePending once, with the reason that is found first.
-    Prefect grants a Pending state to a Pending run only under another name (3.8.8), and to force
-    one could undo what the driver, or a user who cancels, has reported meanwhile. So a reason that
-    changes is a line in the run's log.
+    The first reason found puts the run into the state InfrastructurePending, once. Later reasons go
+    to the run's log. Prefect accepts a Pending state on a Pending run only under another name
+    (3.8.8), and a forced state could overwrite one that the driver or a cancelling user has set in
+    the meantime.
 
     Args:
-        flow_runs: The Prefect side.
+        flow_runs: Access to flow runs in Prefect.
         timing: Waits and intervals.
     """
 
@@ -81,29 +81,29 @@ class WaitingRuns:
         return job_id in self._waits
 
     def begin(self, wait: Wait, message: str | None) -> None:
-        """Take note of a job that is PENDING; again with each look at it.
+        """Register a PENDING job. Call it again with each observation of the job.
 
         Args:
-            wait: The run.
-            message: Ray's words on it.
+            wait: The waiting run.
+            message: Ray's status message for the job.
         """
         _, told = self._waits.setdefault(wait.job_id, (wait, _Told()))
         told.message = message
         self._wake.set()
 
     def end(self, job_id: str) -> None:
-        """Take note that a job waits no longer, or that nobody is interested in it any more."""
+        """Remove a job that is no longer PENDING or no longer watched."""
         self._waits.pop(job_id, None)
 
     async def run(self) -> None:
-        """Look, for ever; meant for a background task of whoever owns this."""
+        """Explain waiting jobs forever. Run this in a background task."""
         while True:
             if not self._waits:
                 await self._wake.wait()
             self._wake = anyio.Event()
             try:
                 await self._look()
-            except Exception as exc:  # noqa: BLE001 (an explanation may fail, and others may not)
+            except Exception as exc:  # noqa: BLE001 (a failed explanation must not end the others)
                 _log.warning("Cannot say what jobs wait for: %s", exc, exc_info=exc)
             await anyio.sleep(self._timing.explain_tick)
 
@@ -127,7 +127,7 @@ class WaitingRuns:
                 told.looked_at = anyio.current_time()
                 try:
                     await self._tell(wait, told, clusters[wait.client])
-                except Exception as exc:  # noqa: BLE001 (one run's trouble is no other's)
+                except Exception as exc:  # noqa: BLE001 (one run's error must not affect others)
                     _log.warning("Cannot say what %s waits for: %s", wait.job_id, exc)
 
         async with anyio.create_task_group() as tasks:
@@ -146,10 +146,10 @@ class WaitingRuns:
         say("The Ray Job has been PENDING for %.0f s. %s", now - wait.since, waiting.sentence)
 
     async def _show(self, wait: Wait, waiting: Waiting) -> bool:
-        """Put the run into the state; say whether its job still waits.
+        """Set the run's state; return whether the job still waits.
 
-        Prefect cannot be asked to change a state only if it is still the same. The driver reports
-        after its job has started, so a job that has just been PENDING has not reported.
+        Prefect has no compare-and-set for states. The driver reports only after its job has
+        started, so a job that was PENDING a moment ago has not reported yet.
         """
         if await self._flow_runs.claim_id(wait.run_id) != wait.claim_id:
             return False
@@ -162,8 +162,8 @@ class WaitingRuns:
 
 
 async def resources_of(client: JobsClient) -> ClusterResources | None:
-    """Return what a cluster has; None where it does not say."""
+    """Return a cluster's resources, or None if it does not report them."""
     try:
         return await client.resources()
     except JobsApiError:
-        return None  # an older release, or one without these pages: Ray's message has to do
+        return None  # no such pages, as in older releases: Ray's message must suffice

@@ -1,4 +1,4 @@
-"""`Narrator`: tells the user what happens to one attempt's job: log lines, events, the link."""
+"""`Narrator`: reports what happens to one attempt's job, by log lines, events and a link."""
 
 import logging
 from dataclasses import replace
@@ -19,10 +19,10 @@ from prefect_ray_worker.runs.run import RunAttempt
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.watch import Watched
 
-# Between the clocks of Ray and of the Prefect server.
+# Largest expected difference between the clocks of Ray and the Prefect server.
 _DRIFT = timedelta(hours=1)
 _PREFECT_SECONDS = 10.0
-# Under a Failed or Cancelled run the bare word would contradict the state.
+# On a Failed or Cancelled run, a bare "SUCCEEDED" would contradict the run's state.
 _EXPLAINED: dict[str, str] = {
     JobStatus.SUCCEEDED: ": its driver has ended by itself. The run's state says how the flow ended"
 }
@@ -31,12 +31,12 @@ _log = logging.getLogger("prefect.workers.ray.linker")
 
 
 class Narrator:
-    """Tells, each thing once, what happens to one attempt's job.
+    """Reports each change of one attempt's job once.
 
     Args:
-        services: What the worker's runs share.
+        services: Services that the worker's runs share.
         attempt: The attempt.
-        session: Session of the cluster when it took the job.
+        session: The cluster's session when it accepted the job.
     """
 
     def __init__(self, services: Services, attempt: RunAttempt, session: str | None) -> None:
@@ -47,14 +47,14 @@ class Narrator:
         self._is_linked = False
 
     async def recall(self) -> None:
-        """Read which events an earlier worker has sent, so that they are not sent twice."""
+        """Read which events an earlier worker sent, so that none is sent twice."""
         await self._events.recall()
 
     async def link(self, *, was_there: bool) -> None:
-        """Give the run the link to its job. Does so once, and never raises.
+        """Add a link to the job to the run, once. Never raises.
 
         Args:
-            was_there: Whether another worker may have done so: Prefect then has to be asked.
+            was_there: True if another worker may have added the link, so Prefect must be asked.
         """
         if self._is_linked:
             return
@@ -79,11 +79,11 @@ class Narrator:
                 attempt.run_id,
                 _PREFECT_SECONDS,
             )
-        except Exception as exc:  # noqa: BLE001 (the run goes on without; its log has the link)
+        except Exception as exc:  # noqa: BLE001 (the run continues; its log has the link)
             _log.warning("The run %s has no link to its job: %s", attempt.run_id, exc)
 
     def tell(self, before: Watched, after: Watched) -> None:
-        """Log what one more observation has changed: the run's log is where the user looks."""
+        """Report the changes between two observations in the run's log, where users look."""
         log = self._attempt.log
         if before.unreachable_since is None and after.unreachable_since is not None:
             log.warning(
@@ -107,19 +107,19 @@ class Narrator:
             waiting.end(self._attempt.job_id)
 
     def lost(self, decided: Outcome) -> None:
-        """Tell that nothing more will be known of the job."""
+        """Report that the job is lost: its state will not be known."""
         self._events.lost(decided)
 
     async def ended(self, watched: Watched, decided: Outcome) -> None:
-        """Tell how the job has ended, now that its run is settled."""
+        """Report how the job ended, after its run was settled."""
         await self._events.ended(watched, decided)
 
     def saw_end(self, job: JobDetails) -> None:
-        """Tell how a job has ended whose run was settled before."""
+        """Report the end of a job if its run was settled earlier."""
         self._events.saw_end(job)
 
     def close(self) -> None:
-        """Take the job out of the counts: nobody follows the attempt any more."""
+        """Stop counting and explaining the job, because the attempt is no longer watched."""
         self._services.waiting.end(self._attempt.job_id)
         if self._count is not None:
             self._count.close()
@@ -139,7 +139,7 @@ class Narrator:
 
 
 class _JobEvents:
-    """Sends the events of one attempt's job, each once."""
+    """Sends each event of one attempt's job once."""
 
     def __init__(self, services: Services, attempt: RunAttempt, session: str | None) -> None:
         self._services = services
@@ -162,7 +162,7 @@ class _JobEvents:
             self._last = max(sent, key=lambda event: event.occurred, default=None)
 
     def saw(self, job: JobDetails) -> None:
-        """Send what a look at the job shows for the first time, except its end."""
+        """Send an event for each status seen for the first time, except the job's end."""
         self._latest = job
         self._tell(Happening.PENDING, job)
         happening = Happening.of(job.status)
@@ -229,14 +229,14 @@ class _JobEvents:
     def _related(self) -> list[RelatedResource]:
         related = list(self._services.related(self._attempt.configuration))
         if not any(resource.role == "flow-run" for resource in related):
-            # The configuration of an adopted run could not be read any more.
+            # The configuration of an adopted run could no longer be read.
             run = self._attempt.flow_run
             related.append(object_as_related_resource("flow-run", "flow-run", run))
         return related
 
 
 def _with_the_drivers_verdict(job: JobDetails, decided: Outcome) -> Outcome:
-    """Return an outcome with the diagnosis of a driver that has settled its run itself."""
+    """Return the outcome with the driver's diagnosis if the driver settled the run itself."""
     verdict = verdict_of_driver(job) if decided.category is None else None
     if verdict is None:
         return decided

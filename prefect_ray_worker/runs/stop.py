@@ -1,6 +1,6 @@
-"""Stop a job and confirm that it ended, and know which runs want to be stopped.
+"""Stop a job, confirm that it ended, and track which runs are being cancelled.
 
-A request accepted is not a request done.
+Ray's acceptance of a stop request does not mean that the job has ended.
 """
 
 import logging
@@ -25,7 +25,7 @@ _log = logging.getLogger("prefect.workers.ray.cancelling")
 
 
 class Stopping(Enum):
-    """How far an attempt to stop a job has come."""
+    """The result of an attempt to stop a job."""
 
     ENDED = "ended"
     """The job has a terminal status."""
@@ -34,16 +34,16 @@ class Stopping(Enum):
     """A reachable cluster has no such job."""
 
     QUEUED = "queued"
-    """The job is PENDING and Ray keeps the request until it starts; it then ends at once."""
+    """The job is PENDING. Ray keeps the request and ends the job as soon as it starts."""
 
     UNCONFIRMED = "unconfirmed"
-    """The job was asked to stop and still runs."""
+    """The job was asked to stop but still runs."""
 
     FOREIGN = "foreign"
-    """The cluster has a job of that id, and it belongs to something else. It was not asked."""
+    """The job with this id belongs to something else. It was not asked to stop."""
 
     UNREACHABLE = "unreachable"
-    """The cluster does not answer: nothing is known."""
+    """The cluster does not answer, so the job's status is unknown."""
 
 
 async def stop_and_confirm(
@@ -54,20 +54,20 @@ async def stop_and_confirm(
     timing: Timing = DEFAULT_TIMING,
     of_run: UUID | None = None,
 ) -> Stopping:
-    """Stop a job and wait until it has ended; calling it again does no harm.
+    """Stop a job and wait until it has ended. Repeated calls are safe.
 
-    Ray passes a stop to a job's supervisor. While a job is PENDING there is none, so the
-    request waits for it, and no call of the API ends the job sooner (Ray 2.60).
+    Ray passes a stop request to the job's supervisor. A PENDING job has no supervisor yet, so the
+    request waits for one, and no API call ends the job sooner (Ray 2.60).
 
     Args:
         client: The cluster.
         submission_id: The job.
         grace_seconds: How long Ray itself waits between SIGTERM and SIGKILL.
-        timing: How long to wait for the confirmation.
-        of_run: The flow run whose job it must be, by its record; None for any.
+        timing: How long to wait for confirmation.
+        of_run: The flow run that the job's record must name; None accepts any job.
 
     Returns:
-        How far it came within `grace_seconds` and `timing.stop_confirm` (15 s) more.
+        The result after at most `grace_seconds` plus `timing.stop_confirm` (15 s).
     """
     stopping = await _stop_and_look(client, submission_id, grace_seconds, timing, of_run)
     metrics.STOPS.labels(stopping.value).inc()
@@ -110,14 +110,14 @@ async def _stop_and_look(
 
 
 def pid_of_job(infrastructure_pid: str, labels: Mapping[str, str]) -> InfrastructurePid:
-    """Read the infrastructure pid of a run, and check that it names a job of that run.
+    """Parse a run's infrastructure pid and check that it names a job of that run.
 
     Args:
-        infrastructure_pid: As it stands on the run.
-        labels: Of the run's configuration.
+        infrastructure_pid: The pid recorded on the run.
+        labels: Labels from the run's configuration.
 
     Raises:
-        InfrastructureNotAvailable: It belongs to another worker type, or to another run.
+        InfrastructureNotAvailable: The pid belongs to another worker type or another run.
     """
     try:
         pid = InfrastructurePid.parse(infrastructure_pid)
@@ -125,7 +125,7 @@ def pid_of_job(infrastructure_pid: str, labels: Mapping[str, str]) -> Infrastruc
         raise InfrastructureNotAvailable(f"{exc}; it belongs to another worker type.") from None
     run_id = run_in(pid.submission_id)
     if run_id is None or str(run_id) != labels.get("prefect.io/flow-run-id", str(run_id)):
-        # Anyone who may update the run can write its pid, and name the job of another one.
+        # Anyone with permission to update the run can set its pid to another run's job.
         raise InfrastructureNotAvailable(f"{infrastructure_pid!r} is not a job of this run.")
     return pid
 
@@ -133,11 +133,11 @@ def pid_of_job(infrastructure_pid: str, labels: Mapping[str, str]) -> Infrastruc
 async def kill_job(
     client: JobsClient, pid: InfrastructurePid, *, grace_seconds: float, timing: Timing
 ) -> str:
-    """Stop a job as Prefect's `kill_infrastructure` asks for it; return what was done.
+    """Stop a job for Prefect's `kill_infrastructure`; return a message with the result.
 
     Raises:
         InfrastructureNotFound: A reachable cluster does not have the job.
-        InfrastructureNotAvailable: The cluster does not answer, the job has not ended in time, or
+        InfrastructureNotAvailable: The cluster does not answer, the job did not end in time, or
             its record does not name the run.
     """
     job_id = pid.submission_id
@@ -160,14 +160,15 @@ async def kill_job(
 
 
 class AttendedRuns:
-    """Knows which of the attended runs are being cancelled, for example.
+    """Tracks which attended runs match a query, for example those being cancelled.
 
-    One request every few seconds asks for all of them; none while no run is attended.
+    One request every few seconds covers all attended runs. No request is sent while no run is
+    attended.
 
     Args:
-        ask: Returns which runs it is true of; it may leave out runs that are not attended.
-        interval: Seconds between two questions.
-        what: What is asked, for the worker's log: "which runs are being cancelled".
+        ask: Returns the runs that match. It need not report runs that are not attended.
+        interval: Seconds between requests.
+        what: The query in words, for the worker's log: "which runs are being cancelled".
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class AttendedRuns:
         self._ask = ask
         self._interval = interval
         self._what = what
-        # Runs, and when attention to them began; two attempts at one run may overlap.
+        # Each run and when its attendance began. Two attempts of one run can overlap.
         self._attended: list[tuple[UUID, float]] = []
         self._found: set[UUID] = set()
         self._wake = anyio.Event()
@@ -190,7 +191,7 @@ class AttendedRuns:
 
     @contextmanager
     def attended(self, flow_run_id: UUID) -> Generator[None, None, None]:
-        """Keep asking about a run for as long as the context is open."""
+        """Include a run in the requests while the context is open."""
         attention = (flow_run_id, anyio.current_time())
         self._attended.append(attention)
         self._wake.set()
@@ -201,7 +202,7 @@ class AttendedRuns:
             self._found.discard(flow_run_id)
 
     async def run(self) -> None:
-        """Ask, for ever. Run this in a background task."""
+        """Send the requests forever. Run this in a background task."""
         backoff = Backoff(initial=self._interval)
         while True:
             if not self._attended:
@@ -210,11 +211,11 @@ class AttendedRuns:
             began = anyio.current_time()
             try:
                 found = await self._ask({run for run, _ in self._attended})
-                # An older answer is about an earlier attempt: a cancelled run can be run again.
+                # A cancelled run can be run again, so ignore answers from before this attempt.
                 since = dict(self._attended)
                 self._found = {run for run in found if since.get(run, math.inf) <= began}
                 backoff.reset()
                 await anyio.sleep(jittered(self._interval))
-            except Exception as exc:  # noqa: BLE001 (the asking must survive any API trouble)
+            except Exception as exc:  # noqa: BLE001 (the loop must survive any API error)
                 _log.warning("Cannot ask Prefect %s: %s", self._what, exc)
                 await anyio.sleep(backoff.next())

@@ -1,12 +1,12 @@
 """Submit an attempt's job exactly once, together with our package.
 
-Ray inserts a submission id atomically, so asking again with the same id makes no second job. An
-unclear answer is settled by reading the job back before anyone decides.
+Ray inserts a submission id atomically, so a repeated request with the same id never creates a
+second job. After an unclear answer, the worker reads the job back before it decides anything.
 
-The driver must be of the worker's version, so the worker brings this package to the cluster: one
+The driver must have the worker's version, so the worker uploads this package to the cluster: one
 zip in the cluster's own store (`/api/packages/gcs/`), named after its content and listed in each
-job's `py_modules`. Ray drops a package that no job uses, and keeps one that was just asked for
-(600 s by default, Ray 2.60): so we ask for it before each job.
+job's `py_modules`. Ray deletes packages that no job uses, but keeps a package after a request for
+it (600 s by default, Ray 2.60). The worker therefore requests the package before each job.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ from prefect_ray_worker.shared.backoff import Backoff
 from prefect_ray_worker.shared.ids import InfrastructurePid, is_job_of
 
 _PACKAGE = Path(__file__).parents[1]
-# The earliest date that a zip can hold: equal content must give equal bytes.
+# The earliest date that a zip can hold. It is fixed so that equal content gives equal bytes.
 _TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 
 Report = Callable[[str], None]
@@ -49,16 +49,16 @@ Prepare = Callable[[JobsClient], Awaitable[None]]
 
 
 class Disposition(Enum):
-    """What became of a submission. Not the job's status, and not its outcome."""
+    """The result of a submission, as opposed to the job's status or outcome."""
 
     SUBMITTED = "submitted"
-    """Ray took the job from this very request."""
+    """Ray accepted the job from this request."""
 
     ADOPTED = "adopted"
-    """Ray had the job already: an earlier request, or another worker's, has made it."""
+    """Ray already had the job, from an earlier request or from another worker."""
 
     UNSETTLED = "unsettled"
-    """Ray may or may not have it, and cannot be asked now. Watch, and ask when it answers."""
+    """Unknown whether Ray has the job: Ray does not answer. Watch until it does, then ask."""
 
 
 async def submit_once(
@@ -71,25 +71,28 @@ async def submit_once(
     prepare: Prepare | None = None,
     timing: Timing = DEFAULT_TIMING,
 ) -> Disposition:
-    """Submit a job, and return only when it is clear whether Ray has it, or cannot be clear.
+    """Submit a job and return once it is known whether Ray has it, or on timeout.
 
-    1. POST. An answer settles it: submitted, or refused.
-    2. "Already exists", or an unclear answer: read the job back. Found and ours: adopted.
-       Otherwise POST the same id again, whatever anyone but Ray says meanwhile.
+    1. POST the job. A clear answer decides: submitted or rejected.
+    2. After "already exists" or an unclear answer, read the job back. If it exists and is ours, it
+       is adopted. Otherwise POST the same id again: only Ray's own answer about the job decides.
 
     Args:
         client: The cluster.
-        request: The job; its id makes repeating it safe.
-        flow_run_id: The run, to recognise a job as ours.
-        turns: Lets so many submissions to the cluster through at once. The wait for a turn is
-            not the cluster's fault, and takes nothing from its patience.
-        report: Called with a line for the user when the first attempt fails.
-        prepare: Done before each POST; its failure counts as the POST's.
-        timing: How long to go on trying a cluster that does not answer.
+        request: The job. Its id makes repeated requests safe.
+        flow_run_id: The run; identifies the job as ours.
+        turns: Limits concurrent submissions to the cluster. Waiting for a turn does not count
+            against `timing.submit_patience`.
+        report: Called with a message for the user when the first attempt fails.
+        prepare: Called before each POST. Its failure is treated as a failure of the POST.
+        timing: How long to keep trying a cluster that does not answer.
+
+    Returns:
+        The result; `UNSETTLED` if the time is up and Ray may have the job.
 
     Raises:
         SubmissionConflict: A foreign job has the id.
-        JobsApiError: It is settled that Ray did not take the job; the message says why.
+        JobsApiError: Ray definitely did not accept the job; the message says why.
     """
     submission = _Submission(client, request, flow_run_id, prepare)
     backoff = Backoff(initial=timing.first_pause)
@@ -111,8 +114,8 @@ async def submit_once(
             reported = True
         delay = backoff.next()
         patience -= took + delay
-        # Another attempt will take as long as this one. Cut short, it would leave in doubt
-        # what is clear now: that Ray does not have the job.
+        # Assume that another attempt takes as long as this one. If it were cut short, we would
+        # no longer know that Ray does not have the job.
         if not submission.may_have_arrived and patience < took:
             raise trouble
         await anyio.sleep(delay)
@@ -125,11 +128,11 @@ class _Submission:
     request: JobSubmitRequest
     flow_run_id: UUID
     prepare: Prepare | None
-    # Once a request may have arrived, no later answer but Ray's own about the job takes that back.
+    # Once true, only Ray's own answer about the job settles whether it exists.
     may_have_arrived: bool = False
 
     async def attempt(self) -> tuple[Disposition, JobsApiError | None]:
-        """Post the job once; return what that settles, or what is in the way."""
+        """Post the job once; return the disposition, and the error if it is unsettled."""
         trouble = await _trouble_of(self._post())
         if trouble is None:
             return Disposition.SUBMITTED, None
@@ -158,7 +161,7 @@ class _Submission:
 
 
 async def _trouble_of(action: Awaitable[None]) -> JobsApiError | None:
-    """Run an action; return what kept it from telling, if anything did."""
+    """Await an action; return the `JobsApiError` that it raised, or None."""
     try:
         await action
     except JobsApiError as exc:
@@ -167,16 +170,16 @@ async def _trouble_of(action: Awaitable[None]) -> JobsApiError | None:
 
 
 class Submitter:
-    """Makes the job of one attempt.
+    """Submits the job of one attempt.
 
     Attributes:
-        session: Session of the cluster when it took the job, where the cluster says so.
-        submitted_at: When this process first submitted it, on `anyio.current_time`'s clock.
+        session: The cluster's session when it accepted the job, if the cluster reports one.
+        submitted_at: When this process first submitted the job, in `anyio.current_time` seconds.
 
     Args:
-        services: What the worker's runs share.
+        services: Services that the worker's runs share.
         attempt: The attempt.
-        pid: Where its job is, if an earlier worker has submitted it.
+        pid: Location of the job if an earlier worker submitted it.
     """
 
     def __init__(
@@ -192,20 +195,20 @@ class Submitter:
 
     @property
     def has_arrived(self) -> bool:
-        """Whether the cluster certainly has, or had, the job."""
+        """True once we know that Ray accepted the job."""
         return self._disposition is not Disposition.UNSETTLED
 
     @property
     def was_there(self) -> bool:
-        """Whether somebody has submitted the job before this process."""
+        """True if an earlier request or another worker submitted the job."""
         return self._disposition is Disposition.ADOPTED
 
     async def submit(self) -> InfrastructurePid:
-        """Submit the job, or find out that Ray has it; say where it is.
+        """Submit the job unless Ray already has it; return its location.
 
         Raises:
-            InvalidConfiguration: The job cannot be expressed; nothing was sent.
-            JobsApiError: It is settled that Ray did not take the job.
+            InvalidConfiguration: The configuration cannot form a request; nothing was sent.
+            JobsApiError: Ray definitely did not accept the job.
             SubmissionConflict: A foreign job has our id.
         """
         attempt = self._attempt
@@ -237,7 +240,7 @@ class Submitter:
                 said = "was already there; watching it"
             case Disposition.UNSETTLED:
                 said = "may have been taken by a cluster that does not answer; watching for it"
-        # The one line that names the job: the page's address ends with its id.
+        # The only log line that names the job: the page's address ends with the job id.
         attempt.log.info("Ray Job %s. Dashboard: %s", said, attempt.dashboard_page)
         return InfrastructurePid(attempt.cluster.ref, attempt.job_id, self.session)
 
@@ -250,20 +253,20 @@ class Submitter:
         try:
             return (await self._attempt.cluster.client.version()).session_name
         except JobsApiError:
-            return None  # the submission itself will say what is wrong
+            return None  # the submission itself reports the error
 
 
 async def archive_uri() -> str:
-    """Return the URI under which the package is, or will be, in a cluster's store."""
+    """Return the package's URI in a cluster's store, whether or not it is uploaded yet."""
     name, _ = await anyio.to_thread.run_sync(_archive)
     return f"gcs://{name}"
 
 
 async def ensure_shipped(client: JobsClient) -> None:
-    """See to it that a cluster has the package, and keeps it until the next submission.
+    """Upload the package to a cluster if needed, and keep it there until the next submission.
 
     Raises:
-        JobsApiError: The cluster could not be asked, or did not take it.
+        JobsApiError: The cluster did not answer, or rejected the package.
     """
     name, content = await anyio.to_thread.run_sync(_archive)
     if not await client.has_package(name):
