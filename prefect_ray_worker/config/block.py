@@ -1,4 +1,4 @@
-"""The `RayCluster` block: where a Ray cluster is and how to be let in."""
+"""The `RayCluster` block: the address of a Ray cluster and the credentials for it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -120,7 +120,7 @@ class RayCluster(Block):
         return self
 
     def connection(self) -> Connection:
-        """Return how the worker reaches this cluster."""
+        """Return the connection that the worker uses for this cluster."""
         return Connection(
             address=self.address,
             token=TokenSource(
@@ -135,11 +135,13 @@ class RayCluster(Block):
 
 
 async def register_block(client: PrefectClient, tell: Callable[[str], None]) -> None:
-    """Make the `RayCluster` block known to the server, so that the UI can offer it.
+    """Register the `RayCluster` block type with the server, so that the UI can offer it.
+
+    Never raises: the worker works without the form in the UI.
 
     Args:
         client: An open client.
-        tell: Told in one line what went wrong; a worker works without the UI's form.
+        tell: Called with a one-line message if the registration fails.
     """
     try:
         await RayCluster.aregister_type_and_schema(client=client)

@@ -18,7 +18,11 @@ from prefect_ray_worker.config.runtime_env import RuntimeEnv, Text, as_text
 
 RESERVED_METADATA = frozenset({"job_submission_id", "job_name"})
 RESERVED_PREFIXES = ("prefect.io/", "prefect-ray-worker/")
-"""Ray writes these itself and links drivers to jobs by them (`job_supervisor.py`, Ray 2.60)."""
+"""Metadata keys that users must not set.
+
+Ray writes `job_submission_id` and `job_name` itself, and links drivers to jobs by them
+(`job_supervisor.py`, Ray 2.60). The worker sets the keys with these prefixes.
+"""
 
 _BYTE_SIZE = TypeAdapter(ByteSize)
 
@@ -65,7 +69,7 @@ EnvValue = Annotated[
 
 
 class RayFields(BaseModel):
-    """What a run on Ray can be told, for the form and for the job configuration alike."""
+    """The job variables that the form and the job configuration share."""
 
     address: DashboardAddress | None = Field(
         default=None,
@@ -253,14 +257,16 @@ class RayWorkerVariables(RayFields, BaseVariables):
 
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the JSON schema as it reads well as a form.
+        """Return the JSON schema, adapted to the form in Prefect's UI.
 
-        The most used variables come first; pydantic would begin with those of Prefect's base
-        class. And what may be left out is not offered as "null" as well: Prefect's UI would show
-        a switch for it, and its server takes null for any optional field anyway. Of a field that
-        has a type of its own, the UI shows the title and description of the type (3.8.8). The
-        title of a block's type has to stay: the server finds the definition by it, and would
-        otherwise refuse a reference to a block (`schema_tools/validation.py`, 3.8.8).
+        * The most used variables come first. Pydantic would start with those of Prefect's base
+          class.
+        * Optional fields do not list "null" as a type. Prefect's UI would show a switch for it,
+          and the server accepts null for any optional field anyway.
+        * A field that refers to a definition copies its own title and description into it, because
+          the UI shows those of the definition (3.8.8).
+        * The definition of a block keeps its title. The server finds the definition by its title
+          and would otherwise reject a reference to a block (`schema_tools/validation.py`, 3.8.8).
         """
         schema = super().model_json_schema(*args, **kwargs)
         properties = schema["properties"]
@@ -305,8 +311,8 @@ FORM_ORDER = (
 
 
 def _allow_masked(fields: dict[str, Any], secret: list[str]) -> None:
-    # The server checks a pool's default block against this schema after it has masked its
-    # secrets, and a masked mapping is the text "********" (Prefect 3.8.8).
+    # The server masks the secrets of a pool's default block before it validates the block against
+    # this schema. A masked mapping is the string "********" (Prefect 3.8.8).
     for name in secret:
         options = fields.get(name.removesuffix(".*"), {}).get("anyOf", [])
         if {"type": "object"} in [{"type": option.get("type")} for option in options]:
@@ -322,5 +328,5 @@ def _without_null(field: dict[str, Any]) -> dict[str, Any]:
 
 
 def memory_in_bytes(value: str | int | None) -> int | None:
-    """Return an `entrypoint_memory` in bytes; it has been checked before."""
+    """Return a validated `entrypoint_memory` in bytes, or None for None."""
     return None if value is None else int(_BYTE_SIZE.validate_python(value))

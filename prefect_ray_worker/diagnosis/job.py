@@ -1,4 +1,4 @@
-"""Explains why a Ray Job ended without a result, from its record and what else is known."""
+"""Explains why a Ray Job ended without a result, from its record and its context."""
 
 import re
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ from prefect_ray_worker.shared.exits import DriverExit, describe_exit
 from prefect_ray_worker.shared.resources import Asked, ClusterResources
 from prefect_ray_worker.shared.verdict_line import find_verdict
 
-# Ray 2.60, `dashboard/consts.py`.
+# The setting and its default in Ray 2.60 (`dashboard/consts.py`).
 _RAYS_START_LIMIT, _RAYS_START_LIMIT_SECONDS = "RAY_JOB_START_TIMEOUT_SECONDS", 900.0
 _START_LIMIT = re.compile(r"failed to start within (?P<limit>[\d.]+) seconds")
 _OF_WAITING = {
     Reason.INFEASIBLE: Category.RESOURCES_INFEASIBLE,
     Reason.BUSY: Category.RESOURCES_BUSY,
 }
-# How the driver of an older release began its last line, without a seal. Only an exit code of ours
-# and a category that this code can mean make such a line credible.
+# Drivers of older releases began their last line with a category and did not seal it. Such a line
+# counts only if the exit code is one of ours and the category belongs to that code.
 _PLAIN_VERDICTS: dict[int, tuple[Category, ...]] = {
     DriverExit.NO_PREFECT: (Category.PREFECT_MISSING, Category.PREFECT_VERSION_MISMATCH),
     DriverExit.NOT_AUTHORIZED: (Category.PREFECT_API_UNAUTHORIZED,),
@@ -33,15 +33,15 @@ _PLAIN_VERDICTS: dict[int, tuple[Category, ...]] = {
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that has ended, as Ray shows it.
+    """A job that has ended, as Ray reports it.
 
     Attributes:
         status: `SUCCEEDED`, `STOPPED` or `FAILED`.
-        error_type: Ray's kind of failure (`JobErrorType`, Ray 2.60); None for others and from
-            older releases.
-        exit_code: Of the entrypoint; negative for a signal.
-        message: Ray's words; for an entrypoint that failed they end in its last log lines.
-        attempt: Name of the attempt whose driver the job runs; empty for any other job.
+        error_type: Ray's type of failure (`JobErrorType`, Ray 2.60). None if Ray gives no type, as
+            in older releases.
+        exit_code: Exit code of the entrypoint; negative for a signal.
+        message: Ray's message. If the entrypoint failed, it ends with the last lines of the log.
+        attempt: Name of the attempt, if the job runs this package's driver; otherwise empty.
     """
 
     status: str
@@ -53,11 +53,11 @@ class Ended:
 
 @dataclass(frozen=True)
 class Context:
-    """What else is known of a job.
+    """What the worker knows about a job besides its record.
 
     Attributes:
-        asked: What its driver asked for.
-        cluster: What the cluster has, at the last look; None if it did not say.
+        asked: The resources and environment that its driver asked for.
+        cluster: The cluster's resources when last read; None if the cluster did not report them.
     """
 
     asked: Asked = field(default_factory=Asked)
@@ -68,11 +68,11 @@ NO_CONTEXT = Context()
 
 
 def of_job(job: Ended, context: Context = NO_CONTEXT) -> Diagnosis:
-    """Return why a run whose job has ended has no result.
+    """Return why a job ended without a result for its run.
 
     Args:
-        job: The job.
-        context: What else is known of it.
+        job: The job that ended.
+        context: What the worker knows about it besides its record.
     """
     match job.status:
         case "SUCCEEDED":
@@ -92,9 +92,9 @@ def start_overdue(limit: float, waiting: Waiting, *, limited_by: str) -> Diagnos
     """Return why a job did not start in time.
 
     Args:
-        limit: In seconds.
-        waiting: What it waited for at the end.
-        limited_by: Whose limit that is.
+        limit: The limit, in seconds.
+        waiting: What the job waited for when the limit passed.
+        limited_by: Name of the setting that sets the limit, for the message.
     """
     return diagnosed(
         _OF_WAITING.get(waiting.reason, Category.START_TIMEOUT),
@@ -126,11 +126,11 @@ def _of_failed_job(job: Ended, context: Context) -> Diagnosis:
 
 
 def _of_environment(text: str, lines: tuple[str, ...]) -> Diagnosis:
-    """Return why a runtime environment could not be set up.
+    """Return why the set-up of a runtime environment failed.
 
     Args:
         text: Ray's message, cleaned.
-        lines: Its useful lines.
+        lines: The useful lines of the message.
     """
     found = match(ENVIRONMENT, text, lines)
     if found is not None:
@@ -174,7 +174,7 @@ def _of_driver(job: Ended, text: str, lines: tuple[str, ...]) -> Diagnosis:
         return found
     if code is None:
         if job.error_type is None and (found := match(ENVIRONMENT, text, lines)):
-            return found  # releases before `error_type` and `driver_exit_code`
+            return found  # Ray releases without `error_type` and `driver_exit_code`
         kind = f" ({job.error_type})" if job.error_type else ""
         cause = f"The Ray Job failed{kind}. {_reason(lines)}"
         return diagnosed(Category.JOB_FAILED, cause, lines=lines)
@@ -183,10 +183,10 @@ def _of_driver(job: Ended, text: str, lines: tuple[str, ...]) -> Diagnosis:
 
 
 def driver_verdict(job: Ended) -> Diagnosis | None:
-    """Return what the driver itself has said about the end of its job, or None.
+    """Return the diagnosis that the driver itself wrote at the end of its log, or None.
 
     Args:
-        job: The job.
+        job: The job that ended.
     """
     if job.attempt and (verdict := find_verdict(job.message, job.attempt)):
         return verdict

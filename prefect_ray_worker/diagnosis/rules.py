@@ -1,7 +1,7 @@
-"""The table of texts: regular expressions and what they mean. The first match wins.
+"""Maps the text of an error to its category with regular expressions. The first match wins.
 
-The texts are those of Ray 2.60, pip 24 and 25, uv 0.5 to 0.9, conda and Python 3.11 to 3.13; where
-one of them changes its words, the failure falls back to a more general category.
+The patterns match the messages of Ray 2.60, pip 24 and 25, uv 0.5 to 0.9, conda, and Python 3.11
+to 3.13. If one of them changes a message, the failure gets a more general category.
 """
 
 import re
@@ -14,15 +14,15 @@ from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
 
 @dataclass(frozen=True)
 class Rule:
-    """One row.
+    """One row of a table: a pattern and the failure that it stands for.
 
     Attributes:
-        category: What the text means.
-        pattern: Searched for in the text.
-        cause: The sentence, with the groups of the pattern by their names; empty for the general
-            one of the category.
-        advice: What to do, if that is something special here.
-        with_lines: Whether the text has more to say than the cause.
+        category: The category of the failure.
+        pattern: The regular expression to search for in the text.
+        cause: The sentence to show, a format string with the named groups of the pattern. Empty:
+            the general sentence of the category.
+        advice: What to do about it. None: the advice of the category.
+        with_lines: Whether to show lines of the text below the cause.
     """
 
     category: Category
@@ -63,7 +63,7 @@ ENVIRONMENT: Sequence[Rule] = (
         "List the requirements in runtime_env itself, or put the file into the image of the nodes "
         "and name it by its absolute path.",
     ),
-    # Before "not found": pip says that too about an index that it does not reach.
+    # Must come before "not found": pip prints that too when it cannot reach the index.
     _rule(
         Category.RUNTIME_ENV_INDEX_UNREACHABLE,
         r"connection broken by '\w*(?:NewConnection|NameResolution|ConnectTimeout|Proxy|SSL)\w*"
@@ -114,7 +114,7 @@ ENVIRONMENT: Sequence[Rule] = (
         r"|No such file or directory).*)",
         "pip finds no package there: {what}.",
     ),
-    # uv breaks its sentences into lines where it likes.
+    # uv can wrap its sentences at any space.
     _rule(
         Category.RUNTIME_ENV_PACKAGE_NOT_FOUND,
         r"[Bb]ecause\s+(?P<package>\S+)\s+was\s+not\s+found\s+in",
@@ -204,7 +204,7 @@ ENVIRONMENT: Sequence[Rule] = (
         with_lines=False,
     ),
 )
-"""What the set-up of an environment says; also of one that Ray refused before that."""
+"""Errors of a runtime environment: Ray rejected it, or its set-up failed."""
 
 SUPERVISOR: Sequence[Rule] = (
     _rule(
@@ -236,7 +236,7 @@ SUPERVISOR: Sequence[Rule] = (
         "memory is one possible reason.",
     ),
 )
-"""What Ray says of its own supervisor of a job."""
+"""Ray's messages about the supervisor of a job."""
 
 LOG: Sequence[Rule] = (
     _rule(
@@ -306,16 +306,16 @@ LOG: Sequence[Rule] = (
         "The command of the job names {file!r}, which does not exist where the job runs.",
     ),
 )
-"""What stands at the end of a job's log."""
+"""Errors at the end of a job's log."""
 
 
 def match(rules: Iterable[Rule], text: str, lines: Sequence[str] = ()) -> Diagnosis | None:
-    """Return what the first matching rule says, or None.
+    """Return the diagnosis of the first rule that matches, or None.
 
     Args:
-        rules: A table.
-        text: What to look through, colours removed.
-        lines: The useful lines of it.
+        rules: The table to search, in order.
+        text: The text to match, without colour codes.
+        lines: The useful lines of the text, for rules that show them.
     """
     for rule in rules:
         found = rule.pattern.search(text)

@@ -1,4 +1,4 @@
-"""Cleans log lines and Ray's messages: what is left is worth showing."""
+"""Cleans log lines and Ray's messages, and picks the lines that are worth showing."""
 
 import re
 
@@ -6,8 +6,8 @@ from prefect_ray_worker.shared.masking import masked
 from prefect_ray_worker.shared.verdict_line import without_verdicts
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-# Ray's own lines in or before the log of a job (2.60), and the frame of a traceback. The last line
-# of a traceback, which says what went wrong, stays.
+# Lines that Ray 2.60 writes into a job's log or before it, and the headings of tracebacks. The last
+# line of a traceback stays, because it names the error.
 _BOILERPLATE = re.compile(
     r"""Running\ entrypoint\ for\ job\ .*
     | Job\ entrypoint\ command\ failed\ with\ exit\ code\ .*
@@ -27,13 +27,13 @@ _BOILERPLATE = re.compile(
     """,
     re.VERBOSE,
 )
-# A frame of a library; those of the flow's own code stay.
+# Matches the frames of libraries in a traceback. Frames of the flow's own code stay.
 _LIBRARY_FRAME = re.compile(
     r'\s+File "(?:<|[^"]*/(?:site-packages|lib/python3[.\d]*)/).*", line \d+.*'
 )
-# The file that Ray writes the list in `runtime_env` to.
+# Ray writes the pip list of `runtime_env` to this file.
 _OUR_REQUIREMENTS = re.compile(r"-r \S*ray_runtime_env_internal_pip_requirements\.txt")
-# The parts of a long message that are read: its beginning says what failed, its end why.
+# How many characters of a long message to keep. Its beginning says what failed, its end says why.
 _HEAD, _TAIL = 4_000, 16_000
 _MOST_LINES = 10
 _LONGEST_LINE = 400
@@ -42,7 +42,7 @@ _LONGEST_LINE = 400
 def clean(text: str) -> list[str]:
     """Return the lines of a text without colours, overwritten progress bars and blank lines.
 
-    Secrets, of a package index for example, are masked.
+    Masks secrets, for example those in the URL of a package index.
     """
     text = masked(_OUR_REQUIREMENTS.sub("your requirements", text))
     lines = (_ANSI.sub("", line).rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
@@ -50,7 +50,7 @@ def clean(text: str) -> list[str]:
 
 
 def bounded(text: str) -> str:
-    """Return a text without its middle, if it is too long to read as a whole."""
+    """Return a text of at most 20,000 characters unchanged, and a longer one without its middle."""
     if len(text) <= _HEAD + _TAIL:
         return text
     return f"{text[:_HEAD]}\n{text[-_TAIL:]}"
@@ -59,10 +59,10 @@ def bounded(text: str) -> str:
 def useful_lines(text: str) -> tuple[str, ...]:
     """Return the last lines that help the author of a flow.
 
-    Left out are Ray's own lines, the driver's, and the frames of libraries in tracebacks.
+    Leaves out Ray's own lines, the driver's lines, and the frames of libraries in tracebacks.
 
     Args:
-        text: The end of a job's log, or a message of Ray.
+        text: The end of a job's log, or a message from Ray.
     """
     useful: list[str] = []
     in_library = False
@@ -79,7 +79,7 @@ def useful_lines(text: str) -> tuple[str, ...]:
 
 
 def last_line(text: str) -> str:
-    """Return the last useful line, or an empty text."""
+    """Return the last useful line, or an empty string."""
     lines = useful_lines(text)
     return lines[-1].strip() if lines else ""
 

@@ -7,31 +7,31 @@ from prefect_ray_worker.shared.resources import Asked, ClusterResources, in_word
 
 
 class Reason(Enum):
-    """The kind of thing that a job waits for."""
+    """What a PENDING job waits for."""
 
     INFEASIBLE = "infeasible"
-    """A node that the cluster does not have."""
+    """A node large enough for the job: the cluster has none."""
 
     BUSY = "busy"
-    """Resources that others are using."""
+    """Resources that other jobs or tasks hold."""
 
     ENVIRONMENT = "environment"
-    """Its runtime environment."""
+    """The set-up of its runtime environment."""
 
     UNKNOWN = "unknown"
-    """Resources or its environment: the cluster does not say which."""
+    """Resources or its runtime environment: the cluster does not report which."""
 
     STARTING = "starting"
-    """Its processes, which Ray is starting."""
+    """The start of its processes."""
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Why a job waits.
+    """Why a job has not started.
 
     Attributes:
-        reason: The kind of thing.
-        sentence: For the flow run's state.
+        reason: What the job waits for.
+        sentence: The explanation to show in the flow run's state.
     """
 
     reason: Reason
@@ -44,9 +44,9 @@ def why_waiting(asked: Asked, cluster: ClusterResources | None, message: str | N
     A driver that asks for nothing never waits for resources: it runs on the head, with 0 CPUs.
 
     Args:
-        asked: What its driver asks for.
-        cluster: What the cluster has; None if it did not say.
-        message: Ray's message on the job, quoted if nothing else is known.
+        asked: The resources and environment that the driver asks for.
+        cluster: The cluster's resources; None if the cluster did not report them.
+        message: Ray's message about the job, quoted if the cluster's resources are unknown.
     """
     if not asked.resources and not asked.labels:
         return _preparing(asked)

@@ -1,4 +1,4 @@
-"""How to reach one Ray cluster: a value that compares, hashes and never shows a secret."""
+"""The address and credentials of one Ray cluster: hashable, and without secrets in its repr."""
 
 import re
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::\d{1,5})?(?=/|$)")
 
 @dataclass(frozen=True)
 class Connection:
-    """Address and access of one Ray cluster's dashboard.
+    """Address and credentials of one Ray cluster's dashboard.
 
     Equal connections share one HTTP pool and one status poll.
 
     Attributes:
-        address: `http(s)://host[:port][/prefix]` of the dashboard, without trailing slash.
+        address: `http(s)://host[:port][/prefix]` of the dashboard, without a trailing slash.
         token: Where the bearer token comes from.
         headers: Extra request headers, for example for a proxy in front of the dashboard.
         cookies: Cookies, for example of a login proxy.
-        verify: False to skip TLS verification.
-        ca_file: A file of certificate authorities to trust instead of the system's.
-        off_limits: Whether nothing may be sent there: every request then fails as if the cluster
-            were unreachable.
+        verify: Whether to verify the TLS certificate.
+        ca_file: A PEM file of certificate authorities to trust instead of the system's.
+        off_limits: True if nothing must be sent to this address. Every request then fails as if
+            the cluster were unreachable.
     """
 
     address: str
@@ -40,14 +40,14 @@ class Connection:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the cluster is on this machine, where no proxy may come between."""
+        """Whether the cluster is on this machine. Requests to it must not go through a proxy."""
         return is_loopback_url(self.address)
 
     def with_token_of_environment(self, allowed: bool) -> "Connection":
-        """Return the connection with the token of this process's environment, where it has none.
+        """Return the connection with the environment's token, if it has no token of its own.
 
         Args:
-            allowed: Whether the address may have that token; if not, nothing changes.
+            allowed: Whether the token can be sent to this address. If False, nothing changes.
         """
         if allowed and self.token == TokenSource():
             return replace(self, token=TokenSource(environment=True))
@@ -55,17 +55,17 @@ class Connection:
 
 
 def normalize_address(value: str, *, variable: str = "address") -> str:
-    """Check a dashboard address and return its one canonical spelling.
+    """Check a dashboard address and return it in canonical form.
 
     Args:
-        value: What the user wrote.
-        variable: The name to use in the error.
+        value: The address as the user wrote it.
+        variable: Name of the variable, for the error message.
 
     Returns:
-        `scheme://host[:port][/prefix]`, lower-case host, no trailing slash.
+        `scheme://host[:port][/prefix]` with a lower-case host and no trailing slash.
 
     Raises:
-        InvalidConfiguration: It is not the http(s) address of a dashboard.
+        InvalidConfiguration: The value is not the http(s) address of a dashboard.
     """
     text = value.strip()
     shown = _recognisable(text)
@@ -78,7 +78,7 @@ def normalize_address(value: str, *, variable: str = "address") -> str:
         parts = urlsplit(text)
         port = parts.port
     except ValueError:
-        # Without the exception's words: they quote parts of a password with a slash in it.
+        # Leave out the exception's message: it quotes part of a password that contains a slash.
         raise InvalidConfiguration(
             f"{variable}{shown} is not a URL: its port or its brackets are wrong."
         ) from None
@@ -105,7 +105,7 @@ def frozen_items(items: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def _recognisable(text: str) -> str:
-    """Return the host of a URL for a message; nothing of any other text, which may be a secret."""
+    """Return the scheme and host of a URL for a message. Other text can be a secret: return ""."""
     host = _HOST.match(text.rpartition("@")[2] if "@" in text else text.partition("://")[2])
     scheme = _SCHEME.match(text)
     return f" '{scheme[0]}{host[0]}'" if scheme and host else ""

@@ -1,4 +1,4 @@
-"""How a connection becomes an HTTP client: the same for every endpoint of a cluster."""
+"""Opens the HTTP client for a connection, in the same way for every endpoint of a cluster."""
 
 import ssl
 
@@ -14,16 +14,16 @@ from prefect_ray_worker.ray_api.tokens import BearerAuth
 async def open_http(
     connection: Connection, *, limits: httpx.Limits, timeouts: httpx.Timeout
 ) -> httpx.AsyncClient:
-    """Return a client for a cluster's dashboard; the caller closes it.
+    """Return a client for a cluster's dashboard. The caller must close it.
 
     Args:
-        connection: The cluster.
-        limits: Of the pool of sockets.
-        timeouts: For each request that names none.
+        connection: The address and credentials of the cluster.
+        limits: Limits of the connection pool.
+        timeouts: Default timeouts of a request.
 
     Raises:
-        InvalidConfiguration: The file of authorities cannot be used.
-        RequestRejected: A header cannot be written as HTTP.
+        InvalidConfiguration: The CA file cannot be used.
+        RequestRejected: A header cannot be encoded for HTTP.
     """
     verify: ssl.SSLContext | bool = connection.verify
     if connection.verify and connection.ca_file is not None:
@@ -47,7 +47,7 @@ async def open_http(
 
 
 class _OffLimits(httpx.AsyncBaseTransport):
-    """Sends nothing."""
+    """Fails every request without sending anything."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError(
@@ -59,7 +59,7 @@ class _OffLimits(httpx.AsyncBaseTransport):
 def _load_authorities(ca_file: str) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file)
-    except OSError as exc:  # ssl.SSLError is one too
+    except OSError as exc:  # includes ssl.SSLError
         raise InvalidConfiguration(
             f"ca_file {ca_file!r} of the `cluster` block cannot be used ({exc}). Name a PEM file "
             "on the worker's machine."

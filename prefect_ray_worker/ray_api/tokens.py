@@ -1,8 +1,8 @@
-"""Where a Ray cluster's bearer token comes from, and how it reaches a request.
+"""Reads a Ray cluster's bearer token and adds it to requests.
 
-The token of the environment is found in Ray's own order (2.60): `RAY_AUTH_TOKEN`, the file
-`RAY_AUTH_TOKEN_PATH`, `~/.ray/auth_token`. `RAY_AUTH_MODE` with any value but `token` turns it
-off; where it is unset, a token that exists is used.
+The environment's token is looked up in the same order as in Ray 2.60: `RAY_AUTH_TOKEN`, the file
+`RAY_AUTH_TOKEN_PATH`, `~/.ray/auth_token`. If `RAY_AUTH_MODE` is set to anything but `token`, the
+environment's token is not used. If it is unset, any token found is used.
 """
 
 import os
@@ -21,10 +21,10 @@ class TokenSource:
 
     Attributes:
         literal: The token itself.
-        path: A file with the token. It is read again after a 401 or 403, as Kubernetes renews
-            service account tokens in place.
-        environment: Whether to use the token of this process's environment; see the module. It
-            must go to no address but those that the worker, or its pool, is configured for.
+        path: A file with the token. It is read again after a 401 or 403, because Kubernetes
+            renews service account tokens in place.
+        environment: Whether to use the token of this process's environment (see the module). It
+            must never go to an address that neither the worker nor its pool is configured for.
     """
 
     literal: str | None = field(default=None, repr=False)
@@ -32,10 +32,10 @@ class TokenSource:
     environment: bool = False
 
     def read(self) -> str | None:
-        """Return the current token, or None where the cluster needs none.
+        """Return the current token, or None if there is none.
 
-        Blocking (it may read a file). A file that cannot be read counts as no token: the
-        cluster's 401 then says more than an `OSError` would.
+        Blocks if it reads a file. A file that cannot be read counts as no token, because the
+        cluster's 401 is more helpful than an `OSError`.
         """
         if self.literal is not None:
             return self.literal.strip()
@@ -45,7 +45,7 @@ class TokenSource:
 
 
 class BearerAuth(httpx.Auth):
-    """Adds `Authorization: Bearer`, and reads the token again once after a refusal."""
+    """Adds `Authorization: Bearer`, and reads the token again after a 401 or 403."""
 
     def __init__(self, source: TokenSource) -> None:
         self._source = source
@@ -55,19 +55,19 @@ class BearerAuth(httpx.Auth):
     async def async_auth_flow(
         self, request: httpx.Request
     ) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        """Send the request with the token, and once more if the token on disk has changed."""
+        """Send the request with the token. Retry once if the token was refused and has changed."""
         if not self._loaded:
             await self._load()
-        # A proxy in front of Ray may want `Authorization` for itself; Ray reads the other too.
+        # A proxy in front of Ray can need `Authorization` for itself. Ray reads both headers.
         header = "X-Ray-Authorization" if "authorization" in request.headers else "Authorization"
         sent = self._token
         if sent is not None:
             request.headers[header] = f"Bearer {sent}"
         response = yield request
-        # Ray says 403 to a wrong or expired token, and 401 only to a missing one.
+        # Ray answers 403 to a wrong or expired token, and 401 only to a missing one.
         if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             await self._load()
-            # Compared with what *this* request sent: another one may have renewed it meanwhile.
+            # Compare with the token that this request sent: another request may have reloaded it.
             if self._token is not None and self._token != sent:
                 request.headers[header] = f"Bearer {self._token}"
                 yield request
@@ -75,7 +75,7 @@ class BearerAuth(httpx.Auth):
     def sync_auth_flow(
         self, request: httpx.Request
     ) -> Generator[httpx.Request, httpx.Response, None]:
-        """Refuse: this package has no synchronous client."""
+        """Raise an error: this package has no synchronous client."""
         raise RuntimeError("BearerAuth is for httpx.AsyncClient.")
 
     async def _load(self) -> None:
@@ -84,7 +84,7 @@ class BearerAuth(httpx.Auth):
 
 
 def _token_of_environment() -> str | None:
-    # As `authentication_token_setup.maybe_enable_token_auth_if_token_available` (Ray 2.60).
+    # Same as `authentication_token_setup.maybe_enable_token_auth_if_token_available` (Ray 2.60).
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return None
     if token := os.environ.get("RAY_AUTH_TOKEN"):

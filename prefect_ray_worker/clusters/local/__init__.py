@@ -1,5 +1,8 @@
-"""The local Ray: one on this machine, which the workers of a Prefect home share and stop.
+"""The local Ray: a cluster on this machine that all workers of one Prefect home share.
 
-`source` gives it to runs; `cluster` finds, starts and stops it. Their parts: `state` (the files
-that workers share), `launch` (how Ray is started), `processes` (which are ours, and their end).
+* `source`: offers the local Ray to runs
+* `cluster`: finds, starts and stops it
+* `state`: reads and writes the files that the workers share
+* `launch`: prepares and runs `ray start`
+* `processes`: finds the processes of the local Ray and ends them
 """

@@ -1,4 +1,4 @@
-"""`LocalCluster`: find or start the Ray of this machine, and stop it after its last user."""
+"""`LocalCluster`: finds or starts the local Ray, and stops it when no worker uses it."""
 
 import os
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.tokens import TokenSource
 
 _START_SECONDS = 60.0
-# A Ray that is busy, or that a killed worker was just starting, is worth waiting for: replacing
-# it ends its jobs. In a broken one, `ray start` has ended by itself.
+# Wait for a Ray that is busy, or that a killed worker was starting: replacing it would end its
+# jobs. If Ray is broken, its `ray start` process has already exited.
 _ANSWER_SECONDS = 30.0
 _ATTEMPTS = 3
 _REQUEST_SECONDS = 5.0
 _POLL_SECONDS = 0.2
 _CLEANUP_SECONDS = 25.0
-# Longer than anything that is done under the lock: reached only if another worker hangs.
+# Longer than any work done under the lock, so the limit is reached only if another worker hangs.
 _LOCK_SECONDS = 180.0
 _RELEASE_LOCK_SECONDS = 30.0
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LocalClusterInfo:
-    """Where the local Ray is.
+    """Address, process and files of the local Ray.
 
     Attributes:
         address: `http://127.0.0.1:<port>` of its dashboard.
@@ -43,7 +43,7 @@ class LocalClusterInfo:
         started: True if this call started it, False if it found it.
         pid: Process id of `ray start`.
         log_path: Output of `ray start`.
-        session_path: Ray's own session directory, with `logs/`; gone once the cluster stops.
+        session_path: Ray's own session directory, with `logs/`; deleted when the cluster stops.
     """
 
     address: str
@@ -55,12 +55,12 @@ class LocalClusterInfo:
 
 
 class LocalCluster:
-    """Ray on this machine that the workers of one Prefect home share, own and stop.
+    """A Ray cluster on this machine that the workers of one Prefect home share, start and stop.
 
-    The cluster outlives Ctrl-C and the death of a worker, and the next worker finds it again.
-    It listens on loopback only and requires a bearer token, because anyone who reaches the Jobs
-    API of a Ray can run code as its user. It takes free ports, and so does not disturb another
-    Ray on the machine.
+    The cluster survives Ctrl-C and the death of a worker; the next worker finds it again.
+    It listens on loopback only and requires a bearer token, because anyone who reaches Ray's
+    Jobs API can run code as its user. It uses free ports, so it does not disturb another Ray on
+    the machine.
 
     Example:
         ```python
@@ -73,8 +73,8 @@ class LocalCluster:
         ```
 
     Args:
-        directory: The state directory; see `state.state_directory`. Clusters of different
-            directories are independent of each other.
+        directory: The state directory; see `state.state_directory`. Each directory has a cluster
+            of its own.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -83,18 +83,18 @@ class LocalCluster:
         self._mark: int | None = None
 
     async def ensure(self) -> LocalClusterInfo:
-        """Return the running cluster, started now if there is none, and mark it as in use.
+        """Find the running cluster or start one, mark it as in use, and return it.
 
-        Call it any number of times, from several tasks and processes at once: one starts the
-        cluster and the others wait. A cluster that has died is replaced.
+        You can call this any number of times, from several tasks and processes at once: one
+        starts the cluster and the others wait. It replaces a cluster that has died.
 
-        A start takes about 6 s, a cluster that runs 10 ms. The limit is 60 s for each of 3
-        attempts; only a port that another process takes in between needs a second one. If
+        It takes about 6 s to start a cluster and 10 ms to find one. The limit is 60 s for each
+        of 3 attempts; it tries again only if another process took a port in the meantime. If
         cancelled, it stops the half-started Ray first.
 
         Raises:
-            LocalClusterError: Ray is not installed, lacks its dashboard, or does not start;
-                the message has the last lines of its log and the way out.
+            LocalClusterError: Ray is not installed, lacks its dashboard, or does not start.
+                The message says what to do; if Ray did not start, it quotes the end of its log.
         """
         async with self._lock:
             await _in_thread(self._state.prepare)
@@ -109,28 +109,29 @@ class LocalCluster:
                     raise
 
     async def find(self) -> LocalClusterInfo | None:
-        """Return the cluster if its `ray start` runs; starts, asks and marks nothing.
+        """Return the cluster if its `ray start` process runs, else None.
 
-        It may still be starting, or too busy to answer. Takes no lock.
+        The cluster can still be starting, or be too busy to answer. This takes no lock, sends no
+        request, and does not mark the cluster as in use.
         """
         return await _in_thread(self._running)
 
     async def release(self, *, jobs_running: bool) -> bool:
         """Stop using the cluster, and stop it if no other worker uses it and no job runs on it.
 
-        Does nothing without a successful `ensure` before it. A stop takes about 3 s; the limit is
+        Does nothing unless `ensure` has succeeded before. Stopping takes about 3 s; the limit is
         55 s (30 s for the lock, 25 s for processes that hang).
 
         Args:
-            jobs_running: Whether jobs run on the cluster, or may. It then stays, for the next
-                worker to find.
+            jobs_running: True if jobs run on the cluster, or if that is unknown. The cluster then
+                keeps running, and the next worker finds it.
 
         Returns:
             Whether the cluster was stopped.
 
         Raises:
-            LocalClusterError: A process of it cannot be ended, or another worker has been
-                starting or stopping it all that time. It is not marked as in use any more.
+            LocalClusterError: A process of the cluster cannot be ended, or another worker held
+                the lock for 30 s. This worker's mark is removed in both cases.
         """
         async with self._lock:
             if self._mark is None:
@@ -145,11 +146,11 @@ class LocalCluster:
                     await _shielded(lambda: self._discard(record))
                     return record is not None
             finally:
-                # A worker that kept the lock from us uses the cluster, and stops it in our place.
+                # If another worker held the lock, it uses the cluster and will stop it.
                 await _shielded(self._unmark)
 
     async def _reuse(self) -> LocalClusterInfo | None:
-        """Return the cluster if it runs, else remove what is left of it."""
+        """Return the cluster if it accepts jobs; otherwise remove what is left of it."""
         record = await _in_thread(self._state.read_record)
         if record is not None and await self._takes_jobs(record, _ANSWER_SECONDS):
             return await _in_thread(lambda: self._info(record, started=False))
@@ -163,7 +164,7 @@ class LocalCluster:
             info = await self._try_start(ports)
             if info is not None:
                 return info
-            # Another process may have taken a port in between: try again with others.
+            # If another process took one of the ports, try again with other ports.
             if attempt == _ATTEMPTS or await _in_thread(ports.are_free):
                 break
         raise LocalClusterError(await _in_thread(self._why_not_started))
@@ -183,16 +184,16 @@ class LocalCluster:
                 return await _in_thread(lambda: self._info(record, started=True))
             await _shielded(lambda: self._discard(record))
         except BaseException:
-            # The first error says more than one about a process that cannot be ended.
+            # Keep the first error: it helps more than one about a process that cannot be ended.
             with suppress(LocalClusterError):
                 await _shielded(lambda: self._abandon(starting))
             raise
         return None
 
     async def _takes_jobs(self, record: ClusterRecord, within: float) -> bool:
-        """Wait until the cluster takes jobs; return False if it ends or the time is up."""
+        """Wait until the cluster accepts jobs. Return False if it ends or `within` seconds pass."""
         connection = Connection(
-            # Without TLS there is nothing to verify, and there are no certificates to load.
+            # The address is plain HTTP: skip loading certificates.
             record.address,
             token=TokenSource(path=record.token_path),
             verify=False,
@@ -200,7 +201,7 @@ class LocalCluster:
         with anyio.move_on_after(within):
             async with JobsClient(connection) as client:
                 while await _in_thread(record.leader.is_alive):
-                    # The dashboard answers before the agent, which starts the jobs, is up.
+                    # Check both: the dashboard answers before the agent, which starts jobs, is up.
                     with suppress(JobsApiError, OSError, TimeoutError):
                         with anyio.fail_after(_REQUEST_SECONDS):
                             await client.version()
@@ -214,7 +215,7 @@ class LocalCluster:
         """Check that the cluster refuses a request without a token.
 
         Raises:
-            LocalClusterError: It does not, or does not answer.
+            LocalClusterError: The cluster accepts the request, or does not answer.
         """
         try:
             with anyio.fail_after(_REQUEST_SECONDS):
@@ -252,9 +253,12 @@ class LocalCluster:
         self._discard(self._state.read_record())
 
     def _discard(self, record: ClusterRecord | None) -> None:
-        """End every process of a cluster and remove its files; without a record, by marker."""
+        """End all processes of a cluster and remove its files.
+
+        Without a record, only the marker identifies the processes.
+        """
         ours = TempDirectory.for_state(self._state.path)
-        # The record names another directory if the state directory was moved.
+        # If the state directory was moved, the record names another directory.
         temp = ours if record is None else TempDirectory(Path(record.temp_dir))
         processes.stop_all(None if record is None else record.leader, str(temp.path))
         temp.remove()
@@ -305,6 +309,6 @@ async def _in_thread(call: Callable[[], T]) -> T:
 
 
 async def _shielded(call: Callable[[], None]) -> None:
-    """Run a clean-up to its end even if cancelled, within a bounded time."""
+    """Run a clean-up for at most 25 s, even if the caller is cancelled."""
     with anyio.CancelScope(shield=True), anyio.move_on_after(_CLEANUP_SECONDS):
         await anyio.to_thread.run_sync(call, abandon_on_cancel=True)

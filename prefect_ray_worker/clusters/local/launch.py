@@ -1,4 +1,4 @@
-"""How the local Ray is started: its ports, its directory, its environment, its command."""
+"""Prepares and runs `ray start` for the local Ray: ports, directory, environment and command."""
 
 import hashlib
 import importlib.util
@@ -25,18 +25,19 @@ SET_AN_ADDRESS = (
     "PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS)"
 )
 
-# A driver that found these would serve metrics on the worker's own port (Prefect 3.8.8).
+# With these set, a driver would serve metrics on the worker's own port (Prefect 3.8.8).
 _FOR_THE_WORKER = frozenset({"PREFECT_CLIENT_METRICS_ENABLED", "PREFECT_CLIENT_ENABLE_METRICS"})
 
-# Below the range of outgoing connections (from 32768 on Linux, 49152 on macOS): one of those could
-# take the port between our test and Ray's bind.
+# Below the range of outgoing connections (from 32768 on Linux, 49152 on macOS). An outgoing
+# connection could otherwise take a port between our test and Ray's bind.
 _PORTS = range(20_000, 32_000)
 _PORT_TRIES = 200
-# Unix sockets may have 107 characters (103 on macOS) and Ray adds about 64; $TMPDIR is too long.
+# The path of a Unix socket has at most 107 characters (103 on macOS), and Ray adds about 64, so
+# $TMPDIR can be too long.
 _TEMP_PARENT = Path("/tmp")  # noqa: S108 (the directory inside is checked to be ours alone)
 _TEMP_PREFIX = "prw-"
-# Lower-case RAY_ variables tune Ray's internals, which the user may do. These choose a cluster or
-# its storage instead.
+# RAY_ variables in lower case tune Ray's internals, and users can set them. These are exceptions:
+# they choose a cluster or its storage.
 _NOT_TUNING = (
     "RAY_gcs_storage",
     "RAY_external_storage_namespace",
@@ -49,7 +50,7 @@ def require_ray() -> None:
     """Check that Ray is installed, without importing it.
 
     Raises:
-        LocalClusterError: It is not.
+        LocalClusterError: Ray is not installed.
     """
     if importlib.util.find_spec("ray") is None:
         raise LocalClusterError(
@@ -60,7 +61,7 @@ def require_ray() -> None:
 
 @dataclass(frozen=True)
 class Ports:
-    """The ports for which Ray has fixed defaults; it draws the others at random."""
+    """Free ports to use instead of Ray's fixed defaults. Ray picks its other ports at random."""
 
     dashboard: int
     agent: int
@@ -71,7 +72,7 @@ class Ports:
         """Return three different ports that are free now.
 
         Raises:
-            LocalClusterError: None were found.
+            LocalClusterError: Fewer than three free ports were found.
         """
         found: list[int] = []
         for port in random.sample(_PORTS, _PORT_TRIES):
@@ -85,7 +86,7 @@ class Ports:
         )
 
     def are_free(self) -> bool:
-        """Return whether all of them are free."""
+        """Return whether all three ports are free."""
         return all(_is_free(port) for port in (self.dashboard, self.agent, self.client))
 
 
@@ -93,12 +94,12 @@ class TempDirectory:
     """The directory in /tmp for the sessions, sockets and spilled objects of one local Ray.
 
     Args:
-        path: Its path; see `for_state`.
+        path: Path of the directory; see `for_state`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # Ray opens its own directory to everybody (mode 0777), so it gets one inside ours.
+        # Ray gives its own directory mode 0777, so it gets one inside our private directory.
         self.ray = path / "r"
         self.work = path / "work"
 
@@ -109,10 +110,10 @@ class TempDirectory:
         return cls(_TEMP_PARENT / f"{_TEMP_PREFIX}{digest[:8]}")
 
     def create(self) -> None:
-        """Create it, for this user only.
+        """Create the directory with access for this user only.
 
         Raises:
-            LocalClusterError: Another user owns it, or it cannot be created.
+            LocalClusterError: Another user owns the directory, or it cannot be created.
         """
         try:
             self.path.mkdir(mode=0o700, exist_ok=True)
@@ -130,7 +131,7 @@ class TempDirectory:
             ) from exc
 
     def remove(self) -> None:
-        """Delete it if it is one of ours; the path may come from a file."""
+        """Delete the directory if it is ours. The check matters: the path can come from a file."""
         if self.path.parent == _TEMP_PARENT and self.path.name.startswith(_TEMP_PREFIX):
             with suppress(OSError):
                 if self._is_ours():
@@ -142,7 +143,7 @@ class TempDirectory:
 
 
 def command(ports: Ports, temp: TempDirectory) -> list[str]:
-    """Return the command line of `ray start`, without a port that another Ray may want."""
+    """Return the command line of `ray start`, without ports that another Ray uses by default."""
     options = {
         "node-ip-address": LOOPBACK,
         "port": 0,
@@ -166,20 +167,20 @@ def command(ports: Ports, temp: TempDirectory) -> list[str]:
 def environment(
     inherited: Mapping[str, str], token_path: Path, temp: TempDirectory
 ) -> dict[str, str]:
-    """Return the environment of Ray, which is also that of the drivers it starts.
+    """Return the environment of Ray. The drivers that Ray starts inherit it.
 
     Args:
-        inherited: The worker's environment. Prefect's settings pass; what points Ray to another
-            cluster, token or directory does not, nor does the request to serve metrics.
+        inherited: The worker's environment. Prefect's settings are kept. Variables that point Ray
+            to another cluster, token or directory, or turn on metrics, are removed.
         token_path: The file with the bearer token.
-        temp: Ray's directory.
+        temp: The directory for Ray's files.
     """
     kept = {
         name: value
         for name, value in inherited.items()
         if not (_steers_ray(name) or name in _FOR_THE_WORKER)
     }
-    # The `python` and `prefect` of an entrypoint must be the worker's, also in a virtual env.
+    # An entrypoint must run the worker's `python` and `prefect`, also in a virtual environment.
     path = os.pathsep.join(filter(None, [str(Path(sys.executable).parent), kept.get("PATH")]))
     return kept | {
         "PATH": path,
@@ -187,24 +188,24 @@ def environment(
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path),
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Otherwise Ray resolves 127.0.0.1 to the machine's address and listens on every interface
-        # (`services.get_node_ip_address`, Ray 2.60).
+        # Without this, Ray resolves 127.0.0.1 to the machine's address and listens on every
+        # interface (`services.get_node_ip_address`, Ray 2.60).
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # Otherwise `ray start` waits 30 s for running actors on SIGTERM (Ray 2.60).
+        # Without this, `ray start` waits 30 s for running actors on SIGTERM (Ray 2.60).
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        # Two fixed Prometheus ports, which another Ray on this machine may have taken.
+        # By default, Prometheus gets two fixed ports, which another Ray on this machine can hold.
         "AUTOSCALER_METRIC_PORT": "0",
         "DASHBOARD_METRIC_PORT": "0",
     }
 
 
 def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how many CPUs this process may use, at least 1.
+    """Return how many CPUs this process can use, at least 1.
 
-    Ray 2.60 ignores the CPU affinity, and counts 0 CPUs for a quota below one.
+    Ray 2.60 ignores the CPU affinity, and counts 0 CPUs if the quota is below one CPU.
 
     Args:
-        cgroup: Where a container sees its control group.
+        cgroup: Directory of the control group, as seen from inside a container.
     """
     cpus = os.cpu_count() or 1
     if sys.platform == "linux":
@@ -217,13 +218,13 @@ def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 class Launch:
-    """One start of Ray, which can be called off at any moment.
+    """One start of Ray, which another thread can call off at any time.
 
     Args:
         arguments: The command line.
-        env: The whole environment.
+        env: The complete environment; nothing else is inherited.
         cwd: Working directory of Ray, and of jobs without a `working_dir`.
-        log_path: Where its output goes.
+        log_path: The file for Ray's output.
     """
 
     def __init__(
@@ -237,10 +238,10 @@ class Launch:
         self._called_off = False
 
     def start(self) -> ProcessIdentity:
-        """Start it in a session of its own, so that Ctrl-C and the worker's death do not end it.
+        """Start Ray in its own session, so that Ctrl-C and the worker's death do not end it.
 
         Raises:
-            LocalClusterError: It was called off, or cannot be executed.
+            LocalClusterError: The start was called off, or the command cannot be executed.
         """
         with self._lock:
             if self._called_off:
@@ -258,20 +259,20 @@ class Launch:
                     )
             except OSError as exc:
                 raise LocalClusterError(f"`ray start` cannot be executed ({exc}).") from exc
-            # Not reaped yet: nothing has waited for it.
+            # Safe even if it has already exited: nothing has reaped it yet.
             identity = ProcessIdentity.of(child.pid)
             processes.adopt(child)
             return identity
 
     def call_off(self) -> None:
-        """Wait for a `start` that is under way in another thread, and let no other begin."""
+        """Prevent any further `start`. Waits for one that is running in another thread."""
         with self._lock:
             self._called_off = True
 
 
 def _is_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # Otherwise our own closed connections count as taken for a minute.
+        # Without this, a port that we just closed counts as taken for a minute.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))

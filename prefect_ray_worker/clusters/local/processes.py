@@ -1,4 +1,4 @@
-"""Which processes belong to the local Ray, and how to end all of them."""
+"""Finds the processes that belong to the local Ray, and ends them."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ import psutil
 from prefect_ray_worker.errors import LocalClusterError
 
 MARKER = "PRW_LOCAL_CLUSTER"
-"""Environment variable that every process of a local Ray inherits; it names the cluster."""
+"""Environment variable that names the cluster; every process of a local Ray inherits it."""
 
 _TERMINATE_SECONDS = 10.0
 _KILL_SECONDS = 3.0
@@ -22,18 +22,18 @@ _KILL_ROUNDS = 3
 _POLL_SECONDS = 0.05
 _SAME_BIRTH_SECONDS = 0.05
 
-# A dropped `Popen` whose process runs emits a warning, and the process is never reaped.
+# Keeps each `Popen`. Dropping one whose process runs causes a warning, and nothing would reap it.
 _children: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """A process, told apart from a later one with the same pid.
+    """Identifies a process by pid and start time, because the system can reuse a pid.
 
     Attributes:
-        pid: Its process id.
-        birth: When it started, in seconds: on Linux since boot, because psutil's time since the
-            epoch moves with the system clock; elsewhere since the epoch.
+        pid: The process id.
+        birth: The start time, in seconds. On Linux since boot, because psutil's time since the
+            epoch shifts with the system clock; elsewhere since the epoch.
     """
 
     pid: int
@@ -44,7 +44,7 @@ class ProcessIdentity:
         """Identify a running process.
 
         Raises:
-            psutil.NoSuchProcess: There is none.
+            psutil.NoSuchProcess: No process has this pid.
         """
         return cls(pid, _birth(psutil.Process(pid)))
 
@@ -59,23 +59,23 @@ class ProcessIdentity:
             return None
 
     def is_alive(self) -> bool:
-        """Whether the process still runs."""
+        """Return whether the process still runs."""
         return self.process() is not None
 
 
 def adopt(child: subprocess.Popen[bytes]) -> None:
-    """Keep a child process that outlives its caller, to reap it when it ends."""
+    """Keep a child process that outlives its caller, and reap it after it ends."""
     _children.append(child)
 
 
 def stop_all(leader: ProcessIdentity | None, marker: str) -> None:
-    """End every process of a local Ray. Blocking: usually 3 s, at most about 20 s.
+    """End every process of a local Ray. Blocks for usually 3 s, at most about 20 s.
 
-    The leader (`ray start --block`) gets SIGTERM and ends its daemons. What is left after 10 s, or
-    was not its child, is killed.
+    Sends SIGTERM to the leader (`ray start --block`), which ends its daemons. Then sends SIGKILL to
+    every process that is left when the leader has exited, or after 10 s.
 
     Args:
-        leader: The `ray start` process, or None if it is not known.
+        leader: The `ray start` process, or None if it is unknown.
         marker: The value of `PRW_LOCAL_CLUSTER` in the cluster's environment.
 
     Raises:
@@ -87,7 +87,7 @@ def stop_all(leader: ProcessIdentity | None, marker: str) -> None:
         _wait([process], _TERMINATE_SECONDS)
     left: list[psutil.Process] = []
     for _ in range(_KILL_ROUNDS):
-        # Listed again each time: a process may fork while its parent is being killed.
+        # List the processes again in each round: one can fork while its parent is being killed.
         left = [p for p in {*family, *_family(leader, marker)} if _is_alive(p)]
         if not left:
             return
@@ -103,8 +103,9 @@ def stop_all(leader: ProcessIdentity | None, marker: str) -> None:
 
 
 def _family(leader: ProcessIdentity | None, marker: str) -> set[psutil.Process]:
-    # Each sign alone misses some: a child whose parent died is no descendant, Ray's workers
-    # overwrite their environment with their title, and drivers leave the session.
+    # Combine descendants, marker and session, because each alone misses some processes: a child is
+    # no descendant once its parent has died, Ray's workers overwrite their environment with their
+    # title, and drivers leave the session.
     found: set[psutil.Process] = set()
     session: int | None = None
     if leader is not None:
@@ -121,7 +122,7 @@ def _family(leader: ProcessIdentity | None, marker: str) -> set[psutil.Process]:
 
 
 def _self_and_ancestors() -> set[psutil.Process]:
-    # A worker that a job of this cluster has started must not end itself.
+    # A worker that runs inside a job of this cluster must not end itself.
     me = psutil.Process()
     try:
         return {me, *me.parents()}
@@ -137,7 +138,7 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _is_ray(process: psutil.Process, session: int) -> bool:
-    # The number is not enough: after a reboot, another program may have this session.
+    # The session id alone is not enough: after a reboot, another program can have it.
     try:
         return os.getsid(process.pid) == session and "ray" in " ".join(process.cmdline())
     except (psutil.Error, OSError):
@@ -158,7 +159,7 @@ def _birth(process: psutil.Process) -> float:
         line = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError as exc:
         raise psutil.NoSuchProcess(process.pid) from exc
-    # The name, in parentheses, may hold spaces and parentheses of its own (proc(5)).
+    # The name, in parentheses, can itself contain spaces and parentheses (proc(5)).
     fields = line.rpartition(")")[2].split()
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 

@@ -1,4 +1,4 @@
-"""`LocalClusters`: the source of runs that name no cluster: a Ray on the worker's machine."""
+"""`LocalClusters`: provides the local Ray to runs that name no cluster."""
 
 import platform
 from pathlib import Path
@@ -19,12 +19,12 @@ _COUNT_SECONDS = 8.0
 
 
 class LocalClusters:
-    """Starts a Ray on this machine for runs that name no cluster, and stops it with the worker.
+    """Starts the local Ray for runs that name no cluster, and stops it when the worker stops.
 
     Args:
-        directory: Where the embedded Ray keeps its state.
-        in_use: Whether runs may come to it without naming a cluster, so that one which an earlier
-            worker has left is worth taking over.
+        directory: The state directory of the local Ray.
+        in_use: Whether runs that name no cluster use the local Ray. Only then does `sweep` take
+            over one that an earlier worker left running.
     """
 
     def __init__(self, directory: Path, *, in_use: bool) -> None:
@@ -33,14 +33,14 @@ class LocalClusters:
         self._holds = False
 
     def plan(self, configuration: RayJobConfiguration) -> ClusterPlan | None:
-        """Plan the local cluster for every run; its address is known once it has started."""
+        """Plan the local cluster for every run. Its address is unknown until it has started."""
         return ClusterPlan(cluster=None)
 
     async def acquire(self, plan: ClusterPlan, tell: Tell) -> Cluster:
-        """Return the local cluster, started if there is none.
+        """Return the local cluster, and start it if it does not run.
 
         Raises:
-            LocalClusterError: Ray is not installed or did not start.
+            LocalClusterError: Ray is not installed, or did not start.
         """
         info = await self._local.ensure()
         if info.started or not self._holds:
@@ -53,12 +53,12 @@ class LocalClusters:
         return _cluster(info)
 
     async def look(self, plan: ClusterPlan) -> Cluster | None:
-        """Return the local cluster if its process runs."""
+        """Return the local cluster if its process runs, else None."""
         info = await self._local.find()
         return None if info is None else _cluster(info)
 
     async def sweep(self, tell: Tell) -> None:
-        """Take charge of a local cluster that an earlier worker has left, so that we stop it."""
+        """Take over a local cluster that an earlier worker left running, to stop it on release."""
         if self._in_use and await self._local.find() is not None:
             try:
                 await self.acquire(ClusterPlan(cluster=None), tell)
@@ -89,7 +89,7 @@ class LocalClusters:
 
 
 async def _count_running(info: LocalClusterInfo, ended: frozenset[str]) -> int | None:
-    """Return how many jobs run, or wait to; None if the cluster does not say."""
+    """Return how many jobs run or are pending; None if that is unknown."""
     try:
         with anyio.fail_after(_COUNT_SECONDS):
             async with JobsClient(_cluster(info).connection) as client:

@@ -1,10 +1,10 @@
-"""The files with which the workers of one Prefect home coordinate their local Ray.
+"""The files that the workers of one Prefect home share to coordinate their local Ray.
 
-* `lock`: held while a worker looks, starts or stops; never deleted
+* `lock`: held while a worker finds, starts or stops the cluster; never deleted
 * `in_use`: locked (shared) by each worker that uses the cluster; never deleted
-* `cluster.json`: the `ClusterRecord` of the Ray that runs or is about to
-* `auth_token`: its bearer token, for this user only
-* `ray.log`: output of the last `ray start`, kept after it stops
+* `cluster.json`: the `ClusterRecord` of the Ray that is running or starting
+* `auth_token`: the bearer token of that Ray, readable by this user only
+* `ray.log`: output of the last `ray start`, kept after Ray stops
 """
 
 import fcntl
@@ -29,22 +29,22 @@ _TAIL_BYTES = 16 * 1024
 
 
 def state_directory(prefect_home: Path) -> Path:
-    """Return the state directory of this machine; several machines may share a home."""
+    """Return the state directory of this machine. Several machines can share a Prefect home."""
     host = re.sub(r"[^A-Za-z0-9_.-]", "_", platform.node()) or "localhost"
     return prefect_home / "ray-worker" / host
 
 
 @dataclass(frozen=True)
 class ClusterRecord:
-    """What another process needs to use, or to clean up, a Ray that it did not start.
+    """What a worker needs to use or clean up a Ray that another worker started.
 
     Attributes:
         pid: Process id of `ray start --block`.
-        birth: When that process started; see `ProcessIdentity`.
+        birth: Start time of that process; see `ProcessIdentity`.
         address: Address of the dashboard.
         agent_port: Port of the head's agent, which starts the jobs.
         token_path: The file with the bearer token.
-        temp_dir: The directory that holds everything Ray writes, and the value of the marker.
+        temp_dir: The directory for all files that Ray writes; also the value of the marker.
     """
 
     pid: int
@@ -56,12 +56,12 @@ class ClusterRecord:
 
     @property
     def leader(self) -> ProcessIdentity:
-        """The `ray start` process."""
+        """Identity of the `ray start` process."""
         return ProcessIdentity(self.pid, self.birth)
 
     @classmethod
     def from_json(cls, text: str) -> Self | None:
-        """Read a record; None for a file without one (cut short, or of an earlier release)."""
+        """Read a record. Return None if it is incomplete or from an earlier release."""
         try:
             values = json.loads(text)
             return cls(
@@ -77,14 +77,14 @@ class ClusterRecord:
 
 
 class StateDirectory:
-    """One state directory. All methods but `locked` block briefly on the disk.
+    """One state directory. All methods except `locked` block briefly on the disk.
 
     Args:
-        path: The directory; `prepare` creates it, for this user only.
+        path: Path of the directory; `prepare` creates it with access for this user only.
     """
 
     def __init__(self, path: Path) -> None:
-        # Child processes have another working directory.
+        # Child processes have another working directory, so a relative path would not work there.
         self.path = path.absolute()
         self.log_path = self.path / "ray.log"
         self.token_path = self.path / "auth_token"
@@ -95,7 +95,7 @@ class StateDirectory:
         """Create the directory.
 
         Raises:
-            LocalClusterError: It cannot be created or written.
+            LocalClusterError: The directory cannot be created or written.
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -109,13 +109,13 @@ class StateDirectory:
 
     @asynccontextmanager
     async def locked(self, within: float) -> AsyncGenerator[None, None]:
-        """Hold the lock between processes, and between objects of one process.
+        """Hold the lock, which excludes other processes and other objects of this process.
 
         Args:
-            within: Seconds to wait for it.
+            within: How long to wait for the lock, in seconds.
 
         Raises:
-            LocalClusterError: Another worker held it all that time.
+            LocalClusterError: Another worker held the lock for that time.
         """
         descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -132,14 +132,14 @@ class StateDirectory:
             os.close(descriptor)
 
     def read_record(self) -> ClusterRecord | None:
-        """Return the record, or None if there is none that can be read."""
+        """Return the record, or None if it is missing or cannot be read."""
         try:
             return ClusterRecord.from_json(self._record_path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError):
             return None
 
     def write_record(self, record: ClusterRecord) -> None:
-        """Replace the record in one step."""
+        """Replace the record atomically."""
         _write_private(self._record_path, json.dumps(asdict(record), indent=2) + "\n")
 
     def write_token(self) -> None:
@@ -152,12 +152,12 @@ class StateDirectory:
         self.token_path.unlink(missing_ok=True)
 
     def mark_in_use(self) -> int:
-        """Mark the cluster as in use, for other processes to see.
+        """Mark the cluster as in use, so that other processes do not stop it.
 
-        Call it while holding `locked`.
+        Call this only while holding `locked`.
 
         Returns:
-            A file descriptor. The mark lasts until it is closed, or its process ends.
+            A file descriptor. The mark lasts until it is closed or the process ends.
         """
         descriptor = os.open(self._in_use, os.O_RDWR | os.O_CLOEXEC)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -172,7 +172,7 @@ class StateDirectory:
             os.close(descriptor)
 
     def log_tail(self, lines: int = 15) -> str:
-        """Return the last lines of `ray.log`, or an empty string without one."""
+        """Return the last lines of `ray.log`, or an empty string if it cannot be read."""
         with suppress(OSError), self.log_path.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
             text = log.read().decode("utf-8", errors="replace")
