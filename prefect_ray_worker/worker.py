@@ -44,11 +44,12 @@ from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.prefect_api.logs import PrefectLogs
 from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.follow import Follower
+from prefect_ray_worker.runs.lease import Lease
 from prefect_ray_worker.runs.recovery.labels import Worker
 from prefect_ray_worker.runs.recovery.recovery import Recovery
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import present_attempt, slot_lease_in
-from prefect_ray_worker.runs.services import Lease, Services
+from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.slots import DeploymentSlots
 from prefect_ray_worker.runs.stop import AttendedRuns, kill_job, pid_of_job
 from prefect_ray_worker.runs.submit import Submitter

@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass, field
 
+from prefect_ray_worker.diagnosis.pending import Reason, Waiting, why_waiting
 from prefect_ray_worker.diagnosis.rules import ENVIRONMENT, LOG, SUPERVISOR, match
 from prefect_ray_worker.diagnosis.text import bounded, clean, last_line, useful_lines
-from prefect_ray_worker.diagnosis.waiting import Reason, Waiting, why_waiting
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.deaths import of_exit
 from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from prefect_ray_worker.config.runtime_env import can_ship
 from prefect_ray_worker.config.secrets import Delivery
 from prefect_ray_worker.diagnosis.job import Context, Ended, of_job, start_overdue
-from prefect_ray_worker.diagnosis.waiting import Reason, why_waiting
+from prefect_ray_worker.diagnosis.pending import Reason, why_waiting
 from prefect_ray_worker.doctor import probe
 from prefect_ray_worker.doctor.report import Check, CheckSubject, failed, ok, warning
 from prefect_ray_worker.doctor.target import Target

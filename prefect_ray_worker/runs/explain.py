@@ -10,7 +10,7 @@ from uuid import UUID
 
 import anyio
 
-from prefect_ray_worker.diagnosis.waiting import Reason, Waiting, why_waiting
+from prefect_ray_worker.diagnosis.pending import Reason, Waiting, why_waiting
 from prefect_ray_worker.errors import JobsApiError
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.client import JobsClient

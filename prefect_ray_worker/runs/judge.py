@@ -18,7 +18,7 @@ from prefect_ray_worker.diagnosis.job import (
     of_job,
     start_overdue,
 )
-from prefect_ray_worker.diagnosis.waiting import why_waiting
+from prefect_ray_worker.diagnosis.pending import why_waiting
 from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
 from prefect_ray_worker.runs.watch import Watched
 from prefect_ray_worker.shared.category import Category

@@ -9,7 +9,7 @@ import anyio.to_thread
 import pytest
 from prefect.client.schemas.objects import StateType
 
-from prefect_ray_worker.diagnosis.waiting import Reason, why_waiting
+from prefect_ray_worker.diagnosis.pending import Reason, why_waiting
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest

@@ -21,6 +21,7 @@ from prefect.client.schemas.objects import TERMINAL_STATES, StateType, WorkPool
 
 from prefect_ray_worker.prefect_api.active_runs import ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import INFRASTRUCTURE_PENDING, FlowRuns
+from prefect_ray_worker.runs.lease import Lease
 from prefect_ray_worker.runs.recovery.adopt import Adoption, OrphanedRun, pid_of
 from prefect_ray_worker.runs.recovery.labels import (
     OWNER_LABEL,
@@ -35,7 +36,6 @@ from prefect_ray_worker.runs.recovery.labels import (
 )
 from prefect_ray_worker.runs.recovery.ownership import REMEMBER_SECONDS, Decision, Facts, decide
 from prefect_ray_worker.runs.registry import FollowedRuns
-from prefect_ray_worker.runs.services import Lease
 from prefect_ray_worker.shared.backoff import Backoff, jittered
 from prefect_ray_worker.shared.ids import (
     STARTING,

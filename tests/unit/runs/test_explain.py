@@ -3,7 +3,7 @@
 import pytest
 
 from prefect_ray_worker.diagnosis.job import Context, Ended, of_job, start_overdue
-from prefect_ray_worker.diagnosis.waiting import Reason, why_waiting
+from prefect_ray_worker.diagnosis.pending import Reason, why_waiting
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.resources import Asked, ClusterResources, Node
 
