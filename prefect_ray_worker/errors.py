@@ -29,6 +29,22 @@ Each branch answers two questions: is it safe to try again, and is it known what
             * LogNotFound
             * JobAlreadyExists
             * JobNotTerminal
+    * KubernetesError: a call to the Kubernetes API failed
+        * KubernetesUnreachable: no answer, or none that decides anything
+            * KubernetesUnclear: the API server may have acted; read back before deciding
+        * KubernetesUnauthorized
+        * KubernetesForbidden
+        * QuotaExceeded
+        * NamespaceTerminating
+        * KubernetesRejected
+            * ManifestRefused
+        * KubeRayMissing
+        * ObjectMissing
+        * AlreadyThere
+        * Conflict
+            * ObjectReplaced
+        * NotKubernetes
+            * KubernetesTlsFailed
 
 Messages are logged and shown to users, so none ever holds a secret.
 """
@@ -158,3 +174,101 @@ class JobAlreadyExists(TerminalError):
 
 class JobNotTerminal(TerminalError):
     """Ray deletes only the records of finished jobs."""
+
+
+class KubernetesError(RayWorkerError):
+    """A call to the Kubernetes API failed, or its answer is not usable."""
+
+
+class KubernetesUnreachable(KubernetesError):
+    """The Kubernetes API did not answer, or was too busy to act. Asking again is safe.
+
+    This says nothing about the clusters.
+    """
+
+
+class KubernetesUnclear(KubernetesUnreachable):
+    """The API server may have acted on the request: read the object back before deciding."""
+
+
+class KubernetesUnauthorized(KubernetesError):
+    """The API server does not accept our credentials (HTTP 401), or they cannot be read."""
+
+
+class KubernetesForbidden(KubernetesError):
+    """Role-based access control does not allow the request.
+
+    Args:
+        message: What happened, and which rule is missing.
+        verb: The verb that the rule must allow, such as `create`.
+        resource: The resource, with its API group: `rayclusters.ray.io`, `pods/log`.
+        namespace: Where.
+    """
+
+    def __init__(self, message: str, *, verb: str, resource: str, namespace: str = "") -> None:
+        super().__init__(message)
+        self.verb = verb
+        self.resource = resource
+        self.namespace = namespace
+
+
+class QuotaExceeded(KubernetesError):
+    """A ResourceQuota of the namespace is used up. The object was not created."""
+
+
+class NamespaceTerminating(KubernetesError):
+    """The namespace is being deleted, so that nothing can be created in it."""
+
+
+class KubernetesRejected(KubernetesError):
+    """The API server rejected the request itself (HTTP 400 or 422)."""
+
+
+class ManifestRefused(KubernetesRejected):
+    """The API server, or an admission webhook, rejected the manifest.
+
+    Args:
+        message: What happened, without the rejected value.
+        field: Path of the field, such as `spec.headGroupSpec`; empty if it is not named.
+    """
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class KubeRayMissing(KubernetesError):
+    """The API server does not serve `rayclusters.ray.io/v1`: KubeRay is not installed."""
+
+
+class ObjectMissing(KubernetesError):
+    """The API server certainly has no such object.
+
+    Args:
+        message: What is missing.
+        resource: Its resource, such as `rayclusters` or `namespaces`.
+    """
+
+    def __init__(self, message: str, *, resource: str = "") -> None:
+        super().__init__(message)
+        self.resource = resource
+
+
+class AlreadyThere(KubernetesError):
+    """An object of that name exists already, or is still being deleted."""
+
+
+class Conflict(KubernetesError):
+    """The object has changed since it was read: read it again."""
+
+
+class ObjectReplaced(Conflict):
+    """The name belongs to another object now, with another uid."""
+
+
+class NotKubernetes(KubernetesError):
+    """What answers at the address is not a Kubernetes API server."""
+
+
+class KubernetesTlsFailed(NotKubernetes):
+    """The API server's certificate is not trusted here, or it does not speak TLS."""

@@ -104,7 +104,10 @@ class NodeAgents:
         if match is None or ip is None:
             raise AgentUnreachable(f"{agent!r} is not the address of a Ray agent.")
         ip = ip_address_of(str(ip)) or ip
-        is_there_too = ip.is_loopback and self._connection.is_loopback
+        # Behind a gateway, the address says where the gateway is.
+        is_there_too = (
+            ip.is_loopback and self._connection.is_loopback and self._connection.gateway is None
+        )
         if (ip.is_loopback or ip.is_unspecified or ip.is_link_local or ip.is_multicast) and (
             not is_there_too
         ):

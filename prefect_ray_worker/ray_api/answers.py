@@ -23,6 +23,7 @@ from prefect_ray_worker.errors import (
     RequestRejected,
     TlsFailed,
 )
+from prefect_ray_worker.ray_api.gateway import error_from_api_server
 from prefect_ray_worker.shared.plain_text import plain
 
 Effect = Literal["safe", "submits"]
@@ -43,6 +44,11 @@ def error_from_response(response: httpx.Response, *, address: str, effect: Effec
     Returns:
         The error to raise; never a bare `JobsApiError`.
     """
+    told = error_from_api_server(response, address=address, submits=effect == "submits")
+    return told or _error_of_ray(response, address, effect)
+
+
+def _error_of_ray(response: httpx.Response, address: str, effect: Effect) -> JobsApiError:
     code, text = response.status_code, response.text
     if code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return NotAuthorized(

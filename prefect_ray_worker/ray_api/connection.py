@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.ray_api.gateway import Gateway
 from prefect_ray_worker.ray_api.tokens import TokenSource
 from prefect_ray_worker.shared.loopback import is_loopback_url
 
@@ -28,6 +29,7 @@ class Connection:
         ca_file: A PEM file of certificate authorities to trust instead of the system's.
         off_limits: True if nothing must be sent to this address. Every request then fails as if
             the cluster were unreachable.
+        gateway: Adds credentials to each request; replaces `verify` and `ca_file`.
     """
 
     address: str
@@ -37,6 +39,7 @@ class Connection:
     verify: bool = True
     ca_file: str | None = None
     off_limits: bool = False
+    gateway: Gateway | None = field(default=None, repr=False)
 
     @property
     def is_loopback(self) -> bool:

@@ -22,11 +22,14 @@ async def open_http(
         timeouts: Default timeouts of a request.
 
     Raises:
-        InvalidConfiguration: The CA file cannot be used.
+        InvalidConfiguration: The CA file, or a certificate of the gateway, cannot be used.
         RequestRejected: A header cannot be encoded for HTTP.
     """
     verify: ssl.SSLContext | bool = connection.verify
-    if connection.verify and connection.ca_file is not None:
+    gateway = connection.gateway
+    if gateway is not None:
+        verify = await anyio.to_thread.run_sync(lambda: gateway.tls)
+    elif connection.verify and connection.ca_file is not None:
         verify = await anyio.to_thread.run_sync(_load_authorities, connection.ca_file)
     try:
         headers = httpx.Headers(dict(connection.headers))
@@ -36,7 +39,7 @@ async def open_http(
         base_url=connection.address,
         headers=headers,
         cookies=dict(connection.cookies),
-        auth=BearerAuth(connection.token),
+        auth=BearerAuth(connection.token, gateway),
         verify=verify,
         timeout=timeouts,
         limits=limits,

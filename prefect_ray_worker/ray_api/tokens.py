@@ -6,13 +6,16 @@ environment's token is not used. If it is unset, any token found is used.
 """
 
 import os
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 
 import anyio.to_thread
 import httpx
+
+from prefect_ray_worker.errors import ClusterUnreachable, RayWorkerError
+from prefect_ray_worker.ray_api.gateway import Gateway, is_from_api_server
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,16 @@ class TokenSource:
 
 
 class BearerAuth(httpx.Auth):
-    """Adds `Authorization: Bearer`, and reads the token again after a 401 or 403."""
+    """Adds `Authorization: Bearer`, and reads the token again after a 401 or 403.
 
-    def __init__(self, source: TokenSource) -> None:
+    Args:
+        source: Where the token comes from.
+        gateway: What stands before the dashboard and needs credentials of its own.
+    """
+
+    def __init__(self, source: TokenSource, gateway: Gateway | None = None) -> None:
         self._source = source
+        self._gateway = gateway
         self._token: str | None = None
         self._loaded = False
 
@@ -58,12 +67,24 @@ class BearerAuth(httpx.Auth):
         """Send the request with the token. Retry once if the token was refused and has changed."""
         if not self._loaded:
             await self._load()
+        shown = await self._gateway_headers()
+        request.headers.update(shown)
         # A proxy in front of Ray can need `Authorization` for itself. Ray reads both headers.
         header = "X-Ray-Authorization" if "authorization" in request.headers else "Authorization"
         sent = self._token
         if sent is not None:
             request.headers[header] = f"Bearer {sent}"
         response = yield request
+        if (
+            self._gateway is not None
+            and response.status_code == HTTPStatus.UNAUTHORIZED
+            and is_from_api_server(response)
+        ):
+            fresh = await self._gateway_headers(refused=shown)
+            if fresh != shown:
+                request.headers.update(fresh)
+                yield request
+            return
         # Ray answers 403 to a wrong or expired token, and 401 only to a missing one.
         if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             await self._load()
@@ -77,6 +98,14 @@ class BearerAuth(httpx.Auth):
     ) -> Generator[httpx.Request, httpx.Response, None]:
         """Raise an error: this package has no synchronous client."""
         raise RuntimeError("BearerAuth is for httpx.AsyncClient.")
+
+    async def _gateway_headers(self, refused: Mapping[str, str] | None = None) -> Mapping[str, str]:
+        if self._gateway is None:
+            return {}
+        try:
+            return await self._gateway.headers(refused)
+        except RayWorkerError as exc:
+            raise ClusterUnreachable(str(exc)) from exc
 
     async def _load(self) -> None:
         self._token = await anyio.to_thread.run_sync(self._source.read)

@@ -75,6 +75,16 @@ def test_worker_does_not_import_ray() -> None:
     assert out.stdout.strip() == "[]"
 
 
+def test_worker_without_kuberay_stays_light() -> None:
+    script = (
+        "import sys, prefect_ray_worker.worker\n"
+        "heavy = ('lightkube', 'httpx2', 'msgspec', 'prefect_ray_worker.kubernetes_api')\n"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("name", compat.OVERRIDDEN)
 def test_private_member_of_prefect_that_we_define_is_still_read(name: str) -> None:
     from prefect.workers.base import BaseWorker

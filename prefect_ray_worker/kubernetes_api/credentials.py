@@ -1,0 +1,162 @@
+"""Where access to the API server comes from: a kubeconfig of a block, the pod, or the environment.
+
+lightkube reads all of it: contexts, certificates, rotating token files and exec plugins. This file
+only chooses among its ways, and refuses what a block must not do on the worker's machine.
+"""
+
+import json
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.shared.loopback import is_loopback_url
+
+if TYPE_CHECKING:
+    import httpx2
+    from lightkube.config.kubeconfig import SingleConfig
+
+_MISSING = (
+    "KubeRay needs the package `lightkube`. Install the extra on the worker's machine: "
+    "pip install 'prefect-ray-worker[kuberay]'."
+)
+
+
+@dataclass(frozen=True)
+class Kubeconfig:
+    """A kubeconfig from a block of type `kubernetes-cluster-config`. Hashable.
+
+    Attributes:
+        content: The kubeconfig as JSON.
+        context: Name of the context to use; None for its current one.
+    """
+
+    content: str = field(repr=False)
+    context: str | None = None
+
+    @classmethod
+    def of_block(cls, config: Mapping[str, Any], context_name: str | None = None) -> "Kubeconfig":
+        """Return the kubeconfig of a block with the fields `config` and `context_name`."""
+        return cls(json.dumps(config, sort_keys=True), context_name or None)
+
+
+@dataclass(frozen=True)
+class Access:
+    """The way to one API server, with credentials.
+
+    Attributes:
+        server: Address of the API server, without a trailing slash.
+        namespace: The namespace of the context or of the pod.
+        is_inside: Whether these are the credentials of the pod that the worker runs in.
+        config: lightkube's configuration.
+    """
+
+    server: str
+    namespace: str
+    is_inside: bool
+    config: "SingleConfig" = field(repr=False)
+
+    def authentication(self) -> "httpx2.Auth | None":
+        """Return what adds credentials to a request, and renews them after a 401."""
+        from lightkube.config.client_adapter import user_auth
+
+        return user_auth(self.config.user)
+
+    def tls(self) -> ssl.SSLContext:
+        """Return the TLS settings: trusted authorities and client certificate. Reads files.
+
+        Raises:
+            InvalidConfiguration: A file or certificate cannot be used.
+        """
+        from lightkube.config.client_adapter import verify_cluster
+        from lightkube.config.models import User
+
+        user = self.config.user or User()
+        try:
+            return verify_cluster(self.config.cluster, user, self.config.abs_file)
+        except (OSError, ValueError, TypeError) as exc:  # includes ssl.SSLError
+            # `from None`: the cause can quote the certificate.
+            raise InvalidConfiguration(
+                f"A certificate of the kubeconfig for {self.server} cannot be used "
+                f"({type(exc).__name__})."
+            ) from None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether requests must not go through an HTTP proxy."""
+        return is_loopback_url(self.server)
+
+
+def load_access(kubeconfig: Kubeconfig | None) -> Access:
+    """Return the way to the API server. Reads files; run it in a thread.
+
+    Args:
+        kubeconfig: A block's; None for the pod's service account, else the file `KUBECONFIG`, else
+            `~/.kube/config`.
+
+    Raises:
+        InvalidConfiguration: There are no usable credentials, or lightkube is not installed.
+    """
+    try:
+        from lightkube.config.kubeconfig import SERVICE_ACCOUNT, KubeConfig
+        from lightkube.core.exceptions import ConfigError
+    except ImportError:
+        raise InvalidConfiguration(_MISSING) from None
+
+    where = "`config` of the kubeconfig's block" if kubeconfig is not None else "the kubeconfig"
+    try:
+        if kubeconfig is not None:
+            found = KubeConfig.from_dict(json.loads(kubeconfig.content)).get(kubeconfig.context)
+        else:
+            found = KubeConfig.from_env().get()
+    except (ConfigError, OSError) as exc:
+        raise InvalidConfiguration(f"There is no access to Kubernetes: {exc}.") from exc
+    except Exception as exc:  # noqa: BLE001 (a YAML or JSON of any shape; the cause can quote it)
+        raise InvalidConfiguration(
+            f"There is no access to Kubernetes: {where} is not a kubeconfig ({type(exc).__name__})."
+        ) from None
+    if found is None:
+        raise InvalidConfiguration(f"There is no access to Kubernetes: {where} has no context.")
+    _check_server(found.cluster.server)
+    if kubeconfig is not None:
+        _refuse_what_is_on_this_machine(found)
+    token_file = found.user.token_file if found.user is not None else None
+    return Access(
+        server=found.cluster.server.rstrip("/"),
+        namespace=found.namespace,
+        is_inside=kubeconfig is None and (token_file or "").startswith(SERVICE_ACCOUNT + "/"),
+        config=found,
+    )
+
+
+def _check_server(server: str) -> None:
+    try:
+        parts = urlsplit(server)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        raise InvalidConfiguration("`server` of the kubeconfig is not a URL.") from None
+    if not usable or parts.username or parts.password or parts.query or parts.fragment:
+        # Without its text: it can hold a password.
+        raise InvalidConfiguration(
+            "`server` of the kubeconfig must be http(s)://host[:port][/path], without credentials."
+        )
+
+
+def _refuse_what_is_on_this_machine(found: "SingleConfig") -> None:
+    """Refuse commands and files in a block: its author need not have rights on this machine."""
+    user, cluster = found.user, found.cluster
+    asked = {
+        "exec": user is not None and user.exec is not None,
+        "tokenFile": user is not None and user.token_file is not None,
+        "client-certificate": user is not None and user.client_cert is not None,
+        "client-key": user is not None and user.client_key is not None,
+        "certificate-authority": cluster.certificate_auth is not None,
+    }
+    if refused := [name for name, is_there in asked.items() if is_there]:
+        raise InvalidConfiguration(
+            f"The kubeconfig of a block must not use {', '.join(refused)}: that would run a "
+            "command or read a file on the worker's machine. Write the data into the block, or "
+            "set KUBECONFIG on the worker's machine and leave `kubeconfig` empty."
+        )
