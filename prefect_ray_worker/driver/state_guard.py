@@ -27,9 +27,10 @@ _PROPOSAL_SECONDS = 300.0
 class StateGuard:
     """Knows which of a run's states its flow has set.
 
-    Between the look of the engine and its proposal a few milliseconds remain in which a state from
-    outside is replaced: the server has no conditional proposal. Before the next try of a flow that
-    is the delay of its retry, because Prefect waits inside the proposal (3.8.8).
+    The guard looks at the run before each request that proposes a state, also where one proposal
+    takes several: Prefect waits inside it for the next try of a flow (3.8.8), and the guard waits
+    for an API that is busy. Between a look and its request a few milliseconds remain in which a
+    state from outside is replaced: the server has no conditional proposal.
 
     Attributes:
         outside: The terminal state that was set from outside, once it has been noticed.
@@ -73,14 +74,13 @@ class StateGuard:
         is_guarded = options.get("flow_run_id") == self._run_id
         if is_guarded:
             self._begin(state)
-            with suppress(Exception):  # then the server decides
-                self.notice(await client.read_flow_run(self._run_id))
-            if self.outside is not None:
-                return self.outside
+            client = _GuardedClient(client, self)
         wait = _patience()
         while True:
             try:
                 granted = await plain(client, state, **options)
+            except _Stands as stands:
+                return stands.state
             except Exception as exc:
                 if (delay := wait(exc)) is None:
                     raise
@@ -94,14 +94,13 @@ class StateGuard:
         is_guarded = options.get("flow_run_id") == self._run_id
         if is_guarded:
             self._begin(state)
-            with suppress(Exception):
-                self.notice(client.read_flow_run(self._run_id))
-            if self.outside is not None:
-                return self.outside
+            client = _GuardedSyncClient(client, self)
         wait = _patience()
         while True:
             try:
                 granted = plain(client, state, **options)
+            except _Stands as stands:
+                return stands.state
             except Exception as exc:
                 if (delay := wait(exc)) is None:
                     raise
@@ -117,6 +116,44 @@ class StateGuard:
         self._ours = granted.id
         self.is_ending = granted.is_final()
         return granted
+
+
+class _Stands(Exception):
+    """Says that a run has a terminal state from outside, instead of the request for another."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        self.state = state
+
+
+class _GuardedClient:
+    """Prefect's client, as far as `propose_state` uses it, with a look before each request."""
+
+    def __init__(self, client: Any, guard: StateGuard) -> None:
+        self._client = client
+        self._guard = guard
+
+    async def set_flow_run_state(self, flow_run_id: UUID, state: State, **options: Any) -> Any:
+        with suppress(Exception):  # then the server decides
+            self._guard.notice(await self._client.read_flow_run(flow_run_id))
+        if self._guard.outside is not None:
+            raise _Stands(self._guard.outside)
+        return await self._client.set_flow_run_state(flow_run_id, state, **options)
+
+
+class _GuardedSyncClient:
+    """The same for `propose_state_sync`."""
+
+    def __init__(self, client: Any, guard: StateGuard) -> None:
+        self._client = client
+        self._guard = guard
+
+    def set_flow_run_state(self, flow_run_id: UUID, state: State, **options: Any) -> Any:
+        with suppress(Exception):
+            self._guard.notice(self._client.read_flow_run(flow_run_id))
+        if self._guard.outside is not None:
+            raise _Stands(self._guard.outside)
+        return self._client.set_flow_run_state(flow_run_id, state, **options)
 
 
 def _patience() -> Callable[[Exception], float | None]:

@@ -4,7 +4,9 @@ Observed before: 47 s after Failed was set by hand, flow and tasks worked on; th
 turned the state into Completed and ran on_completion.
 """
 
+import asyncio
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -107,6 +109,35 @@ async def test_the_end_of_a_flow_never_overwrites_it(
     assert stands.id == set_.id
     assert [len(traces(tmp_path, each)) for each in HOOKS if each != hook] == [0, 0, 0]
     assert len(traces(tmp_path, hook)) <= 1
+
+
+@pytest.mark.parametrize("before_the_try", [2.0, 0.02])
+async def test_it_stands_before_the_next_try_of_a_flow(
+    here: Pool, tmp_path: Path, before_the_try: float
+) -> None:
+    """Observed before: the next try replaced it with Running, because Prefect waits for it."""
+    run_id, attempt = await claimed(here, "retries_soon", tmp_path)
+    process = driver(run_id, attempt)
+
+    async def waits() -> FlowRun | None:
+        run = await here.read(run_id)
+        return run if run.state is not None and run.state.name == "AwaitingRetry" else None
+
+    run = await wait_until(waits, timeout=DRIVER_SECONDS, description="the flow to wait")
+    assert run is not None
+    assert run.state is not None
+    due = run.state.state_details.scheduled_time
+    assert due is not None
+    await asyncio.sleep((due - datetime.now(UTC)).total_seconds() - before_the_try)
+    await force(here, run_id, StateType.FAILED, "Failed")
+    set_ = (await here.read(run_id)).state
+    output(process)
+    stands = (await here.read(run_id)).state
+    assert set_ is not None
+    assert stands is not None
+    assert stands.id == set_.id
+    assert len(traces(tmp_path, "ran")) == 1
+    assert [traces(tmp_path, each) for each in HOOKS if each != "on_failure"] == [[], [], []]
 
 
 async def test_the_flows_own_end_is_no_state_from_outside(here: Pool, tmp_path: Path) -> None:
