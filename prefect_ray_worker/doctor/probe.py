@@ -98,9 +98,21 @@ def api(pool: str) -> dict[str, Any]:
             try:
                 client.read_work_pool(pool)
                 knows_pool = True
-            except ObjectNotFound:
+            except ObjectNotFound as exc:
+                if not says_prefect(exc.http_exc.response.content):
+                    raise exc.http_exc from None
                 knows_pool = False
     return {"url": masked(str(url)), "date": date, "time": time.time(), "knows_pool": knows_pool}
+
+
+def says_prefect(body: bytes) -> bool:
+    """Return whether a 404 is Prefect's own, by the rule of `shared.run_rules`."""
+    try:
+        answer = json.loads(body)
+        says = answer.get("detail") or answer.get("exception_message")
+    except (ValueError, AttributeError):
+        return False
+    return isinstance(says, str) and says != "Not Found"
 
 
 def ray() -> dict[str, Any]:

@@ -17,6 +17,7 @@ from prefect_ray_worker.config.secrets import without_userinfo
 from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.diagnosis.text import clean
 from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.prefect_api.answers import is_gone
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.settings import RayWorkerSettings
 
@@ -137,7 +138,9 @@ async def _local_ray() -> Connection | None:
 async def _template_of(name: str, client: PrefectClient) -> dict[str, Any]:
     try:
         pool = await client.read_work_pool(name)
-    except ObjectNotFound:
+    except ObjectNotFound as exc:
+        if not is_gone(exc):
+            raise exc.http_exc from None
         api = without_userinfo(PREFECT_API_URL.value() or "")
         raise InvalidConfiguration(
             f"The Prefect API at {api} has no work pool {name!r}. `prefect "

@@ -58,7 +58,7 @@ class Endings:
     def restored(self, state: State) -> None:
         """Set a terminal state again that came from outside, if the flow has replaced it since.
 
-        Prefect's engine waits inside a proposal for the next try of a flow (3.8.8).
+        A few milliseconds remain for that: see `StateGuard`.
         """
         now = self._read().state
         if now is not None and now.is_running() and self._is_present():
@@ -71,7 +71,7 @@ class Endings:
         policy = self._read().empirical_policy
         if policy.retry_type == "in_process":  # left by an earlier retry
             policy.retry_type = RETRY_TYPE_OF_WORKERS
-            self._client.update_flow_run(self._run_id, empirical_policy=policy)
+            patiently(lambda: self._client.update_flow_run(self._run_id, empirical_policy=policy))
         self._propose(AwaitingRetry())
 
     def _read(self) -> FlowRun:

@@ -22,6 +22,7 @@ from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.exceptions import TerminationSignal
 
+from prefect_ray_worker.driver.api import passes
 from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE
 from prefect_ray_worker.driver.signals import Termination, raise_in_thread
 from prefect_ray_worker.driver.state_guard import StateGuard, crash_with
@@ -30,6 +31,7 @@ from prefect_ray_worker.prefect_api.compat import (
     set_termination_intent,
 )
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, attempt_name, present_claim
+from prefect_ray_worker.shared.run_rules import Patience
 
 # As Prefect's own executor does when its event subscription is down (3.8.8).
 _POLL_SECONDS = 10.0
@@ -38,6 +40,8 @@ _SIGTERM_POLL_SECONDS = 0.1
 # How long tasks in threads get to end, once the flow has been interrupted.
 _TASKS_SECONDS = 1.0
 
+# How long to ask what a SIGTERM means: Ray gives the job 30 s until it kills it.
+_MEANING_SECONDS = 5.0
 # How long a flow gets to end whose run has a terminal state already: its slot may be in use again.
 _SETTLED_GRACE_SECONDS = 5.0
 # Those that Prefect's API or an automation sets; others are noticed by polling.
@@ -208,13 +212,22 @@ class InterruptWatch:
         self._looked_at = run.state.id
         return claim_id is not None and attempt_name(claim_id) != self._attempt
 
+    async def _read_patiently(self, client: PrefectClient) -> FlowRun | None:
+        """Return the run; None if Prefect does not say in the little time that there is."""
+        patience = Patience(_MEANING_SECONDS, now=time.monotonic(), first=0.2)
+        while True:
+            try:
+                return await client.read_flow_run(self._run_id)
+            except Exception as exc:
+                delay = patience.wait(time.monotonic()) if passes(exc) else None
+                if delay is None:
+                    _log.warning("Cannot ask Prefect why this run has to end: %s", exc)
+                    return None
+                await anyio.sleep(delay)
+
     async def _meaning(self, client: PrefectClient) -> Meaning | None:
         """Return what the end of the run means by its state; None for a crash."""
-        try:
-            run: FlowRun | None = await client.read_flow_run(self._run_id)
-        except Exception as exc:
-            _log.warning("Cannot ask Prefect why this run has to end: %s", exc)
-            run = None
+        run = await self._read_patiently(client)
         state = run.state.type if run is not None and run.state is not None else None
         if self._is_superseded:
             return "relinquish"

@@ -4,13 +4,13 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from logging import Logger, LoggerAdapter
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import anyio
 import httpx
 from prefect.exceptions import ObjectNotFound
 
-from prefect_ray_worker.shared.run_rules import Patience, is_passing
+from prefect_ray_worker.shared.run_rules import Patience, is_own_not_found, is_passing
 
 T = TypeVar("T")
 
@@ -32,15 +32,9 @@ def is_gone(exc: ObjectNotFound) -> bool:
 
 def _is_prefects(answer: httpx.Response) -> bool:
     try:
-        body = answer.json()
-    except (ValueError, RecursionError, httpx.ResponseNotRead):
+        return is_own_not_found(answer.content)
+    except httpx.ResponseNotRead:
         return False
-    if not isinstance(body, dict):
-        return False
-    said = cast("dict[str, object]", body)
-    text = said.get("detail") or said.get("exception_message")
-    # FastAPI's own "Not Found" means that there is no such path: another program answers.
-    return isinstance(text, str) and text != "Not Found"
 
 
 def is_passing_error(exc: Exception) -> bool:

@@ -4,19 +4,25 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import pytest
+from aiohttp import web
+from prefect.exceptions import PrefectHTTPStatusError
 
 from prefect_ray_worker import cli
+from prefect_ray_worker.doctor import probe
 from prefect_ray_worker.doctor.examine import examine
 from prefect_ray_worker.doctor.report import Check, CheckSubject, Grade
 from tests.fake_ray import FakeJob, FakeRay, Timeline
 from tests.fake_ray.faults import Fault, Kind
 from tests.fake_ray.nodes import FakeNode
 from tests.fake_ray.script import PENDING_FOREVER, SUCCEEDS_SOON
+from tests.integration.busy_api import busy_api
 from tests.integration.harness import settings_of
 from tests.ports import free_port
 from tests.prefect_server import PrefectServer
@@ -174,6 +180,25 @@ async def test_pool_that_prefect_does_not_have(prefect_settings: None) -> None:
 
 
 @pytest.mark.ray
+async def test_a_404_that_is_not_prefects_does_not_mean_that_a_pool_is_missing(
+    prefect_api: PrefectServer, prefect_settings: None, tmp_path: Path
+) -> None:
+    def refuses(request: web.Request) -> web.Response | None:
+        if "/work_pools/" not in request.path:
+            return None
+        return web.Response(status=404, content_type="text/html", text="<html>no backend</html>")
+
+    async with busy_api(prefect_api.api_url, refuses) as url:
+        with settings_of(url, tmp_path / "behind-a-proxy"):
+            failure = await failure_of("some-pool")
+            with pytest.raises(PrefectHTTPStatusError, match="404"):
+                await anyio.to_thread.run_sync(copy_context().run, probe.api, "some-pool")
+    assert failure.subject is CheckSubject.TARGET
+    assert "cannot be asked for work pool 'some-pool'" in str(failure)
+    assert "has no work pool" not in str(failure)
+    assert (await anyio.to_thread.run_sync(probe.api, "some-pool"))["knows_pool"] is False
+
+
 async def test_port_of_another_part_of_ray(ray_cluster: RealRay) -> None:
     for address in (ray_cluster.gcs_address, ray_cluster.client_address):
         failure = await failure_of(f"http://{address}")

@@ -17,8 +17,9 @@ from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.exits import DriverExit
 from prefect_ray_worker.shared.verdict_line import find_verdict
 from tests.integration.busy_api import busy_api
-from tests.integration.driver_kit import DRIVER_SECONDS, claimed, driver, output, traces
+from tests.integration.driver_kit import DRIVER_SECONDS, claimed, driver, force, output, traces
 from tests.integration.harness import Pool
+from tests.waiting import wait_until
 
 # More than Prefect's own client tries again: 5 times after 429 and 503, never after 404 (3.8.8).
 _REFUSED = {"429": 8, "503": 8, "404 page": 3}
@@ -57,6 +58,33 @@ async def test_a_driver_gets_slower_not_dead(
     assert refused == most
     assert len(traces(tmp_path, "ran")) == 1
     assert await here.state(run_id) == StateType.COMPLETED
+
+
+async def test_a_cancelled_run_is_not_crashed_by_a_404_page(here: Pool, tmp_path: Path) -> None:
+    """The driver asks what a SIGTERM means while a proxy has no server behind it."""
+    run_id, attempt = await claimed(here, "loops", tmp_path)
+    refused, is_rolling_out = 0, False
+
+    def refuses(request: web.Request) -> web.Response | None:
+        nonlocal refused
+        is_asked = request.method == "GET" and request.path.endswith(f"/flow_runs/{run_id}")
+        if not (is_rolling_out and is_asked and refused < 2):
+            return None
+        refused += 1
+        return web.Response(**_ANSWERS["404 page"])  # type: ignore[arg-type]
+
+    async with busy_api(PREFECT_API_URL.value(), refuses) as url:
+        process = driver(run_id, attempt, api_url=url)
+        await wait_until(
+            lambda: traces(tmp_path, "pids"), timeout=DRIVER_SECONDS, description="the flow"
+        )
+        is_rolling_out = True
+        await force(here, run_id, StateType.CANCELLING, "Cancelling")
+        process.terminate()
+        await output_of(process)
+    assert refused == 2
+    assert await here.state(run_id) == StateType.CANCELLED
+    assert len(traces(tmp_path, "on_cancellation")) == 1
 
 
 async def test_a_run_that_prefect_does_not_know_ends_its_driver_at_once(
