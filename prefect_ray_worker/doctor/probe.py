@@ -99,7 +99,8 @@ def api(pool: str) -> dict[str, Any]:
                 client.read_work_pool(pool)
                 knows_pool = True
             except ObjectNotFound as exc:
-                if not says_prefect(exc.http_exc.response.content):
+                answer = getattr(exc.http_exc, "response", None)
+                if answer is not None and not says_prefect(answer.content):
                     raise exc.http_exc from None
                 knows_pool = False
     return {"url": masked(str(url)), "date": date, "time": time.time(), "knows_pool": knows_pool}
