@@ -41,8 +41,8 @@ def main(arguments: list[str]) -> int:
         # First, because without it everything that it brings along is missing too.
         import prefect  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
-        from prefect_ray_worker.driver import marking
         from prefect_ray_worker.driver.flow_process import run_attempt
+        from prefect_ray_worker.prefect_api import marking
         from prefect_ray_worker.prefect_api.compat import serve_client_metrics_if_possible
     except ImportError as exc:
         if (exc.name or "").partition(".")[0] != "prefect":

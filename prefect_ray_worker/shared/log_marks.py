@@ -1,7 +1,7 @@
 """The marks with which a driver tells the worker about a line of the job's log.
 
 A driver knows which log records Prefect's handlers have sent to the API, and each record's level
-and time. In the job's log all that is left is text. So the driver (`driver/marking.py`) begins
+and time. In the job's log all that is left is text. So the driver (`prefect_api/marking.py`) begins
 every line of a log record with a mark, tracebacks included, and the worker (`logs/classify.py`)
 reads it. Standard library only: both sides import it.
 

@@ -14,7 +14,7 @@ import logging, sys
 from prefect.logging import get_run_logger, get_logger
 from prefect.logging.handlers import set_api_log_sink
 from prefect.logging.loggers import get_logger
-from prefect_ray_worker.driver import marking
+from prefect_ray_worker.prefect_api import marking
 import prefect.logging.configuration
 prefect.logging.configuration.setup_logging()
 from prefect_ray_worker.shared.log_marks import seal_of
