@@ -64,8 +64,12 @@ _CHAIN = (
     "The above exception was the direct cause of the following exception:",
 )
 
+_PROCESS = re.compile(r"pid=\d+(?:, ip=[^()\s]+)?\) $")
+
 # So many processes of a job may have their tracebacks interleaved.
 _MOST_SOURCES = 64
+# So many of its processes may mark their lines; Ray starts about one per CPU.
+_MOST_PROCESSES = 50_000
 
 
 class _Stage(Enum):
@@ -175,9 +179,9 @@ class Shaper:
     """Judges the lines of one job's log, in order.
 
     Left out is what Prefect has from its own handlers: lines that the driver has marked as sent
-    (`log_marks`). The text decides only for processes that mark nothing, which are those that Ray
-    forwards, and all where the driver is not ours: what has the console format of Prefect's flow
-    and task loggers is left out, with the traceback that follows.
+    (`log_marks`). The text decides only for processes that mark nothing: those of Ray that run no
+    task of `RayTaskRunner`, and all where the driver is not ours. There, what has the console
+    format of Prefect's flow and task loggers is left out, with the traceback that follows.
 
     Left out as well are blank lines, and the entrypoint that Ray quotes: it may hold what its
     author takes for private. What comes out depends on the lines alone, so that a second reading
@@ -194,6 +198,7 @@ class Shaper:
         self._quoted_lines = entrypoint.count("\n")
         self._seal = seal_of(attempt_in(submission_id))
         self._has_seal = False
+        self._sealing: set[str] = set()
         self._skip = 0
         self._longest = longest
         self._tracebacks: OrderedDict[str, Traceback] = OrderedDict()
@@ -214,6 +219,8 @@ class Shaper:
             return
         before, mark, after = marked
         source, own = _split_source(plain(before))
+        if (process := _PROCESS.search(source)) and len(self._sealing) < _MOST_PROCESSES:
+            self._sealing.add(process[0])
         if own.strip():
             # Somebody had begun the line without ending it.
             yield from self._unmarked(source + own)
@@ -245,8 +252,8 @@ class Shaper:
         found = recognize(text)
         if found.is_dropped:
             return
-        # A driver of ours marks what it logs: whatever else looks so was printed by the flow.
-        if found.is_sent and (found.source or not self._has_seal):
+        # A process that marks what it logs has printed whatever else looks so.
+        if found.is_sent and not self._marks_lines(found.source):
             self._expect_traceback(found.source, is_sent=True)
             return
         if (traceback := self._tracebacks.get(found.source)) is not None:
@@ -261,6 +268,12 @@ class Shaper:
             return
         level = logging.INFO if found.level is None else found.level
         yield from self._log(level, text if found.is_sent else found.source + found.text)
+
+    def _marks_lines(self, source: str) -> bool:
+        if not source:
+            return self._has_seal
+        process = _PROCESS.search(source)
+        return process is not None and process[0] in self._sealing
 
     def _expect_traceback(self, source: str, *, is_sent: bool) -> Traceback:
         traceback = self._tracebacks[source] = Traceback(is_sent=is_sent)

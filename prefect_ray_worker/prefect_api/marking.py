@@ -6,8 +6,10 @@ already. Only this process knows which records those are: see `log_marks`.
 
 import logging
 import sys
+import time
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 from prefect.logging.handlers import APILogHandler
 
@@ -15,21 +17,24 @@ from prefect_ray_worker.prefect_api.compat import in_process_pools
 from prefect_ray_worker.shared.log_marks import mark
 
 _SENT = "_prefect_ray_sent"
+# From the digits of a number in base 16 to letters.
+_LETTERS = str.maketrans("0123456789", "ghijklmnop")
 _CONSOLE = (1, 2)
 
 
 def install(seal: str) -> None:
     """Mark what any handler of `logging` writes to standard output or error from now on.
 
-    Handlers that a flow adds later are included. The processes of a
-    `ProcessPoolTaskRunner` do the same. Call it once in a process, after Prefect has been imported;
-    a second call does nothing.
+    Handlers that a flow adds later are included. The processes of a `ProcessPoolTaskRunner` do the
+    same. Call it once in a process, after Prefect has been imported; a second call does nothing.
 
     Args:
         seal: The attempt's.
     """
-    if getattr(logging.Handler.format, "marks_lines", False):
+    global _seal  # noqa: PLW0603 (one for a process)
+    if _seal:
         return
+    _seal = seal
     in_process_pools(partial(install, seal))
     prepare, plain = APILogHandler.prepare, logging.Handler.format
 
@@ -51,9 +56,37 @@ def install(seal: str) -> None:
             level = min(level, logging.DEBUG)
         return mark(text, seal=seal, is_sent=is_sent, level=level, when=record.created)
 
-    marked.marks_lines = True  # type: ignore[attr-defined]
     APILogHandler.prepare = prepare_and_note
     logging.Handler.format = marked
+
+
+def present_seal() -> str:
+    """Return the seal with which this process marks its lines; empty if it marks none."""
+    return _seal
+
+
+def install_in_ray_process(seal: str) -> None:
+    """Do the same in a process whose output Ray forwards to the driver's, and announce it there.
+
+    From the announcement on, the worker takes no unmarked line of the process for one that Prefect
+    has.
+
+    Args:
+        seal: The attempt's; empty where no driver of ours runs, and then nothing is done.
+    """
+    if _seal or not seal:
+        return
+    install(seal)
+    for stream in (sys.stdout, sys.stderr):  # Ray forwards them apart from each other
+        # Ray drops lines that differ by nothing but words with digits (`dedup_logs`, 2.60).
+        word = uuid4().hex.translate(_LETTERS)
+        text = f"This process marks its lines ({word})."
+        sealed = mark(text, seal=seal, is_sent=True, level=logging.DEBUG, when=time.time())
+        stream.write(f"{sealed}\n")
+        stream.flush()
+
+
+_seal = ""
 
 
 def _writes_to_console(handler: logging.Handler) -> bool:

@@ -24,6 +24,7 @@ class FlowContext:
         related: Resources that Prefect relates to every event of the flow run.
         paths: Folders that imports find in a task's process.
         own: The modules that a task's process can load.
+        seal: With which the driver marks its log, and the task's process does; empty for none.
     """
 
     settings: dict[str, Any]
@@ -33,6 +34,7 @@ class FlowContext:
     related: list[dict[str, str]]
     paths: list[str]
     own: OwnModules
+    seal: str
 
 
 class Slot(Protocol):

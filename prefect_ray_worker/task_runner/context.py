@@ -28,6 +28,7 @@ from prefect.flows import Flow
 from prefect.logging import get_logger
 from prefect.tasks import MaterializingTask, Task
 
+from prefect_ray_worker.prefect_api.marking import install_in_ray_process, present_seal
 from prefect_ray_worker.task_runner.call import FlowContext
 from prefect_ray_worker.task_runner.modules import OwnModules
 from prefect_ray_worker.task_runner.pickling import Blob, Packed, pack_whole, unpack
@@ -103,6 +104,7 @@ class ContextPickler:
             related=_related() if flow_run is not None else [],
             paths=self._paths,
             own=self._own,
+            seal=present_seal(),
         )
         return pack_whole(content)
 
@@ -251,10 +253,12 @@ def with_run_context(function: Callable[P, R]) -> Callable[P, R]:
         ```
     """
     context = pack_whole(portable_context(serialize_context()))
+    seal = present_seal()
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         collect_telemetry()
+        install_in_ray_process(seal)
         with hydrated_context(unpack(context)):
             try:
                 return function(*args, **kwargs)

@@ -23,6 +23,7 @@ from prefect.results import ResultStore
 from prefect.tasks import Task
 
 from prefect_ray_worker.prefect_api.compat import serve_no_client_metrics, tap_events
+from prefect_ray_worker.prefect_api.marking import install_in_ray_process
 from prefect_ray_worker.task_runner import modules
 from prefect_ray_worker.task_runner.call import FlowContext
 from prefect_ray_worker.task_runner.pickling import Blob, pack_whole, unpack
@@ -54,6 +55,7 @@ class TaskProcess:
     def __init__(self, flow_context: Blob) -> None:
         self.blob = flow_context
         self.content: FlowContext = flow_context.load()
+        install_in_ray_process(self.content.seal)
         _see(self.content.paths)
         own = self.content.own.below(Path.cwd())
         modules.use(own)

@@ -130,6 +130,24 @@ async def test_prints_that_look_like_prefects_are_there_and_its_own_are_not(pool
     only_once_by_its_logger(logs, "task logger says hello", "Finished in state Completed()")
 
 
+async def test_prints_of_tasks_that_look_like_prefects_are_there(pool: Pool) -> None:
+    """A task's print in Prefect's format hid itself, and the traceback after it."""
+    async with pool.working():
+        run_id = await start(pool, "prints_like_prefect_in_ray")
+        await pool.wait_for(run_id, StateType.COMPLETED)
+        logs = await logs_with(pool, run_id, "ValueError: printed d")
+    messages = [re.sub(r"^\(.*?\) ", "", message) for message in messages_of(logs)]
+    for word in "abcd":
+        for text in (
+            f"12:00:00.123 | INFO    | Task run 'a-b' - printed by {word}",
+            f"12:00:00.123 | INFO    | Task run 'a-b' - to stderr by {word}",
+            f"ValueError: printed {word}",
+        ):
+            assert messages.count(text) == 1, text
+        only_once_by_its_logger(logs, f"task logger says hello to {word}")
+    assert not [m for m in messages if "Finished in state" in m or "marks its lines" in m]
+
+
 @pytest.mark.extra
 async def test_prefects_own_executor_says_nothing_twice(pool: Pool) -> None:
     command = "echo from the shell; exec python -m prefect flow-run execute"

@@ -10,6 +10,9 @@ from pathlib import Path
 from prefect import flow, get_run_logger, task
 from prefect.task_runners import ProcessPoolTaskRunner
 
+from prefect_ray_worker import RayTaskRunner
+from prefect_ray_worker.task_runner import with_run_context
+
 
 @task
 def speaks() -> None:
@@ -73,6 +76,26 @@ def prints_in_ray_tasks() -> None:
     ray.init(address="auto")
     assert ray.get(remote.remote()) == "done"
     time.sleep(1)  # Ray forwards the output of its workers twice a second
+
+
+@task
+def prints_like_prefect(number: int) -> None:
+    word = "abcdef"[number]  # Ray drops lines that differ by nothing but numbers
+    print(f"12:00:00.123 | INFO    | Task run 'a-b' - printed by {word}")
+    print(f"Traceback (most recent call last):\n  File by {word}\nValueError: printed {word}")
+    get_run_logger().info("task logger says hello to %s", word)
+    print(f"12:00:00.123 | INFO    | Task run 'a-b' - to stderr by {word}", file=sys.stderr)
+    time.sleep(1)  # long enough for the others to be elsewhere
+
+
+@flow(task_runner=RayTaskRunner())
+def prints_like_prefect_in_ray() -> None:
+    import ray
+
+    prints_like_prefect.map(range(3)).wait()
+    remote = ray.remote(with_run_context(prints_like_prefect.fn))
+    ray.get(remote.remote(3))
+    time.sleep(1)
 
 
 @flow

@@ -239,3 +239,17 @@ def test_printed_text_that_looks_like_prefects_own_hides_nothing() -> None:
 def test_what_ray_forwards_from_processes_without_marks_is_judged_by_its_format() -> None:
     (first,) = sent("Driver of flow run …")
     assert shape(first, "(f pid=1) 12:00:00.123 | INFO    | Task run 'add-1' - Finished") == []
+
+
+def test_a_process_of_ray_that_marks_its_lines_prints_what_it_likes() -> None:
+    """A task's print that looked like one of Prefect's lines hid itself."""
+    (seal,) = sent("This process marks its lines.", DEBUG)
+    printed = "12:00:00.123 | INFO    | Task run 'a-b' - printed"
+    there = "(f pid=1, ip=10.0.0.7) "
+    assert shape(
+        f"{there}{seal}",
+        f"{there}{printed}",
+        f"(g pid=1, ip=10.0.0.7) {printed}",
+        f"(f pid=1, ip=10.0.0.8) {printed}",
+        f"(f pid=2) {printed}",
+    ) == [(INFO, f"{there}{printed}"), (INFO, f"(g pid=1, ip=10.0.0.7) {printed}")]

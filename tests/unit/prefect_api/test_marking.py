@@ -129,3 +129,23 @@ def test_marks_of_another_job_or_of_no_job_are_plain_text() -> None:
 def test_marks_of_a_driver_that_is_older_than_seals_are_found() -> None:
     line = mark("text", seal="", is_sent=True, level=20, when=NOW_MS / 1000)
     assert find_mark(line, seal="", now_ms=NOW_MS) == ("", Mark(True, 20, NOW_MS), "text")
+
+
+def test_a_process_of_ray_announces_that_it_marks_its_lines() -> None:
+    """On both streams, which Ray forwards apart, and in words that Ray does not call repeated."""
+    script = """
+    from prefect_ray_worker.prefect_api import marking
+    from prefect_ray_worker.shared.log_marks import seal_of
+    for seal in ("", seal_of("0123456789ab"), seal_of("0123456789ab")):
+        marking.install_in_ray_process(seal)
+    assert marking.present_seal() == seal
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    (out,), (err,) = result.stdout.splitlines(), result.stderr.splitlines()
+    assert marks_of([out, err]) == [(True, 10), (True, 10)]
+    words = [line.rpartition("(")[2] for line in (out, err)]
+    assert words[0] != words[1]
+    assert not any(character.isdigit() for character in "".join(words))
