@@ -9,6 +9,7 @@ import prefect
 from prefect.workers.base import BaseJobConfiguration
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from prefect_ray_worker.config.memory import memory_in_bytes
 from prefect_ray_worker.config.origin import ClusterOrigin, refuse_foreign_files
 from prefect_ray_worker.config.refusals import (
     explain,
@@ -20,7 +21,7 @@ from prefect_ray_worker.config.refusals import (
 )
 from prefect_ray_worker.config.runtime_env import as_text, can_ship, compose
 from prefect_ray_worker.config.secrets import NO_SECRETS, Delivery
-from prefect_ray_worker.config.variables import JobName, RayFields, UserMetadata, memory_in_bytes
+from prefect_ray_worker.config.variables import JobName, RayFields, UserMetadata
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.prefect_api.compat import setting_of_variable
 from prefect_ray_worker.ray_api.connection import Connection

@@ -3,17 +3,10 @@
 from typing import Annotated, Any
 
 from prefect.workers.base import BaseVariables
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ByteSize,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    WithJsonSchema,
-)
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from prefect_ray_worker.config.block import DashboardAddress, RayCluster
+from prefect_ray_worker.config.memory import Memory
 from prefect_ray_worker.config.runtime_env import RuntimeEnv, Text, as_text
 
 RESERVED_METADATA = frozenset({"job_submission_id", "job_name"})
@@ -23,18 +16,6 @@ RESERVED_PREFIXES = ("prefect.io/", "prefect-ray-worker/")
 Ray writes `job_submission_id` and `job_name` itself, and links drivers to jobs by them
 (`job_supervisor.py`, Ray 2.60). The worker sets the keys with these prefixes.
 """
-
-_BYTE_SIZE = TypeAdapter(ByteSize)
-
-
-def _parse_memory(value: object) -> object:
-    try:
-        size = int(_BYTE_SIZE.validate_python(value)) if isinstance(value, str | int) else 0
-    except ValidationError:
-        size = 0
-    if size <= 0:
-        raise ValueError('is not an amount of memory. Write "2GiB", "500MB" or a number of bytes')
-    return value
 
 
 def _no_slash(value: object) -> object:
@@ -58,7 +39,6 @@ def _no_reserved_keys(value: object) -> object:
     return value
 
 
-Memory = Annotated[str | int, BeforeValidator(_parse_memory)]
 JobName = Annotated[str, BeforeValidator(_no_slash)]
 UserMetadata = Annotated[dict[str, Text], BeforeValidator(_no_reserved_keys)]
 EnvValue = Annotated[
@@ -325,8 +305,3 @@ def _without_null(field: dict[str, Any]) -> dict[str, Any]:
         return field
     rest = {k: v for k, v in field.items() if k != "anyOf" and (k, v) != ("default", None)}
     return {**(options[0] if len(options) == 1 else {"anyOf": options}), **rest}
-
-
-def memory_in_bytes(value: str | int | None) -> int | None:
-    """Return a validated `entrypoint_memory` in bytes, or None for None."""
-    return None if value is None else int(_BYTE_SIZE.validate_python(value))

@@ -216,6 +216,69 @@ class Category(Enum):
         "The cluster did not answer for a long time, and the run gave no sign of life.",
         "Bring the cluster back or correct its address, and run the flow again.",
     )
+    CLUSTER_DELETED = (
+        "ClusterDeleted",
+        "The Kubernetes cluster does not have the run's RayCluster any more, or is deleting it.",
+        "Look for who deletes RayClusters, or raise kuberay.max_lifetime_seconds, and run the flow "
+        "again.",
+    )
+    CLUSTER_FORBIDDEN = (
+        "ClusterForbidden",
+        "The worker may not do in Kubernetes what its pool needs, or its credentials are refused.",
+        "Give the worker's service account the rights of deployment-templates/kuberay-per-run.",
+    )
+    CLUSTER_IMAGE = (
+        "ClusterImage",
+        "The image of the cluster cannot be pulled.",
+        "Correct kuberay.image, or give the namespace the pull secret of its registry.",
+    )
+    CLUSTER_NAMESPACE_GONE = (
+        "ClusterNamespaceGone",
+        "The namespace of the cluster does not exist, or is being deleted.",
+        "Correct kuberay.namespace, or create the namespace.",
+    )
+    CLUSTER_QUOTA = (
+        "ClusterQuota",
+        "A ResourceQuota of the namespace left no room for the cluster until the start timeout.",
+        "Limit the concurrency of the work pool, raise the quota or kuberay.start_timeout_seconds.",
+    )
+    CLUSTER_SPEC_INVALID = (
+        "ClusterSpecInvalid",
+        "Kubernetes or KubeRay refuses the cluster's specification, or cannot start a container "
+        "as it asks.",
+        "Correct the field of the job variable kuberay that the cause names.",
+    )
+    CLUSTER_START_TIMEOUT = (
+        "ClusterStartTimeout",
+        "The cluster did not take jobs in time, and nothing says why.",
+        "Look at its pods with kubectl, or raise kuberay.start_timeout_seconds.",
+    )
+    CLUSTER_UNSCHEDULABLE = (
+        "ClusterUnschedulable",
+        "No node had room for the cluster's pods until the start timeout.",
+        "Ask for less in kuberay.head and kuberay.workers, add nodes, or raise "
+        "kuberay.start_timeout_seconds.",
+    )
+    HEAD_CRASH_LOOP = (
+        "HeadCrashLoop",
+        "The head of the cluster crashes again and again while it starts.",
+        "Correct what its last lines say: a wrong image, or too little memory for the head.",
+    )
+    KUBERAY_MISSING = (
+        "KubeRayMissing",
+        "The Kubernetes cluster does not know RayClusters.",
+        "Install KubeRay 1.4 or later there, or name a cluster that runs already.",
+    )
+    KUBERNETES_UNREACHABLE = (
+        "KubernetesUnreachable",
+        "The Kubernetes API did not answer until the start timeout.",
+        "Check kuberay.kubeconfig and the network between the worker and the API server.",
+    )
+    OPERATOR_SILENT = (
+        "OperatorSilent",
+        "KubeRay's operator did nothing for the cluster until the start timeout.",
+        "Check that the operator runs and watches the namespace of the cluster.",
+    )
     JOB_FAILED = (
         "JobFailed",
         "The job failed in a way that this release does not know.",

@@ -1,0 +1,351 @@
+"""The job variable `kuberay`: a Ray cluster that the worker makes on Kubernetes for a run.
+
+Pure. The worker turns it into a RayCluster of KubeRay, and deletes that after the run.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, cast
+
+from prefect.utilities.collections import set_in_dict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from prefect_ray_worker.config.memory import Memory
+from prefect_ray_worker.config.runtime_env import Text
+
+VARIABLE = "kuberay"
+CONFIG_BLOCK_SLUG = "kubernetes-cluster-config"
+"""The block type of kubeconfigs that every Prefect server knows (3.8.8)."""
+RESERVED_LABELS = ("prefect.io/", "prefect-ray-worker/", "ray.io/", "app.kubernetes.io/managed-by")
+
+_SECRET_KEY = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9._-]+")
+_GROUP_NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
+_PLACEHOLDERS = re.compile(r"\{([^{}]*)\}")
+
+
+def _secret_references(value: dict[str, str]) -> dict[str, str]:
+    wrong = sorted(name for name, where in value.items() if not _SECRET_KEY.fullmatch(where))
+    if wrong:
+        raise ValueError(
+            f"has no Secret and key for {', '.join(wrong)}. Write the name of a Kubernetes Secret, "
+            'a slash and the key in it: {"PREFECT_API_KEY": "prefect-api/api-key"}'
+        )
+    return value
+
+
+def _free_labels(value: dict[str, str]) -> dict[str, str]:
+    taken = sorted(key for key in value if key.startswith(RESERVED_LABELS))
+    if taken:
+        raise ValueError(
+            f"uses {', '.join(taken)}, which this worker and KubeRay set themselves. Choose "
+            "another key"
+        )
+    return value
+
+
+def _group_name(value: str) -> str:
+    if not _GROUP_NAME.fullmatch(value):
+        raise ValueError(
+            "is no name of a worker group: lower-case letters, digits and dashes, 40 at most, "
+            'the first a letter. Example: "cpu"'
+        )
+    return value
+
+
+def _template(value: str) -> str:
+    unknown = sorted(set(_PLACEHOLDERS.findall(value)) - {"namespace", "name"})
+    if unknown:
+        raise ValueError(
+            f"has unknown placeholders: {', '.join(unknown)}. Use {{namespace}} and {{name}} only"
+        )
+    if "{name}" not in value or not value.startswith(("http://", "https://")):
+        raise ValueError(
+            "is not the URL of a cluster's dashboard. Example: https://ray.example.com/{name}"
+        )
+    return value
+
+
+class KubeRayNode(BaseModel):
+    """What a Ray pod gets, as request and as limit."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cpus: float = Field(default=1, gt=0, title="CPUs", description="CPUs of the pod. Example: 2")
+    memory: Memory = Field(
+        default="4GiB", title="Memory", description='Memory of the pod. Example: "8GiB"'
+    )
+    gpus: int = Field(
+        default=0, ge=0, title="GPUs", description="GPUs of the pod (nvidia.com/gpu). Example: 1"
+    )
+
+
+class KubeRayHead(KubeRayNode):
+    """The head of the cluster, where the driver runs unless it asks for resources."""
+
+    num_cpus: float | None = Field(
+        default=None,
+        ge=0,
+        title="CPUs for tasks",
+        description=(
+            "CPUs of the head that Ray gives to tasks. Unset: none if the cluster has worker "
+            "groups, else all of the head. Example: 0"
+        ),
+    )
+
+
+class KubeRayWorkerGroup(KubeRayNode):
+    """A group of equal worker pods."""
+
+    name: Annotated[str, AfterValidator(_group_name)] = Field(
+        title="Name", description="Name of the group. Example: cpu"
+    )
+    min: int = Field(
+        default=1, ge=0, title="Fewest pods", description="Pods that are always there. Example: 1"
+    )
+    max: int | None = Field(
+        default=None,
+        ge=1,
+        title="Most pods",
+        description=(
+            "Pods that there are at most. More than the fewest turns Ray's autoscaler on. Unset: "
+            "as many as the fewest. Example: 10"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _min_and_max(self) -> Self:
+        if self.max is None and self.min == 0:
+            raise ValueError("has min 0 and no max, so it would never have a pod. Set max")
+        if self.max is not None and self.max < self.min:
+            raise ValueError("has a max below its min. Raise max or lower min")
+        return self
+
+    @property
+    def most(self) -> int:
+        """The most pods of the group."""
+        return self.min if self.max is None else self.max
+
+
+class KubernetesConfig(BaseModel):
+    """The content of a `kubernetes-cluster-config` block of Prefect.
+
+    Not a Block: `prefect-kubernetes` defines that, and a process can use both packages.
+    """
+
+    model_config = ConfigDict(
+        extra="ignore",
+        title="Kubernetes Cluster Config",
+        json_schema_extra={
+            "block_type_slug": CONFIG_BLOCK_SLUG,
+            "secret_fields": [],
+            "block_schema_references": {},
+        },
+    )
+
+    config: dict[str, Any] = Field(
+        title="Config", description="The kubeconfig, as a mapping.", repr=False
+    )
+    context_name: str = Field(title="Context", description="The context of it to use.")
+
+
+class KubeRay(BaseModel):
+    """A Ray cluster of KubeRay that the worker makes for a run and deletes after it."""
+
+    model_config = ConfigDict(extra="forbid", title="KubeRay cluster")
+
+    scope: Literal["run"] = Field(
+        default="run",
+        title="One cluster for",
+        description="`run`: each attempt at a run gets a cluster of its own.",
+    )
+    namespace: str | None = Field(
+        default=None,
+        title="Namespace",
+        description=(
+            "Kubernetes namespace of the cluster. Unset: the worker's own, or that of its "
+            "kubeconfig's context. Example: ray"
+        ),
+    )
+    image: str | None = Field(
+        default=None,
+        title="Image",
+        description=(
+            "Image of the head and the workers: Ray, Prefect and what the flows need. "
+            "Example: rayproject/ray:2.60.0-py311"
+        ),
+    )
+    ray_version: str | None = Field(
+        default=None,
+        title="Ray version",
+        description=(
+            "Version of Ray in the image, 2.52 or later, for KubeRay's token authentication. "
+            "Unset: what the image's tag begins with. Example: 2.60.0"
+        ),
+    )
+    head: KubeRayHead | None = Field(
+        default=None,
+        title="Head",
+        description='The head\'s resources. Unset: 1 CPU and 4 GiB. Example: {"cpus": 2}',
+    )
+    workers: list[KubeRayWorkerGroup] = Field(
+        default_factory=list[KubeRayWorkerGroup],
+        title="Worker groups",
+        description=(
+            "Groups of equal worker pods. Unset: the head alone. "
+            'Example: [{"name": "cpu", "cpus": 4, "memory": "8GiB", "min": 0, "max": 10}]'
+        ),
+    )
+    manifest: dict[str, Any] | None = Field(
+        default=None,
+        title="Manifest",
+        description=(
+            "A whole `spec` of a RayCluster, instead of head and workers. Image, secrets, queue "
+            "and labels are still filled in. Example: {\"headGroupSpec\": {…}}"
+        ),
+    )  # fmt: skip
+    secrets: Annotated[dict[str, str], AfterValidator(_secret_references)] = Field(
+        default_factory=dict,
+        title="Secrets",
+        description=(
+            "Environment variables of the Ray pods that hold a key of a Kubernetes Secret of the "
+            'namespace. Example: {"PREFECT_API_KEY": "prefect-api/api-key"}'
+        ),
+    )
+    token_secret: str | None = Field(
+        default=None,
+        title="Token secret",
+        description=(
+            "Kubernetes Secret whose key auth_token is the Ray token of the cluster (KubeRay 1.6 "
+            "and later). Unset: KubeRay makes a Secret for each cluster. Example: ray-token"
+        ),
+    )
+    queue: str | None = Field(
+        default=None,
+        title="Kueue queue",
+        description="Local queue of Kueue that admits the cluster. Example: research",
+    )
+    service_account: str | None = Field(
+        default=None,
+        title="Service account",
+        description="Service account of the Ray pods. Unset: the namespace's default.",
+    )
+    labels: Annotated[dict[str, Text], AfterValidator(_free_labels)] = Field(
+        default_factory=dict,
+        title="Kubernetes labels",
+        description=(
+            'Labels of the RayCluster and its pods, for cost reports. Example: {"team": "research"}'
+        ),
+    )
+    ready_when: Literal["head", "all"] = Field(
+        default="head",
+        title="Ready when",
+        description="`head`: when the head takes jobs. `all`: when all pods are ready as well.",
+    )
+    start_timeout_seconds: int = Field(
+        default=900,
+        ge=1,
+        title="Start timeout (seconds)",
+        description=(
+            "How long the cluster may take from its creation until it takes jobs, before the run "
+            "is marked Crashed. Time in a Kueue queue does not count. Example: 900"
+        ),
+    )
+    keep_failed_seconds: int = Field(
+        default=0,
+        ge=0,
+        title="Keep failed (seconds)",
+        description=(
+            "How long the cluster of a crashed run stays, for a look at it. Example: 3600"
+        ),
+    )
+    max_lifetime_seconds: int | None = Field(
+        default=None,
+        ge=60,
+        title="Longest life (seconds)",
+        description=(
+            "The cluster is deleted at this age, even under a run that goes on. Unset: no limit. "
+            "Example: 86400"
+        ),
+    )
+    access: Literal["auto", "service", "proxy"] = Field(
+        default="auto",
+        title="Access",
+        description=(
+            "How the worker reaches the dashboard. `service`: by the name of its Kubernetes "
+            "service. `proxy`: through the API server. `auto`: by service inside the Kubernetes "
+            "cluster, else through the API server."
+        ),
+    )
+    address_template: Annotated[str, AfterValidator(_template)] | None = Field(
+        default=None,
+        title="Address template",
+        description=(
+            "URL of the dashboard behind an ingress, with {namespace} and {name} of the cluster. "
+            "If set, `access` is not used, and links on runs lead there. "
+            "Example: https://ray.example.com/{namespace}/{name}"
+        ),
+    )
+    kubeconfig: KubernetesConfig | None = Field(
+        default=None,
+        title="Kubeconfig",
+        description=(
+            "A Kubernetes Cluster Config block. Unset: the worker's service account in a pod, "
+            "else the file that KUBECONFIG names, else ~/.kube/config."
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _one_spec(self) -> Self:
+        if self.manifest is not None:
+            doubled = [n for n, set_ in (("head", self.head), ("workers", self.workers)) if set_]
+            if doubled:
+                raise ValueError(
+                    f"names manifest together with {' and '.join(doubled)}. Put the pods into the "
+                    "manifest, or leave it out"
+                )
+        elif self.image is None:
+            raise ValueError("names neither image nor manifest. Set image to one that has Ray")
+        names = [group.name for group in self.workers]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"has several worker groups named {', '.join(doubled)}. Rename one")
+        return self
+
+
+def over_pool_default(
+    base_job_template: Mapping[str, Any], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return job variables whose `kuberay` is merged over the pool's.
+
+    Prefect merges `env` only: without this, an override of `kuberay.image` would replace the whole
+    `kuberay` of the pool (`BaseJobConfiguration.from_template_and_values`, 3.8.8).
+
+    Args:
+        base_job_template: Of the work pool.
+        values: The job variables of the deployment and the run.
+    """
+    dotted = {key: value for key, value in values.items() if key.startswith(f"{VARIABLE}.")}
+    if not dotted and not isinstance(values.get(VARIABLE), dict):
+        return dict(values)
+    properties = base_job_template.get("variables", {}).get("properties", {})
+    merged: object = properties.get(VARIABLE, {}).get("default")
+    of_paths: dict[str, Any] = {}
+    for key, value in dotted.items():
+        set_in_dict(of_paths, key, value)
+    # As for Prefect's own: a nested value wins over a dotted one.
+    for override in (of_paths.get(VARIABLE), values.get(VARIABLE)):
+        if isinstance(override, dict):
+            merged = _merged(merged, cast("dict[str, Any]", override))
+    rest = {key: value for key, value in values.items() if key not in dotted}
+    return {**rest, VARIABLE: merged}
+
+
+def _merged(below: object, above: dict[str, Any]) -> dict[str, Any]:
+    # A reference to a block is one value, and another one takes its place.
+    if not isinstance(below, dict) or "$ref" in below or "$ref" in above:
+        return above
+    result = dict(cast("dict[str, Any]", below))
+    for key, value in above.items():
+        before = result.get(key)
+        result[key] = _merged(before, value) if isinstance(value, dict) else value
+    return result
