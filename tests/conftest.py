@@ -3,6 +3,8 @@
 from tests.fixtures import (
     client,
     here,
+    kubernetes,
+    kubernetes_client,
     pool,
     prefect_api,
     prefect_settings,
@@ -14,6 +16,8 @@ from tests.fixtures import (
 __all__ = [
     "client",
     "here",
+    "kubernetes",
+    "kubernetes_client",
     "pool",
     "prefect_api",
     "prefect_settings",

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from prefect_ray_worker.kubernetes_api.client import KubernetesClient
+from prefect_ray_worker.kubernetes_api.credentials import Kubeconfig
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
+from tests.fake_kubernetes import CRD, MISSING_CRD, FakeKubernetes
 from tests.fake_ray import FakeRay
 from tests.integration.harness import Pool, new_pool, set_timing, settings_of
 from tests.integration.stage import STAGE_INTERVAL, Stage, new_stage
@@ -81,3 +84,20 @@ async def stage(prefect_settings: None, monkeypatch: pytest.MonkeyPatch) -> Asyn
     set_timing(monkeypatch, report_grace=1.0)
     async with new_stage() as staged:
         yield staged
+
+
+@pytest.fixture
+async def kubernetes() -> AsyncIterator[FakeKubernetes]:
+    """A fake Kubernetes with KubeRay: the test decides what goes wrong with which cluster."""
+    if not CRD.exists():
+        pytest.skip(MISSING_CRD)
+    async with FakeKubernetes() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def kubernetes_client(kubernetes: FakeKubernetes) -> AsyncIterator[KubernetesClient]:
+    """Our client of the fake Kubernetes, with a worker's rights."""
+    config = Kubeconfig.of_block(kubernetes.kubeconfig())
+    async with KubernetesClient(config) as opened:
+        yield opened
