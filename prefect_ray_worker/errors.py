@@ -272,3 +272,13 @@ class NotKubernetes(KubernetesError):
 
 class KubernetesTlsFailed(NotKubernetes):
     """The API server's certificate is not trusted here, or it does not speak TLS."""
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """Return what an exception group was made for, if it holds a single exception.
+
+    Task groups wrap whatever is raised inside them, once for each group.
+    """
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -4,14 +4,12 @@ import gc
 import math
 import platform
 import sys
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import anyio
 import anyio.abc
-from prefect.client.orchestration import get_client
 from prefect.exceptions import InfrastructureNotAvailable
 from prefect.settings import (
     PREFECT_API_URL,
@@ -29,7 +27,7 @@ from prefect_ray_worker.config.block import LOGO_URL, register_block
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import Delivery, warnings_of
 from prefect_ray_worker.config.variables import RayWorkerVariables
-from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.errors import InvalidConfiguration, unwrapped
 from prefect_ray_worker.prefect_api.active_runs import cancelling_runs, settled_outside
 from prefect_ray_worker.prefect_api.answers import outlast
 from prefect_ray_worker.prefect_api.compat import (
@@ -42,6 +40,7 @@ from prefect_ray_worker.prefect_api.compat import (
 )
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.prefect_api.logs import PrefectLogs
+from prefect_ray_worker.prefect_api.pool import stay_online
 from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.follow import Follower
 from prefect_ray_worker.runs.lease import Lease
@@ -54,6 +53,7 @@ from prefect_ray_worker.runs.slots import DeploymentSlots
 from prefect_ray_worker.runs.stop import AttendedRuns, kill_job, pid_of_job
 from prefect_ray_worker.runs.submit import Submitter
 from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
+from prefect_ray_worker.runs.wake import Wake
 from prefect_ray_worker.settings import RayWorkerSettings, worker_settings
 from prefect_ray_worker.shared.ids import InfrastructurePid, present_claim, submission_id
 
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AsyncExitStack
 
+    from anyio.abc import TaskGroup
     from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import WorkerFlowRunResponse
     from prefect.flows import Flow
@@ -112,6 +113,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     timing: Timing = DEFAULT_TIMING
     serves: bool = False
     _runs_once = False
+    _has_left_some = False
     _display_name = "Ray"
     _documentation_url = documentation_url()
     _logo_url = LOGO_URL
@@ -147,6 +149,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         # Left in the opposite order: first the followers of adopted runs, then Prefect's runs,
         # which need clusters and the cancelling loop to the last, then these.
         settings = worker_settings()
+        self._looks = anyio.Lock()
         self._sources = ClusterSources.of_worker(PREFECT_HOME.value(), settings.address)
         self._followed = FollowedRuns(self._sources.count_as_ended)
         quick = min(settings.poll_interval_seconds, 2.0)
@@ -172,7 +175,9 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         stack.push_async_callback(self._give_up_what_was_interrupted)
         await super().setup()
         if self._runs_once:
-            services.start_soon(self._stay_online, name="ray-heartbeat")
+            who = (self.client, self.work_pool.name, self.name)
+            beats = partial(stay_online, *who, every=self.heartbeat_interval_seconds)
+            services.start_soon(beats, name="ray-heartbeat")
         me = Worker(self.name, instance=uuid4().hex[:12], host=platform.node())
         interval = max(self.heartbeat_interval_seconds / 2, 1.0)
         self._services = self._shared_by_runs(settings, me, _FRESH_LOOKS * interval)
@@ -186,6 +191,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             queues=work_queues(self),
             interval=interval,
         )
+        look, turn_of = self.get_and_submit_flow_runs, self._recovery.turn_of
+        self._wake = Wake(look, self._cancelling.look_now, turn_of, worker_logger(self))
         followers = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(followers.cancel_scope.cancel)
         self._followed.open(followers, logs=runs_task_group(self))
@@ -194,11 +201,16 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         services.start_soon(self._services.slots.run, name="ray-slots")
         followers.start_soon(self._services.waiting.run, name="ray-waiting")
         if self.serves:
-            await self._sources.sweep(worker_logger(self).info)
-            await register_block(self.client, worker_logger(self).warning)
-            followers.start_soon(self._recovery.run, name="ray-recovery")
+            await self._serve(services, followers)
         else:
             self._services.lease.renew(math.inf)  # no other worker takes over what a caller does
+
+    async def _serve(self, services: "TaskGroup", followers: "TaskGroup") -> None:
+        await self._sources.sweep(worker_logger(self).info)
+        await register_block(self.client, worker_logger(self).warning)
+        followers.start_soon(self._recovery.run, name="ray-recovery")
+        if not self._runs_once:
+            services.start_soon(self._wake.run, lambda: self.work_pool, name="ray-wake")
 
     def _shared_by_runs(
         self, settings: RayWorkerSettings, me: Worker, lease_seconds: float
@@ -244,12 +256,15 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         if task_status is not None:
             task_status.started(str(pid))
         await self._followed.follow(follower)
+        if self._has_left_some:
+            self._wake.within(0.1)  # by then Prefect has freed the slot of `--limit`
         return RayWorkerResult(identifier=str(pid), status_code=0)
 
     async def get_and_submit_flow_runs(self) -> "list[FlowRun]":
         """Look for scheduled runs. An API that is busy or away makes the worker slower."""
-        ask = super().get_and_submit_flow_runs
-        return await outlast(ask, worker_logger(self), once=self._runs_once)
+        async with self._looks:  # an answer that was overtaken would show runs that have begun
+            ask = super().get_and_submit_flow_runs
+            return await outlast(ask, worker_logger(self), once=self._runs_once)
 
     async def sync_with_backend(self) -> None:
         """Read the work pool and, in a worker that serves it, say that it is online."""
@@ -266,7 +281,9 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         """
         busy = self._followed.is_busy_with
         free = [entry for entry in flow_run_response if not busy(entry.flow_run.id)]
-        return await super()._submit_scheduled_flow_runs(free)
+        submitted = await super()._submit_scheduled_flow_runs(free)
+        self._has_left_some = len(submitted) < len(flow_run_response)
+        return submitted
 
     async def submit(
         self,
@@ -300,9 +317,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         try:
             await super().__aexit__(*exc_info)
         except BaseExceptionGroup as group:
-            raised: BaseException = group
-            while isinstance(raised, BaseExceptionGroup) and len(raised.exceptions) == 1:
-                raised = raised.exceptions[0]
+            raised = unwrapped(group)
             if raised is not exc_info[1]:
                 raise raised from None
 
@@ -363,6 +378,10 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         said = await kill_job(client, pid, grace_seconds=grace, timing=self.timing)
         worker_logger(self).info("%s", said)
 
+    async def _give_up_what_was_interrupted(self) -> None:
+        if left := self._followed.interrupted:
+            await self._recovery.give_up_at_the_end(left)
+
     async def _configuration_of(self, flow_run: "FlowRun") -> RayJobConfiguration:
         return await RayJobConfiguration.resolve_for_flow_run(
             flow_run,
@@ -379,22 +398,3 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
                 flow_run = follower.attempt.flow_run.model_copy(deep=True)
                 return await self._sources.find(await self._configuration_of(flow_run))
         return None
-
-    async def _give_up_what_was_interrupted(self) -> None:
-        """Leave to others, at once, what this process did not follow to the end."""
-        if left := self._followed.interrupted:
-            with anyio.move_on_after(10.0, shield=True):
-                async with get_client() as client:  # the worker's own is closed by now
-                    await self._recovery.give_up(FlowRuns(client), left)
-
-    async def _stay_online(self) -> None:
-        """Send heartbeats while a worker that was started with `--run-once` finishes its runs.
-
-        Prefect sends one (3.8.8). After three missed ones other workers take over the runs.
-        """
-        while True:
-            await anyio.sleep(self.heartbeat_interval_seconds)
-            with suppress(Exception):  # the runs are finished all the same
-                await self.client.send_worker_heartbeat(
-                    self.work_pool.name, self.name, self.heartbeat_interval_seconds
-                )

@@ -16,7 +16,7 @@ from tests.fake_kubernetes import CRD, MISSING_CRD, FakeKubernetes
 from tests.fake_ray import FakeRay
 from tests.integration.harness import Pool, new_pool, set_timing, settings_of
 from tests.integration.stage import STAGE_INTERVAL, Stage, new_stage
-from tests.prefect_server import PrefectServer, prefect_server, send_what_is_left
+from tests.prefect_server import PrefectServer, prefect_server
 from tests.real_ray import RealRay, real_ray
 
 
@@ -46,7 +46,6 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectSer
     """A real Prefect server for the whole session, without a UI and without stored events."""
     with prefect_server(tmp_path_factory.mktemp("prefect-server")) as server:
         yield server
-        send_what_is_left()
 
 
 @pytest.fixture

@@ -1,12 +1,13 @@
 """A real Prefect server on a free loopback port, in a process and a home of its own."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,14 +75,19 @@ def prefect_server(
         _wait_until_healthy(f"http://127.0.0.1:{port}/api/health", process, home / "server.log")
         yield PrefectServer(f"http://127.0.0.1:{port}/api", home, process)
     finally:
+        send_what_is_left()
         _end(process)
 
 
 def send_what_is_left() -> None:
     """Have this process's logs and events sent now, while their server is there.
 
-    Prefect sends them when the process ends, and then waits long for a server that has gone.
+    Prefect sends them when the process ends, and then waits long for a server that has gone. In a
+    running loop nothing is sent: there, Prefect would return something to await (3.8.8).
     """
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        return
     APILogWorker.drain_all(timeout=10)
     EventsWorker.drain_all(timeout=10)
 

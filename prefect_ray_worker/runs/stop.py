@@ -21,6 +21,9 @@ from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.shared.backoff import Backoff, jittered
 from prefect_ray_worker.shared.ids import InfrastructurePid, is_job_of, run_in
 
+# A burst of events makes few requests.
+_GAP_SECONDS = 0.25
+
 _log = logging.getLogger("prefect.workers.ray.cancelling")
 
 
@@ -185,9 +188,14 @@ class AttendedRuns:
         self._attended: list[tuple[UUID, float]] = []
         self._found: set[UUID] = set()
         self._wake = anyio.Event()
+        self._hurry = anyio.Event()
 
     def __contains__(self, flow_run_id: object) -> bool:
         return flow_run_id in self._found
+
+    def look_now(self) -> None:
+        """Send the next request at once, for example because an event says that a run changed."""
+        self._hurry.set()
 
     @contextmanager
     def attended(self, flow_run_id: UUID) -> Generator[None, None, None]:
@@ -208,6 +216,7 @@ class AttendedRuns:
             if not self._attended:
                 await self._wake.wait()
             self._wake = anyio.Event()
+            self._hurry = anyio.Event()
             began = anyio.current_time()
             try:
                 found = await self._ask({run for run, _ in self._attended})
@@ -215,7 +224,9 @@ class AttendedRuns:
                 since = dict(self._attended)
                 self._found = {run for run in found if since.get(run, math.inf) <= began}
                 backoff.reset()
-                await anyio.sleep(jittered(self._interval))
+                await anyio.sleep(min(_GAP_SECONDS, self._interval))
+                with anyio.move_on_after(jittered(self._interval)):
+                    await self._hurry.wait()
             except Exception as exc:  # noqa: BLE001 (the loop must survive any API error)
                 _log.warning("Cannot ask Prefect %s: %s", self._what, exc)
                 await anyio.sleep(backoff.next())

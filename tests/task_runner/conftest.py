@@ -8,7 +8,7 @@ import pytest
 
 from prefect_ray_worker import RayTaskRunner
 from tests.integration.harness import settings_of
-from tests.prefect_server import PrefectServer, prefect_server, send_what_is_left
+from tests.prefect_server import PrefectServer, prefect_server
 from tests.real_ray import TERMS, RealRay, real_ray
 
 
@@ -19,7 +19,6 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectSer
     extra = {"PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "true"}
     with prefect_server(home, extra) as server:
         yield server
-        send_what_is_left()
 
 
 @pytest.fixture(scope="session", autouse=True)

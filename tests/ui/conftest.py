@@ -7,7 +7,7 @@ import pytest
 
 from tests.integration.harness import settings_of
 from tests.ports import free_port
-from tests.prefect_server import PrefectServer, prefect_server, send_what_is_left
+from tests.prefect_server import PrefectServer, prefect_server
 from tests.ui.browser import Page, browser, page
 
 
@@ -20,7 +20,6 @@ def ui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServe
     extra = {"PREFECT_SERVER_UI_ENABLED": "true", "PREFECT_SERVER_UI_API_URL": url}
     with prefect_server(tmp_path_factory.mktemp("ui-server"), extra, port=port) as server:
         yield server
-        send_what_is_left()
 
 
 @pytest.fixture

@@ -114,6 +114,7 @@ class Reconciler:
         self._followed = followed
         self._adoption = adoption
         self._interval = interval
+        self.online: frozenset[str] = frozenset()  # as of the last look
         self._starting = True
         self._lease = lease
         self._born = datetime.now(UTC)
@@ -144,7 +145,7 @@ class Reconciler:
         began = anyio.current_time()
         pool = self._here.pool()
         runs = await api.active(pool.id)
-        online = await api.online_workers(pool.name)
+        self.online = online = await api.online_workers(pool.name)
         if self._here.me.name not in online:
             return  # just started, or asleep for long: the next heartbeat puts that right
         runs |= await self._left_unfinished(pool.id)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from uuid import UUID
 
 import anyio
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import WorkPool
 
 from prefect_ray_worker.clusters.choice import ClusterSources
@@ -19,6 +20,7 @@ from prefect_ray_worker.runs.recovery.labels import (
     given_up_label,
     owner_labels,
 )
+from prefect_ray_worker.runs.recovery.ownership import heirs
 from prefect_ray_worker.runs.recovery.reconcile import Reconciler, Situation
 from prefect_ray_worker.runs.recovery.sweep import Sweeper
 from prefect_ray_worker.runs.registry import FollowedRuns
@@ -27,6 +29,7 @@ from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.shared.ids import attempt_in, attempt_name
 
 _AT_ONCE = 8
+_GIVE_UP_SECONDS = 10.0
 
 _log = logging.getLogger("prefect.workers.ray.recovery")
 
@@ -94,6 +97,11 @@ class Recovery:
         labels = owner_labels(self._me, attempt_in(job_id), ref, host)
         await self._flow_runs.label(run_id, labels)
 
+    def turn_of(self, run_id: UUID) -> int:
+        """Return how many workers of the pool come before this one for a run, by the last look."""
+        names = heirs(run_id, self._reconciler.online)
+        return names.index(self._me.name) if self._me.name in names else len(names)
+
     async def announce_upload(self, run_id: UUID) -> None:
         """Write on a run that no worker must submit it yet: its caller uploads the code first."""
         claim_id = await self._flow_runs.claim_id(run_id)
@@ -112,6 +120,12 @@ class Recovery:
         async with anyio.create_task_group() as tasks:
             for attempt in left:
                 tasks.start_soon(self._give_up, flow_runs, attempt, limiter)
+
+    async def give_up_at_the_end(self, left: Sequence[RunAttempt]) -> None:
+        """Leave attempts to others, at once, with a client of its own: the worker's is closed."""
+        with anyio.move_on_after(_GIVE_UP_SECONDS, shield=True):
+            async with get_client() as client:
+                await self.give_up(FlowRuns(client), left)
 
     async def _home(self) -> Cluster | None:
         configuration = await self._pool_configuration()

@@ -1,0 +1,42 @@
+"""A worker that wakes: it looks for runs when Prefect says that there are some, not at its poll."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from prefect.client.schemas.objects import StateType
+from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, temporary_settings
+
+from tests.integration.stage import Stage
+
+POLL_SECONDS = 600
+"""No test waits for a poll."""
+
+
+@pytest.fixture
+async def stage(stage: Stage) -> AsyncIterator[Stage]:
+    with temporary_settings({PREFECT_WORKER_QUERY_SECONDS: POLL_SECONDS}):
+        yield stage
+
+
+async def test_run_is_submitted_long_before_the_next_poll(stage: Stage) -> None:
+    async with stage.pool.working():
+        for _ in range(2):  # the first one might be the first poll's
+            _, job = await stage.running()
+            job.set("SUCCEEDED")
+
+
+async def test_next_run_takes_a_freed_slot_at_once(stage: Stage) -> None:
+    """With `--limit 1` each queued run waited for a poll after its predecessor's end."""
+    async with stage.pool.working(limit=1):
+        run_id, job = await stage.running()
+        waiting = await stage.start()
+        job.set("FAILED", driver_exit_code=7)
+        await stage.ends(run_id, StateType.CRASHED, "exit code 7")
+        await stage.job_of(waiting)
+
+
+async def test_two_workers_submit_a_run_once(stage: Stage) -> None:
+    async with stage.pool.working(name="first"), stage.pool.working(name="second"):
+        runs = [await stage.start() for _ in range(6)]
+        for run_id in runs:
+            await stage.job_of(run_id)
