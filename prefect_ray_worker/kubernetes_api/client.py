@@ -4,12 +4,13 @@ import base64
 import binascii
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import anyio.to_thread
 from pydantic import BaseModel, Field
 
 from prefect_ray_worker.errors import KubeRayMissing, KubernetesRejected, ObjectMissing
+from prefect_ray_worker.kubernetes_api.answers import unusable
 from prefect_ray_worker.kubernetes_api.credentials import Access, Kubeconfig
 from prefect_ray_worker.kubernetes_api.gateway import KubernetesGateway
 from prefect_ray_worker.kubernetes_api.http import ApiServer, selector_of
@@ -32,6 +33,12 @@ from prefect_ray_worker.kubernetes_api.schema import ServedFields, fields_in
 
 _REVIEWS = "apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _MOST_OF_A_LOG = 1024 * 1024
+
+
+class _DeletionAnswer(BaseModel):
+    """The object, if it stays for a while, or a `Status`."""
+
+    kind: Literal["RayCluster", "Status"]
 
 
 class _SecretAnswer(BaseModel):
@@ -122,7 +129,8 @@ class KubernetesClient:
 
         Raises:
             AlreadyThere: The name is taken, perhaps by a cluster that is being deleted.
-            QuotaExceeded: Not created; another try can succeed once a cluster is gone.
+            QuotaExceeded: Not created; another try can succeed once a cluster is gone. Kubernetes
+                checks the quota before the name, so a cluster of that name can be there.
             ManifestRefused: `field` names the field, if the server does.
             ObjectMissing: The namespace is missing (`resource == "namespaces"`).
             KubernetesUnclear: The cluster may be there; read it back.
@@ -230,7 +238,10 @@ class KubernetesClient:
         }
         if given := {key: value for key, value in wanted.items() if value is not None}:
             options["preconditions"] = given
-        await self._server.ask(cluster_request("delete", namespace, name, body=options))
+        # Read, so that the page of a login proxy is not taken for an accepted deletion.
+        await self._server.read(
+            cluster_request("delete", namespace, name, body=options), _DeletionAnswer
+        )
 
     async def pods(
         self,
@@ -342,6 +353,7 @@ class KubernetesClient:
                 "apiVersion": "authorization.k8s.io/v1",
                 "spec": {"resourceAttributes": {k: v for k, v in asked.items() if v}},
             },
+            stores=False,
         )
         return (await self._server.read(request, _Review)).status.allowed
 
@@ -352,7 +364,10 @@ class KubernetesClient:
             KubeRayMissing: RayCluster is not served.
         """
         body = await self._server.ask(ApiRequest("get", f"openapi/v3/{RAY_API}"))
-        found = await anyio.to_thread.run_sync(fields_in, body)
+        try:
+            found = await anyio.to_thread.run_sync(fields_in, body)
+        except ValueError:
+            raise unusable(self.access.server, "no OpenAPI document of ray.io/v1") from None
         if found is None:
             raise KubeRayMissing(f"{self.access.server} serves ray.io/v1 without a RayCluster.")
         return found
@@ -364,6 +379,11 @@ class KubernetesClient:
         if dry_run:
             parameters.append(("dryRun", "All"))
         request = cluster_request(
-            "create", namespace, name, body=manifest, parameters=tuple(parameters)
+            "create",
+            namespace,
+            name,
+            body=manifest,
+            parameters=tuple(parameters),
+            stores=not dry_run,
         )
         return await self._server.read(request, RayClusterObject)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import httpx2
     from lightkube.config.kubeconfig import SingleConfig
 
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+"""Where a pod finds the token of its service account."""
+
 _MISSING = (
     "KubeRay needs the package `lightkube`. Install the extra on the worker's machine: "
     "pip install 'prefect-ray-worker[kuberay]'."
@@ -100,7 +103,7 @@ def load_access(kubeconfig: Kubeconfig | None) -> Access:
         InvalidConfiguration: There are no usable credentials, or lightkube is not installed.
     """
     try:
-        from lightkube.config.kubeconfig import SERVICE_ACCOUNT, KubeConfig
+        from lightkube.config.kubeconfig import KubeConfig
         from lightkube.core.exceptions import ConfigError
     except ImportError:
         raise InvalidConfiguration(_MISSING) from None
@@ -110,7 +113,7 @@ def load_access(kubeconfig: Kubeconfig | None) -> Access:
         if kubeconfig is not None:
             found = KubeConfig.from_dict(json.loads(kubeconfig.content)).get(kubeconfig.context)
         else:
-            found = KubeConfig.from_env().get()
+            found = KubeConfig.from_env(SERVICE_ACCOUNT).get()
     except (ConfigError, OSError) as exc:
         raise InvalidConfiguration(f"There is no access to Kubernetes: {exc}.") from exc
     except Exception as exc:  # noqa: BLE001 (a YAML or JSON of any shape; the cause can quote it)

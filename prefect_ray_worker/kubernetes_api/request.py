@@ -39,6 +39,7 @@ class ApiRequest:
         parameters: The query.
         content_type: Of the body.
         room: The most bytes of an answer that are read.
+        stores: Whether a success leaves something on the server, if the verb does at all.
     """
 
     verb: Verb
@@ -50,6 +51,7 @@ class ApiRequest:
     parameters: tuple[tuple[str, str], ...] = ()
     content_type: str = "application/json"
     room: int = 32 * 1024 * 1024
+    stores: bool = True
 
     @property
     def method(self) -> str:
@@ -59,9 +61,7 @@ class ApiRequest:
     @property
     def changes(self) -> bool:
         """Whether a lost answer leaves open what the server has done."""
-        return self.verb in ("create", "patch", "delete") and ("dryRun", "All") not in (
-            self.parameters
-        )
+        return self.stores and self.verb in ("create", "patch", "delete")
 
     @property
     def what(self) -> str:
@@ -96,6 +96,7 @@ def cluster_request(
     *,
     body: Mapping[str, Any] | None = None,
     parameters: tuple[tuple[str, str], ...] = (),
+    stores: bool = True,
 ) -> ApiRequest:
     """Return a request about a RayCluster, or about the RayClusters of a namespace.
 
@@ -105,6 +106,7 @@ def cluster_request(
         name: Of the cluster; not needed for a list.
         body: A JSON object.
         parameters: The query.
+        stores: False for a dry run.
     """
     path = f"{RAY_API}/{namespace_path(namespace)}/rayclusters"
     if verb != "list":
@@ -112,7 +114,7 @@ def cluster_request(
     if verb in ("get", "patch", "delete"):
         path = f"{path}/{name}"
     kind = MERGE_PATCH if verb == "patch" else "application/json"
-    return ApiRequest(verb, path, CLUSTERS, namespace, name, body, parameters, kind)
+    return ApiRequest(verb, path, CLUSTERS, namespace, name, body, parameters, kind, stores=stores)
 
 
 def core_request(

@@ -29,6 +29,9 @@ def fields_in(openapi: bytes) -> ServedFields | None:
     """Return the fields of RayCluster in an answer of `/openapi/v3/apis/ray.io/v1`.
 
     The answer has megabytes: run it in a thread. None if it has no schema of RayCluster.
+
+    Raises:
+        ValueError: It is no OpenAPI document.
     """
     try:
         document = json.loads(openapi)
@@ -39,8 +42,8 @@ def fields_in(openapi: bytes) -> ServedFields | None:
                     names: set[str] = set()
                     _collect(schema, "", _DEPTH, names)
                     return ServedFields(frozenset(names))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise ValueError("not an OpenAPI document") from exc
     return None
 
 

@@ -40,7 +40,6 @@ class Endpoints:
         self._store = fake.store
         self._checker = checker
         self._proxy = service_proxy
-        self._openapi = json.dumps(schema.openapi(checker.schema))
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         user = self._user(request)
@@ -79,7 +78,8 @@ class Endpoints:
                 body = {"kind": "APIResourceList", "groupVersion": "ray.io/v1", "resources": served}
                 return web.json_response(body)
             case "/openapi/v3/apis/ray.io/v1" if self._fake.has_kuberay:
-                return web.Response(text=self._openapi, content_type="application/json")
+                openapi = schema.openapi(self._checker.schema)
+                return web.Response(text=openapi, content_type="application/json")
             case _:
                 return None
 

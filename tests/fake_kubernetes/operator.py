@@ -212,7 +212,7 @@ class Operator:
         # common/association.go: by label alone, so leftovers of an earlier one of the name count.
         name, namespace = cluster["metadata"]["name"], cluster["metadata"]["namespace"]
         pods = self._store.all("pods", namespace)
-        return [p for p in pods if p["metadata"]["labels"].get(_CLUSTER) == name]
+        return [p for p in pods if p["metadata"].get("labels", {}).get(_CLUSTER) == name]
 
     def _delete_pod(self, pod: Document) -> None:
         metadata = pod["metadata"]

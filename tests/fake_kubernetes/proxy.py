@@ -1,5 +1,6 @@
 """The service proxy of the fake API server: from a service to the head that stands behind it."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,6 @@ from tests.fake_kubernetes.store import Store
 
 # The API server takes them for itself, or HTTP does not pass them on.
 _KEPT_HERE = {"authorization", "host", "content-length", "transfer-encoding", "connection"}
-_CHUNK = 64 * 1024
 _VERBS = {"GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "DELETE": "delete"}
 
 
@@ -57,10 +57,10 @@ class ServiceProxy:
                 request.method,
                 f"{address}/{tail}{query}",
                 headers=headers,
-                data=body or None,
+                data=io.BytesIO(body) if body else None,
                 allow_redirects=False,
             ) as answer:
-                return await _passed_on(request, answer)
+                return await _passed_on(answer)
         except aiohttp.ClientConnectorError as exc:
             raise statuses.unavailable(
                 f"error trying to reach service: dial tcp: {exc.strerror}"
@@ -92,11 +92,7 @@ def _is_published(pod: dict[str, Any], service: dict[str, Any]) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", []))
 
 
-async def _passed_on(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+async def _passed_on(answer: aiohttp.ClientResponse) -> web.Response:
+    # As a whole, so that a fault can strike after Ray has acted and before the client knows.
     kept = {k: v for k, v in answer.headers.items() if k.lower() not in _KEPT_HERE}
-    response = web.StreamResponse(status=answer.status, headers=kept)
-    await response.prepare(request)
-    async for chunk in answer.content.iter_chunked(_CHUNK):
-        await response.write(chunk)
-    await response.write_eof()
-    return response
+    return web.Response(status=answer.status, headers=kept, body=await answer.read())

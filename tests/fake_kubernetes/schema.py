@@ -4,6 +4,7 @@ No CEL: KubeRay's own rules beyond the schema are the operator's (`operator.py`)
 """
 
 import functools
+import json
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -53,15 +54,12 @@ def without(schema: Document, path: str) -> Document:
     return schema
 
 
-def openapi(schema: Document) -> Document:
+def openapi(schema: Document) -> str:
     """Return the answer of `/openapi/v3/apis/ray.io/v1`."""
     kind = {"group": "ray.io", "kind": "RayCluster", "version": "v1"}
     served = {**schema, "x-kubernetes-group-version-kind": [kind]}
-    return {
-        "openapi": "3.0.0",
-        "paths": {},
-        "components": {"schemas": {"io.ray.v1.RayCluster": served}},
-    }
+    schemas = {"io.ray.v1.RayCluster": served}
+    return json.dumps({"openapi": "3.0.0", "paths": {}, "components": {"schemas": schemas}})
 
 
 class Checker:
