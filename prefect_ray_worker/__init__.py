@@ -1,15 +1,13 @@
 """Run Prefect 3 deployments inside Ray clusters: every flow run becomes a Ray Job.
 
-The floor plan, in the order in which a flow run walks through it:
+A flow run walks through these folders. Each says in its `__init__` what enters and what leaves:
 
-    worker side:   configuration -> shipping -> submission -> watching -> outcome -> settlement
-    cluster side:  driver: claim -> prepare -> run -> report
-                   task_runner: submit -> run -> result
+    worker side:   config -> clusters -> runs (submit -> watch -> judge -> settle), logs, diagnosis
+    cluster side:  driver (claim -> prepare -> run -> report), task_runner (submit -> run -> result)
 
-    attempts walks that way, recovery finds the runs that nobody walks with, identity names things,
-    diagnosis says on both sides why a run has no result, secrets_policy keeps secrets out of jobs,
-    jobs_api talks to Ray, cancellation stops jobs, local_cluster runs a Ray on this machine, worker
-    is what Prefect calls, doctor examines a cluster, cli has the commands.
+`ray_api` talks to Ray, `prefect_api` to Prefect, and `shared` is what both sides know. `worker` is
+what Prefect calls, `cli` has the commands, and `doctor` examines a cluster. The page
+`docs/explanation/architecture.md` has the pictures, and a table "From a symptom to a file".
 
 The public names below are imported on first use, so that `import prefect_ray_worker` costs
 nothing in a job that needs only one of them.

@@ -28,7 +28,6 @@ from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import Delivery, warnings_of
 from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.errors import InvalidConfiguration, unwrapped
-from prefect_ray_worker.prefect_api.active_runs import cancelling_runs, settled_outside
 from prefect_ray_worker.prefect_api.answers import outlast
 from prefect_ray_worker.prefect_api.compat import (
     exit_stack,
@@ -41,6 +40,7 @@ from prefect_ray_worker.prefect_api.compat import (
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.prefect_api.logs import PrefectLogs
 from prefect_ray_worker.prefect_api.pool import stay_online
+from prefect_ray_worker.runs.attended import cancelling_and_settled
 from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.follow import Follower
 from prefect_ray_worker.runs.lease import Lease
@@ -50,7 +50,7 @@ from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import present_attempt, slot_lease_in
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.slots import DeploymentSlots
-from prefect_ray_worker.runs.stop import AttendedRuns, kill_job, pid_of_job
+from prefect_ray_worker.runs.stop import kill_job, pid_of_job
 from prefect_ray_worker.runs.submit import Submitter
 from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.runs.wake import Wake
@@ -152,16 +152,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         self._looks = anyio.Lock()
         self._sources = ClusterSources.of_worker(PREFECT_HOME.value(), settings.address)
         self._followed = FollowedRuns(self._sources.count_as_ended)
-        quick = min(settings.poll_interval_seconds, 2.0)
-        self._cancelling = AttendedRuns(
-            lambda _: cancelling_runs(self.client, self.work_pool.id),
-            interval=quick,
-            what="which runs are being cancelled",
-        )
-        self._settled_outside = AttendedRuns(
-            lambda run_ids: settled_outside(self.client, run_ids),
-            interval=2 * quick,
-            what="which runs have been settled",
+        self._cancelling, self._settled_outside = cancelling_and_settled(
+            lambda: (self.client, self.work_pool.id), settings.poll_interval_seconds
         )
         stack.push_async_callback(self._sources.release, worker_logger(self).info)
         self._clusters = await stack.enter_async_context(

@@ -1,4 +1,7 @@
-"""Explains why a job is still PENDING, from what it asks for and what the cluster has."""
+"""The words for why a job is still PENDING, from what it asks for and what the cluster has.
+
+Pure. `runs/explain` decides when a run's state or log says them.
+"""
 
 from dataclasses import dataclass
 from enum import Enum

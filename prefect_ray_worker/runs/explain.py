@@ -59,7 +59,10 @@ class _Told:
 
 
 class WaitingRuns:
-    """Explains every 30 s why PENDING jobs have not started, with one request per cluster.
+    """Explains why PENDING jobs have not started, with one request per cluster in each round.
+
+    A job is explained once it has waited for `Timing.explain_after`, and looked at again every
+    `Timing.explain_refresh`. `Narrator.tell` begins and ends it.
 
     The first reason found puts the run into the state InfrastructurePending, once. Later reasons go
     to the run's log. Prefect accepts a Pending state on a Pending run only under another name

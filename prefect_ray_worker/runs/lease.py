@@ -1,4 +1,7 @@
-"""`Lease`: tells which attempts are still this process's own to act on."""
+"""`Lease`: tells whether this process may still act on an attempt, at no cost as a rule.
+
+It grants nothing: who follows a run is decided in `recovery/reconcile` and `recovery/ownership`.
+"""
 
 import math
 from collections.abc import Container

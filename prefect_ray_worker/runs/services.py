@@ -15,10 +15,10 @@ from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import Delivery
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.prefect_api.logs import LogSink
+from prefect_ray_worker.runs.attended import AttendedRuns
 from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.lease import Lease
 from prefect_ray_worker.runs.slots import DeploymentSlots
-from prefect_ray_worker.runs.stop import AttendedRuns
 from prefect_ray_worker.runs.timing import Timing
 
 InBackground = Callable[[Callable[[], Awaitable[object]], str], None]

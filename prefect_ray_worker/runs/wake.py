@@ -12,6 +12,8 @@ from prefect.client.schemas.objects import WorkPool
 from prefect_ray_worker.prefect_api.pool import changes_of_runs
 from prefect_ray_worker.shared.backoff import Backoff
 
+# A connection that stood for so long was a good one, also if a proxy closed it for being idle.
+_STOOD_SECONDS = 30.0
 # Between two looks: a thousand events in a burst make a handful of looks.
 _GAP_SECONDS = 1.0
 # A slow API gets fewer looks.
@@ -86,6 +88,7 @@ class Wake:
         is_told = False
         while True:
             reason = "the connection was closed"
+            began = anyio.current_time()
             try:
                 async with aclosing(changes_of_runs(pool().id)) as changes:
                     async for change in changes:
@@ -95,11 +98,9 @@ class Wake:
                                 self._log.info("Prefect's events arrive again.")
                                 is_told = False
                         elif change.change == "scheduled":
-                            backoff.reset()
                             turn = min(self._turn(change.flow_run_id), _LAST_TURN)
                             self.within(turn * _TURN_SECONDS)
                         else:
-                            backoff.reset()
                             self._look_for_cancelled()
             except Exception as exc:  # noqa: BLE001 (Prefect raises plain Exception as well)
                 reason = str(exc) or type(exc).__name__
@@ -108,4 +109,6 @@ class Wake:
                     "No events from Prefect (%s). The worker finds its runs by polling.", reason
                 )
                 is_told = True
+            if anyio.current_time() - began > _STOOD_SECONDS:
+                backoff.reset()
             await anyio.sleep(backoff.next())

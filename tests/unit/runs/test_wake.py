@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import WorkPool
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from websockets.asyncio.server import Server, ServerConnection, serve
 
-from prefect_ray_worker.runs.stop import AttendedRuns
+from prefect_ray_worker.runs.attended import AttendedRuns
 from prefect_ray_worker.runs.wake import Wake
 from tests.ports import free_port
 from tests.waiting import wait_until

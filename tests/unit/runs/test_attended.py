@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import anyio
 
-from prefect_ray_worker.runs.stop import AttendedRuns
+from prefect_ray_worker.runs.attended import AttendedRuns
 from tests.waiting import wait_until
 
 RUN = uuid4()
