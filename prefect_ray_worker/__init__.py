@@ -17,18 +17,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect_ray_worker._version import __version__ as __version__
+    from prefect_ray_worker.adhoc.decorator import ray_job as ray_job
     from prefect_ray_worker.config.block import RayCluster as RayCluster
     from prefect_ray_worker.task_runner.options import remote_options as remote_options
     from prefect_ray_worker.task_runner.runner import RayTaskRunner as RayTaskRunner
     from prefect_ray_worker.worker import RayWorker as RayWorker
 
-__all__ = ["RayCluster", "RayTaskRunner", "RayWorker", "__version__", "remote_options"]
+__all__ = [
+    "RayCluster",
+    "RayTaskRunner",
+    "RayWorker",
+    "__version__",
+    "ray_job",
+    "remote_options",
+]
 
 _HOMES = {
     "RayCluster": "prefect_ray_worker.config.block",
     "RayTaskRunner": "prefect_ray_worker.task_runner.runner",
     "RayWorker": "prefect_ray_worker.worker",
     "__version__": "prefect_ray_worker._version",
+    "ray_job": "prefect_ray_worker.adhoc.decorator",
     "remote_options": "prefect_ray_worker.task_runner.options",
 }
 

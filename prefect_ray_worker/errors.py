@@ -14,6 +14,13 @@ Each branch answers two questions: is it safe to try again, and is it known what
     * Unpicklable: a task or a parameter cannot be sent to the cluster
     * TransactionAround: a task was submitted inside a transaction
     * RayShutDown: Ray was shut down under a flow's tasks
+    * BundleRefused: a flow without a deployment cannot be sent; no run was left waiting
+    * BundleUnusable: the driver cannot run what it found for a flow without a deployment
+        * BundleMissing
+        * BundleDamaged
+        * BundlePythonMismatch
+    * NoWorkerOnline: nothing would run a flow that is called from here
+    * AnswerMissing: a flow has ended, and its value did not come back
     * JobsApiError: a call to Ray's Jobs API failed
         * RetryableError: the cluster did not act on the request; asking again is safe
             * ClusterUnreachable
@@ -111,6 +118,34 @@ class TransactionAround(RayWorkerError, RuntimeError):
 
 class RayShutDown(RayWorkerError, RuntimeError):
     """Ray was shut down while a flow's tasks were on it, or before one was submitted."""
+
+
+class BundleRefused(RayWorkerError, ValueError):
+    """A flow without a deployment cannot be sent to the cluster; the message names the culprit."""
+
+
+class BundleUnusable(RayWorkerError):
+    """The driver cannot run the bundle of a flow without a deployment."""
+
+
+class BundleMissing(BundleUnusable):
+    """The flow run has no bundle, or not all of it."""
+
+
+class BundleDamaged(BundleUnusable):
+    """The bundle is not what its caller packed, or another release wrote it."""
+
+
+class BundlePythonMismatch(BundleUnusable):
+    """Another Python version packed the bundle."""
+
+
+class NoWorkerOnline(RayWorkerError, RuntimeError):
+    """No worker of the pool is online, so nothing would run the flow."""
+
+
+class AnswerMissing(RayWorkerError, LookupError):
+    """A flow run has completed, and its value did not come back; the message says why."""
 
 
 class JobsApiError(RayWorkerError):

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 # Our driver cannot be shipped to a job with an image of its own; Prefect's executor runs there.
 _PREFECTS_OWN = "python -m prefect flow-run execute"
+_NO_IMAGE_FOR_BUNDLES = (
+    "runtime_env names an image, in which Prefect's own executor runs a flow, and that runs no "
+    "flow without a deployment. Remove image_uri from runtime_env, or deploy the flow."
+)
 _DRIVER = "python -m prefect_ray_worker.driver"
 _PER_RUN_PREFIX = "PREFECT__"
 
@@ -56,6 +60,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
 
     _asked_env: dict[str, str | None] = PrivateAttr(default_factory=dict)
     _asked_command: str | None = PrivateAttr(default=None)
+    _is_adhoc: bool = PrivateAttr(default=False)
     _origin: ClusterOrigin = PrivateAttr(default=ClusterOrigin())
 
     @model_validator(mode="before")
@@ -114,6 +119,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         """Add what Prefect knows about the run: labels, name, command, environment."""
         self._asked_env = dict(self.env)
         self._asked_command = self.command
+        self._is_adhoc = flow_run.deployment_id is None
         super().prepare_for_flow_run(
             flow_run=flow_run,
             deployment=deployment,
@@ -163,6 +169,8 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             **_not_named_in(delivery.applied_to(settings), {**self._asked_env, **beside}),
         }
         ours = can_ship(self.runtime_env) and self._asked_command is None
+        if self._is_adhoc and not can_ship(self.runtime_env) and self._asked_command is None:
+            raise InvalidConfiguration(_NO_IMAGE_FOR_BUNDLES)
         if ours:
             refuse_auto_install({**beside, **self._asked_env})
         run = (per_run.get("PREFECT__FLOW_RUN_ID", ""), attempt_in(submission_id))

@@ -4,13 +4,15 @@ The steps, in order:
 
 1. `claim`: no code of the user's runs unless this attempt is wanted, and only once.
 2. From then on a cancellation, or a SIGTERM, is noticed and ends the flow.
-3. Get the flow: pull steps, in a folder of the run's own, and the import of its module.
+3. Get the flow, in a folder of the run's own: pull steps, or the bundle of its caller.
 4. Run it, as `python -m prefect.engine` would.
 """
 
 import os
 import sys
 import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
 from logging import LoggerAdapter
 from typing import Any, NoReturn
 from uuid import UUID
@@ -26,13 +28,14 @@ from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 from prefect.settings import PREFECT_API_URL
 
+from prefect_ray_worker.bundles.answers import Answering
 from prefect_ray_worker.driver.api import ApiTrouble, trouble_with_api
 from prefect_ray_worker.driver.claim import Standing, claim, open_client
 from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE, Endings, OnceHooks
 from prefect_ray_worker.driver.interrupts import InterruptWatch
 from prefect_ray_worker.driver.last_words import explained
 from prefect_ray_worker.driver.signals import Termination
-from prefect_ray_worker.driver.source import DeploymentSource, FlowSource, Workspace
+from prefect_ray_worker.driver.source import BundleSource, FlowSource, Workspace, source_of
 from prefect_ray_worker.driver.state_guard import StateGuard
 from prefect_ray_worker.prefect_api.compat import (
     do_not_join_heartbeats,
@@ -71,9 +74,8 @@ def run_attempt(flow_run_id: str, attempt: str, *, termination: Termination) -> 
                 endings.cancelled("Cancelled before the flow started.")
                 return 0
             case Standing.GRANTED:
-                return FlowProcess(
-                    answer.flow_run, attempt, DeploymentSource(), endings, termination
-                ).run()
+                source = source_of(answer.flow_run)
+                return FlowProcess(answer.flow_run, attempt, source, endings, termination).run()
 
 
 class _UntilInterrupted(LoggerAdapter[Any]):
@@ -164,7 +166,25 @@ class FlowProcess:
 
     def _execute(self, flow: Flow[..., Any]) -> int:
         do_not_join_heartbeats()
-        self._guard.install()
+        with self._answering() as answering:
+            self._guard.install(answering.leave if answering else None)
+            return self._run_flow(flow)
+
+    @contextmanager
+    def _answering(self) -> Generator[Answering | None]:
+        """Return what sends the flow's value to its caller; None if nobody waits for it."""
+        if not isinstance(self._source, BundleSource):
+            yield None
+            return
+        with get_client(sync_client=True) as client:
+            yield Answering(
+                client,
+                self._flow_run.id,
+                self._attempt,
+                with_values=self._source.values_by_inputs,
+            )
+
+    def _run_flow(self, flow: Flow[..., Any]) -> int:
         try:
             try:
                 with (
@@ -172,7 +192,12 @@ class FlowProcess:
                     run_metrics(self._flow_run, flow),
                 ):
                     logger: Any = _UntilInterrupted(self._termination, self._logger)
-                    result = run_flow(flow, flow_run=self._flow_run, error_logger=logger)
+                    result = run_flow(
+                        flow,
+                        flow_run=self._flow_run,
+                        parameters=self._source.parameters(self._flow_run),
+                        error_logger=logger,
+                    )
                     drive_flow_result(flow, result)
             finally:
                 self._termination.withdraw()

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
 
 from prefect_ray_worker.driver.endings import Endings, run_hooks
-from prefect_ray_worker.driver.source import DeploymentSource, Workspace
+from prefect_ray_worker.driver.source import Workspace, source_of
 from prefect_ray_worker.driver.supervise.processes import hold_lifeline
 from prefect_ray_worker.shared.deaths import of_exit
 from prefect_ray_worker.shared.memory_kills import MemoryKills
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run_crashed_hooks(flow_run: FlowRun, state: State) -> None:
-    with Workspace(flow_run, DeploymentSource()) as workspace:
+    with Workspace(flow_run, source_of(flow_run)) as workspace:
         try:
             flow = workspace.open_flow()
         except Exception:

@@ -1,6 +1,7 @@
 """Where a driver gets its flow from: `Workspace` is the folder, a `FlowSource` knows the way.
 
-Today the way is a deployment: its pull steps and its entrypoint.
+The way is a deployment, with its pull steps and its entrypoint, or a bundle that the process that
+called the flow has left in the run's inputs.
 """
 
 import os
@@ -13,20 +14,32 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import anyio
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import MissingFlowError, ScriptError
 from prefect.flows import Flow
 from prefect.settings import PREFECT_API_URL
 
+from prefect_ray_worker.bundles.carriers import read_content, read_header
+from prefect_ray_worker.bundles.content import (
+    PackedFlow,
+    UnpackedBundle,
+    load_block,
+    make_flow,
+    unpack,
+    unpickle,
+)
 from prefect_ray_worker.driver.api import (
     is_of_prefect,
     new_patience,
     passes,
     trouble_with_api,
 )
+from prefect_ray_worker.errors import BundleDamaged, BundleMissing, BundlePythonMismatch
 from prefect_ray_worker.prefect_api.compat import load_flow, prepare_workspace
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
+from prefect_ray_worker.shared.ids import BUNDLE_FOLDER_VARIABLE
 from prefect_ray_worker.shared.masking import masked
 
 _LONGEST_CAUSE = 2_000
@@ -46,6 +59,10 @@ class FlowSource(Protocol):
 
     def load(self, flow_run: FlowRun) -> Flow[..., Any]:
         """Return the flow, whose code has been fetched."""
+        ...
+
+    def parameters(self, flow_run: FlowRun) -> dict[str, Any] | None:
+        """Return the parameters of the run, or None for those that Prefect has."""
         ...
 
     def explain(self, exc: BaseException) -> Diagnosis:
@@ -72,12 +89,79 @@ class DeploymentSource:
         """Load the flow from its entrypoint, as the pull steps have left it."""
         return load_flow(flow_run)
 
+    def parameters(self, flow_run: FlowRun) -> dict[str, Any] | None:
+        """Return None: Prefect has them."""
+        return None
+
     def explain(self, exc: BaseException) -> Diagnosis:
         """Return why a pull step failed, or why the entrypoint leads to no flow."""
         away = next((link for link in _chain(exc) if _is_away(link)), None)
         if away is not None:
             return trouble_with_api(away, _api_url()).diagnosis
         return of_load_failure(exc, self._entrypoint)
+
+
+class BundleSource:
+    """Gets the flow from the bundle that its caller has left in the run's inputs.
+
+    Attributes:
+        values_by_inputs: Whether the caller expects the flow's value in the run's inputs.
+    """
+
+    def __init__(self) -> None:
+        self.values_by_inputs = True
+        self._bundle: UnpackedBundle | None = None
+        self._packed: PackedFlow | None = None
+
+    def fetch(self, flow_run: FlowRun, folder: Path) -> None:
+        """Read the bundle and unpack its files. A bundle of another Python is refused before."""
+        with get_client(sync_client=True) as client:
+            header = read_header(client, flow_run.id)
+            header.check_python()
+            content = read_content(client, flow_run.id, header, load_block)
+        self._bundle = bundle = unpack(content, folder)
+        self.values_by_inputs = bundle.manifest.values_by_inputs
+        os.chdir(bundle.folder)
+        os.environ[BUNDLE_FOLDER_VARIABLE] = str(bundle.root)
+        find_modules_in(bundle.paths)
+
+    def load(self, flow_run: FlowRun) -> Flow[..., Any]:
+        """Unpickle the flow's function, and make the flow of it."""
+        assert self._bundle is not None
+        self._packed = unpickle(self._bundle)
+        return make_flow(self._packed)
+
+    def parameters(self, flow_run: FlowRun) -> dict[str, Any] | None:
+        """Return those of the run, with those that JSON would have changed."""
+        assert self._packed is not None
+        return {**flow_run.parameters, **self._packed.parameters}
+
+    def explain(self, exc: BaseException) -> Diagnosis:
+        """Return what is wrong with the bundle, or why its flow could not be unpickled."""
+        for link in _chain(exc):
+            for kind, category in _OF_BUNDLES.items():
+                if isinstance(link, kind):
+                    return diagnosed(category, masked(str(link)), advice=_BUNDLE_ADVICE.get(kind))
+        away = next((link for link in _chain(exc) if _is_away(link)), None)
+        if away is not None:
+            return trouble_with_api(away, _api_url()).diagnosis
+        return of_load_failure(exc, None)
+
+
+_OF_BUNDLES: dict[type[Exception], Category] = {
+    BundlePythonMismatch: Category.PYTHON_VERSION_MISMATCH,
+    BundleMissing: Category.BUNDLE_MISSING,
+    BundleDamaged: Category.BUNDLE_DAMAGED,
+}
+_BUNDLE_ADVICE: dict[type[Exception], str] = {
+    BundlePythonMismatch: "Call the flow from the Python version of the job, or choose the job's "
+    "with runtime_env.conda or the image of the Ray nodes."
+}
+
+
+def source_of(flow_run: FlowRun) -> DeploymentSource | BundleSource:
+    """Return where a run's flow comes from."""
+    return BundleSource() if flow_run.deployment_id is None else DeploymentSource()
 
 
 class Workspace:
@@ -118,11 +202,7 @@ class Workspace:
             Exception: Whatever the flow's source or its code raises; see `FlowSource.explain`.
         """
         self._fetch()
-        here = str(Path.cwd())
-        sys.path.insert(0, here)
-        # Processes that the flow starts have to find its modules as well.
-        inherited = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join([here, *([inherited] if inherited else [])])
+        find_modules_in([str(Path.cwd())])
         return self._source.load(self._flow_run)
 
     def _fetch(self) -> None:
@@ -141,6 +221,13 @@ class Workspace:
                 time.sleep(delay)
             else:
                 return
+
+
+def find_modules_in(folders: list[str]) -> None:
+    """Have imports look in these folders first, also in processes that the flow starts."""
+    sys.path[:0] = folders
+    inherited = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *([inherited] if inherited else [])])
 
 
 def _is_away(exc: BaseException) -> bool:

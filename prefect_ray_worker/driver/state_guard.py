@@ -13,11 +13,14 @@ from typing import Any
 from uuid import UUID
 
 import anyio
+import anyio.to_thread
 from prefect import flow_engine
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.logging.loggers import flow_run_logger
 from prefect.states import Crashed
 
 from prefect_ray_worker.driver.api import was_not_taken
+from prefect_ray_worker.shared.masking import masked
 from prefect_ray_worker.shared.run_rules import Patience
 
 # A state that is not reported costs the result of the whole run.
@@ -43,6 +46,7 @@ class StateGuard:
     def __init__(self, flow_run: FlowRun) -> None:
         self.outside: State | None = None
         self.is_ending = False
+        self._before_end: Callable[[State], None] | None = None
         self._run_id = flow_run.id
         self._ours: UUID | None = flow_run.state.id if flow_run.state else None
 
@@ -57,11 +61,15 @@ class StateGuard:
             self.outside = state if state.id != self._ours else None
         return self.outside
 
-    def install(self) -> None:
+    def install(self, before_end: Callable[[State], None] | None = None) -> None:
         """Have the engine of this process ask here before it proposes a state of the run.
 
         All proposals, also those of subflows, then wait out an API that has too much to do.
+
+        Args:
+            before_end: Called with each final state that the flow's engine is about to propose.
         """
+        self._before_end = before_end
         # The engine proposes through names of its module (`set_state`, 3.8.8), and runs the hooks
         # of the state that it is answered. There is no hook before a proposal.
         engine: Any = flow_engine
@@ -74,6 +82,8 @@ class StateGuard:
         is_guarded = options.get("flow_run_id") == self._run_id
         if is_guarded:
             self._begin(state)
+            if self.is_ending and self.outside is None:
+                await anyio.to_thread.run_sync(self._announce, state)
             client = _GuardedClient(client, self)
         wait = _patience()
         while True:
@@ -94,6 +104,8 @@ class StateGuard:
         is_guarded = options.get("flow_run_id") == self._run_id
         if is_guarded:
             self._begin(state)
+            if self.is_ending and self.outside is None:
+                self._announce(state)
             client = _GuardedSyncClient(client, self)
         wait = _patience()
         while True:
@@ -107,6 +119,15 @@ class StateGuard:
                 time.sleep(delay)
             else:
                 return self._end(granted) if is_guarded else granted
+
+    def _announce(self, state: State) -> None:
+        if self._before_end is not None:
+            try:
+                self._before_end(state)
+            except Exception as exc:
+                flow_run_logger(flow_run_id=self._run_id).warning(
+                    "The caller of this flow run gets no answer: %s", masked(str(exc))
+                )
 
     def _begin(self, state: State) -> None:
         # Set first: a watch that reads the flow's own final state must not take it for another's.

@@ -90,10 +90,7 @@ def serve_client_metrics_if_possible() -> None:
 
 
 def serve_no_client_metrics() -> None:
-    """Disable the metrics endpoint in this process, regardless of the settings.
-
-    Task processes on a node would otherwise compete with the flow's for one port (3.8.8).
-    """
+    """Disable the metrics endpoint, for whose port task processes would compete (3.8.8)."""
     from prefect import context as module
 
     context: Any = module
@@ -143,10 +140,7 @@ def work_queues(worker: "BaseWorker[Any, Any, Any]") -> frozenset[str]:
 def related_resources(
     worker: "BaseWorker[Any, Any, Any]", configuration: "BaseJobConfiguration"
 ) -> "list[RelatedResource]":
-    """Return the related resources that Prefect's own worker adds to a run's events (3.8.8).
-
-    They are the flow run, flow, deployment, tags, work pool and worker.
-    """
+    """Return the run, flow, tags, pool, worker and so on that Prefect's events name (3.8.8)."""
     return worker._event_related_resources(configuration, include_self=True)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
@@ -368,6 +362,11 @@ def replace_event_of_waits(event: "type[threading.Event]") -> None:
             return getattr(threading, name)
 
     setattr(futures, "threading", Threading())  # noqa: B010 (it is of another type)
+
+
+def saved_block_id(block: object) -> UUID | None:
+    """Return the id of the document that a block was saved as, or None (3.8.8)."""
+    return getattr(block, "_block_document_id", None)
 
 
 OVERRIDDEN = (

@@ -137,8 +137,21 @@ class Category(Enum):
     )
     PYTHON_VERSION_MISMATCH = (
         "PythonVersionMismatch",
-        "The Python of the job is too old, or another than that of its Ray cluster.",
-        "Use one Python version, 3.11 or later, for the nodes and for runtime_env.",
+        "The Python of the job is too old, or another than that of its Ray cluster or of the "
+        "process that called the flow.",
+        "Use one Python version, 3.11 or later, for the nodes, for runtime_env and where flows "
+        "are called.",
+    )
+    BUNDLE_MISSING = (
+        "BundleMissing",
+        "The run has no deployment, and nothing sent its code.",
+        "Call the flow again. The process that called it ended before it had sent the code, or "
+        "the run was created in another way; such a run needs a deployment.",
+    )
+    BUNDLE_DAMAGED = (
+        "BundleDamaged",
+        "The code of a run without a deployment is not what its caller sent.",
+        "Call the flow again, with the same release of prefect-ray-worker as the pool's workers.",
     )
     PREFECT_API_UNREACHABLE = (
         "PrefectApiUnreachable",

@@ -20,6 +20,9 @@ INFRASTRUCTURE_RETRY = "AwaitingInfrastructureRetry"
 STARTING = "Starting"
 """Name of the Pending state that a driver puts its run into: the server grants it only once."""
 
+BUNDLE_FOLDER_VARIABLE = "PREFECT_RAY_WORKER_BUNDLE_FOLDER"
+"""Names the folder with the files of a flow without a deployment; its tasks get that folder."""
+
 _ADDRESS = "address"
 _OUR_ID = re.compile(r"prefect-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-[0-9a-f]{12}")
 _PATH = "/api/jobs/"

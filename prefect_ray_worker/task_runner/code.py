@@ -17,6 +17,7 @@ from typing import Any
 
 from prefect.logging import get_logger
 
+from prefect_ray_worker.shared.ids import BUNDLE_FOLDER_VARIABLE
 from prefect_ray_worker.task_runner import modules
 from prefect_ray_worker.task_runner.modules import OwnModules
 
@@ -234,6 +235,8 @@ def unpacked_root() -> Path | None:
 
 
 def _folder() -> Path:
+    if bundle := os.environ.get(BUNDLE_FOLDER_VARIABLE):
+        return Path(bundle).resolve()
     entry, here = entry_folder(), Path.cwd().resolve()
     return here if entry is None or here in (entry, *entry.parents) else entry
 

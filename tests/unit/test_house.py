@@ -30,7 +30,9 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 
 
 def test_public_names_are_what_is_promised() -> None:
-    promised = ["RayCluster", "RayTaskRunner", "RayWorker", "__version__", "remote_options"]
+    promised = [
+        "RayCluster", "RayTaskRunner", "RayWorker", "__version__", "ray_job", "remote_options",
+    ]  # fmt: skip
     assert sorted(prefect_ray_worker.__all__) == promised
     for name in prefect_ray_worker.__all__:
         assert getattr(prefect_ray_worker, name) is not None

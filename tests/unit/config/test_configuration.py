@@ -241,10 +241,17 @@ async def test_job_with_an_image_of_its_own_runs_prefects_executor() -> None:
     """Ray takes nothing of ours beside an image, so nothing of ours may be expected in it."""
     configuration = await configure(runtime_env={"image_uri": "docker.io/x"})
     flow = Flow(id=uuid4(), name="f", labels={})
-    configuration.prepare_for_flow_run(FlowRun(id=uuid4(), flow_id=flow.id, name="r"), flow=flow)
+    run = FlowRun(id=uuid4(), flow_id=flow.id, name="r", deployment_id=uuid4())
+    configuration.prepare_for_flow_run(run, flow=flow)
     body = configuration.submission_request("prefect-id", package="gcs://ours.zip").body()
     assert body["entrypoint"].endswith("; exec python -m prefect flow-run execute")
     assert sorted(body["runtime_env"]) == ["env_vars", "image_uri"]
+
+
+async def test_image_of_its_own_is_refused_where_only_our_driver_finds_the_code() -> None:
+    configuration = await configure(runtime_env={"image_uri": "docker.io/x"})
+    with pytest.raises(InvalidConfiguration, match=r"no flow without a deployment\. Remove image_"):
+        prepared(configuration)
 
 
 async def test_what_differs_from_run_to_run_is_in_the_entrypoint_only() -> None:

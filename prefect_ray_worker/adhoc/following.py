@@ -1,0 +1,326 @@
+"""Follows the run of a call: prints its logs, cancels it on Ctrl-C, and returns what came of it."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+import anyio
+import anyio.to_thread
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.futures import PrefectFlowRunFuture
+from prefect.results import (
+    ResultRecordMetadata,  # pyright: ignore[reportPrivateImportUsage]
+    get_result_store,
+)
+from prefect.states import Cancelling, aget_state_exception
+from prefect.utilities.asyncutils import run_coro_as_sync
+from prefect.utilities.urls import url_for
+
+from prefect_ray_worker.adhoc.log_tail import LogTail
+from prefect_ray_worker.bundles.answers import FlowAnswer, read_answer
+from prefect_ray_worker.bundles.carriers import patiently
+from prefect_ray_worker.errors import AnswerMissing
+from prefect_ray_worker.shared.ids import attempt_name, present_claim
+
+R = TypeVar("R")
+Begin = Callable[[], "RayFlowRunFuture[Any]"]
+
+_INTERVAL_SECONDS = 0.5
+_API_AWAY_SECONDS = 600.0
+# A flow that is told to stop from outside has a grace period of 30 s by default.
+_PARENT_WAITS_SECONDS = 30.0
+# Logs arrive in batches, and a driver sends its last ones when it has reported the final state.
+_QUIET_SECONDS = 1.5
+_LONGEST_DRAIN_SECONDS = 6.0
+_NO_VALUE = (
+    "To have large values back, give the work pool a storage block (`prefect work-pool storage "
+    "configure`), or the flow a result_storage; to have none, return None."
+)
+
+
+class RayFlowRunFuture(PrefectFlowRunFuture[R]):
+    """The run of a flow that `ray_job` has bound."""
+
+    def cancel(self) -> None:
+        """Ask for the run to be cancelled. Does nothing if it has ended."""
+        with get_client(sync_client=True) as client:
+            patiently(lambda: client.set_flow_run_state(self.flow_run_id, Cancelling()))
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the run has ended.
+
+        Args:
+            timeout: For how many seconds; by default without a limit.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with Following(self, stream_logs=False) as following:
+            following.go_on(deadline)
+
+    async def wait_async(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 (Prefect's)
+        """Wait until the run has ended; see `wait`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with Following(self, stream_logs=False) as following:
+            await following.go_on_async(deadline)
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
+        """Wait for the run and return the flow's value.
+
+        Args:
+            timeout: For how many seconds to wait.
+            raise_on_failure: Return the exception of a run that has failed if this is False.
+
+        Raises:
+            TimeoutError: The run has not ended.
+            AnswerMissing: The run has completed, and its value did not come back.
+            Exception: The flow's own exception, or Prefect's `CrashedRun` or `CancelledRun`.
+        """
+        if self._final_state is None:
+            self.wait(timeout)
+        return self._outcome(raise_on_failure, timeout)
+
+    async def aresult(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109 (Prefect's)
+        raise_on_failure: bool = True,
+    ) -> R:
+        """Wait for the run and return the flow's value; see `result`."""
+        if self._final_state is None:
+            await self.wait_async(timeout)
+        return await anyio.to_thread.run_sync(self._outcome, raise_on_failure, timeout)
+
+    def ended(self, state: State[Any]) -> None:
+        """Take note of the run's final state."""
+        self._final_state = state
+
+    def state_with_data(self) -> State[Any]:
+        """Return the final state, with the flow's value or exception where it came back."""
+        state = self._final_state
+        if state is None:
+            raise RuntimeError("The flow run has not ended.")
+        answer = self._answer(state)
+        if answer is not None and answer.kind != "none":
+            state.data = get_result_store().create_result_record(answer.value)
+        return state
+
+    def _outcome(self, raise_on_failure: bool, timeout: float | None) -> Any:
+        state = self._final_state
+        if state is None:
+            raise TimeoutError(f"Flow run {self.flow_run_id} has not ended within {timeout} s.")
+        answer = self._answer(state)
+        if state.is_completed():
+            return self._value(state, answer)
+        if answer is not None and isinstance(answer.value, BaseException):
+            raised = answer.value
+            raised.add_note(f"Raised in the flow run {page_of(self.flow_run_id)}:\n{answer.text}")
+        else:
+            raised = run_coro_as_sync(aget_state_exception(state))
+        if raise_on_failure:
+            raise raised
+        return raised
+
+    def _value(self, state: State[Any], answer: FlowAnswer | None) -> Any:
+        if answer is not None and answer.kind == "value":
+            return answer.value
+        if isinstance(state.data, ResultRecordMetadata):
+            return state.result(_sync=True)  # pyright: ignore[reportCallIssue]
+        why = answer.text if answer is not None else "The flow's value did not come back."
+        raise AnswerMissing(
+            f"The flow run {page_of(self.flow_run_id)} is Completed. {why} {_NO_VALUE}"
+        )
+
+    def _answer(self, state: State[Any]) -> FlowAnswer | None:
+        with get_client(sync_client=True) as client:
+            history = patiently(lambda: client.read_flow_run_states(self.flow_run_id))
+            claim = present_claim(history)
+            if claim is None:
+                return None
+            try:
+                return patiently(
+                    lambda: read_answer(client, self.flow_run_id, attempt_name(claim), state)
+                )
+            except (ImportError, AttributeError) as exc:
+                raise AnswerMissing(
+                    f"The answer of the flow run {page_of(self.flow_run_id)} cannot be unpickled "
+                    f"here ({type(exc).__name__}: {exc}). Install what it consists of."
+                ) from exc
+
+
+class Following:
+    """Looks at a run, again and again, until it has ended.
+
+    Args:
+        future: The run.
+        stream_logs: Whether to print its logs.
+    """
+
+    def __init__(self, future: RayFlowRunFuture[Any], *, stream_logs: bool) -> None:
+        self._future = future
+        self._run_id = future.flow_run_id
+        self._client: SyncPrefectClient = get_client(sync_client=True)
+        self._tail = LogTail(self._run_id) if stream_logs else None
+        self._ended_at: float | None = None
+        self._quiet_since = 0.0
+
+    def __enter__(self) -> Self:
+        """Open the client."""
+        self._client.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Close the client."""
+        self._client.__exit__(*exc_info)
+
+    def go_on(self, deadline: float | None = None) -> None:
+        """Follow the run to its end, or until a moment of the monotonic clock."""
+        while not self._step() and not _is_over(deadline):
+            time.sleep(_INTERVAL_SECONDS)
+
+    async def go_on_async(self, deadline: float | None = None) -> None:
+        """Do what `go_on` does without blocking the event loop."""
+        while not await anyio.to_thread.run_sync(self._step):
+            if _is_over(deadline):
+                return
+            await anyio.sleep(_INTERVAL_SECONDS)
+
+    def _step(self) -> bool:
+        """Look once; return whether the run has ended and its logs have been printed."""
+        if self._ended_at is None:
+            run: FlowRun = patiently(
+                lambda: self._client.read_flow_run(self._run_id), _API_AWAY_SECONDS
+            )
+            if self._tail is not None:
+                self._tail.run_name = run.name
+            if run.state is not None and run.state.is_final():
+                self._future.ended(run.state)
+                self._ended_at = self._quiet_since = time.monotonic()
+        if self._tail is None:
+            return self._ended_at is not None
+        printed = self._tail.print_new(self._client)
+        if self._ended_at is None:
+            return False
+        now = time.monotonic()
+        self._quiet_since = now if printed else self._quiet_since
+        is_quiet = now - self._quiet_since > _QUIET_SECONDS
+        return is_quiet or now - self._ended_at > _LONGEST_DRAIN_SECONDS
+
+
+def follow(begin: Begin, stream_logs: bool, *, return_state: bool = False) -> Any:
+    """Create a run, follow it to its end and return the flow's value, or the state.
+
+    Ctrl-C, and the end of a parent flow, cancel the run. A second Ctrl-C lets go of it.
+
+    Args:
+        begin: Creates the run.
+        stream_logs: Whether to print its logs.
+        return_state: Return the state instead.
+    """
+    future = begin()
+    try:
+        with Following(future, stream_logs=stream_logs) as following:
+            following.go_on()
+    except Exception:
+        raise  # the API is away: the run goes on
+    except BaseException as exc:
+        _cancel_and_wait(future, stream_logs, is_user=isinstance(exc, KeyboardInterrupt))
+        raise
+    return future.state_with_data() if return_state else future.result()
+
+
+def _cancel_and_wait(future: RayFlowRunFuture[Any], stream_logs: bool, *, is_user: bool) -> None:
+    try:
+        _say_cancelling(future.flow_run_id)
+        future.cancel()
+        deadline = None if is_user else time.monotonic() + _PARENT_WAITS_SECONDS
+        with Following(future, stream_logs=stream_logs) as following:
+            following.go_on(deadline)
+    except BaseException:
+        _say_let_go(future.flow_run_id)
+        raise
+
+
+async def follow_async(begin: Begin, stream_logs: bool, *, return_state: bool = False) -> Any:
+    """Do what `follow` does without blocking the event loop; to cancel the task is its Ctrl-C.
+
+    Args:
+        begin: Creates the run.
+        stream_logs: Whether to print its logs.
+        return_state: Return the state instead.
+    """
+    begun = _Begun(begin)
+    try:
+        future = await anyio.to_thread.run_sync(begun.run)
+        with Following(future, stream_logs=stream_logs) as following:
+            await following.go_on_async()
+    except Exception:
+        raise
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await _cancel_and_wait_async(begun, stream_logs)
+        raise
+    if return_state:
+        return await anyio.to_thread.run_sync(future.state_with_data)
+    return await future.aresult()
+
+
+class _Begun:
+    """Creates a run in a thread, which goes on when the task that waits for it is cancelled."""
+
+    def __init__(self, begin: Begin) -> None:
+        self._begin = begin
+        self._lock = threading.Lock()
+        self._is_abandoned = False
+        self.future: RayFlowRunFuture[Any] | None = None
+
+    def run(self) -> RayFlowRunFuture[Any]:
+        future = self._begin()
+        with self._lock:
+            self.future = future
+            is_abandoned = self._is_abandoned
+        if is_abandoned:
+            future.cancel()
+        return future
+
+    def abandon(self) -> RayFlowRunFuture[Any] | None:
+        with self._lock:
+            self._is_abandoned = True
+            return self.future
+
+
+async def _cancel_and_wait_async(begun: _Begun, stream_logs: bool) -> None:
+    future = begun.abandon()
+    if future is None:
+        return
+    try:
+        _say_cancelling(future.flow_run_id)
+        await anyio.to_thread.run_sync(future.cancel)
+        with Following(future, stream_logs=stream_logs) as following:
+            await following.go_on_async()
+    except BaseException:
+        _say_let_go(future.flow_run_id)
+        raise
+
+
+def page_of(flow_run_id: UUID) -> str:
+    """Return the page of a run in Prefect's UI, or its id where there is no UI."""
+    return url_for("flow-run", obj_id=flow_run_id) or str(flow_run_id)
+
+
+def _say_cancelling(flow_run_id: UUID) -> None:
+    _say(f"Cancelling the flow run {page_of(flow_run_id)}. Interrupt again to leave it to itself.")
+
+
+def _say_let_go(flow_run_id: UUID) -> None:
+    _say(f"The flow run is being cancelled and is no longer followed: {page_of(flow_run_id)}")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _is_over(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline

@@ -1,0 +1,102 @@
+"""`LogTail`: prints the logs of a flow run as they arrive, in the format of Prefect's console."""
+
+import logging
+import sys
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    LogFilter,
+    LogFilterFlowRunId,
+    LogFilterTimestamp,
+)
+from prefect.client.schemas.objects import Log
+from prefect.client.schemas.sorting import LogSort
+from prefect.logging.handlers import APILogHandler
+
+from prefect_ray_worker.bundles.carriers import patiently
+
+_PAGE = 200
+# Driver, tasks and worker send their lines in batches, so an older line can arrive later.
+_OVERLAP = timedelta(seconds=15)
+_LOGGER = "prefect.flow_runs"
+
+
+class LogTail:
+    """Prints each line of a run's log once.
+
+    Attributes:
+        run_name: The run's name, once it is known.
+
+    Args:
+        flow_run_id: The run.
+    """
+
+    def __init__(self, flow_run_id: UUID) -> None:
+        self._run_id = flow_run_id
+        self.run_name = str(flow_run_id)
+        self._newest: datetime | None = None
+        self._printed: dict[UUID, datetime] = {}
+
+    def print_new(self, client: SyncPrefectClient) -> int:
+        """Print the lines that have arrived since; return how many."""
+        since = self._newest - _OVERLAP if self._newest is not None else None
+        self._printed = {
+            key: when for key, when in self._printed.items() if since is None or when >= since
+        }
+        count, offset = 0, 0
+        while page := self._page(client, since, offset):
+            offset += len(page)
+            for log in page:
+                if log.id in self._printed:
+                    continue
+                self._printed[log.id] = log.timestamp
+                self._newest = max(self._newest or log.timestamp, log.timestamp)
+                _show(log, self.run_name)
+                count += 1
+            if len(page) < _PAGE:
+                break
+        return count
+
+    def _page(self, client: SyncPrefectClient, since: datetime | None, offset: int) -> list[Log]:
+        wanted = LogFilter(
+            flow_run_id=LogFilterFlowRunId(any_=[self._run_id]),
+            timestamp=LogFilterTimestamp.model_validate({"after_": since}) if since else None,
+        )
+        return patiently(
+            lambda: client.read_logs(wanted, limit=_PAGE, offset=offset, sort=LogSort.TIMESTAMP_ASC)
+        )
+
+
+def _show(log: Log, run_name: str) -> None:
+    """Print a line through the console handlers of Prefect's logging, as the user has set it up."""
+    record = logging.makeLogRecord(
+        {
+            "name": _LOGGER,
+            "levelno": log.level,
+            "levelname": logging.getLevelName(log.level),
+            "msg": log.message,
+            "created": log.timestamp.timestamp(),
+            "msecs": log.timestamp.microsecond / 1000,
+            "flow_run_name": run_name,
+        }
+    )
+    if not logging.getLogger(_LOGGER).isEnabledFor(log.level):
+        return
+    handlers = _console_handlers()
+    if not handlers:
+        sys.stderr.write(f"{log.timestamp:%H:%M:%S} | {log.message}\n")
+    for handler in handlers:
+        if record.levelno >= handler.level:
+            handler.handle(record)
+
+
+def _console_handlers() -> list[logging.Handler]:
+    """Return the handlers of a flow run's logger, without the one that sends to the API."""
+    found: list[logging.Handler] = []
+    logger: logging.Logger | None = logging.getLogger(_LOGGER)
+    while logger is not None:
+        found += [h for h in logger.handlers if not isinstance(h, APILogHandler)]
+        logger = logger.parent if logger.propagate else None
+    return found

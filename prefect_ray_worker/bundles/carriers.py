@@ -1,0 +1,226 @@
+"""How bundles travel: in the inputs of the flow run, or in the pool's result storage.
+
+Inputs are deleted with the run and are in no list of it. Prefect Cloud takes requests of 5 MiB, and
+an nginx before a server takes 1 MiB, so content is cut into parts.
+"""
+
+import base64
+import binascii
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.filesystems import WritableFileSystem
+
+from prefect_ray_worker.bundles.header import BundleHeader
+from prefect_ray_worker.errors import BundleDamaged, BundleMissing, BundleRefused
+from prefect_ray_worker.prefect_api.compat import saved_block_id
+from prefect_ray_worker.shared.run_rules import Patience, is_own_not_found, is_passing
+
+T = TypeVar("T")
+
+MOST_BYTES_IN_INPUTS = 4 * 1024 * 1024
+"""How much one bundle, or one answer, puts into the inputs of its run."""
+
+HEADER_KEY = "ray-bundle"
+
+_PART_CHARACTERS = 512 * 1024
+_PART_BYTES = _PART_CHARACTERS // 4 * 3
+_ASK_SECONDS = 30.0
+_NOT_FOUND, _CONFLICT, _TOO_LARGE = 404, 409, 413
+
+
+class BlockStorage(Protocol):
+    """Loads the storage block that holds a large bundle."""
+
+    def __call__(self, block_id: UUID) -> WritableFileSystem:
+        """Return the block."""
+        ...
+
+
+def send_bundle(
+    client: SyncPrefectClient,
+    flow_run_id: UUID,
+    content: bytes,
+    storage: WritableFileSystem | None = None,
+) -> BundleHeader:
+    """Give a flow run its bundle; its header, which comes last, makes it valid.
+
+    Args:
+        client: An open client.
+        flow_run_id: The run.
+        content: The bundle.
+        storage: A saved block for content that is too large for the run's inputs.
+
+    Raises:
+        BundleRefused: The content is too large for the ways there are.
+    """
+    if len(content) <= MOST_BYTES_IN_INPUTS:
+        prefix = f"{HEADER_KEY}-part"
+        parts = send_parts(client, flow_run_id, prefix, content)
+        header = BundleHeader.of(content, parts=parts)
+    else:
+        block_id = saved_block_id(storage) if storage is not None else None
+        if storage is None or block_id is None:
+            raise BundleRefused("The bundle is too large for the inputs of a flow run.")
+        path = f"ray-bundles/{flow_run_id}.zip"
+        written: Any = storage.write_path(path, content)
+        _finished(written)
+        header = BundleHeader.of(
+            content, parts=0, carrier="storage", block=str(block_id), path=path
+        )
+    write_input(client, flow_run_id, HEADER_KEY, header.to_json())
+    return header
+
+
+def read_header(client: SyncPrefectClient, flow_run_id: UUID) -> BundleHeader:
+    """Return the header of a run's bundle.
+
+    Raises:
+        BundleMissing: The run has no bundle.
+        BundleDamaged: Its header cannot be read.
+    """
+    text = read_input(client, flow_run_id, HEADER_KEY)
+    if text is None:
+        raise BundleMissing("The flow run has neither a deployment nor a bundle.")
+    return BundleHeader.parse(text)
+
+
+def read_content(
+    client: SyncPrefectClient, flow_run_id: UUID, header: BundleHeader, load: BlockStorage
+) -> bytes:
+    """Return the content of a run's bundle, which is certainly what its caller packed.
+
+    Args:
+        client: An open client.
+        flow_run_id: The run.
+        header: The bundle's header.
+        load: Loads the block of a large bundle.
+
+    Raises:
+        BundleMissing: A part of it does not exist.
+        BundleDamaged: It is something else.
+    """
+    if header.carrier == "inputs":
+        content = read_parts(client, flow_run_id, f"{HEADER_KEY}-part", header.parts)
+    else:
+        try:
+            storage = load(UUID(header.block or ""))
+            content = _finished(storage.read_path(header.path or ""))
+        except (OSError, ValueError, ObjectNotFound) as exc:
+            raise BundleMissing(
+                f"The bundle is not at {header.path} of its storage block ({exc})."
+            ) from exc
+    header.check_content(content)
+    return content
+
+
+def send_parts(client: SyncPrefectClient, flow_run_id: UUID, prefix: str, content: bytes) -> int:
+    """Write content into inputs of a run whose keys begin with a prefix; return how many."""
+    starts = range(0, len(content), _PART_BYTES)
+    for number, start in enumerate(starts):
+        text = base64.b64encode(content[start : start + _PART_BYTES]).decode()
+        write_input(client, flow_run_id, f"{prefix}-{number}", text)
+    return len(starts)
+
+
+def read_parts(client: SyncPrefectClient, flow_run_id: UUID, prefix: str, parts: int) -> bytes:
+    """Return what `send_parts` wrote.
+
+    Raises:
+        BundleMissing: A part does not exist.
+        BundleDamaged: A part is no base64.
+    """
+    found: list[bytes] = []
+    for number in range(parts):
+        text = read_input(client, flow_run_id, f"{prefix}-{number}")
+        if text is None:
+            raise BundleMissing(f"Part {number + 1} of {parts} is not among the run's inputs.")
+        try:
+            found.append(base64.b64decode(text, validate=True))
+        except binascii.Error:
+            raise BundleDamaged(f"Part {number + 1} of {parts} is damaged.") from None
+    return b"".join(found)
+
+
+def write_input(client: SyncPrefectClient, flow_run_id: UUID, key: str, value: str) -> None:
+    """Create an input of a run; one that exists with the same value is one that we created.
+
+    The API never replaces an input (409). So after a lost answer, writing it again does no harm.
+
+    Raises:
+        BundleRefused: The input exists with another value, or a proxy refuses its size.
+    """
+    try:
+        patiently(lambda: client.create_flow_run_input(flow_run_id, key, value))
+    except (PrefectHTTPStatusError, httpx.HTTPStatusError) as exc:
+        if exc.response.status_code == _CONFLICT:
+            if read_input(client, flow_run_id, key) == value:
+                return
+            raise BundleRefused(
+                f"The flow run {flow_run_id} has another bundle already ({key})."
+            ) from exc
+        if exc.response.status_code == _TOO_LARGE:
+            raise BundleRefused(
+                f"What is in front of the Prefect API refuses requests of {len(value) // 1024} "
+                "KiB (HTTP 413). Have its administrator allow 1 MiB."
+            ) from exc
+        raise
+
+
+def read_input(client: SyncPrefectClient, flow_run_id: UUID, key: str) -> str | None:
+    """Return an input of a run, or None if the API says that there is none."""
+    try:
+        return patiently(lambda: client.read_flow_run_input(flow_run_id, key))
+    except ObjectNotFound:
+        return None
+    except (PrefectHTTPStatusError, httpx.HTTPStatusError) as exc:
+        response = exc.response
+        if response.status_code == _NOT_FOUND and is_own_not_found(response.content):
+            return None
+        raise
+
+
+def patiently(ask: Callable[[], T], seconds: float = _ASK_SECONDS) -> T:
+    """Ask the Prefect API until it answers: it may be restarting, or have too much to do.
+
+    Args:
+        ask: Sends the request; can be called again without harm.
+        seconds: For how long.
+
+    Raises:
+        Exception: What `ask` raised last, or what waiting does not mend.
+    """
+    patience = Patience(seconds, now=time.monotonic())
+    while True:
+        try:
+            return ask()
+        except (PrefectHTTPStatusError, httpx.HTTPStatusError) as exc:
+            if not is_passing(exc.response.status_code):
+                raise
+            delay = patience.wait(time.monotonic())
+            if delay is None:
+                raise
+        except httpx.TransportError:
+            delay = patience.wait(time.monotonic())
+            if delay is None:
+                raise
+        time.sleep(delay)
+
+
+def _finished(result: Any) -> Any:
+    """Return the value of a block's method, which is a coroutine where an event loop runs."""
+    import inspect
+
+    if inspect.isawaitable(result):
+        from prefect.utilities.asyncutils import run_coro_as_sync
+
+        async def awaited() -> Any:
+            return await result
+
+        return run_coro_as_sync(awaited())
+    return result

@@ -1,0 +1,372 @@
+"""Packs a flow for the cluster: its local modules, the files it names, and one pickle.
+
+No settings, no context and no key travel. All is packed before a flow run exists, so whatever
+cannot be is an exception of the call.
+"""
+
+import io
+import json
+import linecache
+import pickle
+import types
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect.blocks.core import Block
+from prefect.flows import Flow
+from prefect.tasks import Task
+
+from prefect_ray_worker.bundles import content
+from prefect_ray_worker.bundles.carriers import MOST_BYTES_IN_INPUTS
+from prefect_ray_worker.bundles.content import FILES, MANIFEST, PICKLE, Manifest, PackedFlow
+from prefect_ray_worker.bundles.files import included_files
+from prefect_ray_worker.bundles.modules import local_modules, main_file
+from prefect_ray_worker.errors import BundleRefused, Unpicklable
+from prefect_ray_worker.prefect_api.compat import saved_block_id
+
+_OUTSIDE = "outside"
+_LONGEST_PARAMETER = 256 * 1024
+_BIGGEST = 5
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class PackedBundle:
+    """A flow, ready to be sent.
+
+    Attributes:
+        content: The bundle.
+        parameters: What the flow run shows as its parameters.
+        sizes: The sizes of its parts as they were before they were packed, by name.
+    """
+
+    content: bytes
+    parameters: dict[str, Any]
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def check_size(self, *, has_storage: bool) -> None:
+        """Refuse a bundle that is too large for the ways there are.
+
+        Args:
+            has_storage: Whether the work pool has a storage block for it.
+
+        Raises:
+            BundleRefused: It names the largest files and the ways out.
+        """
+        if has_storage or len(self.content) <= MOST_BYTES_IN_INPUTS:
+            return
+        biggest = sorted(self.sizes.items(), key=lambda item: -item[1])[:_BIGGEST]
+        listed = ", ".join(f"{name} ({size / _MIB:.1f} MiB)" for name, size in biggest)
+        raise BundleRefused(
+            f"The flow has {len(self.content) / _MIB:.1f} MiB packed, more than "
+            f"{MOST_BYTES_IN_INPUTS // _MIB} MiB. The largest files: {listed}. Leave them out of "
+            "include_files, have the flow read them from storage, or give the work pool a storage "
+            "block (`prefect work-pool storage configure`)."
+        )
+
+
+def pack(
+    flow: Flow[..., Any],
+    parameters: Mapping[str, Any],
+    *,
+    include_files: Sequence[str] = (),
+    include_files_base_dir: str | Path | None = None,
+    values_by_inputs: bool = True,
+) -> PackedBundle:
+    """Pack a flow and the parameters of one run.
+
+    Args:
+        flow: The flow.
+        parameters: All of the run's parameters.
+        include_files: Patterns of files to send along.
+        include_files_base_dir: Where they begin; by default in the flow's folder, in a notebook
+            the working directory.
+        values_by_inputs: Whether the flow's value returns without result storage.
+
+    Raises:
+        Unpicklable: Something cannot be pickled.
+        BundleRefused: A file must not be sent, or a block holds a secret.
+    """
+    base = Path(include_files_base_dir or _folder_of(flow.fn)).resolve()
+    layout = _Layout(base)
+    for folder, files in local_modules(flow.fn).items():
+        layout.add_modules(folder, files)
+    for path in included_files(list(include_files), base):
+        layout.add(path)
+    by_json, by_pickle = split_parameters(flow, parameters)
+    pickled, sources = _pickled(flow, by_pickle)
+    script = main_file() if flow.fn.__module__ == "__main__" else None
+    manifest = Manifest(
+        folder=layout.place_of(base),
+        paths=layout.paths,
+        script=layout.place_of(script) if script is not None else None,
+        sources=sources,
+        values_by_inputs=values_by_inputs,
+    )
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(MANIFEST, json.dumps(asdict(manifest)))
+            archive.writestr(PICKLE, pickled)
+            for name, path in sorted(layout.files.items()):
+                archive.write(path, f"{FILES}/{name}")
+        packed = file.getvalue()
+    sizes = {name: path.stat().st_size for name, path in layout.files.items()}
+    return PackedBundle(packed, by_json, {**sizes, "the flow and its parameters": len(pickled)})
+
+
+class _Layout:
+    """Where files are in a bundle: as they are here, below one root."""
+
+    def __init__(self, base: Path) -> None:
+        self._root = base
+        self._outside: list[Path] = []
+        self._added: dict[Path, None] = {}
+        self._import_folders: dict[Path, None] = {}
+
+    def add_modules(self, folder: Path, files: Sequence[Path]) -> None:
+        """Add source files, and the folder that imports have to look in."""
+        self._import_folders[folder] = None
+        if folder in self._root.parents:
+            self._root = folder  # the flow's folder is a package in it
+        for file in files:
+            self.add(file)
+
+    def add(self, path: Path) -> None:
+        """Add a file."""
+        self._added[path] = None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files, by their place in the bundle."""
+        return {self.place_of(path): path for path in self._added}
+
+    @property
+    def paths(self) -> list[str]:
+        """The folders that imports have to look in, by their place in the bundle."""
+        return list(dict.fromkeys(self.place_of(folder) for folder in self._import_folders))
+
+    def place_of(self, path: Path) -> str:
+        """Return the place of a path in the bundle."""
+        if path == self._root or self._root in path.parents:
+            return path.relative_to(self._root).as_posix()
+        for folder in self._import_folders:
+            if path == folder or folder in path.parents:
+                if folder not in self._outside:
+                    self._outside.append(folder)
+                number = self._outside.index(folder)
+                return (Path(f"{_OUTSIDE}-{number}") / path.relative_to(folder)).as_posix()
+        return path.name  # the script of a flow whose files begin elsewhere
+
+
+def _folder_of(function: Any) -> Path:
+    """Return the folder of a flow's file; in a notebook or a console the working directory."""
+    if function.__module__ == "__main__":
+        script = main_file()
+        return script.parent if script is not None else Path.cwd()
+    file = Path(function.__code__.co_filename)
+    return file.resolve().parent if file.is_file() else Path.cwd()
+
+
+def split_parameters(
+    flow: Flow[..., Any], parameters: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the flow run shows, and what has to travel by pickle.
+
+    A parameter travels as JSON if validating what JSON makes of it gives the same value.
+
+    Args:
+        flow: The flow, whose annotations say what values become.
+        parameters: All of the run's parameters.
+    """
+    shown: dict[str, Any] = {}
+    by_pickle: dict[str, Any] = {}
+    for name, value in parameters.items():
+        text, returned = _through_json(flow, name, value, parameters)
+        if text is None or len(text) > _LONGEST_PARAMETER or not _is_same(value, returned):
+            by_pickle[name] = value
+            shown[name] = f"<{type(value).__name__}>"
+        else:
+            shown[name] = json.loads(text)
+    return shown, by_pickle
+
+
+def _through_json(
+    flow: Flow[..., Any], name: str, value: Any, parameters: Mapping[str, Any]
+) -> tuple[str | None, Any]:
+    """Return a parameter as JSON and what a run would get of that; (None, None) if it cannot."""
+    try:
+        serialized = flow.serialize_parameters({name: value})
+        text = json.dumps(serialized.get(name), allow_nan=False)
+        loaded = json.loads(text)
+        if flow.should_validate_parameters:
+            loaded = flow.validate_parameters({**parameters, name: loaded})[name]
+    except Exception:  # noqa: BLE001 (of the value's own methods, or of its validation)
+        return None, None
+    return text, loaded
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    if type(value) is not type(other):
+        return False
+    if isinstance(value, dict):
+        return list(value) == list(other) and all(
+            _is_same(a, b) and _is_same(value[a], other[b])
+            for a, b in zip(value, other, strict=True)
+        )
+    if isinstance(value, list | tuple):
+        return len(value) == len(other) and all(map(_is_same, value, other))
+    try:
+        return bool(value == other)
+    except Exception:  # noqa: BLE001 (an array has no single truth)
+        return False
+
+
+def _arguments_of(flow: Flow[..., Any]) -> dict[str, Any]:
+    """Return the arguments that make the same flow of its function (`Flow.with_options`, 3.8.8)."""
+    return {
+        "name": flow.name,
+        "version": flow.version,
+        "flow_run_name": flow.flow_run_name,
+        "retries": flow.retries,
+        "retry_delay_seconds": flow.retry_delay_seconds,
+        "task_runner": flow.task_runner,
+        "description": flow.description,
+        "timeout_seconds": flow.timeout_seconds,
+        "validate_parameters": flow.should_validate_parameters,
+        "persist_result": flow.persist_result,
+        "result_storage": flow.result_storage,
+        "result_serializer": flow.result_serializer,
+        "cache_result_in_memory": flow.cache_result_in_memory,
+        "log_prints": flow.log_prints,
+        "on_completion": flow.on_completion_hooks,
+        "on_failure": flow.on_failure_hooks,
+        "on_cancellation": flow.on_cancellation_hooks,
+        "on_crashed": flow.on_crashed_hooks,
+        "on_running": flow.on_running_hooks,
+    }
+
+
+def _pickled(flow: Flow[..., Any], parameters: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
+    packed = PackedFlow(flow.fn, _arguments_of(flow), parameters)
+    try:
+        return _dump(packed)
+    except BundleRefused:
+        raise
+    except Exception as exc:
+        said = f"{type(exc).__name__}: {exc}"
+        culprit = _culprit(packed) or f"the flow {flow.name!r}"
+        raise Unpicklable(
+            f"{culprit[:1].upper()}{culprit[1:]} cannot be sent to the cluster ({said}). Create it "
+            "inside the flow, or move it to a module: modules travel as files."
+        ) from exc
+
+
+def _dump(value: Any) -> tuple[bytes, dict[str, str]]:
+    with io.BytesIO() as file:
+        pickler = _pickler()(file, protocol=pickle.HIGHEST_PROTOCOL)
+        pickler.dump(value)
+        return file.getvalue(), pickler.sources
+
+
+def _pickler() -> Any:
+    import cloudpickle
+
+    class _FlowPickler(cloudpickle.Pickler):  # pyright: ignore[reportUntypedBaseClass]
+        """Sends what modules define by name, blocks by id, and notes the source of the rest."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.sources: dict[str, str] = {}
+
+        def reducer_override(self, obj: Any) -> Any:
+            found = _by_reference(obj)
+            if found is not None:
+                return found
+            if isinstance(obj, types.FunctionType) and obj.__module__ == "__main__":
+                self._note_source(obj.__code__.co_filename)
+            return super().reducer_override(obj)
+
+        def _note_source(self, name: str) -> None:
+            if name not in self.sources and (lines := linecache.getlines(name)):
+                self.sources[name] = "".join(lines)
+
+    return _FlowPickler
+
+
+def _by_reference(obj: Any) -> Any:
+    if isinstance(obj, Block):
+        return _block_by_reference(obj)
+    function = obj.fn if isinstance(obj, Flow | Task) else obj
+    if not isinstance(function, types.FunctionType) or function.__module__ in (None, "__main__"):
+        return None
+    name = (function.__module__, function.__qualname__)
+    try:
+        named = content.attribute_of(*name)
+    except (AttributeError, ImportError):
+        return None
+    if named is obj:
+        return (content.attribute_of, name) if isinstance(obj, Flow | Task) else None
+    if isinstance(named, Flow | Task) and named.fn is obj:
+        return content.function_of, name
+    return None
+
+
+def _block_by_reference(block: Block) -> Any:
+    block_id = saved_block_id(block)
+    if block_id is not None:
+        return content.load_block, (block_id,)
+    secret = block.model_json_schema().get("secret_fields") or []
+    held = [name for name in secret if getattr(block, name.partition(".")[0], None)]
+    if held:
+        raise BundleRefused(
+            f"A {type(block).__name__} block with the secret {held[0]} would be sent in clear. "
+            "Save the block first: a saved one travels by reference."
+        )
+    return None
+
+
+def _culprit(packed: PackedFlow) -> str | None:
+    for name, value in packed.parameters.items():
+        if not _can_dump(value):
+            return f"the parameter {name!r}, a {type(value).__qualname__},"
+    for name, value in packed.arguments.items():
+        if not _can_dump(value):
+            return f"the flow's {name}, a {type(value).__qualname__},"
+    return _culprit_in(packed.fn, set())
+
+
+def _culprit_in(function: Any, seen: set[int]) -> str | None:
+    function = getattr(function, "fn", function)
+    if not isinstance(function, types.FunctionType) or id(function) in seen:
+        return None
+    seen.add(id(function))
+    used = [(n, function.__globals__.get(n)) for n in _names_in(function.__code__)]
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
+    used += [(name, cell.cell_contents) for name, cell in cells]
+    for name, value in used:
+        if value is None or _can_dump(value):
+            continue
+        if deeper := _culprit_in(value, seen):
+            return deeper
+        where = f"which {function.__qualname__!r} uses"
+        return f"the global {name!r}, a {type(value).__qualname__} {where},"
+    return None
+
+
+def _names_in(code: types.CodeType) -> list[str]:
+    names = list(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names += _names_in(constant)
+    return names
+
+
+def _can_dump(value: Any) -> bool:
+    try:
+        _dump(value)
+    except Exception:  # noqa: BLE001 (anything may happen in a user's __reduce__)
+        return False
+    return True

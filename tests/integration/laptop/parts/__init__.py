@@ -1,0 +1,1 @@
+"""A package beside the script, with what does not survive being pickled by value."""

@@ -1,0 +1,184 @@
+"""What a bundle holds, and what is refused before a flow run exists."""
+
+import dataclasses
+import enum
+import io
+import json
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import cloudpickle
+import pydantic
+import pytest
+from prefect import flow, task
+from prefect.blocks.system import Secret
+
+from prefect_ray_worker.bundles import content
+from prefect_ray_worker.bundles.packing import pack, split_parameters
+from prefect_ray_worker.errors import BundleRefused, Unpicklable
+
+
+class Shape(pydantic.BaseModel):
+    side: int
+
+
+class Color(enum.StrEnum):
+    RED = "red"
+
+
+@flow
+def takes(plain: Any, shape: Shape, other: Any = None) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "value",
+    [(1, 2), {1: "a"}, float("nan"), Shape(side=1), b"x", [Color.RED], lambda: 1, "x" * 300_000],
+)
+def test_parameter_that_json_would_change_is_pickled(value: Any) -> None:
+    """Prefect's own bundles send a class instance as a dict, and a lambda as `{}`."""
+    shown, by_pickle = split_parameters(takes, {"plain": value, "shape": Shape(side=1)})
+    assert by_pickle == {"plain": value}
+    assert shown == {"plain": f"<{type(value).__name__}>", "shape": {"side": 1}}
+
+
+@pytest.mark.parametrize("value", [1, 1.0, "a", None, True, [1, {"a": [None]}], []])
+def test_parameter_that_json_keeps_is_shown_on_the_run(value: Any) -> None:
+    shown, by_pickle = split_parameters(takes, {"plain": value, "shape": Shape(side=1)})
+    assert (shown["plain"], by_pickle) == (value, {})
+
+
+def main_flow(source: str) -> Any:
+    """Return a flow as a script or a notebook defines it."""
+    namespace: dict[str, Any] = {"__name__": "__main__", "flow": flow, "task": task}
+    exec(source, namespace)
+    return namespace["run"]
+
+
+def test_flow_of_a_script_runs_from_its_bundle(tmp_path: Path) -> None:
+    made = main_flow(
+        "scale = 3\n"
+        "@task\ndef scaled(n): return n * scale\n"
+        "@flow(name='my-flow', retries=2, version='7')\n"
+        "def run(n): return scaled.fn(n)"
+    )
+    unpacked = content.unpack(pack(made, {"n": (1,)}).content, tmp_path)
+    packed = content.unpickle(unpacked)
+    again = content.make_flow(packed)
+    assert (again.name, again.retries, again.version) == ("my-flow", 2, "7")
+    assert packed.fn(**packed.parameters) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "culprit"),
+    [
+        ("import threading\nlock = threading.Lock()\n@flow\ndef run(): lock", "'lock', a lock"),
+        (
+            "rows = (n for n in [])\ndef helper(): return rows\n@flow\ndef run(): helper()",
+            "'rows', a generator which 'helper' uses",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_pickled_is_named(source: str, culprit: str) -> None:
+    with pytest.raises(Unpicklable, match=culprit):
+        pack(main_flow(source), {})
+
+
+def test_parameter_that_cannot_be_pickled_is_named() -> None:
+    with pytest.raises(Unpicklable, match="parameter 'plain', a lock"):
+        pack(takes, {"plain": threading.Lock(), "shape": Shape(side=1)})
+
+
+def test_unsaved_block_with_a_secret_is_refused() -> None:
+    made = main_flow("@flow\ndef run(block): return block")
+    with pytest.raises(BundleRefused, match="A Secret block with the secret value") as refused:
+        pack(made, {"block": Secret(value="hush")})
+    assert "hush" not in str(refused.value)
+
+
+def test_too_large_a_bundle_names_its_largest_files(tmp_path: Path) -> None:
+    (tmp_path / "large.bin").write_bytes(b"".join(bytes([i % 251]) * 3 for i in range(10)))
+    import secrets
+
+    (tmp_path / "larger.bin").write_bytes(secrets.token_bytes(5 * 1024 * 1024))
+    bundle = pack(takes, {}, include_files=["*.bin"], include_files_base_dir=tmp_path)
+    bundle.check_size(has_storage=True)
+    with pytest.raises(BundleRefused, match=r"more than 4 MiB.*larger\.bin \(5\.0 MiB\)") as said:
+        bundle.check_size(has_storage=False)
+    assert "work-pool storage configure" in str(said.value)
+
+
+PROJECT = {
+    "run.py": (
+        "import sys, pickle\n"
+        "sys.path[:0] = ['src', 'elsewhere']\n"
+        "from pkg import flows\n"
+        "from prefect_ray_worker.bundles.packing import pack\n"
+        "print(pack(flows.train, {}).content.hex())\n"
+    ),
+    "src/pkg/__init__.py": "",
+    "src/pkg/flows.py": (
+        "import threading\nfrom prefect import flow\nfrom . import inner\n"
+        "LOCK = threading.Lock()\n"
+        "@flow\ndef train():\n    import lazily\n    with LOCK: return inner.x + lazily.y\n"
+    ),
+    "src/pkg/inner.py": "x = 1",
+    "src/pkg/never_loaded.py": "",
+    "elsewhere/lazily.py": "y = 2",
+}
+
+
+def test_modules_travel_as_files_with_what_they_import_later(tmp_path: Path) -> None:
+    """A global that is a lock, and an import inside the flow, did not survive Prefect's way."""
+    for name, text in PROJECT.items():
+        path = tmp_path / "project" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    said = subprocess.run(
+        [sys.executable, "run.py"], cwd=tmp_path / "project", capture_output=True, text=True
+    )
+    assert said.returncode == 0, said.stderr
+    packed = bytes.fromhex(said.stdout.strip())
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        names = archive.namelist()
+        manifest = json.loads(archive.read("manifest.json"))
+    assert {n for n in names if n.startswith("files/")} == {
+        "files/pkg/__init__.py", "files/pkg/flows.py", "files/pkg/inner.py",
+        "files/pkg/never_loaded.py", "files/outside-0/lazily.py",
+    }  # fmt: skip
+    assert manifest["folder"] == "pkg"
+    (tmp_path / "node").mkdir()
+    (tmp_path / "bundle").write_bytes(packed)
+    run = (
+        "import sys\nfrom pathlib import Path\nfrom prefect_ray_worker.bundles import content\n"
+        "b = content.unpack(Path('../bundle').read_bytes(), Path())\n"
+        "sys.path[:0] = b.paths\n"
+        "print(content.unpickle(b).fn())"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", run], cwd=tmp_path / "node", capture_output=True, text=True
+    )
+    assert said.stdout.strip() == "3", said.stderr
+
+
+def test_nothing_of_the_settings_is_in_a_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = f"pnu_{uuid4().hex}"
+    monkeypatch.setenv("PREFECT_API_KEY", key)
+    bundle = pack(takes, {"plain": 1, "shape": Shape(side=1)})
+    with zipfile.ZipFile(io.BytesIO(bundle.content)) as archive:
+        assert key.encode() not in b"".join(archive.read(n) for n in archive.namelist())
+
+
+def test_members_that_lead_out_are_refused(tmp_path: Path) -> None:
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("manifest.json", json.dumps(dataclasses.asdict(content.Manifest())))
+            archive.writestr("flow.pickle", cloudpickle.dumps(1))
+            archive.writestr("files/../../out", "x")
+        packed = file.getvalue()
+    with pytest.raises(content.BundleDamaged, match="leads out"):
+        content.unpack(packed, tmp_path)
