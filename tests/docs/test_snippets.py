@@ -14,6 +14,7 @@ from prefect.cli._app import _app
 
 import prefect_ray_worker
 from prefect_ray_worker import cli, metrics
+from prefect_ray_worker.adhoc.decorator import RayJobVariables
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.doctor.report import CheckSubject, Grade
 from tests.docs.test_docs import PAGES, README, ROOT
