@@ -1,4 +1,6 @@
-"""Offers the shared fixtures to every test."""
+"""Offers the shared fixtures to every test, and puts the long files first."""
+
+import pytest
 
 from tests.fixtures import (
     client,
@@ -25,3 +27,12 @@ __all__ = [
     "ray_cluster",
     "stage",
 ]
+
+# Files that start servers and wait for them. The many short ones fill the gaps at the end, where
+# otherwise one process would wait for the other's last long file.
+_LONG = ("tests/integration/", "tests/task_runner/", "tests/fundamentals/", "tests/templates/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files that `--dist loadfile --no-loadscope-reorder` hands out in turn."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
