@@ -56,6 +56,7 @@ check: $(VENV)/.dev ## Run ruff, pyright and the import contracts
 docs: $(VENV)/.docs ## Write the generated pages anew, and build the site into site/; fails for a broken link
 	$(BIN)/python docs/reference/generate.py
 	$(BIN)/python deployment-templates/work-pool/generate.py
+	$(BIN)/python -m tests.task_runner.as_threads.differences
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Remove the virtual environment and everything generated

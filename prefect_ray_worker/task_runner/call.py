@@ -8,7 +8,7 @@ from uuid import UUID
 
 from prefect_ray_worker.task_runner.futures import DoneFuture
 from prefect_ray_worker.task_runner.modules import OwnModules
-from prefect_ray_worker.task_runner.pickling import Packed, unpack
+from prefect_ray_worker.task_runner.pickling import Packed, unpack, unpack_all
 from prefect_ray_worker.task_runner.task_end import TaskEnd
 
 
@@ -102,25 +102,23 @@ class Call:
 
     Attributes:
         task_run_id: The run.
-        parameters: The packed parameters, with placeholders, or their position in the arguments.
+        parameters: The packed parameters, with placeholders: parts, or their positions in the
+            arguments.
         wait_for: The packed upstream runs it waits for, with placeholders, or None.
         slots: What the placeholders become.
         dependencies: The upstream runs, for Prefect.
         context: The packed submit context, if there is one: tags, parent task run, assets.
-        inherited: Ray options for nested submits.
+        inherited: The packed Ray options for nested submits, if there are any.
     """
 
     task_run_id: UUID
-    parameters: Packed | int
+    parameters: list[Packed | int]
     wait_for: Packed | None
     slots: list[Slot]
     dependencies: dict[str, set[Any]]
     context: Packed | None
-    inherited: dict[str, Any]
+    inherited: Packed | None
 
-    def packed_parameters(self, arguments: Sequence[Any]) -> Packed:
-        """Return the packed parameters, given the values that Ray has resolved."""
-        if isinstance(self.parameters, int):
-            packed: Packed = arguments[self.parameters]
-            return packed
-        return self.parameters
+    def unpacked_parameters(self, arguments: Sequence[Any]) -> dict[str, Any]:
+        """Return the parameters, given the values that Ray has resolved."""
+        return unpack_all([arguments[p] if isinstance(p, int) else p for p in self.parameters])

@@ -24,6 +24,7 @@ from prefect.logging import get_logger, get_run_logger
 from prefect_ray_worker.errors import RayShutDown
 from prefect_ray_worker.task_runner import losses
 from prefect_ray_worker.task_runner.inputs import foreign_among
+from prefect_ray_worker.task_runner.orphans import OrphanSweeper
 from prefect_ray_worker.task_runner.pending import PendingTask
 from prefect_ray_worker.task_runner.session import job_id
 from prefect_ray_worker.task_runner.task_end import UNSENDABLE, TaskEnd, describe, is_infrastructure
@@ -67,6 +68,7 @@ class Dispatcher:
         self._settlers: ThreadPoolExecutor | None = None
         self._emits = False
         self._heap = Heap()
+        self._sweeper = OrphanSweeper()
         # What names the Ray that has the tasks.
         self._job: str | None = None
         self._is_lost = False
@@ -136,6 +138,8 @@ class Dispatcher:
     def stop(self) -> None:
         """End the threads; nothing is launched afterwards."""
         self._arrived.put(None)
+        if self._sweeper.has_swept and self._job == job_id():
+            self._sweeper.sweep()  # for what nested tasks have left, which Ray ends a little later
         if self._settlers is not None:
             self._settlers.shutdown(wait=True, cancel_futures=True)
 
@@ -279,6 +283,7 @@ class Dispatcher:
             pending.infra_retries,
             describe(exc),
         )
+        self._in_background(self._sweeper.sweep)
         losses.report_retry(pending, exc)
         self._emits = True
         self._launch_or_settle(pending)
@@ -288,6 +293,8 @@ class Dispatcher:
         _run_log().error(
             "Task run '%s' has %s: %s", pending.name, state.type.value.lower(), state.message
         )
+        if is_infrastructure(exc):
+            self._in_background(self._sweeper.sweep)
         # Before it is resolved: tasks that need it look at once whether Ray has it.
         pending.future.forget_refs()
         self._report(pending, state)

@@ -14,23 +14,23 @@ from prefect_ray_worker.prefect_api.compat import crashed_state
 from prefect_ray_worker.task_runner.call import Call
 from prefect_ray_worker.task_runner.inputs import fill_slots
 from prefect_ray_worker.task_runner.options import inherit
-from prefect_ray_worker.task_runner.pickling import Blob, Packed, unpack
+from prefect_ray_worker.task_runner.pickling import Blob, Packed, unpack, unpack_plain
 from prefect_ray_worker.task_runner.process import Interrupts, TaskProcess
 from prefect_ray_worker.task_runner.task_end import NOT_LOADED, TaskEnd
 from prefect_ray_worker.task_runner.telemetry import TelemetryBatch, telemetry
 
 
 def run(
-    flow_context: Blob, task: Blob, call: Call, *arguments: Any
+    content: bytes, refs: list[Any], *arguments: Any
 ) -> tuple[TaskEnd, Packed, tuple[TaskEnd, TelemetryBatch]]:
     """Run a task; return its end, its packed result, and the end again with its telemetry.
 
     Args:
-        flow_context: The pickled context of the flow run.
-        task: The pickled task.
-        call: This run.
+        content: The pickled context of the flow run, the pickled task, and this run.
+        refs: The object references in that.
         *arguments: The ends and results of upstream runs, and the values of other references.
     """
+    flow_context, task, call = unpack_plain(content, refs)
     try:
         state = _run(flow_context, task, call, arguments)
     except KeyboardInterrupt as exc:  # cancelled before the engine had it
@@ -69,10 +69,10 @@ def _engine_arguments(
     process: TaskProcess, task: Task[Any, Any], call: Call, arguments: tuple[Any, ...]
 ) -> dict[str, Any]:
     fill_slots([slot.value(arguments) for slot in call.slots])
-    inherit(call.inherited)
+    inherit(unpack(call.inherited) if call.inherited is not None else {})
     return {
         "task_run_id": call.task_run_id,
-        "parameters": unpack(call.packed_parameters(arguments)),
+        "parameters": call.unpacked_parameters(arguments),
         "wait_for": unpack(call.wait_for) if call.wait_for is not None else None,
         "dependencies": call.dependencies,
         "return_type": "state",

@@ -1,6 +1,7 @@
 """`RayTaskFuture`: the handle of a task run on the cluster."""
 
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -170,8 +171,16 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
 
     def forget_refs(self) -> None:
         """Forget what Ray had of a run whose end has not come: it will not any more."""
-        if self._end is None:
-            self.end_ref = self.result_ref = None
+        if self._end is not None:
+            return
+        refs = [ref for ref in (self.end_ref, self.result_ref) if ref is not None]
+        self.end_ref = self.result_ref = None
+        if refs:
+            import ray
+
+            # Ray (2.60) logs an error that nobody has looked at once more, as unhandled.
+            with contextlib.suppress(Exception):
+                ray.get(refs, timeout=0)
 
     def fetch_if_used(self) -> None:
         """Fetch the result if somebody has waited for it, or has the state."""

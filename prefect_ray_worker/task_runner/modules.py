@@ -104,6 +104,12 @@ def travels(name: str, *, by_value: bool) -> None:
         cloudpickle.unregister_pickle_by_value(sys.modules[name])
 
 
+def may_change(name: str | None) -> bool:
+    """Return whether what a module defines is the flow's own, so that a flow may change it."""
+    own = _Process.own.has(name) or name in _Process.by_value
+    return own or name is None or name == "__main__"
+
+
 # Instances that are compared by `is`, and would come out of a pickle as others.
 _SENTINELS = {
     id(value): (module, name)
@@ -274,7 +280,7 @@ class _Walk:
             self._value(function.__module__, name, function.__globals__[name], names)
 
     def _value(
-        self, module: str, name: str, value: Any, names: set[str], *, is_data: bool = True
+        self, module: str, name: str, value: Any, names: frozenset[str], *, is_data: bool = True
     ) -> None:
         if isinstance(value, types.ModuleType):
             if _Process.own.has(value.__name__) and id(value) not in self._seen:
@@ -315,10 +321,11 @@ def _describes(value: Any) -> bool:
     return isinstance(value, type) or hasattr(type(value), "__get__")
 
 
-def global_names(code: types.CodeType) -> set[str]:
+@functools.lru_cache(4096)
+def global_names(code: types.CodeType) -> frozenset[str]:
     """Return the names of globals and attributes that code uses, inner functions included."""
     names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             names |= global_names(constant)
-    return names
+    return frozenset(names)

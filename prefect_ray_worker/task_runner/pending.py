@@ -19,7 +19,17 @@ from prefect_ray_worker.task_runner.futures import DoneFuture, RayTaskFuture
 from prefect_ray_worker.task_runner.inputs import Dependencies, Inputs, Source
 from prefect_ray_worker.task_runner.modules import globals_of
 from prefect_ray_worker.task_runner.options import DEFAULTS, options_for, to_inherit
-from prefect_ray_worker.task_runner.pickling import Blob, Packed, culprit, pack, pack_whole
+from prefect_ray_worker.task_runner.parameters import ParameterParts, ParameterPickler, references
+from prefect_ray_worker.task_runner.pickling import (
+    Blob,
+    Packed,
+    culprit,
+    digest_of,
+    pack,
+    pack_plain,
+    pack_whole,
+)
+from prefect_ray_worker.task_runner.snapshot import TaskSnapshot
 
 _RETURNS = 3
 # A task that is pickled sooner is pickled for each submit, others for this share of the time.
@@ -43,10 +53,10 @@ class PendingTask:
         remote: The function of Ray's with the run's options.
         flow_context: The pickled context of its flow run.
         blob: The pickled task.
-        parameters: The packed parameters, or a reference to them.
+        parameters: The packed parameters.
         wait_for: The packed upstream runs it waits for.
         submit_context: The pickled context of this submit.
-        inherited: Options of Ray for nested submits.
+        inherited: The packed options of Ray for nested submits.
         tags: Of the run, for a state that we report ourselves.
         flow_run_id: Likewise.
         telemetry_ref: Reference to the end and its telemetry; None before Ray has the task.
@@ -62,10 +72,10 @@ class PendingTask:
     remote: Any
     flow_context: Blob
     blob: Blob
-    parameters: Any
+    parameters: ParameterParts
     wait_for: Packed | None
     submit_context: Packed | None
-    inherited: dict[str, Any]
+    inherited: Packed | None
     tags: AbstractSet[str]
     flow_run_id: UUID | None
     telemetry_ref: Any = None
@@ -92,13 +102,9 @@ class PendingTask:
         given: list[RayTaskFuture[Any]] = []
         slots = [self._slot(i, source, arguments, given) for i, source in enumerate(self.sources)]
         self.given = given
-        parameters = self.parameters
-        if not isinstance(parameters, Packed):
-            arguments.append(parameters)
-            parameters = len(arguments) - 1
         call = Call(
             task_run_id=self.future.task_run_id,
-            parameters=parameters,
+            parameters=references(self.parameters, arguments),
             wait_for=self.wait_for,
             slots=slots,
             dependencies=self.dependencies,
@@ -108,7 +114,7 @@ class PendingTask:
         remote = self.remote.options(name=self.name)
         try:
             end, result, self.telemetry_ref = remote.remote(
-                self.flow_context, self.blob, call, *arguments
+                *pack_plain((self.flow_context, self.blob, call)), *arguments
             )
         except (TypeError, ValueError) as exc:  # some options are looked at only now
             raise ValueError(f"remote_options of {self.name!r}: {exc}") from exc
@@ -148,6 +154,7 @@ class PendingTask:
 class _PickledTask:
     blob: Blob
     good_until: float
+    snapshot: TaskSnapshot
 
 
 class TaskPreparer:
@@ -159,6 +166,7 @@ class TaskPreparer:
 
     def __init__(self, contexts: ContextPickler) -> None:
         self._contexts = contexts
+        self._parameters = ParameterPickler()
         self._remotes: dict[bytes, Any] = {}
         self._tasks: weakref.WeakKeyDictionary[Any, _PickledTask] = weakref.WeakKeyDictionary()
 
@@ -184,10 +192,10 @@ class TaskPreparer:
             remote=self.remote(options_for(task)),
             flow_context=self._contexts.for_flow_run(),
             blob=self._pickled(task),
-            parameters=_kept(_packed(task, inputs.parameters)),
+            parameters=self._parameters.pack(task, inputs.parameters),
             wait_for=pack(inputs.wait_for) if inputs.wait_for is not None else None,
             submit_context=self._contexts.for_submit(task, future.task_run_id, inputs.upstream),
-            inherited=to_inherit() or _NOTHING,
+            inherited=pack_whole(inherited) if (inherited := to_inherit()) else None,
             tags=task.tags | tags if tags else task.tags,
             flow_run_id=flow_run.flow_run.id if flow_run and flow_run.flow_run else None,
         )
@@ -216,42 +224,27 @@ class TaskPreparer:
         # long to find out, we look again after a while.
         begun = time.monotonic()
         known = self._tasks.get(task)
-        if known is not None and begun < known.good_until and task.fn.__closure__ is None:
+        if known is not None and known.snapshot.holds(task):
             return known.blob
+        if (
+            known is not None
+            and begun < known.good_until
+            # What is in a closure, or in a callable object, may have changed.
+            and getattr(task.fn, "__closure__", task) is None
+            and known.snapshot.has_same_attributes(task)
+        ):
+            return known.blob
+        snapshot = TaskSnapshot(task)
         try:
             packed = pack_whole((task, globals_of(task, pack_whole)))
         except Exception as exc:
             raise Unpicklable(
                 f"Task {task.name!r} cannot be sent to the cluster: {culprit(task, exc)}"
             ) from exc
-        is_known = known is not None and known.blob.digest == Blob.digest_of(packed)
+        is_known = known is not None and known.blob.digest == digest_of(packed)
         blob = known.blob if known is not None and is_known else Blob.of(packed)
         ended = time.monotonic()
         took = ended - begun
         good = ended + took * _TIMES_AS_LONG if took > _QUICK_SECONDS else 0.0
-        self._tasks[task] = _PickledTask(blob, good)
+        self._tasks[task] = _PickledTask(blob, good, snapshot)
         return blob
-
-
-def _kept(packed: Packed) -> Any:
-    """Copy arrays into Ray's store now: their owner may change them before Ray has the task."""
-    if not packed.buffers:
-        return packed
-    import ray
-
-    return ray.put(packed)
-
-
-def _packed(task: Task[Any, Any], parameters: dict[str, Any]) -> Packed:
-    try:
-        return pack(parameters)
-    except Exception as exc:
-        for name, value in parameters.items():
-            try:
-                pack(value)
-            except Exception as why:
-                raise Unpicklable(
-                    f"Parameter {name!r} of task {task.name!r}, a {type(value).__qualname__}, "
-                    f"cannot be sent to the cluster: {type(why).__name__}: {why}"
-                ) from exc
-        raise

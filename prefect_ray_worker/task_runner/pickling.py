@@ -10,9 +10,10 @@ import hashlib
 import io
 import pickle
 import types
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, cast
 
 from prefect.tasks import Task
@@ -34,6 +35,9 @@ class Packed:
     buffers: list[pickle.PickleBuffer] = field(default_factory=list)
     refs: list[Any] = field(default_factory=list)
 
+    def __reduce__(self) -> tuple[Any, ...]:  # in half the time
+        return Packed, (self.content, self.buffers, self.refs)
+
 
 # Below this, an array in shared memory costs more than a copy of it.
 _OUT_OF_BAND_BYTES = 64 * 1024
@@ -47,20 +51,19 @@ def _ref(position: int) -> Any:
     return _refs.get()[position]
 
 
-def _dump(value: Any, buffer_callback: Callable[[Any], bool] | None) -> tuple[bytes, list[Any]]:
-    with io.BytesIO() as file:
-        pickler = _pickler()(file, protocol=5, buffer_callback=buffer_callback)
-        pickler.dump(value)
-        return file.getvalue(), pickler.refs
+@functools.cache
+def _seen_by_ray() -> tuple[type, ...]:
+    import ray
+    from ray.actor import ActorHandle
+
+    return ray.ObjectRef, ActorHandle
 
 
 @functools.cache
 def _pickler() -> Any:
-    import ray
     from ray import cloudpickle
-    from ray.actor import ActorHandle
 
-    seen_by_ray = (ray.ObjectRef, ActorHandle)
+    seen_by_ray = _seen_by_ray()
     base: Any = cloudpickle.CloudPickler  # pyright: ignore[reportPrivateImportUsage]
 
     class ValuePickler(base):
@@ -80,25 +83,58 @@ def _pickler() -> Any:
     return ValuePickler
 
 
+class Packer:
+    """Pack values one after the other: a later one refers to the objects of an earlier one.
+
+    So what an object is part of, and what it is the same as, survives in `unpack_all`.
+
+    Args:
+        after: Continue after the values of another packer, which stays as it is.
+    """
+
+    def __init__(self, after: "Packer | None" = None) -> None:
+        self._file = io.BytesIO()
+        buffers: list[pickle.PickleBuffer] = []
+
+        def stays_in_band(buffer: pickle.PickleBuffer) -> bool:
+            try:
+                small = buffer.raw().nbytes < _OUT_OF_BAND_BYTES
+            except BufferError:  # not contiguous
+                return True
+            if not small:
+                buffers.append(buffer)
+            return small
+
+        self._buffers = buffers
+        self._pickler = _pickler()(self._file, protocol=5, buffer_callback=stays_in_band)
+        if after is not None:
+            before = after._pickler  # noqa: SLF001 (another of us)
+            self._pickler.memo = before.memo
+            # Of cloudpickle: functions of one module share their globals.
+            self._pickler.globals_ref = dict(before.globals_ref)
+
+    def pack(self, value: Any) -> Packed:
+        """Pickle a value; its large arrays stay apart.
+
+        Raises:
+            Exception: Whatever the value's own pickling raises.
+        """
+        self._pickler.dump(value)
+        packed = Packed(self._file.getvalue(), [*self._buffers], [*self._pickler.refs])
+        self._file.seek(0)
+        self._file.truncate()
+        self._buffers.clear()
+        self._pickler.refs.clear()
+        return packed
+
+
 def pack(value: Any) -> Packed:
     """Pickle a value; its large arrays stay apart.
 
     Raises:
         Exception: Whatever the value's own pickling raises.
     """
-    buffers: list[pickle.PickleBuffer] = []
-
-    def stays_in_band(buffer: pickle.PickleBuffer) -> bool:
-        try:
-            small = buffer.raw().nbytes < _OUT_OF_BAND_BYTES
-        except BufferError:  # not contiguous
-            return True
-        if not small:
-            buffers.append(buffer)
-        return small
-
-    content, refs = _dump(value, stays_in_band)
-    return Packed(content, buffers, refs)
+    return Packer().pack(value)
 
 
 def pack_whole(value: Any) -> Packed:
@@ -107,8 +143,10 @@ def pack_whole(value: Any) -> Packed:
     Raises:
         Exception: Whatever the value's own pickling raises.
     """
-    content, refs = _dump(value, None)
-    return Packed(content, refs=refs)
+    with io.BytesIO() as file:
+        pickler = _pickler()(file, protocol=5, buffer_callback=None)
+        pickler.dump(value)
+        return Packed(file.getvalue(), refs=pickler.refs)
 
 
 def unpack(packed: Packed) -> Any:
@@ -120,6 +158,89 @@ def unpack(packed: Packed) -> Any:
         return pickle.loads(packed.content, buffers=packed.buffers)  # noqa: S301 (our own)
     finally:
         _refs.reset(token)
+
+
+class _PlainPickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=5)
+        self.refs: list[Any] = []
+        self._seen_by_ray = _seen_by_ray()
+
+    def persistent_id(self, obj: Any) -> int | None:
+        if not isinstance(obj, self._seen_by_ray):
+            return None
+        self.refs.append(obj)
+        return len(self.refs) - 1
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def __init__(self, content: bytes, refs: Sequence[Any]) -> None:
+        super().__init__(io.BytesIO(content))
+        self._refs = refs
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._refs[pid]
+
+
+def pack_plain(value: Any) -> tuple[bytes, list[Any]]:
+    """Pickle what consists of our own classes, in a third of the time that Ray would take.
+
+    Cloudpickle finds out anew for each class whether it can be imported (Ray 2.60).
+
+    Returns:
+        The pickle, and the object references and actor handles in it.
+    """
+    with io.BytesIO() as file:
+        pickler = _PlainPickler(file)
+        pickler.dump(value)
+        return file.getvalue(), pickler.refs
+
+
+def unpack_plain(content: bytes, refs: Sequence[Any]) -> Any:
+    """Return what `pack_plain` has packed."""
+    return _PlainUnpickler(content, refs).load()
+
+
+class _Parts:
+    """A file that is read pickle by pickle: an unpickler remembers the objects of the last one."""
+
+    def __init__(self) -> None:
+        self.part = io.BytesIO()
+
+    def read(self, size: int) -> bytes:
+        return self.part.read(size)
+
+    def readline(self) -> bytes:
+        return self.part.readline()
+
+    def readinto(self, buffer: Any) -> int:
+        return self.part.readinto(buffer)
+
+
+def unpack_all(parts: Sequence[Packed]) -> Any:
+    """Return the last of the values that one `Packer` has packed; the others are its parts."""
+    file = _Parts()
+    buffers = chain.from_iterable(part.buffers for part in parts)
+    unpickler = pickle.Unpickler(file, buffers=buffers)  # noqa: S301 (our own)
+    value = None
+    for part in parts:
+        file.part = io.BytesIO(part.content)
+        token = _refs.set(part.refs)
+        try:
+            value = unpickler.load()
+        finally:
+            _refs.reset(token)
+    return value
+
+
+def digest_of(packed: Packed) -> bytes:
+    """Return what names a packed value."""
+    digest = hashlib.blake2b(packed.content, digest_size=16)
+    for buffer in packed.buffers:
+        digest.update(buffer.raw())
+    for ref in packed.refs:  # the content only has their positions
+        digest.update(repr(ref).encode())
+    return digest.digest()
 
 
 @dataclass(frozen=True)
@@ -136,23 +257,18 @@ class Blob:
     packed: Packed | None
     stored: list[Any]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Blob, (self.digest, self.packed, self.stored)
+
     @classmethod
     def of(cls, packed: Packed) -> "Blob":
         """Keep a packed value inline, or put it into the store of the connected Ray."""
-        digest = cls.digest_of(packed)
+        digest = digest_of(packed)
         if len(packed.content) <= _INLINE_BYTES:
             return cls(digest, packed, [])
         import ray
 
         return cls(digest, None, [ray.put(packed)])
-
-    @staticmethod
-    def digest_of(packed: Packed) -> bytes:
-        """Return what names a packed value."""
-        digest = hashlib.blake2b(packed.content, digest_size=16)
-        for ref in packed.refs:  # the content only has their positions
-            digest.update(repr(ref).encode())
-        return digest.digest()
 
     def load(self) -> Any:
         """Return the value, from the store if need be."""

@@ -26,6 +26,7 @@ from prefect_ray_worker.prefect_api.compat import serve_no_client_metrics, tap_e
 from prefect_ray_worker.prefect_api.marking import install_in_ray_process
 from prefect_ray_worker.task_runner import modules
 from prefect_ray_worker.task_runner.call import FlowContext
+from prefect_ray_worker.task_runner.orphans import mark_children
 from prefect_ray_worker.task_runner.pickling import Blob, pack_whole, unpack
 from prefect_ray_worker.task_runner.telemetry import Telemetry, telemetry
 from prefect_ray_worker.task_runner.waiting import OpenRefs
@@ -75,6 +76,7 @@ class TaskProcess:
             collect_telemetry()
             serve_no_client_metrics()
             OpenRefs.in_task_process()
+            mark_children()
             Interrupts.install()
             kept = cls._kept[flow_context.digest] = cls(flow_context)
             if len(cls._kept) > _KEPT_FLOW_RUNS:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from prefect.client.schemas.objects import FlowRun, RunInput
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectFuture, PrefectFutureList
 from prefect.logging import get_logger
 from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
@@ -21,6 +21,7 @@ from prefect_ray_worker.task_runner.dispatcher import Dispatcher
 from prefect_ray_worker.task_runner.feasibility import Feasibility
 from prefect_ray_worker.task_runner.futures import RayTaskFuture
 from prefect_ray_worker.task_runner.inputs import Inputs
+from prefect_ray_worker.task_runner.parameters import unchanged_parameters
 from prefect_ray_worker.task_runner.pending import TaskPreparer
 from prefect_ray_worker.task_runner.telemetry import telemetry
 
@@ -143,7 +144,7 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         if not self._started:
             raise RuntimeError("The task runner must be started before submitting work.")
         _refuse_transaction(task)
-        if session.job_id() is None:
+        if not session.is_connected():
             raise RayShutDown("Ray was shut down after the task runner had started; submit before.")
         preparer, dispatcher = self._ready()
         code.travels_if_it_must(task.fn)
@@ -157,6 +158,22 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         if self._session is not None and self._session.is_ours:
             self._futures.add(future)
         return future
+
+    def map(  # pyright: ignore[reportIncompatibleMethodOverride] (its overloads say the same)
+        self,
+        task: Task[Any, Any],
+        parameters: dict[str, Any],
+        wait_for: Iterable[PrefectFuture[Any]] | None = None,
+    ) -> PrefectFutureList[RayTaskFuture[Any]]:
+        """Submit a task for each item of its parameters; an `unmapped` one is pickled once.
+
+        Args:
+            task: The task.
+            parameters: Its parameters; those that are no iterables go to each submit.
+            wait_for: More upstream runs.
+        """
+        with unchanged_parameters():
+            return super().map(task, parameters, wait_for)
 
     def cancel_all(self) -> None:
         """Cancel every task of this runner and of its duplicates: gently, then by force."""

@@ -81,6 +81,13 @@ class _Shared:
     session: RaySession | None = None
 
 
+def is_connected() -> bool:
+    """Return whether this process is connected to a Ray."""
+    import ray
+
+    return ray.is_initialized()
+
+
 def job_id() -> str | None:
     """Return what names the present connection to Ray; None without one."""
     import ray
@@ -105,7 +112,7 @@ def connect(address: str | None, init_kwargs: Mapping[str, Any], *, ship_code: b
         shared = _Shared.session
         if shared is not None and shared.job == job_id():
             shared.users += 1
-            _warn_if_ignored(asked, shared.asked)
+            _warn_if_ignored(asked, shared.asked, "another flow of this process has joined")
             return shared
         session = _connect(address, init_kwargs, ship_code=ship_code)
         session.asked, session.job = asked, job_id()
@@ -113,15 +120,15 @@ def connect(address: str | None, init_kwargs: Mapping[str, Any], *, ship_code: b
         return session
 
 
-def _warn_if_ignored(asked: _Asked, given: _Asked) -> None:
+def _warn_if_ignored(asked: _Asked, given: _Asked, which: str) -> None:
     ignored = {k: v for k, v in asked[1].items() if given[1].get(k) != v and k != "namespace"}
     if asked[0] not in (None, given[0]):
         ignored["address"] = asked[0]
     if ignored:
         _log.warning(
-            "RayTaskRunner uses the Ray that another flow of this process has joined, so its own "
-            "%s is ignored. Give both flows the same runner, or use remote_options for what only "
-            "some tasks need.",
+            "RayTaskRunner uses the Ray that %s, so its own %s is ignored. Ask for it there, or "
+            "use remote_options for what only some tasks need.",
+            which,
             " and ".join(sorted(ignored)),
         )
 
@@ -131,6 +138,7 @@ def _connect(address: str | None, init_kwargs: Mapping[str, Any], *, ship_code: 
     import ray
 
     if ray.is_initialized():
+        _warn_if_ignored((None, dict(init_kwargs)), (None, {}), "the flow has initialized")
         _warn_if_not_shipped(ship_code=ship_code)
         return _session(False, code.paths(), code.unpacked_root())
     in_job = JOB_CONFIG_VARIABLE in os.environ

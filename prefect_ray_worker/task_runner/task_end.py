@@ -131,6 +131,9 @@ class TaskEnd:
     content: Any = None
     trouble: str = ""
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a class with slots takes much longer by itself
+        return TaskEnd, (self.state, self.kind, self.content, self.trouble)
+
     @classmethod
     def of(cls, state: State[Any]) -> tuple["TaskEnd", Packed]:
         """Split a state into an end and its packed result.

@@ -9,7 +9,7 @@ its own process, after a moment.
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +46,8 @@ _MOST_WAITING = 100_000
 _BACK_PRESSURE_SECONDS = 10.0
 _PATIENCE_SECONDS = 60.0
 _RETRY_SECONDS = 1.0
+# The end of a task waits for so long for a request with its logs.
+_TAKE_SECONDS = 30.0
 
 _log = get_logger("task_runner.ray")
 
@@ -66,6 +68,7 @@ class Telemetry:
         self._thread: threading.Thread | None = None
         self._is_sending = False
         self._is_wanted = False
+        self._is_taken = False
         self._oldest = 0.0
 
     def put(self, events: Sequence[bytes] = (), logs: Sequence[dict[str, Any]] = ()) -> None:
@@ -84,8 +87,14 @@ class Telemetry:
             self._changed.notify_all()
 
     def take(self) -> TelemetryBatch:
-        """Return what has not been sent, and forget it."""
+        """Return what has not been sent, and forget it.
+
+        Waits for a request that is under way: this process may end before it does.
+        """
         with self._changed:
+            self._is_taken = True
+            self._changed.wait_for(lambda: not self._is_sending, _TAKE_SECONDS)
+            self._is_taken = False
             return self._take()
 
     def flush(self, seconds: float) -> bool:
@@ -103,6 +112,9 @@ class Telemetry:
         self._changed.notify_all()
         return batch
 
+    def _has_work(self) -> bool:
+        return bool(self._events or self._logs) and not self._is_taken
+
     def _has_room(self) -> bool:
         return len(self._events) + len(self._logs) < _MOST_WAITING
 
@@ -112,7 +124,7 @@ class Telemetry:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._events or self._logs))
+                self._changed.wait_for(self._has_work)
                 rest = self._oldest + self._moment - time.monotonic()
                 if rest > 0 and not self._is_wanted:
                     self._changed.wait_for(lambda: self._is_wanted, rest)
@@ -123,20 +135,32 @@ class Telemetry:
                 if batch.events or batch.logs:
                     Context().run(self._send, settings, batch)
             except Exception:
-                _log.exception("Events or logs of tasks could not be sent to the Prefect API")
+                self._keep_or_say(batch)
             finally:
                 with self._changed:
                     self._is_sending = False
                     self._changed.notify_all()
 
+    def _keep_or_say(self, batch: TelemetryBatch) -> None:
+        with self._changed:
+            if self._is_taken:
+                self._events[:0], self._logs[:0] = batch.events, batch.logs
+                return
+        _log.exception("Events or logs of tasks could not be sent to the Prefect API")
+
     def _send(self, settings: SettingsContext | None, batch: TelemetryBatch) -> None:
         if settings is not None:
             settings.model_copy().__enter__()
         sender = _sender_for(settings)
-        for start in range(0, len(batch.events), _BATCH):
-            sender.events(batch.events[start : start + _BATCH])
-        for lines in _by_size(batch.logs):
+        sender.gives_up = lambda: self._is_taken
+        # What has been sent goes, so that the rest of a batch can be sent by somebody else.
+        while batch.events:
+            sender.events(batch.events[:_BATCH])
+            del batch.events[:_BATCH]
+        while batch.logs:
+            lines = _first_of_size(batch.logs)
             sender.logs(lines)
+            del batch.logs[: len(lines)]
 
 
 class TelemetrySender:
@@ -144,11 +168,15 @@ class TelemetrySender:
 
     Args:
         client: An open client, for this thread only.
+
+    Attributes:
+        gives_up: Whether somebody else would rather send it, where the API is away.
     """
 
     def __init__(self, client: SyncPrefectClient) -> None:
         self._client = client
         self._takes_batches = True
+        self.gives_up: Callable[[], bool] = lambda: False
 
     def events(self, events: list[bytes]) -> None:
         """Record events."""
@@ -176,7 +204,7 @@ class TelemetrySender:
             try:
                 self._client.request("POST", path, content=content, headers=headers)
             except httpx.TransportError:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or self.gives_up():
                     raise
                 time.sleep(_RETRY_SECONDS)
             else:
@@ -196,17 +224,14 @@ def _sender_for(settings: SettingsContext | None) -> TelemetrySender:
     return _senders[key]
 
 
-def _by_size(logs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    batches: list[list[dict[str, Any]]] = []
-    size = _LOG_BATCH_BYTES
-    for log in logs:
-        length = log.pop("__payload_size__", None) or len(json.dumps(log))
-        if size + length > _LOG_BATCH_BYTES:
-            batches.append([])
-            size = 0
-        batches[-1].append(log)
-        size += length
-    return batches
+def _first_of_size(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the first lines that fit into one request; at least one."""
+    size = 0
+    for number, log in enumerate(logs):
+        size += log.pop("__payload_size__", None) or len(json.dumps(log))
+        if number and size > _LOG_BATCH_BYTES:
+            return logs[:number]
+    return logs[:]
 
 
 _telemetry: Telemetry | None = None

@@ -1,7 +1,8 @@
 """Each behaviour under `ThreadPoolTaskRunner`, and under `RayTaskRunner` on one CPU and on two.
 
 The behaviours are in `as_threads/`. They run in processes of their own: each has a Ray of its own,
-and one that hangs is ended.
+and one that hangs is ended. `far` is a cluster of two nodes: all tasks run on the second, which has
+none of the flow's files.
 """
 
 import ast
@@ -9,18 +10,21 @@ import functools
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.prefect_server import PrefectServer
-from tests.real_ray import TERMS
-from tests.task_runner.as_threads.differences import DIFFERENCES, table
+from tests.real_ray import TERMS, RealRay, real_ray
+from tests.task_runner.as_threads.differences import DIFFERENCES, PAGE, written
 from tests.task_runner.as_threads.show import FOLDER, RESULT
+from tests.task_runner.nodes import second_node
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -44,39 +48,61 @@ def prefect_settings() -> None:
 
 
 @pytest.fixture(scope="session")
-def environment(prefect_api: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the behaviours in a folder below: only the driver's node has it."""
+    project = tmp_path_factory.mktemp("as-threads") / "project"
+    shutil.copytree(FOLDER, project / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    return project
+
+
+@pytest.fixture(scope="session")
+def far(project: Path) -> Iterator[RealRay]:
+    """A cluster whose only CPUs are on a node that does not have the flow's files."""
+    with real_ray(num_cpus=0) as ray, second_node(ray, "far", without=project):
+        yield ray
+
+
+@pytest.fixture(scope="session")
+def environment(prefect_api: PrefectServer, project: Path) -> dict[str, str]:
     return {
         **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PREFECT_"))},
         **TERMS,
         "PREFECT_API_URL": prefect_api.api_url,
-        "PREFECT_HOME": str(tmp_path_factory.mktemp("as-threads")),
+        "PREFECT_HOME": str(project.parent / "home"),
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
 
 
 @pytest.fixture(scope="session")
-def results(environment: dict[str, str]) -> Any:
+def results(request: pytest.FixtureRequest, environment: dict[str, str], project: Path) -> Any:
     """A function that returns what all behaviours of a script come to."""
 
     @functools.cache
-    def of(script: str, cpus: str) -> dict[str, Any]:
+    def of(script: str, where: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         names = behaviours(script)
+        env = environment
+        if where == "far":
+            env = {**env, "RAY_ADDRESS": request.getfixturevalue("far").gcs_address}
         while left := [name for name in names if name not in found]:
-            found |= show(script, cpus, left, environment)
+            found |= show(project, script, where, left, env)
         return found
 
     return of
 
 
-def show(script: str, cpus: str, names: list[str], env: dict[str, str]) -> dict[str, Any]:
+def show(
+    project: Path, script: str, where: str, names: list[str], env: dict[str, str]
+) -> dict[str, Any]:
     """Run behaviours in one process, until one hangs."""
     module = "tests.task_runner.as_threads.show"
-    command = [sys.executable, "-m", module, script, cpus, *names]
+    command = [sys.executable, "-m", module, f"flows/{script}.py", where, *names]
     found: dict[str, Any] = {}
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=env, cwd=project, stdout=subprocess.PIPE, text=True
+    ) as process:
 
         def read() -> None:
             assert process.stdout is not None
@@ -105,18 +131,42 @@ def show(script: str, cpus: str, names: list[str], env: dict[str, str]) -> dict[
     return found
 
 
-@pytest.mark.parametrize("cpus", ["1", "2"])
+@pytest.mark.parametrize("where", ["1", "2", "far"])
 @pytest.mark.parametrize(("script", "name"), ALL, ids=[f"{s}-{n}" for s, n in ALL])
-def test_as_threads(results: Any, script: str, name: str, cpus: str) -> None:
+def test_as_threads(results: Any, script: str, name: str, where: str) -> None:
     expected = results(script, "threads")[name]
     assert expected != HANGS
     difference = DIFFERENCES.get(name)
     if difference is None:
-        assert results(script, cpus)[name] == expected
+        assert results(script, where)[name] == expected
     else:
-        assert (expected, results(script, cpus)[name]) == difference.shown
+        assert (expected, results(script, where)[name]) == difference.shown
+
+
+def test_a_script_that_connects_to_ray_and_ends_it_by_itself(
+    environment: dict[str, str], project: Path, far: RealRay
+) -> None:
+    env = {**environment, "RAY_ADDRESS": far.gcs_address, "PREFECT_LOGGING_LEVEL": "WARNING"}
+    command = [sys.executable, "flows/by_itself.py"]
+    done = subprocess.run(
+        command, cwd=project, env=env, capture_output=True, text=True, timeout=SECONDS
+    )
+    said = done.stdout + done.stderr
+    found = next((s for s in done.stdout.splitlines() if s.startswith("FOUND ")), None)
+    assert found is not None, said[-3000:]
+    assert json.loads(found.removeprefix("FOUND ")) == {
+        "cached": [True, [2]],
+        "beside": "No module named 'beside'",
+        "in flight": "Crashed",
+        "in the API": "Crashed",
+        "submit": "RayShutDown",
+    }
+    assert "so the flow's folder is not shipped to the 2 nodes" in said
+    assert "its own num_cpus is ignored" in said
 
 
 def test_the_migration_page_has_the_table_of_differences() -> None:
-    page = Path(__file__).parents[2] / "docs" / "how-to" / "migrate-from-prefect-ray.md"
-    assert table() in page.read_text()
+    """`make docs` writes it: `python -m tests.task_runner.as_threads.differences`."""
+    page = (Path(__file__).parents[2] / PAGE).read_text()
+    assert written(page) == page
+    assert set(DIFFERENCES) >= {name for script, name in ALL if script == "differences"}

@@ -1,7 +1,15 @@
-"""What is different from threads, and why; the table of the migration page is made of it."""
+"""What is different from threads, and why.
 
+`python -m tests.task_runner.as_threads.differences` writes the table of the migration page; `make
+docs` does so, and a test checks the page.
+"""
+
+import logging
+import os
 import threading
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
@@ -65,6 +73,20 @@ DIFFERENCES = {
         "it cannot be sent to another process",
         ("lock", "Unpicklable"),
     ),
+    "a_subflow_whose_runner_asks_for_another_ray": Difference(
+        "a subflow with a runner of its own",
+        "has a pool of its own",
+        "uses the flow's connection to Ray; a warning names what of its `init_kwargs` is ignored",
+        "a process has one connection to Ray",
+        ([], ["runtime_env"]),
+    ),
+    "a_context_variable_of_the_flow": Difference(
+        "a `ContextVar`, `os.environ` or another state of the process that the flow has set",
+        "tasks see it",
+        "tasks see that of their own process; pass what they need as a parameter",
+        "processes share none of it; `runtime_env` sets variables for all of them",
+        (["by the flow", "by the flow"], ["default", None]),
+    ),
     "tasks": Difference(
         "how many tasks run at once",
         "as many as are submitted",
@@ -98,10 +120,16 @@ DIFFERENCES = {
 }
 
 
-def table() -> str:
-    """Return the table for the migration page."""
+PAGE = Path("docs/how-to/migrate-from-prefect-ray.md")
+_HEAD = "| | threads | here | why |\n|---|---|---|---|\n"
+
+
+def written(page: str) -> str:
+    """Return the migration page with the table as it has to be."""
+    before, _, rest = page.partition(_HEAD)
+    _, _, after = rest.partition("\n\n")
     rows = [f"| {d.what} | {d.threads} | {d.here} | {d.why} |" for d in DIFFERENCES.values()]
-    return "\n".join(["| | threads | here | why |", "|---|---|---|---|", *rows])
+    return before + _HEAD + "\n".join(rows) + "\n\n" + after
 
 
 def _flow(runner: Any, body: Any) -> Any:
@@ -177,3 +205,50 @@ def a_lock_as_a_parameter(runner: Any) -> Any:
             return type(exc).__name__
 
     return _flow(runner, body)
+
+
+VARIABLE = ContextVar("VARIABLE", default="default")
+
+
+def a_context_variable_of_the_flow(runner: Any) -> Any:
+    @task
+    def reads() -> Any:
+        return [VARIABLE.get(), os.environ.get("SET_BY_THE_FLOW")]
+
+    def body() -> Any:
+        token = VARIABLE.set("by the flow")
+        os.environ["SET_BY_THE_FLOW"] = "by the flow"
+        try:
+            return reads.submit().result()
+        finally:
+            VARIABLE.reset(token)
+            del os.environ["SET_BY_THE_FLOW"]
+
+    return _flow(runner, body)
+
+
+def a_subflow_whose_runner_asks_for_another_ray(runner: Any) -> Any:
+    own = runner.duplicate()
+    if hasattr(own, "init_kwargs"):
+        own.init_kwargs = {**own.init_kwargs, "runtime_env": {"env_vars": {"A": "1"}}}
+    said: list[str] = []
+    logger = logging.getLogger("prefect.task_runner.ray")
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(lambda record: said.append(record.getMessage()) or False)
+
+    @task
+    def anything() -> None: ...
+
+    @flow(task_runner=own)
+    def sub() -> None:
+        anything.submit().wait()
+
+    def body() -> Any:
+        sub()
+        return [word for word in ("runtime_env", "log_to_driver") if any(word in s for s in said)]
+
+    return _flow(runner, body)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text()))

@@ -1,9 +1,10 @@
 """Runs the behaviours of a script under one task runner and prints what comes of each.
 
-    python -m tests.task_runner.as_threads.show <script> <threads | number of CPUs> <behaviour ...>
+    python -m tests.task_runner.as_threads.show <file> <where> <behaviour ...>
 
-The script is loaded as Prefect loads the file of a deployment. A behaviour is a function of the
-script that takes the name `runner`.
+Where: `threads`, a number of CPUs of a Ray of its own, or `far` for the cluster at RAY_ADDRESS. The
+file is loaded as Prefect loads that of a deployment. A behaviour is a function in it that takes
+`runner`.
 """
 
 import json
@@ -17,19 +18,22 @@ FOLDER = Path(__file__).parent
 RESULT = "BEHAVIOUR "
 
 
-def main(script: str, cpus: str, names: list[str]) -> None:
-    os.environ["PREFECT__FLOW_ENTRYPOINT"] = f"{FOLDER / script}.py:{names[0]}"
+def main(file: str, where: str, names: list[str]) -> None:
+    os.environ["PREFECT__FLOW_ENTRYPOINT"] = f"{file}:{names[0]}"
     from prefect.task_runners import ThreadPoolTaskRunner
     from prefect.utilities.importtools import load_script_as_module
 
-    module = load_script_as_module(str(FOLDER / f"{script}.py"))
+    module = load_script_as_module(file)
     around: Any = nullcontext()
     runner: Any = ThreadPoolTaskRunner()
-    if cpus != "threads":
+    if where != "threads":
         from prefect_ray_worker import RayTaskRunner
 
-        options = {"num_cpus": int(cpus), "include_dashboard": False, "log_to_driver": False}
-        runner = RayTaskRunner("local", {**options, "object_store_memory": 150_000_000})
+        options: dict[str, Any] = {"log_to_driver": False}
+        if where != "far":
+            options |= {"num_cpus": int(where), "include_dashboard": False}
+            options["object_store_memory"] = 150_000_000
+        runner = RayTaskRunner("auto" if where == "far" else "local", options)
         around = runner.duplicate()  # one Ray for all of them
     with around:
         for name in names:

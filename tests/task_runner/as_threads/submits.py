@@ -2,8 +2,10 @@
 
 import asyncio
 import functools
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from prefect import allow_failure, flow, get_run_logger, task
@@ -146,5 +148,27 @@ def a_task_that_changes_between_submits(runner: Any) -> Any:
         first = callable_task.submit(1).result()
         adder.by = 10
         return first, callable_task.submit(1).result(), partial_task.submit(3).result()
+
+    return _flow(runner, body)
+
+
+MANY = list(range(300_000))
+
+
+def a_hook_that_is_added_after_the_first_submit(runner: Any) -> Any:
+    @task
+    def hooked() -> int:
+        return len(MANY)  # which takes long to pickle
+
+    def body() -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            before = hooked.submit().result()
+
+            @hooked.on_completion
+            def note(*_: Any) -> None:
+                (Path(folder) / "noted").touch()
+
+            after = hooked.submit().result()
+            return before, after, [path.name for path in Path(folder).iterdir()]
 
     return _flow(runner, body)
