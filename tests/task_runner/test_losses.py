@@ -1,12 +1,17 @@
 """Tasks whose process dies, and what cannot be sent: never lost, never taken for a success."""
 
+import gc
+import logging
 import os
 import signal
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from prefect import flow, get_run_logger, task
 from prefect.context import FlowRunContext, TaskRunContext
@@ -184,3 +189,51 @@ def test_logs_are_there_with_a_thousand_lines(runner: RayTaskRunner) -> None:
     # No waiting: they are sent before the flow ends.
     said = logs(ids[0])
     assert {f"line {i}" for i in range(100)} <= set(said)
+
+
+@task
+def starts_another(folder: Path, name: str, *, dies: bool) -> None:
+    process = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    (folder / name).write_text(str(process.pid))
+    if dies:
+        os.kill(os.getpid(), signal.SIGKILL)
+    while not (folder / "seen").exists():
+        time.sleep(0.05)
+
+
+def test_what_a_killed_task_has_started_ends_with_it(runner: RayTaskRunner, tmp_path: Path) -> None:
+    """A process in a session of its own survived its job, and Ray added errors of its own."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("ray").addHandler(handler)
+
+    def is_there(name: str) -> bool:
+        pid = int((tmp_path / name).read_text())
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return False
+
+    @flow(task_runner=runner)
+    def loses_one() -> Any:
+        other = starts_another.submit(tmp_path, "other", dies=False)
+        lost = starts_another.submit(tmp_path, "lost", dies=True)
+        lost.wait()
+        deadline = time.monotonic() + 20
+        while is_there("lost"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        # Its task goes on.
+        found = is_there("other")
+        (tmp_path / "seen").touch()
+        other.wait()
+        return lost.state.name, found
+
+    try:
+        assert loses_one() == ("Crashed", True)
+        gc.collect()
+        assert not [line for line in said if "Unhandled error" in line]
+    finally:
+        logging.getLogger("ray").removeHandler(handler)
+        with suppress(ProcessLookupError):
+            os.kill(int((tmp_path / "other").read_text()), signal.SIGKILL)
