@@ -326,7 +326,14 @@ class KubernetesClient:
             raise KubernetesRejected(f"Key {key!r} of {request.what} is not text.") from None
 
     async def can_i(
-        self, verb: str, group: str, resource: str, namespace: str, *, subresource: str = ""
+        self,
+        verb: str,
+        group: str,
+        resource: str,
+        namespace: str,
+        *,
+        subresource: str = "",
+        name: str = "",
     ) -> bool:
         """Return whether role-based access control allows a request. Needs no right itself.
 
@@ -336,6 +343,7 @@ class KubernetesClient:
             resource: Plural, such as `rayclusters`.
             namespace: Where.
             subresource: Such as `log` for pods, `proxy` for services.
+            name: Of the one object that it is about; a rule can be for certain names only.
         """
         asked = {
             "verb": verb,
@@ -343,6 +351,7 @@ class KubernetesClient:
             "resource": resource,
             "namespace": namespace,
             "subresource": subresource,
+            "name": name,
         }
         request = ApiRequest(
             "create",

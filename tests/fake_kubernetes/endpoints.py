@@ -103,7 +103,7 @@ class Endpoints:
             verb = _VERBS[request.method]
             verb = "list" if verb == "get" and not name else verb
         asked = f"{resource}/{part}" if part else resource
-        if not user.may(verb, statuses.GROUPS.get(resource, ""), asked, namespace):
+        if not user.may(verb, statuses.GROUPS.get(resource, ""), asked, namespace, name):
             raise statuses.forbidden(user.name, verb, asked, namespace, name)
 
     async def _object(
@@ -198,7 +198,13 @@ def _reviewed(user: User, review: Document) -> Document:
     asked = review["spec"]["resourceAttributes"]
     part = asked.get("subresource")
     resource = f"{asked['resource']}/{part}" if part else asked["resource"]
-    allowed = user.may(asked["verb"], asked.get("group", ""), resource, asked.get("namespace", ""))
+    allowed = user.may(
+        asked["verb"],
+        asked.get("group", ""),
+        resource,
+        asked.get("namespace", ""),
+        asked.get("name", ""),
+    )
     return {**review, "status": {"allowed": allowed, "reason": ""}}
 
 

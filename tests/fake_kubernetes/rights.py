@@ -11,13 +11,15 @@ class Rule:
     resources: list[str]
     verbs: list[str]
     namespaces: list[str] = field(default_factory=lambda: ["*"])
+    names: list[str] = field(default_factory=lambda: ["*"])
 
-    def allows(self, verb: str, group: str, resource: str, namespace: str) -> bool:
+    def allows(self, verb: str, group: str, resource: str, namespace: str, name: str) -> bool:
         asked = (
             (self.groups, group),
             (self.resources, resource),
             (self.verbs, verb),
             (self.namespaces, namespace),
+            (self.names, name),
         )
         return all("*" in allowed or wanted in allowed for allowed, wanted in asked)
 
@@ -34,8 +36,8 @@ class User:
     name: str
     rules: list[Rule]
 
-    def may(self, verb: str, group: str, resource: str, namespace: str) -> bool:
-        return any(rule.allows(verb, group, resource, namespace) for rule in self.rules)
+    def may(self, verb: str, group: str, resource: str, namespace: str, name: str = "") -> bool:
+        return any(rule.allows(verb, group, resource, namespace, name) for rule in self.rules)
 
     def take_away(self, resource: str, verb: str | None = None) -> None:
         """Take a right away, as if it were missing in the Role."""
