@@ -33,8 +33,11 @@ _LONGEST_EXCERPT = 400
 # What Go's `http.NotFound` writes, and so the API server for a group that it does not serve.
 _NO_SUCH_PATH = "404 page not found"
 _UNKNOWN_FIELD = re.compile(r'(?:unknown|duplicate) field "([^"]+)"')
-# "Invalid value: "…": must be …". The value can be a secret of the manifest's environment.
-_INVALID_VALUE = re.compile(r'(Invalid value:) (?:"(?:[^"\\]|\\.)*"|\{.*?\}|\[.*?\]|[^\s:]+):\s*')
+# "Invalid value: <value>: must be …". The value can be a secret of the manifest's environment: a
+# quoted text, a structure as Go or JSON writes it (then cut as much as could be it), or one word.
+_INVALID_VALUE = re.compile(
+    r'(Invalid value:) (?:"(?:[^"\\]|\\.)*"|[^\s"]*[{\[].*[}\]]|[^\s"{\[]+?)(?::\s+|(?=[,\]])|$)'
+)
 
 
 class _Cause(BaseModel):
