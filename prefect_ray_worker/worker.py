@@ -215,7 +215,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             cancelling=self._cancelling,
             settled_outside=self._settled_outside,
             waiting=WaitingRuns(flow_runs, self.timing),
-            slots=DeploymentSlots(flow_runs.renew_slot, interval=self.timing.slot_interval),
+            slots=DeploymentSlots.of(flow_runs, interval=self.timing.slot_interval),
             lease=Lease(me.instance, flow_runs, self._followed, seconds=lease_seconds),
             delivery=Delivery(settings.node_secrets, settings.send_secrets),
             ship_driver=settings.ship_driver,
@@ -324,7 +324,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             lease_id = slot_lease_in(history)
             with (
                 self._followed.submitting(job_id),
-                self._services.slots.kept(lease_id, logger),
+                self._services.slots.kept(lease_id, flow_run.id, logger),
             ):
                 if planned is None and not self.serves:
                     raise InvalidConfiguration(_NO_CLUSTER_FOR_A_CALLER)

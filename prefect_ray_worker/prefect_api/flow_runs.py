@@ -1,6 +1,7 @@
 """What we ask and tell Prefect about flow runs, patiently: an API that is down loses nothing."""
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -23,7 +24,7 @@ from prefect.client.schemas.sorting import LogSort
 from prefect.events import Event
 from prefect.events.filters import EventFilter, EventOccurredFilter, EventResourceFilter
 from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import Cancelled, Crashed, InfrastructurePending, Scheduled
+from prefect.states import Cancelled, Crashed, Scheduled
 from prefect.utilities.engine import propose_state
 
 from prefect_ray_worker.prefect_api.active_runs import (
@@ -56,8 +57,11 @@ LINK_KEY = "ray-job"
 """Key of the artifacts that link a run to its job: lower case, digits and dashes, says Prefect."""
 INFRASTRUCTURE_PENDING = "InfrastructurePending"
 """Name of the Pending state of a run whose job has not started: Prefect's own."""
-# Given by the server with the claim, and by Prefect's worker when it begins to submit (3.8.8).
-_NOT_BEGUN = frozenset({"Pending", "Submitting"})
+DEPLOYMENT_SLOT_LOST = "DeploymentSlotLost"
+"""Name of the Pending state of a run that has lost its slot of the deployment's limit."""
+# Names of the Pending states of a run whose flow has not begun; a later one replaces those before.
+# The server gives the first with the claim, Prefect's worker the second as it submits (3.8.8).
+_NOT_BEGUN = ("Pending", "Submitting", INFRASTRUCTURE_PENDING, DEPLOYMENT_SLOT_LOST)
 
 _log = logging.getLogger("prefect.workers.ray.flow_runs")
 
@@ -140,31 +144,39 @@ class FlowRuns:
             _log.debug("Cannot read the events of %s: %s", resource_id, exc)
             return []
 
-    async def show_pending(self, flow_run_id: UUID, message: str, *, fresh_until: float) -> bool:
-        """Put a run whose driver has not spoken yet into the state InfrastructurePending.
+    async def show_pending(
+        self,
+        flow_run_id: UUID,
+        message: str,
+        *,
+        name: str = INFRASTRUCTURE_PENDING,
+        fresh_until: float = math.inf,
+    ) -> bool:
+        """Put a run whose driver has not spoken yet into a Pending state that says more.
 
         Args:
             flow_run_id: The run.
             message: What it waits for.
+            name: Of the state.
             fresh_until: Until when, by `anyio.current_time`, nothing can have been reported that
                 this would undo.
 
         Returns:
-            Whether it is in that state now.
+            Whether it is in that state now, or in one that says more.
         """
-        run = await self._client.read_flow_run(flow_run_id)
-        state = run.state
-        if state is not None and state.name == INFRASTRUCTURE_PENDING:
-            return True
-        waits = state is not None and state.is_pending() and state.name in _NOT_BEGUN
-        if not waits or anyio.current_time() > fresh_until:
+        state = (await self._client.read_flow_run(flow_run_id)).state
+        if state is None or not state.is_pending() or state.name not in _NOT_BEGUN:
             return False
-        proposed = InfrastructurePending(message=message)
+        if _NOT_BEGUN.index(state.name) >= _NOT_BEGUN.index(name):
+            return True
+        if anyio.current_time() > fresh_until:
+            return False
+        proposed: State[Any] = State(type=StateType.PENDING, name=name, message=message)
         try:
             granted = await propose_state(self._client, proposed, flow_run_id=flow_run_id)
         except (Abort, ObjectNotFound):
             return False
-        return granted.name == INFRASTRUCTURE_PENDING
+        return granted.name == name
 
     async def link(
         self, flow_run_id: UUID, url: str, *, text: str, description: str, may_be_there: bool

@@ -103,7 +103,7 @@ class Follower:
             attempt.cluster.poller.watch(attempt.job_id) as watch,
             self._services.cancelling.attended(attempt.run_id),
             self._services.settled_outside.attended(attempt.run_id),
-            self._services.slots.kept(attempt.lease_id, attempt.log),
+            self._services.slots.kept(attempt.lease_id, attempt.run_id, attempt.log),
             closing(self._narrator),
         ):
             watched = self._at_first()

@@ -9,45 +9,59 @@ begins.
 import logging
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from logging import Logger, LoggerAdapter
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 import anyio
 
+from prefect_ray_worker.prefect_api.flow_runs import DEPLOYMENT_SLOT_LOST, FlowRuns
+
 _LOST = (
-    "The run has lost its slot of the deployment's concurrency limit while its job was starting: "
-    "its lease ended before this worker renewed it. If the limit is used up when the flow begins, "
-    "Prefect cancels the run. Raise `concurrency_limit.grace_period_seconds` of the deployment, or "
+    "The run has lost its slot of the deployment's concurrency limit before its flow began: the "
+    "slot's lease ended, and no worker had renewed it. Another run may have the slot now. If the "
+    "limit is used up when the flow begins, Prefect cancels this run. Raise "
+    "`concurrency_limit.grace_period_seconds` of the deployment, or "
     "PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION of the server."
 )
 
+Log = Logger | LoggerAdapter[Any]
 _log = logging.getLogger("prefect.workers.ray.slots")
 
 
 class DeploymentSlots:
-    """Renews leases, all of them in one loop.
+    """Renews leases, all of them in one loop. Says on its run when one is lost.
 
     Args:
         renew: Renews a lease; returns False if the server does not have it any more.
+        show: Shows on a run that waits that its slot is lost; returns whether the run waits.
         interval: Seconds between two renewals. The shortest lease of a server is 30 s (3.8.8).
     """
 
-    def __init__(self, renew: Callable[[UUID], Awaitable[bool]], *, interval: float) -> None:
+    def __init__(
+        self,
+        renew: Callable[[UUID], Awaitable[bool]],
+        show: Callable[[UUID, str], Awaitable[bool]],
+        *,
+        interval: float,
+    ) -> None:
         self._renew = renew
+        self._show = show
         self._interval = interval
-        self._kept: dict[UUID, Logger | LoggerAdapter[Any]] = {}
+        self._kept: dict[UUID, tuple[UUID, Log]] = {}
         self._wake = anyio.Event()
 
-    def keep(self, lease_id: UUID, log: "Logger | LoggerAdapter[Any]") -> None:
-        """Renew a lease from now on.
+    @classmethod
+    def of(cls, flow_runs: FlowRuns, *, interval: float) -> Self:
+        """Return the slots of the runs of a worker.
 
         Args:
-            lease_id: The lease.
-            log: Logs to the flow run.
+            flow_runs: The Prefect side.
+            interval: Seconds between two renewals.
         """
-        self._kept[lease_id] = log
-        self._wake.set()
+        show = partial(flow_runs.show_pending, name=DEPLOYMENT_SLOT_LOST)
+        return cls(flow_runs.renew_slot, show, interval=interval)
 
     def let_go(self, lease_id: UUID) -> None:
         """Leave a lease to the flow engine, or to its end."""
@@ -55,11 +69,18 @@ class DeploymentSlots:
 
     @contextmanager
     def kept(
-        self, lease_id: UUID | None, log: "Logger | LoggerAdapter[Any]"
+        self, lease_id: UUID | None, flow_run_id: UUID, log: Log
     ) -> Generator[None, None, None]:
-        """Renew a lease, if there is one, for as long as the context is open."""
+        """Renew a lease, if there is one, for as long as the context is open.
+
+        Args:
+            lease_id: The lease.
+            flow_run_id: The run that has the slot.
+            log: Logs to the run.
+        """
         if lease_id is not None:
-            self.keep(lease_id, log)
+            self._kept[lease_id] = flow_run_id, log
+            self._wake.set()
         try:
             yield
         finally:
@@ -72,18 +93,20 @@ class DeploymentSlots:
             if not self._kept:
                 await self._wake.wait()
             self._wake = anyio.Event()
-            for lease_id, log in list(self._kept.items()):
-                await self._renew_one(lease_id, log)
+            for lease_id, (run_id, log) in list(self._kept.items()):
+                await self._renew_one(lease_id, run_id, log)
             await anyio.sleep(self._interval)
 
-    async def _renew_one(self, lease_id: UUID, log: "Logger | LoggerAdapter[Any]") -> None:
+    async def _renew_one(self, lease_id: UUID, run_id: UUID, log: Log) -> None:
         if lease_id not in self._kept:
             return
         try:
-            renewed = await self._renew(lease_id)
+            if await self._renew(lease_id) or lease_id not in self._kept:
+                return
+            # The lease of a flow that has begun, or ended, is not this worker's any more.
+            if await self._show(run_id, _LOST):
+                log.warning(_LOST)
         except Exception as exc:  # noqa: BLE001 (the next round tries again)
             _log.warning("The lease %s of a deployment's slot was not renewed: %s", lease_id, exc)
             return
-        if not renewed and lease_id in self._kept:
-            self.let_go(lease_id)
-            log.warning(_LOST)
+        self.let_go(lease_id)
