@@ -1,12 +1,14 @@
 """`Sender`: sends logs to Prefect in batches, each log exactly once."""
 
 import logging
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from prefect_ray_worker.errors import LogsGivenUp, LogsRefused, LogsUnclear
 from prefect_ray_worker.prefect_api.logs import LogSink, SentLog
@@ -17,6 +19,9 @@ T = TypeVar("T")
 # Longer than any restart or upgrade of a Prefect server.
 _PATIENCE_SECONDS = 3600.0
 _DOUBT_SECONDS = 3.0
+# For the answer to a request that is under way when its sender is cancelled.
+_LAST_ANSWER_SECONDS = 5.0
+_REFUSED = re.compile(r"\[A line of \d+ characters was refused\.\]")
 
 _log = logging.getLogger("prefect.workers.ray.logs")
 
@@ -50,7 +55,7 @@ class Sender:
         deadline = anyio.current_time() + self._patience
         while missing:
             try:
-                await self._sink.post(missing)
+                await _answered(lambda logs=tuple(missing): self._sink.post(logs))
             except LogsRefused:
                 await self._send_in_parts(missing)
                 return
@@ -103,19 +108,22 @@ class Sender:
             offset = page.following
 
     async def _send_in_parts(self, logs: list[SentLog]) -> None:
-        """Find the log that Prefect refuses, and send a note in its place."""
-        if len(logs) > 1:
-            half = len(logs) // 2
+        """Find the log that Prefect refuses, and send a note in its place.
+
+        The logs of one line stay together: its number says that all of them are there.
+        """
+        half = _middle(logs)
+        if half:
             await self.send(logs[:half])
             await self.send(logs[half:])
             return
-        told = replace(
-            logs[0], message=f"[A line of {len(logs[0].message)} characters was refused.]"
-        )
-        if told.message == logs[0].message:
+        suspects = [log for log in logs if log.message != _note_for(log)]
+        if not suspects:
             _log.warning("Prefect refuses any log of this run.")
             return
-        await self.send([told])
+        longest = max(suspects, key=lambda log: len(log.message))
+        noted = replace(longest, message=_note_for(longest))
+        await self.send([noted if log is longest else log for log in logs])
 
     async def _wait(self, backoff: Backoff, deadline: float, reason: LogsUnclear) -> None:
         delay = max(backoff.next(), reason.wait)
@@ -123,3 +131,42 @@ class Sender:
             raise LogsGivenUp(str(reason)) from reason
         _log.debug("The Prefect API does not take logs (%s); trying again.", reason)
         await anyio.sleep(delay)
+
+
+def _middle(logs: Sequence[SentLog]) -> int:
+    """Return where to part logs, near their middle and between two lines; 0 for one line."""
+    between = [i for i in range(1, len(logs)) if logs[i - 1].name != logs[i].name]
+    return min(between, key=lambda i: abs(i - len(logs) // 2), default=0)
+
+
+def _note_for(log: SentLog) -> str:
+    if _REFUSED.fullmatch(log.message):
+        return log.message
+    return f"[A line of {len(log.message)} characters was refused.]"
+
+
+async def _answered(post: Callable[[], Awaitable[None]]) -> None:
+    """Send a request; where this task is cancelled meanwhile, give the answer some seconds.
+
+    Given up at once, it may arrive after the worker that goes on here has asked what is there.
+    """
+    request = anyio.CancelScope(shield=True)
+    raised: list[Exception] = []
+
+    async def limit_once_cancelled() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            request.deadline = anyio.current_time() + _LAST_ANSWER_SECONDS
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(limit_once_cancelled, name="ray-last-answer")
+        with request:
+            try:
+                await post()
+            except Exception as exc:  # noqa: BLE001 (raised below: a task group would wrap it)
+                raised.append(exc)
+        tasks.cancel_scope.cancel()
+    await checkpoint_if_cancelled()  # the task group has taken the cancellation for its own
+    if raised:
+        raise raised[0]
