@@ -241,11 +241,11 @@ class FlowProcess:
 
     def _force(self) -> NoReturn:
         """End an interrupted flow that goes on, from the thread of the watch."""
-        code = 1
+        code: int = DriverExit.FORCED
         try:
             with get_client(sync_client=True) as client:
                 endings = Endings(client, self._flow_run.id, self._attempt)
                 message = "Cancelled; the flow did not react and was killed."
-                code = self._settle(endings, message=message)
+                code = self._settle(endings, message=message) or DriverExit.FORCED
         finally:
             os._exit(code)

@@ -1,4 +1,6 @@
-"""Exit codes by which a driver explains why it did not run its flow. Standard library only.
+"""Exit codes by which a driver explains why its flow did not begin, or how it ended.
+
+Standard library only.
 
 Most of them mean that the driver cannot talk to Prefect, so the worker reads them from the job and
 settles the flow run. They are above 64, out of the way of other programs.
@@ -9,7 +11,7 @@ from enum import IntEnum
 
 
 class DriverExit(IntEnum):
-    """Why a driver ended without running its flow."""
+    """Why a driver ended without a flow that has come to its end."""
 
     NO_PREFECT = 80
     """`prefect` cannot be imported where the job runs."""
@@ -34,6 +36,9 @@ class DriverExit(IntEnum):
 
     BAD_SETTING = 87
     """A Prefect setting cannot be used where the job runs."""
+
+    FORCED = 88
+    """The flow was told to end and did not: its process was ended. Task runs may be left open."""
 
 
 def describe_exit(code: int) -> str:

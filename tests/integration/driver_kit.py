@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+    TaskRunFilter,
+    TaskRunFilterFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Pending
 
@@ -129,3 +135,17 @@ def output(process: "subprocess.Popen[str]") -> str:
 async def force(pool: Pool, run_id: UUID, state: StateType, name: str) -> None:
     """Set a run's state as a user or an automation does."""
     await pool.client.set_flow_run_state(run_id, State(type=state, name=name), force=True)
+
+
+async def children_of(pool: Pool, run_id: UUID) -> list[FlowRun]:
+    """Return the subflow runs of a run."""
+    of_run = FlowRunFilterParentFlowRunId(any_=[run_id])
+    return await pool.client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(parent_flow_run_id=of_run)
+    )
+
+
+async def tasks_of(pool: Pool, run_id: UUID) -> list[TaskRun]:
+    """Return the first page of a run's task runs."""
+    of_run = TaskRunFilterFlowRunId(any_=[run_id])
+    return await pool.client.read_task_runs(task_run_filter=TaskRunFilter(flow_run_id=of_run))

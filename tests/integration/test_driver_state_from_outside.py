@@ -8,23 +8,18 @@ import asyncio
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from uuid import UUID
 
 import pytest
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterParentFlowRunId,
-    TaskRunFilter,
-    TaskRunFilterFlowRunId,
-)
 from prefect.client.schemas.objects import FlowRun, StateType
 
 from tests.integration.driver_kit import (
     DRIVER_SECONDS,
+    children_of,
     claimed,
     driver,
     force,
     output,
+    tasks_of,
     traces,
 )
 from tests.integration.harness import Pool
@@ -39,21 +34,6 @@ STATES = [
     (StateType.CANCELLED, "Cancelled", "on_cancellation"),
 ]
 _ENDS_SECONDS = 20
-
-
-async def children_of(pool: Pool, run_id: UUID) -> list[FlowRun]:
-    return await pool.client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(
-            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id])
-        )
-    )
-
-
-async def tasks_of(pool: Pool, run_id: UUID) -> set[StateType | None]:
-    runs = await pool.client.read_task_runs(
-        task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[run_id]))
-    )
-    return {run.state_type for run in runs}
 
 
 async def flow_runs(tmp_path: Path, trace: str = "pids") -> None:
@@ -166,6 +146,7 @@ async def test_children_of_a_flow_that_is_stopped_outside_prefect_are_crashed(
             assert each.state is not None
             assert each.state.type == StateType.CRASHED, name
             assert (each.state.message or "").startswith("StoppedOutside: "), name
-        assert await tasks_of(here, child.id) <= {StateType.CRASHED, StateType.CANCELLED}
+        states = {run.state_type for run in await tasks_of(here, child.id)}
+        assert states <= {StateType.CRASHED, StateType.CANCELLED}
         assert len(traces(folder, "on_crashed")) == 2, "its own, and its child's"
         assert traces(folder, "on_cancellation") == []

@@ -187,6 +187,20 @@ async def test_children_of_a_dead_driver_are_settled(stage: Stage, type_: StateT
         assert [run.id for run in found] == [subflow_id]
 
 
+@pytest.mark.extra
+async def test_thousands_of_task_runs_are_settled_in_bounded_time(stage: Stage) -> None:
+    async with stage.heir():
+        run_id, job = await stage.running()
+        await open_task_runs(stage, run_id, 2_000)
+        job.set("FAILED", driver_exit_code=-9)
+        await stage.ends(run_id, StateType.CRASHED)
+        began = anyio.current_time()
+        await stage.pool.wait_for_log(run_id, "Settled 2000 task runs", seconds=900)
+        print(f"\n2,000 task runs settled in {anyio.current_time() - began:.0f} s")
+        states = await states_of_tasks(stage, run_id)
+        assert [s.type for s in states if s is not None] == [StateType.CRASHED] * 2_000
+
+
 async def test_job_that_dies_while_its_run_is_paused_in_it_is_told(stage: Stage) -> None:
     """The run stayed Paused, and after its resumption Running."""
     async with stage.heir():

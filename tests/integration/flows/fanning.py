@@ -1,7 +1,9 @@
 """Flows that fan out with RayTaskRunner, for the tests of it inside a Ray Job."""
 
 import os
+import threading
 import time
+from contextvars import copy_context
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task, unmapped
@@ -37,6 +39,27 @@ def fans_out(folder: str) -> int:
 @flow(task_runner=RayTaskRunner())
 def fans_out_for_long(folder: str) -> None:
     sleeps.map([folder, folder]).wait()
+
+
+@flow(task_runner=RayTaskRunner())
+def fans_out_within(folder: str, tag: str) -> None:
+    for future in sleeps.with_options(tags=[tag]).map([folder]):
+        future.wait()
+
+
+@flow(task_runner=RayTaskRunner())
+def fans_out_and_ignores_everything(folder: str, tag: str) -> None:
+    """Hold slots of a tag by tasks of its own and of a subflow, and never end by itself."""
+    (Path(folder) / "engine").write_text(f"{os.getpid()}\n")
+    tagged = sleeps.with_options(tags=[tag])
+    tagged.submit(folder)
+    within = threading.Thread(target=copy_context().run, args=(fans_out_within, folder, tag))
+    within.start()
+    while True:
+        try:
+            time.sleep(300)
+        except BaseException:
+            (Path(folder) / "ignored").touch()
 
 
 @task(persist_result=True)
