@@ -6,6 +6,7 @@ Pure. `runs/explain` decides when a run's state or log says them.
 from dataclasses import dataclass
 from enum import Enum
 
+from prefect_ray_worker.diagnosis.text import clean
 from prefect_ray_worker.shared.resources import Asked, ClusterResources, in_words
 
 
@@ -54,7 +55,7 @@ def why_waiting(asked: Asked, cluster: ClusterResources | None, message: str | N
     if not asked.resources and not asked.labels:
         return _preparing(asked)
     if cluster is None:
-        said = f" Ray says: {message}" if message else ""
+        said = f" Ray says: {' '.join(clean(message))}" if message else ""
         return Waiting(Reason.UNKNOWN, f"The driver asks for {asked} and has not started.{said}")
     if not cluster.can_ever_run(asked):
         return Waiting(Reason.INFEASIBLE, _infeasible(asked, cluster))

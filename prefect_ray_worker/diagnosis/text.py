@@ -3,9 +3,9 @@
 import re
 
 from prefect_ray_worker.shared.masking import masked
+from prefect_ray_worker.shared.plain_text import plain
 from prefect_ray_worker.shared.verdict_line import without_verdicts
 
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 # Lines that Ray 2.60 writes into a job's log or before it, and the headings of tracebacks. The last
 # line of a traceback stays, because it names the error.
 _BOILERPLATE = re.compile(
@@ -45,7 +45,8 @@ def clean(text: str) -> list[str]:
     Masks secrets, for example those in the URL of a package index.
     """
     text = masked(_OUR_REQUIREMENTS.sub("your requirements", text))
-    lines = (_ANSI.sub("", line).rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+    # A progress bar returns to the line's beginning: what counts is what it wrote last.
+    lines = (plain(line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n"))
     return [stripped for line in lines if (stripped := line.rstrip())]
 
 

@@ -24,6 +24,7 @@ from prefect_ray_worker.errors import (
     TlsFailed,
 )
 from prefect_ray_worker.ray_api.gateway import error_from_api_server
+from prefect_ray_worker.shared.masking import masked
 from prefect_ray_worker.shared.plain_text import plain
 
 Effect = Literal["safe", "submits"]
@@ -98,7 +99,7 @@ def error_from_transport(
     """
     if isinstance(exc, httpx.LocalProtocolError):
         return error_from_illegal_header(address=address)
-    reason = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+    reason = reason_of(exc)
     if _caused_by_tls(exc):
         return TlsFailed(
             f"TLS with {address} failed ({reason}). For a private authority set `ca_file` of "
@@ -113,6 +114,11 @@ def error_from_transport(
             f"{message} Check that its dashboard runs and is reachable from this worker."
         )
     return _unclear(message, effect)
+
+
+def reason_of(exc: Exception) -> str:
+    """Return an error of httpx in words, without secrets: it may quote a URL with a password."""
+    return masked(f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__)
 
 
 def error_from_illegal_header(*, address: str) -> RequestRejected:
@@ -178,5 +184,5 @@ def _cause(text: str) -> str:
 
 
 def _excerpt(text: str) -> str:
-    text = " ".join(plain(text).split()) or "no body"
+    text = " ".join(masked(plain(text)).split()) or "no body"
     return text if len(text) <= _LONGEST_EXCERPT else text[:_LONGEST_EXCERPT] + "…"

@@ -25,6 +25,7 @@ from prefect_ray_worker.ray_api.answers import (
     error_from_illegal_header,
     error_from_response,
     error_from_transport,
+    reason_of,
 )
 from prefect_ray_worker.ray_api.bodies import PLAIN, UnusableBody, beginning, plain_chunks
 from prefect_ray_worker.ray_api.connection import Connection
@@ -143,7 +144,7 @@ class LogsClient:
         except UnusableBody:
             raise AgentUnreachable(f"The Ray agent at {agent} compresses what it sends.") from None
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            reason = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+            reason = reason_of(exc)
             raise AgentUnreachable(f"No answer from the Ray agent at {agent} ({reason}).") from exc
         if piece is None:
             raise AgentUnreachable(f"The Ray agent at {agent} wants a token that it may not have.")

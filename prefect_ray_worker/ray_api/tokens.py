@@ -117,7 +117,7 @@ def _token_of_environment() -> str | None:
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return None
     if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return token.strip()
+        return token.strip() or None
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return _read_file(Path(path))
     return _read_file(Path.home() / ".ray" / "auth_token")

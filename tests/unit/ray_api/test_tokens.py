@@ -1,5 +1,8 @@
 """Where the bearer token comes from, when it is read again, and in which header it goes."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -206,3 +209,74 @@ async def test_the_token_opens_a_guarded_cluster(
             else:
                 with pytest.raises(NotAuthorized, match=words):
                     await client.list()
+
+
+_HOME_FILE, _OTHER_FILE = ".ray/auth_token", "token"
+_CASES: list[tuple[dict[str, str], dict[str, str]]] = [
+    ({}, {}),
+    ({}, {_HOME_FILE: "of-the-home\n"}),
+    ({"RAY_AUTH_MODE": ""}, {_HOME_FILE: "of-the-home"}),
+    ({"RAY_AUTH_MODE": "TOKEN"}, {_HOME_FILE: "of-the-home"}),
+    ({"RAY_AUTH_MODE": "disabled"}, {_HOME_FILE: "of-the-home"}),
+    ({"RAY_AUTH_TOKEN": " of-the-variable \n"}, {_HOME_FILE: "of-the-home"}),
+    ({"RAY_AUTH_TOKEN": ""}, {_HOME_FILE: "of-the-home"}),
+    ({"RAY_AUTH_TOKEN": "  "}, {_HOME_FILE: "of-the-home"}),
+    ({"RAY_AUTH_TOKEN_PATH": "token"}, {_HOME_FILE: "of-the-home", _OTHER_FILE: "of-the-file\n"}),
+    ({"RAY_AUTH_TOKEN_PATH": ""}, {_HOME_FILE: "of-the-home"}),
+    ({"RAY_AUTH_TOKEN_PATH": "missing"}, {_HOME_FILE: "of-the-home"}),
+    ({"RAY_AUTH_TOKEN_PATH": "token"}, {_HOME_FILE: "of-the-home", _OTHER_FILE: ""}),
+    (
+        {"RAY_AUTH_TOKEN": "of-the-variable", "RAY_AUTH_TOKEN_PATH": "token"},
+        {_OTHER_FILE: "of-the-file"},
+    ),
+]
+_RAYS_ANSWERS = """
+import json, os, sys
+from ray._private.authentication import authentication_token_setup as setup
+from ray._raylet import AuthenticationTokenLoader, Config
+answers = []
+for folder, variables in json.loads(sys.argv[1]):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        os.environ.pop(name, None)
+    os.environ.update(variables, HOME=folder)
+    os.chdir(folder)
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        is_on = setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        loader = AuthenticationTokenLoader.instance()
+        answers.append(loader.get_raw_token() if is_on else None)
+    except Exception:  # a file that RAY_AUTH_TOKEN_PATH names and that has no token
+        answers.append(None)
+print(json.dumps(answers))
+"""
+
+
+def test_the_token_is_the_one_that_ray_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked of the compiled part of the Ray that is installed."""
+    asked: list[tuple[str, dict[str, str]]] = []
+    for number, (variables, files) in enumerate(_CASES):
+        folder = tmp_path / str(number)
+        (folder / ".ray").mkdir(parents=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        asked.append((str(folder), variables))
+    result = subprocess.run(
+        [sys.executable, "-c", _RAYS_ANSWERS, json.dumps(asked)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    expected = json.loads(result.stdout.splitlines()[-1])
+    found: list[str | None] = []
+    for folder, variables in asked:
+        with monkeypatch.context() as patch:
+            patch.chdir(folder)
+            for name, value in {**variables, "HOME": folder}.items():
+                patch.setenv(name, value)
+            found.append(TokenSource(environment=True).read())
+    assert found == expected
+    assert {"of-the-home", "of-the-file", "of-the-variable", None} == set(found)

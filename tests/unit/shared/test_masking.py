@@ -23,6 +23,9 @@ SECRETS = [
     "PGPASSWORD=secret pg_dump",
     "connection failed: password=secret host=db",
     "the key pnu_secretsecretsecret",
+    """Failed to parse runtime env: {"env_vars": {"A": "secret", "B": "x}secret"}, "pip": []}.""",
+    """the body was "{\\"env_vars\\": {\\"A\\": \\"secret""",
+    "runtime_env={'env_vars': {'A': 'secret'}} is wrong",
 ]
 
 
@@ -53,7 +56,9 @@ def test_other_texts_stay_as_they_are(text: str) -> None:
     assert masked(text) == text
 
 
-@pytest.mark.parametrize("piece", ["://a:", "://a", "token", "a=", "bearer ", "authorization:"])
+@pytest.mark.parametrize(
+    "piece", ["://a:", "://a", "token", "a=", "bearer ", "authorization:", "env_vars:{"]
+)
 def test_a_long_text_takes_no_long_time(piece: str) -> None:
     began = time.process_time()
     masked(piece * (100_000 // len(piece)))
