@@ -175,9 +175,9 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
             return
         refs = [ref for ref in (self.end_ref, self.result_ref) if ref is not None]
         self.end_ref = self.result_ref = None
-        if refs:
-            import ray
+        import ray
 
+        if refs and ray.is_initialized():  # a call would start another one
             # Ray (2.60) logs an error that nobody has looked at once more, as unhandled.
             with contextlib.suppress(Exception):
                 ray.get(refs, timeout=0)

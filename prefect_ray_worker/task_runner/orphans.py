@@ -77,6 +77,8 @@ def _sweep_nodes() -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    if not ray.is_initialized():  # a call would start another one
+        return
     try:
         function: Any = ray.remote(num_cpus=0, max_retries=0)(end_orphans_here)
         refs: list[Any] = [

@@ -34,8 +34,8 @@ def test_a_large_map_costs_the_driver_little_for_each_task(joined: RealRay) -> N
         before = rss()
         futures = add.map(range(MANY))
         while not all(f.is_done for f in futures):
-            # The flow runs in a duplicate of its runner; both know its landing.
-            most.extend(len(landing._in_flight) for landing in runner._landings)
+            # The flow runs in a duplicate of its runner; both know its dispatcher.
+            most.extend(len(dispatcher._submitted) for dispatcher in runner._dispatchers)
             time.sleep(0.05)
         return futures.result()[-1], (rss() - before) / MANY
 
