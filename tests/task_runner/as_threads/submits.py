@@ -162,13 +162,14 @@ def a_hook_that_is_added_after_the_first_submit(runner: Any) -> Any:
 
     def body() -> Any:
         with tempfile.TemporaryDirectory() as folder:
-            before = hooked.submit().result()
+            before = hooked.submit()
 
             @hooked.on_completion
-            def note(*_: Any) -> None:
-                (Path(folder) / "noted").touch()
+            def note(_: Any, run: Any, __: Any) -> None:
+                (Path(folder) / str(run.id)).touch()
 
-            after = hooked.submit().result()
-            return before, after, [path.name for path in Path(folder).iterdir()]
+            after = hooked.submit()
+            found = before.result(), after.result()
+            return found, (Path(folder) / str(after.task_run_id)).exists()
 
     return _flow(runner, body)
