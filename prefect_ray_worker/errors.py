@@ -5,6 +5,7 @@ Each branch answers two questions: is it safe to try again, and is it known what
 * RayWorkerError
     * InvalidConfiguration: a job variable or setting cannot work; nothing was submitted
     * LocalClusterError: the embedded Ray could not be started or found
+    * ClusterFailed: a cluster that was made for a run does not become ready
     * SubmissionConflict: another tool's job has our submission id
     * LogsNotSent: logs did not certainly arrive in Prefect
         * LogsUnclear: they may have arrived; read back before sending them again
@@ -70,6 +71,21 @@ class InvalidConfiguration(RayWorkerError, ValueError):
 
 class LocalClusterError(RayWorkerError):
     """The embedded Ray cluster could not be started, found or read."""
+
+
+class ClusterFailed(RayWorkerError):
+    """A cluster that is made for a run does not become ready.
+
+    Args:
+        message: Begins with the category.
+        category: The kind of failure, by its name in messages and events.
+        may_retry: Whether another cluster may do better.
+    """
+
+    def __init__(self, message: str, *, category: str, may_retry: bool = False) -> None:
+        super().__init__(message)
+        self.category = category
+        self.may_retry = may_retry
 
 
 class SubmissionConflict(RayWorkerError):

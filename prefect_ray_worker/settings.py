@@ -60,6 +60,13 @@ class RayWorkerSettings(PrefectBaseSettings):
             "RayCluster block may name such files. Example: /etc/prefect-ray-worker/clusters"
         ),
     )
+    kuberay_namespaces: list[str] = Field(
+        default_factory=list[str],
+        description=(
+            "The only Kubernetes namespaces in which the worker makes clusters, as JSON. Unset: "
+            'any that its rights allow. Example: ["ray-research", "ray-batch"]'
+        ),
+    )
     ship_driver: bool = Field(
         default=True,
         description=(

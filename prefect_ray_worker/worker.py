@@ -10,7 +10,6 @@ from uuid import uuid4
 
 import anyio
 import anyio.abc
-from prefect.exceptions import InfrastructureNotAvailable
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_HOME,
@@ -27,7 +26,7 @@ from prefect_ray_worker.config.block import LOGO_URL, register_block
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import Delivery, warnings_of
 from prefect_ray_worker.config.variables import RayWorkerVariables
-from prefect_ray_worker.errors import InvalidConfiguration, unwrapped
+from prefect_ray_worker.errors import unwrapped
 from prefect_ray_worker.prefect_api.answers import outlast
 from prefect_ray_worker.prefect_api.compat import (
     exit_stack,
@@ -40,17 +39,18 @@ from prefect_ray_worker.prefect_api.compat import (
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.prefect_api.logs import PrefectLogs
 from prefect_ray_worker.prefect_api.pool import stay_online
-from prefect_ray_worker.runs.attended import cancelling_and_settled
+from prefect_ray_worker.runs.attended import Attendance
 from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.follow import Follower
 from prefect_ray_worker.runs.lease import Lease
+from prefect_ray_worker.runs.provide import Provision
 from prefect_ray_worker.runs.recovery.labels import Worker
 from prefect_ray_worker.runs.recovery.recovery import Recovery
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import present_attempt, slot_lease_in
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.slots import DeploymentSlots
-from prefect_ray_worker.runs.stop import kill_job, pid_of_job
+from prefect_ray_worker.runs.stop import cluster_of_pid, kill_job, pid_of_job
 from prefect_ray_worker.runs.submit import Submitter
 from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.runs.wake import Wake
@@ -71,10 +71,6 @@ if TYPE_CHECKING:
 # Prefect's client has 16 sockets; the runs' states need some.
 _LOG_REQUESTS_AT_ONCE = 4
 _LINKS_AT_ONCE = 2
-_NO_CLUSTER_FOR_A_CALLER = (
-    "The work pool names no Ray cluster, and this process only submits: it starts none. Set the "
-    "job variable address, or start a worker of the pool, which starts a Ray on its machine."
-)
 # A worker whose looks come late may have been frozen. Others take its runs after three heartbeats,
 # which are six looks.
 _FRESH_LOOKS = 4
@@ -152,17 +148,20 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         self._looks = anyio.Lock()
         self._sources = ClusterSources.of_worker(PREFECT_HOME.value(), settings.address)
         self._followed = FollowedRuns(self._sources.count_as_ended)
-        self._cancelling, self._settled_outside = cancelling_and_settled(
+        self._attendance = Attendance(
             lambda: (self.client, self.work_pool.id), settings.poll_interval_seconds
         )
-        stack.push_async_callback(self._sources.release, worker_logger(self).info)
+        stack.push_async_callback(self._sources.close, worker_logger(self).info)
         self._clusters = await stack.enter_async_context(
-            OpenClusters(interval=settings.poll_interval_seconds, resolve_anew=self._resolve_anew)
+            OpenClusters(
+                interval=settings.poll_interval_seconds,
+                resolve_anew=self._resolve_anew,
+                why_gone=self._sources.why_gone,
+            )
         )
         services = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(services.cancel_scope.cancel)
-        services.start_soon(self._cancelling.run, name="ray-cancelling")
-        services.start_soon(self._settled_outside.run, name="ray-settled-outside")
+        services.start_soon(self._attendance.run, name="ray-attendance")
         # Once nothing follows any more: until then two workers would do the same.
         stack.push_async_callback(self._give_up_what_was_interrupted)
         await super().setup()
@@ -184,7 +183,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             interval=interval,
         )
         look, turn_of = self.get_and_submit_flow_runs, self._recovery.turn_of
-        self._wake = Wake(look, self._cancelling.look_now, turn_of, worker_logger(self))
+        self._wake = Wake(look, self._attendance.cancelling.look_now, turn_of, worker_logger(self))
         followers = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(followers.cancel_scope.cancel)
         self._followed.open(followers, logs=runs_task_group(self))
@@ -198,7 +197,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             self._services.lease.renew(math.inf)  # no other worker takes over what a caller does
 
     async def _serve(self, services: "TaskGroup", followers: "TaskGroup") -> None:
-        await self._sources.sweep(worker_logger(self).info)
+        await self._sources.take_over(worker_logger(self).info)
         await register_block(self.client, worker_logger(self).warning)
         followers.start_soon(self._recovery.run, name="ray-recovery")
         if not self._runs_once:
@@ -212,8 +211,10 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         return Services(
             flow_runs=flow_runs,
             clusters=self._clusters,
-            cancelling=self._cancelling,
-            settled_outside=self._settled_outside,
+            sources=self._sources,
+            cancelling=self._attendance.cancelling,
+            settled_outside=self._attendance.settled_outside,
+            unsubmitted=self._attendance.unsubmitted,
             waiting=WaitingRuns(flow_runs, self.timing),
             slots=DeploymentSlots.of(flow_runs, interval=self.timing.slot_interval),
             lease=Lease(me.instance, flow_runs, self._followed, seconds=lease_seconds),
@@ -239,12 +240,17 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         Args:
             flow_run: The run.
             configuration: Prepared for the run.
-            task_status: Told the infrastructure pid once Ray has the job.
+            task_status: Told the infrastructure pid once Ray has the job; None if it never will.
 
         Raises:
             RayWorkerError: Before the job was accepted; Prefect then marks the run Crashed.
         """
-        follower, pid = await self._submit(flow_run, configuration)
+        submitted = await self._submit(flow_run, configuration)
+        if submitted is None:
+            if task_status is not None:
+                task_status.started(None)
+            return RayWorkerResult(identifier="", status_code=0)
+        follower, pid = submitted
         if task_status is not None:
             task_status.started(str(pid))
         await self._followed.follow(follower)
@@ -294,7 +300,10 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
 
         A worker that serves its pool then watches the job. A caller leaves that to others.
         """
-        follower, pid = await self._submit(flow_run, configuration)
+        submitted = await self._submit(flow_run, configuration)
+        if submitted is None:
+            return
+        follower, pid = submitted
         await self._services.flow_runs.record_pid(flow_run.id, str(pid))
         await follower.link()  # this process may end before it has time for more
         if self.serves:
@@ -315,26 +324,23 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
 
     async def _submit(
         self, flow_run: "FlowRun", configuration: RayJobConfiguration
-    ) -> tuple[Follower, InfrastructurePid]:
+    ) -> tuple[Follower, InfrastructurePid] | None:
+        """Submit the run's job; None if the run was settled before there was a cluster for it."""
         logger = self.get_flow_run_logger(flow_run)
         with self._followed.in_hand(flow_run.id):
             history = await self._services.flow_runs.states(flow_run.id)
             job_id = submission_id(flow_run.id, present_claim(history) or flow_run.id)
-            planned = await self._sources.find(configuration)
             lease_id = slot_lease_in(history)
             with (
                 self._followed.submitting(job_id),
                 self._services.slots.kept(lease_id, flow_run.id, logger),
             ):
-                if planned is None and not self.serves:
-                    raise InvalidConfiguration(_NO_CLUSTER_FOR_A_CALLER)
-                # First of all, as a cluster may take minutes to start.
-                await self._recovery.own(flow_run.id, job_id, planned)
-                cluster = planned
-                if cluster is None or self.serves:
-                    cluster = await self._sources.acquire(configuration, logger.info)
-                if cluster != planned:
-                    await self._recovery.own(flow_run.id, job_id, cluster)
+                provision = Provision(
+                    self._services, self._recovery.own, flow_run, configuration, job_id
+                )
+                cluster = await provision.cluster(may_start=self.serves)
+                if cluster is None:
+                    return None
                 warn_of_local_api(cluster, PREFECT_API_URL.value(), logger.warning)
                 attempt = await present_attempt(
                     self._services, flow_run, configuration, cluster, history
@@ -358,13 +364,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
                 or the job has not ended in time.
         """
         pid = pid_of_job(infrastructure_pid, configuration.labels)
-        cluster = await self._sources.find(configuration)
-        if cluster is None or cluster.ref != pid.cluster:
-            configured = cluster.ref if cluster else "no running cluster"
-            raise InfrastructureNotAvailable(
-                f"The job is on the Ray cluster {pid.cluster}, and this worker is configured for "
-                f"{configured}."
-            )
+        cluster = await cluster_of_pid(self._sources, pid, configuration)
         client = (await self._clusters.get(cluster)).client
         grace = max(grace_seconds, configuration.stop_grace_seconds)
         said = await kill_job(client, pid, grace_seconds=grace, timing=self.timing)
@@ -388,5 +388,6 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         for follower in self._followed.followers:
             if follower.attempt.cluster is opened:
                 flow_run = follower.attempt.flow_run.model_copy(deep=True)
-                return await self._sources.find(await self._configuration_of(flow_run))
+                configuration = await self._configuration_of(flow_run)
+                return await self._sources.find(configuration, follower.attempt.job_id)
         return None

@@ -39,6 +39,15 @@ def job_variables() -> str:
         _table(definitions["RuntimeEnv"], definitions),
         "### `runtime_env.config`",
         _table(definitions["RuntimeEnvConfig"], definitions),
+        "## The fields of `kuberay`",
+        "A deployment, or a run, can set single fields and keeps the others of the pool: "
+        "`kuberay.image`, or a mapping with some of them. "
+        "[A cluster for each run](../how-to/cluster-per-run.md) shows how.",
+        _table(definitions["KubeRay"], definitions),
+        "### `kuberay.head`",
+        _table(definitions["KubeRayHead"], definitions),
+        "### An entry of `kuberay.workers`",
+        _table(definitions["KubeRayWorkerGroup"], definitions),
         "## The `RayCluster` block",
         "Create it in the UI (Blocks, Ray Cluster) or from Python; the variable `cluster` uses it.",
         _table(definitions["RayCluster"], definitions),
@@ -250,6 +259,10 @@ def _type(field: Schema, definitions: Schema) -> str:
         name = field["$ref"].rpartition("/")[2]
         kind = "block" if "block_type_slug" in definitions[name] else "mapping"
         return f"{kind} `{name}`" if kind == "block" else kind
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "enum" in field:
+        return " or ".join(f"`{value}`" for value in field["enum"])
     if "anyOf" in field:
         return " or ".join(_type(o, definitions) for o in field["anyOf"] if o != {"type": "null"})
     kind = field.get("type", "any")

@@ -6,7 +6,14 @@ from typing import Self
 from prefect_ray_worker.clusters.existing import ExistingClusters
 from prefect_ray_worker.clusters.local.source import LocalClusters
 from prefect_ray_worker.clusters.local.state import state_directory
-from prefect_ray_worker.clusters.source import Cluster, ClusterPlan, ClusterSource, Tell
+from prefect_ray_worker.clusters.source import (
+    Cluster,
+    ClusterPlan,
+    ClusterSource,
+    PoolView,
+    StartProgress,
+    Tell,
+)
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.shared.ids import ClusterRef
@@ -15,8 +22,8 @@ from prefect_ray_worker.shared.ids import ClusterRef
 class ClusterSources:
     """Chooses the source of each run: the first one that plans a cluster for it.
 
-    The order of `of_worker`: job variable `address`, block `cluster`, the setting
-    `PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS`, a Ray that is started on this machine.
+    The order of `of_worker`: job variable `kuberay`, job variable `address`, block `cluster`, the
+    setting `PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS`, a Ray that is started on this machine.
 
     Args:
         sources: In order of precedence. The last one must plan for every run.
@@ -24,6 +31,7 @@ class ClusterSources:
 
     def __init__(self, *sources: ClusterSource) -> None:
         self._sources = sources
+        self._has_kuberay = False
         self._ended: set[str] = set()
 
     @classmethod
@@ -42,18 +50,26 @@ class ClusterSources:
             LocalClusters(state_directory(prefect_home), in_use=not default_address),
         )
 
-    async def acquire(self, configuration: RayJobConfiguration, tell: Tell) -> Cluster:
-        """Return the cluster of a run, and start it if needed; see `ClusterSource.acquire`."""
-        source, plan = self._choose(configuration)
-        return await source.acquire(plan, tell)
+    async def plan(self, configuration: RayJobConfiguration, job_id: str | None) -> ClusterPlan:
+        """Return what a run will get; see `ClusterSource.plan`."""
+        return (await self._choose(configuration, job_id))[1]
 
-    async def find(self, configuration: RayJobConfiguration) -> Cluster | None:
+    async def acquire(
+        self, configuration: RayJobConfiguration, job_id: str, progress: StartProgress
+    ) -> Cluster:
+        """Return the cluster of a run, and start it if needed; see `ClusterSource.acquire`."""
+        source, plan = await self._choose(configuration, job_id)
+        return await source.acquire(plan, progress)
+
+    async def find(
+        self, configuration: RayJobConfiguration, job_id: str | None = None
+    ) -> Cluster | None:
         """Return the cluster of a run without starting it; see `ClusterSource.look`."""
-        source, plan = self._choose(configuration)
+        source, plan = await self._choose(configuration, job_id)
         return await source.look(plan)
 
     async def find_named(
-        self, ref: ClusterRef, pool_configuration: RayJobConfiguration | None
+        self, ref: ClusterRef, job_id: str, pool_configuration: RayJobConfiguration | None
     ) -> Cluster:
         """Return a cluster that a run's record names, for example its `infrastructure_pid`.
 
@@ -62,31 +78,71 @@ class ClusterSources:
 
         Args:
             ref: The cluster, as recorded.
+            job_id: The submission id of the attempt's job.
             pool_configuration: That of a run which sets nothing; None if it cannot be read.
         """
         for configuration in (pool_configuration, RayJobConfiguration()):
-            cluster = None if configuration is None else await self.find(configuration)
+            cluster = None if configuration is None else await self.find(configuration, job_id)
             if cluster is not None and cluster.ref == ref:
                 return cluster
         return Cluster(ref, Connection(str(ref), off_limits=True))
 
-    async def sweep(self, tell: Tell) -> None:
-        """Take charge of clusters that earlier workers have left."""
+    async def why_gone(self, ref: ClusterRef) -> str | None:
+        """Return why a cluster is certainly gone; see `ClusterSource.why_gone`."""
         for source in self._sources:
-            await source.sweep(tell)
+            reason = await source.why_gone(ref)
+            if reason is not None:
+                return reason
+        return None
 
-    async def release(self, tell: Tell) -> None:
+    async def release(self, ref: ClusterRef, *, failed: bool) -> str | None:
+        """Let go of a cluster whose run has ended; see `ClusterSource.release`."""
+        said = [await source.release(ref, failed=failed) for source in self._sources]
+        return next((line for line in said if line is not None), None)
+
+    async def take_over(self, tell: Tell) -> None:
+        """Take charge of clusters that earlier workers have left on this machine."""
+        for source in self._sources:
+            await source.take_over(tell)
+
+    def makes_clusters(self, pool_configuration: RayJobConfiguration | None) -> bool:
+        """Return whether the pool, or a run that was seen, makes clusters that need a sweep."""
+        asks = pool_configuration is not None and pool_configuration.kuberay is not None
+        return asks or self._has_kuberay
+
+    async def sweep(
+        self, view: PoolView, pool_configuration: RayJobConfiguration | None, tell: Tell
+    ) -> None:
+        """Delete clusters of the pool that nobody needs any more; see `ClusterSource.sweep`."""
+        if pool_configuration is not None:
+            self._prepare_for(pool_configuration)
+        for source in self._sources:
+            await source.sweep(view, pool_configuration, tell)
+
+    async def close(self, tell: Tell) -> None:
         """Let go of all clusters; stop those that this worker started and nobody uses."""
         for source in self._sources:
-            await source.release(tell, frozenset(self._ended))
+            await source.close(tell, frozenset(self._ended))
 
     def count_as_ended(self, submission_id: str) -> None:
         """Count a job as ended that Ray still shows as PENDING, with a stop request queued."""
         self._ended.add(submission_id)
 
-    def _choose(self, configuration: RayJobConfiguration) -> tuple[ClusterSource, ClusterPlan]:
+    async def _choose(
+        self, configuration: RayJobConfiguration, job_id: str | None
+    ) -> tuple[ClusterSource, ClusterPlan]:
+        self._prepare_for(configuration)
         for source in self._sources:
-            plan = source.plan(configuration)
+            plan = await source.plan(configuration, job_id)
             if plan is not None:
                 return source, plan
         raise RuntimeError("The last cluster source must plan for every run.")
+
+    def _prepare_for(self, configuration: RayJobConfiguration) -> None:
+        if configuration.kuberay is None or self._has_kuberay:
+            return
+        # Imported here: a worker whose pools make no clusters needs no client of Kubernetes.
+        from prefect_ray_worker.clusters.kuberay.source import KubeRayClusters
+
+        self._sources = (KubeRayClusters(), *self._sources)
+        self._has_kuberay = True

@@ -2,7 +2,7 @@
 
 import platform
 
-from prefect_ray_worker.clusters.source import Cluster, ClusterPlan, Tell
+from prefect_ray_worker.clusters.source import Cluster, ClusterPlan, PoolView, StartProgress, Tell
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import without_userinfo
 from prefect_ray_worker.ray_api.connection import Connection, normalize_address
@@ -35,7 +35,9 @@ class ExistingClusters:
             else None
         )
 
-    def plan(self, configuration: RayJobConfiguration) -> ClusterPlan | None:
+    async def plan(
+        self, configuration: RayJobConfiguration, job_id: str | None
+    ) -> ClusterPlan | None:
         """Return the cluster that the run or the setting names, or None."""
         connection = configuration.connection()
         if self._default is not None:
@@ -45,7 +47,7 @@ class ExistingClusters:
             connection = connection.with_token_of_environment(is_ours)
         return None if connection is None else ClusterPlan(cluster_at(connection))
 
-    async def acquire(self, plan: ClusterPlan, tell: Tell) -> Cluster:
+    async def acquire(self, plan: ClusterPlan, progress: StartProgress) -> Cluster:
         """Return the planned cluster; it runs already."""
         if plan.cluster is None:
             raise ValueError("This plan was made by another source.")
@@ -55,10 +57,21 @@ class ExistingClusters:
         """Return the planned cluster."""
         return plan.cluster
 
-    async def sweep(self, tell: Tell) -> None:
+    async def why_gone(self, ref: ClusterRef) -> str | None:
+        """Return None: only the cluster itself could tell, and it does not answer."""
+
+    async def release(self, ref: ClusterRef, *, failed: bool) -> str | None:
         """Do nothing: somebody else starts and stops these clusters."""
 
-    async def release(self, tell: Tell, ended: frozenset[str]) -> None:
+    async def take_over(self, tell: Tell) -> None:
+        """Do nothing: somebody else starts and stops these clusters."""
+
+    async def sweep(
+        self, view: PoolView, pool_configuration: RayJobConfiguration | None, tell: Tell
+    ) -> None:
+        """Do nothing: somebody else starts and stops these clusters."""
+
+    async def close(self, tell: Tell, ended: frozenset[str]) -> None:
         """Do nothing: somebody else starts and stops these clusters."""
 
 

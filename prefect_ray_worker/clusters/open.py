@@ -29,6 +29,8 @@ class OpenCluster:
     Attributes:
         ref: Identifies it.
         reachable_from: Name of the only machine that can reach it; None if others can.
+        is_for_one_run: Whether it was made for one attempt at a run, and goes after it.
+        dashboard: Where people find its dashboard, if not where the worker does.
         client: Client of its Jobs API.
         poller: The one loop that polls it.
         logs: Reads the logs of its jobs.
@@ -37,6 +39,8 @@ class OpenCluster:
 
     ref: ClusterRef
     reachable_from: str | None
+    is_for_one_run: bool
+    dashboard: str | None
     client: JobsClient
     poller: ClusterPoller
     logs: ClusterLogs
@@ -49,6 +53,14 @@ class OpenCluster:
 
 
 ResolveAnew = Callable[[OpenCluster], Awaitable[Cluster | None]]
+WhyGone = Callable[[ClusterRef], Awaitable[str | None]]
+
+
+@dataclass(frozen=True)
+class _Held:
+    opened: OpenCluster
+    resources: AsyncExitStack
+    polling: anyio.CancelScope
 
 
 class OpenClusters:
@@ -58,12 +70,20 @@ class OpenClusters:
         interval: Seconds between two polls of a cluster when many jobs run on it.
         resolve_anew: Returns a cluster as the configuration of its runs has it now. Called when
             the cluster refuses our credentials; they may have been renewed.
+        why_gone: Returns why a cluster that does not answer is certainly gone, or None.
     """
 
-    def __init__(self, *, interval: float, resolve_anew: ResolveAnew | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        interval: float,
+        resolve_anew: ResolveAnew | None = None,
+        why_gone: WhyGone | None = None,
+    ) -> None:
         self._interval = interval
         self._resolve_anew = resolve_anew
-        self._open: dict[Cluster, OpenCluster] = {}
+        self._why_gone = why_gone
+        self._open: dict[Cluster, _Held] = {}
         self._opening = anyio.Lock()
         self._stack = AsyncExitStack()
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -81,17 +101,19 @@ class OpenClusters:
     ) -> bool | None:
         if self._tasks is not None:
             self._tasks.cancel_scope.cancel()
+        for held in self._open.values():
+            await held.resources.aclose()
         self._open.clear()
         return await self._stack.__aexit__(exc_type, exc, traceback)
 
     @property
     def clients(self) -> tuple[JobsClient, ...]:
-        """The clients of all clusters that were used so far."""
-        return tuple(cluster.client for cluster in self._open.values())
+        """The clients of all clusters that were used so far, and not forgotten."""
+        return tuple(held.opened.client for held in self._open.values())
 
     @property
     def refs(self) -> frozenset[ClusterRef]:
-        """All clusters that were used so far."""
+        """All clusters that were used so far, and not forgotten."""
         return frozenset(cluster.ref for cluster in self._open)
 
     async def get(self, cluster: Cluster) -> OpenCluster:
@@ -100,24 +122,56 @@ class OpenClusters:
             raise RuntimeError("Use OpenClusters as an async context manager.")
         async with self._opening:
             if cluster not in self._open:
-                connection = cluster.connection
-                client = await self._stack.enter_async_context(JobsClient(connection))
-                logs = await self._stack.enter_async_context(LogsClient(connection))
-                opened = OpenCluster(
-                    cluster.ref,
-                    cluster.reachable_from,
-                    client,
-                    ClusterPoller(client, interval=self._interval, renew=self._renew),
-                    ClusterLogs(logs),
-                    anyio.CapacityLimiter(_SUBMISSIONS_AT_ONCE),
-                )
-                self._tasks.start_soon(opened.poller.run, name=f"ray-poller {cluster.ref}")
-                self._open[cluster] = opened
-            return self._open[cluster]
+                self._open[cluster] = await self._opened(cluster, self._tasks)
+            return self._open[cluster].opened
+
+    async def forget(self, ref: ClusterRef) -> None:
+        """Stop polling a cluster that is gone, or going, and close its connections."""
+        async with self._opening:
+            for cluster in [known for known in self._open if known.ref == ref]:
+                held = self._open.pop(cluster)
+                held.polling.cancel()
+                await held.resources.aclose()
+
+    async def _opened(self, cluster: Cluster, tasks: anyio.abc.TaskGroup) -> _Held:
+        resources = AsyncExitStack()
+        client = await resources.enter_async_context(JobsClient(cluster.connection))
+        try:
+            logs = await resources.enter_async_context(LogsClient(cluster.connection))
+        except BaseException:
+            await resources.aclose()
+            raise
+        ref, why_gone = cluster.ref, self._why_gone
+        opened = OpenCluster(
+            ref,
+            cluster.reachable_from,
+            cluster.is_for_one_run,
+            cluster.dashboard,
+            client,
+            ClusterPoller(
+                client,
+                interval=self._interval,
+                renew=self._renew,
+                why_gone=None if why_gone is None else lambda: why_gone(ref),
+                # A series for each cluster that comes and goes would fill the memory of both sides.
+                label=ref.kind if cluster.is_for_one_run else None,
+            ),
+            ClusterLogs(logs),
+            anyio.CapacityLimiter(_SUBMISSIONS_AT_ONCE),
+        )
+        polling = anyio.CancelScope()
+
+        async def poll() -> None:
+            with polling:
+                await opened.poller.run()
+
+        tasks.start_soon(poll, name=f"ray-poller {ref}")
+        return _Held(opened, resources, polling)
 
     async def _renew(self, poller: ClusterPoller) -> None:
         """Give a cluster that refuses our credentials those which its runs would have now."""
-        for known, opened in list(self._open.items()):
+        for known, held in list(self._open.items()):
+            opened = held.opened
             if opened.poller is not poller or self._resolve_anew is None:
                 continue
             cluster = await self._resolve_anew(opened)

@@ -68,7 +68,18 @@ class Unreachable:
     reason: str
 
 
-Observation = Seen | Missing | Unreachable
+@dataclass(frozen=True)
+class Gone:
+    """The cluster does not answer, and it is certain that it never will again.
+
+    Attributes:
+        reason: Why, as a clause for the user.
+    """
+
+    reason: str
+
+
+Observation = Seen | Missing | Unreachable | Gone
 """What one poll can tell about one job."""
 
 
@@ -104,6 +115,8 @@ class ClusterPoller:
         client: The cluster.
         interval: Seconds between two polls when many jobs are watched.
         renew: Called when the cluster refuses our credentials, at most every 30 s.
+        why_gone: Asked when the cluster does not answer; returns why it is certainly gone, or None.
+        label: Of the cluster in the metrics; its address by default.
     """
 
     def __init__(
@@ -112,15 +125,18 @@ class ClusterPoller:
         *,
         interval: float,
         renew: "Callable[[ClusterPoller], Awaitable[None]] | None" = None,
+        why_gone: Callable[[], Awaitable[str | None]] | None = None,
+        label: str | None = None,
     ) -> None:
         self._client = client
         self._renew = renew
+        self._why_gone = why_gone
         self._refused = False
         self._renewed_at = -_RENEW_SECONDS
         self._interval = interval
         self._watches: dict[str, JobWatch] = {}
         self._wake = anyio.Event()
-        self._polls = Polls(client.connection.address)
+        self._polls = Polls(label or client.connection.address)
         self._job_monitoring = _JobMonitoring(client)
 
     def head_may_have_restarted(self) -> None:
@@ -156,7 +172,19 @@ class ClusterPoller:
                 await self._job_monitoring.resume_if_needed()
                 await self._rest(self._pace(), min(took * _REST_FACTOR, _LONGEST_REST_SECONDS))
             else:
+                await self._tell_if_gone()
                 await anyio.sleep(backoff.next())
+
+    async def _tell_if_gone(self) -> None:
+        reason: str | None = None
+        if self._why_gone is not None:
+            try:
+                reason = await self._why_gone()
+            except Exception as exc:  # noqa: BLE001 (nothing is known; asked again)
+                _log.warning("Whether %s is gone is not known: %s", self._client.connection, exc)
+        if reason is not None:
+            for watch in self._watches.values():
+                watch.deliver(Gone(reason))
 
     async def _renew_if_refused(self) -> None:
         refused, self._refused = self._refused, False

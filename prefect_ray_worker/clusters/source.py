@@ -1,8 +1,9 @@
 """`ClusterSource`: what provides clusters, and `Cluster`, what it provides."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
+from uuid import UUID
 
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.ray_api.connection import Connection
@@ -20,11 +21,15 @@ class Cluster:
         ref: Identifies it, in this process and in others.
         connection: How this process reaches it, with credentials.
         reachable_from: Name of the only machine that can reach it; None if others can.
+        is_for_one_run: Whether it was made for one attempt at a run, and goes after it.
+        dashboard: Where people find its dashboard; None if only programs reach it.
     """
 
     ref: ClusterRef
     connection: Connection
     reachable_from: str | None = None
+    is_for_one_run: bool = False
+    dashboard: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,30 +38,114 @@ class ClusterPlan:
 
     Attributes:
         cluster: The cluster, where it is known before anything is started.
+        ref: Its name, where that is known before it is started.
     """
 
-    cluster: Cluster | None
+    cluster: Cluster | None = None
+    ref: ClusterRef | None = None
+
+    @property
+    def is_started_for_run(self) -> bool:
+        """Whether the cluster is made for the run, by any worker."""
+        return self.cluster is None and self.ref is not None
+
+    def names(self, ref: ClusterRef) -> bool:
+        """Return whether a recorded reference can be to the planned cluster."""
+        planned = self.cluster.ref if self.cluster is not None else self.ref
+        return planned is not None and planned in (ref, ref.planned)
+
+
+class StartProgress(Protocol):
+    """Told how far the start of a cluster is."""
+
+    def tell(self, line: str) -> None:
+        """Take one line for the user: what was started or found."""
+        ...
+
+    def waits(self, reason: str) -> None:
+        """Take a sentence: why the cluster is not ready yet. Called again and again."""
+        ...
+
+
+class RunAndAttempt(NamedTuple):
+    """One attempt at a run: what a cluster was made for."""
+
+    run_id: UUID
+    attempt: str
+
+
+@dataclass(frozen=True)
+class RunOfCluster:
+    """What a sweep has to know of the run that a cluster was made for.
+
+    Attributes:
+        goes_on: Whether an attempt at it has begun and not ended.
+        failed: Whether it ended without success: Crashed or Failed.
+        attempt: Its present attempt, if its labels name one.
+        is_unfinished: Whether the log of the cluster's attempt is still being forwarded.
+        age: Seconds since it came into its state.
+    """
+
+    goes_on: bool
+    failed: bool
+    attempt: str | None
+    is_unfinished: bool
+    age: float
+
+
+class PoolView(Protocol):
+    """What a sweep has to know of the work pool and its runs."""
+
+    @property
+    def pool_id(self) -> UUID:
+        """The work pool."""
+        ...
+
+    def is_mine(self, key: str, /) -> bool:
+        """Return whether this worker is the one that sweeps an object; `key` is its uid."""
+        ...
+
+    async def runs(
+        self, attempts: frozenset[RunAndAttempt]
+    ) -> Mapping[RunAndAttempt, RunOfCluster]:
+        """Return the runs of attempts, without those that Prefect does not have.
+
+        Raises:
+            Exception: Prefect did not answer.
+        """
+        ...
 
 
 class ClusterSource(Protocol):
     """Provides clusters of one kind.
 
-    A worker calls `sweep` once when it starts, and `release` once when it ends.
+    A worker calls `take_over` once when it starts, `sweep` about once a minute, and `close` once
+    when it ends.
     """
 
-    def plan(self, configuration: RayJobConfiguration) -> ClusterPlan | None:
-        """Return what a run will get, without asking anything; None for a run of another source."""
+    async def plan(
+        self, configuration: RayJobConfiguration, job_id: str | None
+    ) -> ClusterPlan | None:
+        """Return what a run will get, without asking anything; None for a run of another source.
+
+        Args:
+            configuration: Of the run; of the pool if there is no run.
+            job_id: The submission id of the attempt's job; None if there is no run.
+        """
         ...
 
-    async def acquire(self, plan: ClusterPlan, tell: Tell) -> Cluster:
-        """Return a planned cluster, and start it if it is not there. Idempotent.
+    async def acquire(self, plan: ClusterPlan, progress: StartProgress) -> Cluster:
+        """Return a planned cluster that takes jobs, and start it if it is not there. Idempotent.
+
+        Cancel it to stop waiting; a cluster that was started meanwhile stays.
 
         Args:
             plan: From `plan`.
-            tell: Told in one line what was started or found.
+            progress: Told what was started or found, and what it waits for.
 
         Raises:
             LocalClusterError: It cannot be started.
+            ClusterFailed: It cannot be started, or did not become ready in time.
         """
         ...
 
@@ -67,12 +156,45 @@ class ClusterSource(Protocol):
         """
         ...
 
-    async def sweep(self, tell: Tell) -> None:
-        """Take charge of what earlier workers have started and left."""
+    async def why_gone(self, ref: ClusterRef) -> str | None:
+        """Return why a cluster is certainly gone, as a clause; None if it is not, or not certainly.
+
+        Asked when the cluster does not answer.
+        """
         ...
 
-    async def release(self, tell: Tell, ended: frozenset[str]) -> None:
-        """Let go of every acquired cluster, and stop what nobody else uses.
+    async def release(self, ref: ClusterRef, *, failed: bool) -> str | None:
+        """Let go of a cluster whose run has ended; one that was made for the run goes. Idempotent.
+
+        Never raises: what cannot be deleted now is left to the sweep.
+
+        Args:
+            ref: The cluster, as it was planned or acquired.
+            failed: Whether the run ended without success, and the cluster may be looked at.
+
+        Returns:
+            What was done, in a sentence for the run's log; None for nothing.
+        """
+        ...
+
+    async def take_over(self, tell: Tell) -> None:
+        """Take charge of what earlier workers have started on this machine and left."""
+        ...
+
+    async def sweep(
+        self, view: PoolView, pool_configuration: RayJobConfiguration | None, tell: Tell
+    ) -> None:
+        """Delete clusters of the pool that nobody needs any more.
+
+        Args:
+            view: The pool and its runs.
+            pool_configuration: That of a run which sets nothing; None if it cannot be read.
+            tell: Told in one line what was deleted, and why.
+        """
+        ...
+
+    async def close(self, tell: Tell, ended: frozenset[str]) -> None:
+        """Let go of every acquired cluster; stop what this machine runs and nobody else uses.
 
         Args:
             tell: Told in one line what was stopped or left.

@@ -7,8 +7,17 @@ from uuid import UUID
 
 import prefect
 from prefect.workers.base import BaseJobConfiguration
-from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from prefect_ray_worker.config.kuberay import KubeRay, over_pool_default
 from prefect_ray_worker.config.memory import memory_in_bytes
 from prefect_ray_worker.config.origin import ClusterOrigin, refuse_foreign_files
 from prefect_ray_worker.config.refusals import (
@@ -78,6 +87,17 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             raise ValueError(f"has no text for {', '.join(nested)}. Write a text or a number")
         return {**data, "env": {name: as_text(value) for name, value in env.items()}}
 
+    @field_validator("kuberay")
+    @classmethod
+    def _is_the_only_cluster(cls, value: KubeRay | None, info: ValidationInfo) -> KubeRay | None:
+        others = [name for name in ("address", "cluster") if info.data.get(name) is not None]
+        if value is not None and others:
+            named = " and ".join(others)
+            raise ValueError(
+                f"stands beside {named}: a run goes to one cluster. Set {named} to null, or kuberay"
+            )
+        return value
+
     @classmethod
     async def from_template_and_values(
         cls,
@@ -92,6 +112,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
                 Prefect variable that does not exist.
         """
         refuse_unknown(values, base_job_template, cls.model_fields)
+        values = over_pool_default(base_job_template, values)
         if client is not None:  # a worker always has one
             for name, places in prefect_variables(values, base_job_template).items():
                 if await client.read_variable_by_name(name) is None:
@@ -141,7 +162,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         return connection.with_token_of_environment(self._origin.pool_names_address)
 
     def dashboard_of(self, address: str) -> str:
-        """Return where people find the dashboard of the cluster at an address."""
+        """Return where people find the dashboard of an existing cluster at an address."""
         block = self.cluster
         published = block.dashboard_url if block and block.address == address else None
         return published or address

@@ -82,6 +82,8 @@ class KubeRayNode(BaseModel):
 class KubeRayHead(KubeRayNode):
     """The head of the cluster, where the driver runs unless it asks for resources."""
 
+    model_config = ConfigDict(extra="forbid", title="Head")
+
     num_cpus: float | None = Field(
         default=None,
         ge=0,
@@ -95,6 +97,8 @@ class KubeRayHead(KubeRayNode):
 
 class KubeRayWorkerGroup(KubeRayNode):
     """A group of equal worker pods."""
+
+    model_config = ConfigDict(extra="forbid", title="Worker group")
 
     name: Annotated[str, AfterValidator(_group_name)] = Field(
         title="Name", description="Name of the group. Example: cpu"
@@ -255,7 +259,8 @@ class KubeRay(BaseModel):
         ge=0,
         title="Keep failed (seconds)",
         description=(
-            "How long the cluster of a crashed run stays, for a look at it. Example: 3600"
+            "How long the cluster of a failed or crashed run stays, for a look at it, unless "
+            "another attempt begins. Example: 3600"
         ),
     )
     max_lifetime_seconds: int | None = Field(

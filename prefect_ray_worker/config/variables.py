@@ -6,6 +6,7 @@ from prefect.workers.base import BaseVariables
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from prefect_ray_worker.config.block import DashboardAddress, RayCluster
+from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.config.memory import Memory
 from prefect_ray_worker.config.runtime_env import RuntimeEnv, Text, as_text
 
@@ -69,6 +70,17 @@ class RayFields(BaseModel):
             "address names another one, the block is not used, and its secrets go nowhere. "
             "Choose it here, on the pool: `prefect deploy` would store its secrets in clear."
         ),
+    )
+    kuberay: KubeRay | None = Field(
+        default=None,
+        title="KubeRay cluster",
+        description=(
+            "A Ray cluster on Kubernetes that the worker makes for each run and deletes after it. "
+            "Instead of address and cluster. A deployment may set single fields, such as "
+            "kuberay.image, and keeps the others of the pool. Needs the extra `kuberay` on the "
+            'worker. Example: {"image": "rayproject/ray:2.60.0-py311"}'
+        ),
+        examples=[{"image": "rayproject/ray:2.60.0-py311"}],
     )
     runtime_env: RuntimeEnv = Field(
         default_factory=RuntimeEnv,
@@ -270,6 +282,7 @@ class RayWorkerVariables(RayFields, BaseVariables):
 FORM_ORDER = (
     "address",
     "cluster",
+    "kuberay",
     "env",
     "runtime_env",
     "entrypoint_num_cpus",

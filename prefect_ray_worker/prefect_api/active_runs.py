@@ -144,6 +144,18 @@ async def cancelling_runs(client: PrefectClient, work_pool_id: UUID) -> set[UUID
     return {UUID(record["id"]) async for page in pages for record in page}
 
 
+async def not_pending(client: PrefectClient, run_ids: Collection[UUID]) -> set[UUID]:
+    """Return which of some runs are not Pending any more, or were deleted.
+
+    Args:
+        client: An open client.
+        run_ids: The runs.
+    """
+    found = await runs_by_id(client, run_ids)
+    pending = {run.id for run in found.values() if run.state == StateType.PENDING}
+    return set(run_ids) - pending
+
+
 async def settled_outside(client: PrefectClient, run_ids: Collection[UUID]) -> set[UUID]:
     """Return which of some runs have ended, or were scheduled again, from outside.
 

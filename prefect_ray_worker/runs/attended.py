@@ -12,7 +12,7 @@ from uuid import UUID
 import anyio
 from prefect.client.orchestration import PrefectClient
 
-from prefect_ray_worker.prefect_api.active_runs import cancelling_runs, settled_outside
+from prefect_ray_worker.prefect_api.active_runs import cancelling_runs, not_pending, settled_outside
 from prefect_ray_worker.shared.backoff import Backoff, jittered
 
 # The longest interval: a cancelled run should not have to wait for a slow poll of Ray.
@@ -93,24 +93,42 @@ class AttendedRuns:
                 await anyio.sleep(backoff.next())
 
 
-def cancelling_and_settled(
-    prefect: Callable[[], tuple[PrefectClient, UUID]], poll_interval: float
-) -> tuple[AttendedRuns, AttendedRuns]:
-    """Return which runs are being cancelled, and which have been settled from outside.
+class Attendance:
+    """What is asked about all runs of a worker together, instead of about each one.
+
+    Attributes:
+        cancelling: Which runs are being cancelled.
+        settled_outside: Which runs have ended, or were scheduled again, by another hand than their
+            driver's or ours.
+        unsubmitted: Which runs do not wait for their job any more, being settled or deleted.
 
     Args:
         prefect: Returns an open client, and the id of the work pool.
         poll_interval: Seconds between two polls of a cluster with many jobs.
     """
-    quick = min(poll_interval, _QUICK_SECONDS)
-    cancelling = AttendedRuns(
-        lambda _: cancelling_runs(*prefect()),
-        interval=quick,
-        what="which runs are being cancelled",
-    )
-    settled = AttendedRuns(
-        lambda run_ids: settled_outside(prefect()[0], run_ids),
-        interval=2 * quick,
-        what="which runs have been settled",
-    )
-    return cancelling, settled
+
+    def __init__(
+        self, prefect: Callable[[], tuple[PrefectClient, UUID]], poll_interval: float
+    ) -> None:
+        quick = min(poll_interval, _QUICK_SECONDS)
+        self.cancelling = AttendedRuns(
+            lambda _: cancelling_runs(*prefect()),
+            interval=quick,
+            what="which runs are being cancelled",
+        )
+        self.settled_outside = AttendedRuns(
+            lambda run_ids: settled_outside(prefect()[0], run_ids),
+            interval=2 * quick,
+            what="which runs have been settled",
+        )
+        self.unsubmitted = AttendedRuns(
+            lambda run_ids: not_pending(prefect()[0], run_ids),
+            interval=quick,
+            what="which runs wait for their cluster",
+        )
+
+    async def run(self) -> None:
+        """Ask until cancelled. Run this in a background task."""
+        async with anyio.create_task_group() as tasks:
+            for runs in (self.cancelling, self.settled_outside, self.unsubmitted):
+                tasks.start_soon(runs.run)

@@ -23,6 +23,9 @@ from prefect_ray_worker.runs.submit import Submitter
 from prefect_ray_worker.runs.watch import Watched
 from prefect_ray_worker.shared.ids import attempt_in
 
+# What leaves the end of the job unseen.
+_NO_JOB = (Verdict.LOST, Verdict.CLUSTER_GONE, Verdict.SILENT_TOO_LONG)
+
 
 class Follower:
     """Follows one attempt.
@@ -52,7 +55,8 @@ class Follower:
     @property
     def may_still_start(self) -> bool:
         """Whether the run was settled while Ray held its job back, with a stop queued."""
-        return self._settlement.stop_is_queued
+        # A cluster that was made for the attempt goes, and the job with it.
+        return self._settlement.stop_is_queued and not self.attempt.cluster.is_for_one_run
 
     def run_was_deleted(self) -> None:
         """Have the job stopped: its run is not in Prefect any more."""
@@ -81,10 +85,10 @@ class Follower:
         That is to forward the log of its job to the end, and to settle the children that a dead
         driver left open. Run this beside `follow`.
         """
-        if self.logs is not None:
-            await self.logs.run()
-        await self._has_ended.wait()
         attempt = self.attempt
+        if self.logs is not None:
+            await self._forward(self.logs)
+        await self._has_ended.wait()
         if not await self._services.lease.holds(attempt.run_id, attempt.job_id):
             return
         if self._decided is not None:
@@ -93,6 +97,39 @@ class Follower:
             label = unfinished_label(attempt_in(attempt.job_id), False)
             with suppress(ObjectNotFound):  # deleted meanwhile
                 await self._services.flow_runs.label(attempt.run_id, label)
+        if attempt.cluster.is_for_one_run and self._decided is not None:
+            await self._release()
+
+    async def _forward(self, logs: LogForwarding) -> None:
+        """Forward the log to its end; for a while only if the cluster is kept for nothing else."""
+        if not self.attempt.cluster.is_for_one_run:
+            await logs.run()
+            return
+        async with anyio.create_task_group() as tasks:
+
+            async def give_up() -> None:
+                await self._has_ended.wait()
+                await anyio.sleep(self._services.timing.drain)
+                self.attempt.log.warning(
+                    "The rest of the log of Ray Job %s is not forwarded: it has not come within "
+                    "%g s after the end of the run, and its cluster is deleted.",
+                    self.attempt.job_id,
+                    self._services.timing.drain,
+                )
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(give_up)
+            await logs.run()
+            tasks.cancel_scope.cancel()
+
+    async def _release(self) -> None:
+        """Let go of the cluster, which was made for this attempt."""
+        attempt, services = self.attempt, self._services
+        failed = await self._settlement.state() in (StateType.CRASHED, StateType.FAILED)
+        said = await services.sources.release(attempt.cluster.ref, failed=failed)
+        if said is not None:
+            attempt.log.info("%s", said)
+        await services.clusters.forget(attempt.cluster.ref)
 
     async def _watch(self) -> Outcome:
         attempt = self.attempt
@@ -168,13 +205,14 @@ class Follower:
                 watched = watched.submitted_again_at(anyio.current_time())
             return watched, decided
         decided = await self._settlement.act_on(verdict, watched, session=self._submitter.session)
-        if decided is UNTOUCHED and verdict is Verdict.LOST and watched.latest is None:
+        lost = verdict in (Verdict.LOST, Verdict.CLUSTER_GONE)
+        if decided is UNTOUCHED and lost and watched.latest is None:
             self.attempt.log.warning(
                 "The rest of the log of Ray Job %s is lost: the Ray cluster does not have the job "
                 "any more.",
                 self.attempt.job_id,
             )
-        if decided is not None and verdict in (Verdict.LOST, Verdict.SILENT_TOO_LONG):
+        if decided is not None and verdict in _NO_JOB:
             self._narrator.lost(decided)
         return watched, decided
 

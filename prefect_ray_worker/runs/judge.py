@@ -43,6 +43,9 @@ class Verdict(Enum):
     LOST = "lost"
     """A reachable cluster had the job and does not have it any more."""
 
+    CLUSTER_GONE = "cluster gone"
+    """The cluster was deleted, and the job with it."""
+
     NEVER_ARRIVED = "never arrived"
     """A reachable cluster does not have the job, and never had it: submit it again."""
 
@@ -96,6 +99,8 @@ def judge(watched: Watched, limits: Limits, now: float) -> Verdict:
     """
     if watched.run_is_deleted:
         return Verdict.UNWANTED
+    if watched.gone is not None:
+        return Verdict.CLUSTER_GONE
     if watched.unreachable_since is not None:
         silent = now - watched.unreachable_since
         if silent >= limits.unreachable:
@@ -238,6 +243,16 @@ def of_lost_job(submission_id: str, *, then: str | None, now: str | None) -> Out
         category = Category.HEAD_LOST
         why = f"its head was restarted (session {then}, now {now}) and keeps jobs in memory"
     return crashed(diagnosed(category, f"The Ray cluster lost the job {submission_id}: {why}."))
+
+
+def of_deleted_cluster(reason: str) -> Outcome:
+    """Return the outcome of a run whose cluster was deleted.
+
+    Args:
+        reason: What is known of it, as a clause.
+    """
+    cause = f"The run's cluster is gone: {reason}."
+    return crashed(diagnosed(Category.CLUSTER_DELETED, cause))
 
 
 def of_late_start(

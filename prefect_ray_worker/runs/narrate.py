@@ -60,12 +60,15 @@ class Narrator:
             return
         self._is_linked = True
         attempt = self._attempt
+        page = attempt.dashboard_page
+        if page is None:
+            return
         try:
             async with self._services.links:
                 with anyio.fail_after(_PREFECT_SECONDS):
                     await self._services.flow_runs.link(
                         attempt.run_id,
-                        attempt.dashboard_page,
+                        page,
                         text="Ray dashboard: the job",
                         description=(
                             f"The Ray Job of this run, `{attempt.job_id}`, in the dashboard of "

@@ -74,10 +74,12 @@ class RunAttempt:
         return asked_for(self.configuration.submission_request(self.job_id))
 
     @property
-    def dashboard_page(self) -> str:
-        """The job's page in the Ray dashboard, for people."""
-        dashboard = self.configuration.dashboard_of(self.address)
-        return f"{dashboard}/#/jobs/{self.job_id}"
+    def dashboard_page(self) -> str | None:
+        """The job's page in the Ray dashboard, for people; None if only the worker reaches it."""
+        dashboard = self.cluster.dashboard
+        if not self.cluster.is_for_one_run:
+            dashboard = self.configuration.dashboard_of(self.address)
+        return None if dashboard is None else f"{dashboard}/#/jobs/{self.job_id}"
 
     @property
     def claimed_at(self) -> datetime | None:

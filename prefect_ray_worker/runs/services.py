@@ -10,6 +10,7 @@ import anyio
 from prefect.client.schemas.objects import FlowRun
 from prefect.events import RelatedResource
 
+from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.open import OpenClusters
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import Delivery
@@ -31,9 +32,11 @@ class Services:
     Attributes:
         flow_runs: The Prefect side.
         clusters: The open clusters.
+        sources: Where clusters come from.
         cancelling: Which runs are being cancelled.
         settled_outside: Which runs have ended, or were scheduled again, by another hand than their
             driver's or ours.
+        unsubmitted: Which runs do not wait for their job any more, being settled or deleted.
         waiting: Explains why PENDING jobs have not started.
         slots: Keeps the slots of deployments' concurrency limits while jobs start.
         lease: Which attempts are still this worker's.
@@ -50,8 +53,10 @@ class Services:
 
     flow_runs: FlowRuns
     clusters: OpenClusters
+    sources: ClusterSources
     cancelling: AttendedRuns
     settled_outside: AttendedRuns
+    unsubmitted: AttendedRuns
     waiting: WaitingRuns
     slots: DeploymentSlots
     lease: Lease

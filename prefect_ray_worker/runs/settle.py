@@ -68,8 +68,8 @@ class Settlement:
                 return await self._stop_unwanted(verdict)
             case Verdict.ENDED:
                 return await self._ended(watched)
-            case Verdict.LOST:
-                return await self.lost(then=session, now=watched.session_now)
+            case Verdict.LOST | Verdict.CLUSTER_GONE:
+                return await self.lost(then=session, now=watched.session_now, gone=watched.gone)
             case Verdict.START_OVERDUE:
                 return await self._stop_overdue(await self._late(watched))
             case Verdict.RUN_OVERDUE:
@@ -125,14 +125,25 @@ class Settlement:
         """Settle a run that was being cancelled."""
         return await self.settle(Outcome(Resolution.CANCEL, message))
 
-    async def lost(self, *, then: str | None, now: str | None) -> Outcome:
-        """Settle a run whose job a reachable cluster does not have any more."""
+    async def lost(self, *, then: str | None, now: str | None, gone: str | None = None) -> Outcome:
+        """Settle a run whose job a cluster certainly does not have any more.
+
+        Args:
+            then: Session of the cluster when it took the job.
+            now: Its present session.
+            gone: Why the cluster itself is gone; None if it answers.
+        """
         if await self.state() == StateType.CANCELLING:
-            return await self.cancelled(
-                "Cancelled; the Ray cluster does not have the job any more."
-            )
+            what = gone or "the Ray cluster does not have the job any more"
+            return await self.cancelled(f"Cancelled; {what}.")
         decided = judge.of_lost_job(self._attempt.job_id, then=then, now=now)
-        return await self._settle_or_try_again(decided, delay=self._services.timing.nodes_end)
+        if gone is not None:
+            decided = judge.of_deleted_cluster(gone)
+        timing = self._services.timing
+        # The next attempt at a run that has a cluster of its own waits for the end of this one.
+        alone = self._attempt.cluster.is_for_one_run
+        delay = timing.retry_delay if alone else timing.nodes_end
+        return await self._settle_or_try_again(decided, delay=delay)
 
     async def stop(self) -> Stopping:
         """Stop the job and return how far that came."""

@@ -12,7 +12,10 @@ import anyio
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
 
 from prefect_ray_worker import metrics
-from prefect_ray_worker.errors import JobNotFound, JobsApiError
+from prefect_ray_worker.clusters.choice import ClusterSources
+from prefect_ray_worker.clusters.source import Cluster
+from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.errors import JobNotFound, JobsApiError, KubernetesError
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import JobStatus
 from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
@@ -126,6 +129,37 @@ def pid_of_job(infrastructure_pid: str, labels: Mapping[str, str]) -> Infrastruc
         # Anyone with permission to update the run can set its pid to another run's job.
         raise InfrastructureNotAvailable(f"{infrastructure_pid!r} is not a job of this run.")
     return pid
+
+
+async def cluster_of_pid(
+    sources: ClusterSources, pid: InfrastructurePid, configuration: RayJobConfiguration
+) -> Cluster:
+    """Return the cluster that a run's infrastructure pid names.
+
+    Args:
+        sources: Where clusters come from.
+        pid: The pid.
+        configuration: Of the run.
+
+    Raises:
+        InfrastructureNotFound: The cluster was deleted, and the job with it.
+        InfrastructureNotAvailable: The run is configured for another cluster, or nothing says
+            whether the cluster is there.
+    """
+    plan = await sources.plan(configuration, pid.submission_id)
+    try:
+        cluster = await sources.find(configuration, pid.submission_id)
+    except KubernetesError as exc:
+        raise InfrastructureNotAvailable(str(exc)) from exc
+    if cluster is None and plan.names(pid.cluster):
+        raise InfrastructureNotFound(f"The cluster {pid.cluster} is gone, and its job with it.")
+    if cluster is None or cluster.ref != pid.cluster:
+        configured = cluster.ref if cluster else "no running cluster"
+        raise InfrastructureNotAvailable(
+            f"The job is on the Ray cluster {pid.cluster}, and this worker is configured for "
+            f"{configured}."
+        )
+    return cluster
 
 
 async def kill_job(

@@ -241,7 +241,10 @@ class Submitter:
             case Disposition.UNSETTLED:
                 said = "may have been taken by a cluster that does not answer; watching for it"
         # The only log line that names the job: the page's address ends with the job id.
-        attempt.log.info("Ray Job %s. Dashboard: %s", said, attempt.dashboard_page)
+        if attempt.dashboard_page is not None:
+            attempt.log.info("Ray Job %s. Dashboard: %s", said, attempt.dashboard_page)
+        else:
+            attempt.log.info("Ray Job %s %s, on %s.", attempt.job_id, said, attempt.cluster.ref)
         return InfrastructurePid(attempt.cluster.ref, attempt.job_id, self.session)
 
     async def _prepare(self, client: JobsClient) -> None:

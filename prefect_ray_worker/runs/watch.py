@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from prefect_ray_worker.clusters.poller import Missing, Observation, Seen, Unreachable
+from prefect_ray_worker.clusters.poller import Gone, Missing, Observation, Seen, Unreachable
 from prefect_ray_worker.ray_api.models import JobDetails
 
 
@@ -19,6 +19,7 @@ class Watched:
         trouble: Why it does not answer.
         missing: Whether the cluster's last answer was that it does not have the job.
         session_now: The cluster's present session, if that answer told it.
+        gone: Why the cluster is certainly gone; None if it is not, or that is not known.
         cancelling_since: When the run was first seen to be cancelled.
         settled_outside_since: When the run was first seen to have ended, or to be scheduled
             again, by another hand than its driver's or ours; None while it is not.
@@ -33,6 +34,7 @@ class Watched:
     trouble: str = ""
     missing: bool = False
     session_now: str | None = None
+    gone: str | None = None
     cancelling_since: float | None = None
     settled_outside_since: float | None = None
     run_is_deleted: bool = False
@@ -64,6 +66,8 @@ class Watched:
             case Unreachable(reason):
                 since = now if self.unreachable_since is None else self.unreachable_since
                 return replace(self, unreachable_since=since, trouble=reason)
+            case Gone(reason):
+                return replace(self, gone=reason)
 
     def has_run_for(self, now: float) -> float:
         """Return for how many seconds the job has been seen to run; 0 if it has not."""

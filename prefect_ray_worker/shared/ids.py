@@ -34,7 +34,8 @@ _POOL_KEY = "prefect.io/work-pool-id"
 class ClusterRef:
     """Identifies a cluster, for every process alike: compare these, never addresses.
 
-    Written as the address itself (`http://head:8265`), or as `<kind>:<name>`.
+    Written as the address itself (`http://head:8265`), or as `<kind>:<name>`. The name of a cluster
+    that is made and deleted ends in `@<uid>`, once it exists: a later one can have the same name.
 
     Attributes:
         kind: `address`, or the kind of name that follows.
@@ -46,6 +47,18 @@ class ClusterRef:
 
     def __str__(self) -> str:
         return self.name if self.kind == _ADDRESS else f"{self.kind}:{self.name}"
+
+    @property
+    def planned(self) -> "ClusterRef":
+        """The reference that was known before the cluster existed: without the uid."""
+        if self.kind == _ADDRESS:
+            return self
+        return ClusterRef(self.kind, self.name.partition("@")[0])
+
+    @property
+    def uid(self) -> str | None:
+        """Identifies the one cluster of this name that is meant; None if it is not known yet."""
+        return None if self.kind == _ADDRESS else self.name.partition("@")[2] or None
 
     @classmethod
     def of_address(cls, address: str) -> "ClusterRef":
@@ -104,6 +117,15 @@ class InfrastructurePid:
         if cluster is None or not submission_id or "/" in submission_id:
             raise ValueError(f"{text!r} is not the infrastructure pid of a Ray Job")
         return cls(cluster, submission_id, session or None)
+
+    @classmethod
+    def of_job(cls, text: str | None, submission_id: str) -> "InfrastructurePid | None":
+        """Return what a run's `infrastructure_pid` says of a job; None if it names another."""
+        try:
+            pid = cls.parse(text or "")
+        except ValueError:
+            return None
+        return pid if pid.submission_id == submission_id else None
 
 
 class StateOfRun(Protocol):

@@ -102,13 +102,7 @@ class Stage:
         self, run_id: UUID, state: StateType, name: str | None = None, message: str | None = None
     ) -> None:
         """Report a state as the driver would."""
-        reported: State[Any] = State(
-            type=state,
-            name=name or state.value.title(),
-            message=message,
-            state_details=StateDetails(pause_reschedule=name == "Suspended"),  # as Prefect does
-        )
-        await self.pool.client.set_flow_run_state(run_id, reported, force=True)
+        await report(self.pool, run_id, state, name, message)
 
     async def ends(
         self, run_id: UUID, state: StateType, text: str = "", *, seconds: float = 20
@@ -125,6 +119,23 @@ class Stage:
         run_id, job = await self.running()
         job.set("FAILED", driver_exit_code=7)
         await self.ends(run_id, StateType.CRASHED, "exit code 7")
+
+
+async def report(
+    pool: Pool,
+    run_id: UUID,
+    state: StateType,
+    name: str | None = None,
+    message: str | None = None,
+) -> None:
+    """Report a state as the driver would."""
+    reported: State[Any] = State(
+        type=state,
+        name=name or state.value.title(),
+        message=message,
+        state_details=StateDetails(pause_reschedule=name == "Suspended"),  # as Prefect does
+    )
+    await pool.client.set_flow_run_state(run_id, reported, force=True)
 
 
 @asynccontextmanager

@@ -5,7 +5,6 @@ it dies.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
@@ -13,9 +12,9 @@ from prefect_ray_worker.clusters.kuberay.manifest import (
     ATTEMPT_LABEL,
     KEEP_FAILED,
     MAX_LIFETIME,
-    POOL_LABEL,
     RUN_LABEL,
 )
+from prefect_ray_worker.clusters.source import RunOfCluster
 from prefect_ray_worker.kubernetes_api.models import RayClusterObject
 
 # A worker may be settling the run, or creating the cluster for an attempt that is just beginning.
@@ -24,36 +23,12 @@ _GRACE_SECONDS = 120.0
 DRAIN_SECONDS = 600.0
 
 
-@dataclass(frozen=True)
-class RunOfCluster:
-    """What a sweep has to know of the run that a cluster was made for.
-
-    Attributes:
-        goes_on: Whether an attempt at it has begun and not ended.
-        crashed: Whether it ended as Crashed or Failed.
-        attempt: Its present attempt, if its labels name one.
-        is_unfinished: Whether the log of the cluster's attempt is still being forwarded.
-        age: Seconds since it came into its state.
-    """
-
-    goes_on: bool
-    crashed: bool
-    attempt: str | None
-    is_unfinished: bool
-    age: float
-
-
 def run_in_labels(cluster: RayClusterObject) -> UUID | None:
     """Return the flow run that a cluster was made for; None if it was made for something else."""
     try:
         return UUID(cluster.labels.get(RUN_LABEL, ""))
     except ValueError:
         return None
-
-
-def is_of_pool(cluster: RayClusterObject, pool_id: UUID) -> bool:
-    """Return whether a worker of a pool made the cluster."""
-    return cluster.labels.get(POOL_LABEL) == str(pool_id)
 
 
 def why_orphaned(
@@ -69,7 +44,7 @@ def why_orphaned(
     if cluster.is_terminating:
         return None
     age = (now - (cluster.created_at or now)).total_seconds()
-    longest = _seconds(cluster.annotations, MAX_LIFETIME)
+    longest = seconds_in(cluster.annotations, MAX_LIFETIME)
     if longest is not None and age >= longest:
         return f"it is older than {longest:g} s (max_lifetime_seconds)"
     if age < _GRACE_SECONDS:
@@ -84,13 +59,14 @@ def why_orphaned(
         return "its flow run has gone on to another attempt" if moved_on else None
     if run.is_unfinished and run.age < DRAIN_SECONDS:
         return None
-    kept = _seconds(cluster.annotations, KEEP_FAILED) or 0.0
-    if run.crashed and run.age < kept:
+    kept = seconds_in(cluster.annotations, KEEP_FAILED) or 0.0
+    if run.failed and run.age < kept:
         return None
     return "its flow run has ended"
 
 
-def _seconds(annotations: Mapping[str, str], name: str) -> float | None:
+def seconds_in(annotations: Mapping[str, str], name: str) -> float | None:
+    """Return the policy that an annotation holds, in seconds; None if there is none."""
     try:
         return float(annotations[name])
     except (KeyError, ValueError):

@@ -193,7 +193,7 @@ def _trouble(
         )
     silent = not (cluster.conditions or evidence.events or pods)
     if silent and _age(cluster, now) >= patience.operator:
-        nothing = f"KubeRay's operator has done nothing for it in {_age(cluster, now):.0f} s"
+        nothing = f"KubeRay's operator has done nothing for it in {patience.operator:g} s"
         return _starting(nothing, Category.OPERATOR_SILENT)
     return None
 

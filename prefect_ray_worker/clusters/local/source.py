@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 
 from prefect_ray_worker.clusters.local.cluster import LocalCluster, LocalClusterInfo
-from prefect_ray_worker.clusters.source import Cluster, ClusterPlan, Tell
+from prefect_ray_worker.clusters.source import Cluster, ClusterPlan, PoolView, StartProgress, Tell
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import JobsApiError, LocalClusterError
 from prefect_ray_worker.ray_api.client import JobsClient
@@ -23,8 +23,8 @@ class LocalClusters:
 
     Args:
         directory: The state directory of the local Ray.
-        in_use: Whether runs that name no cluster use the local Ray. Only then does `sweep` take
-            over one that an earlier worker left running.
+        in_use: Whether runs that name no cluster use the local Ray. Only then does `take_over`
+            find one that an earlier worker left running.
     """
 
     def __init__(self, directory: Path, *, in_use: bool) -> None:
@@ -32,16 +32,21 @@ class LocalClusters:
         self._in_use = in_use
         self._holds = False
 
-    def plan(self, configuration: RayJobConfiguration) -> ClusterPlan | None:
+    async def plan(
+        self, configuration: RayJobConfiguration, job_id: str | None
+    ) -> ClusterPlan | None:
         """Plan the local cluster for every run. Its address is unknown until it has started."""
-        return ClusterPlan(cluster=None)
+        return ClusterPlan()
 
-    async def acquire(self, plan: ClusterPlan, tell: Tell) -> Cluster:
+    async def acquire(self, plan: ClusterPlan, progress: StartProgress) -> Cluster:
         """Return the local cluster, and start it if it does not run.
 
         Raises:
             LocalClusterError: Ray is not installed, or did not start.
         """
+        return await self._acquire(progress.tell)
+
+    async def _acquire(self, tell: Tell) -> Cluster:
         info = await self._local.ensure()
         if info.started or not self._holds:
             verb = "Started" if info.started else "Using"
@@ -57,15 +62,26 @@ class LocalClusters:
         info = await self._local.find()
         return None if info is None else _cluster(info)
 
-    async def sweep(self, tell: Tell) -> None:
-        """Take over a local cluster that an earlier worker left running, to stop it on release."""
+    async def why_gone(self, ref: ClusterRef) -> str | None:
+        """Return None: a Ray that was restarted keeps no job, and says so itself."""
+
+    async def release(self, ref: ClusterRef, *, failed: bool) -> str | None:
+        """Do nothing: the next run uses the same Ray."""
+
+    async def sweep(
+        self, view: PoolView, pool_configuration: RayJobConfiguration | None, tell: Tell
+    ) -> None:
+        """Do nothing: the local Ray is stopped when its workers end."""
+
+    async def take_over(self, tell: Tell) -> None:
+        """Take over a local cluster that an earlier worker left running, to stop it on `close`."""
         if self._in_use and await self._local.find() is not None:
             try:
-                await self.acquire(ClusterPlan(cluster=None), tell)
+                await self._acquire(tell)
             except LocalClusterError as exc:
                 tell(f"The local Ray cluster that an earlier worker left cannot be used: {exc}")
 
-    async def release(self, tell: Tell, ended: frozenset[str]) -> None:
+    async def close(self, tell: Tell, ended: frozenset[str]) -> None:
         """Stop the local cluster, unless jobs run on it or another worker uses it."""
         if not self._holds:
             return

@@ -1,25 +1,27 @@
 """`Adoption`: continues a run that another worker, or an earlier process of this one, began."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import Logger, LoggerAdapter
 from typing import Any, Protocol
 from uuid import UUID
 
+import anyio
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 
 from prefect_ray_worker import metrics
-from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.existing import cluster_at
-from prefect_ray_worker.clusters.source import Cluster
+from prefect_ray_worker.clusters.source import Cluster, ClusterPlan
 from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.errors import JobNotFound, JobsApiError, RayWorkerError
+from prefect_ray_worker.errors import JobNotFound, JobsApiError, KubernetesError, RayWorkerError
 from prefect_ray_worker.prefect_api.active_runs import ActiveRun
 from prefect_ray_worker.prefect_api.answers import is_passing_error
 from prefect_ray_worker.prefect_api.flow_runs import type_of_state
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.runs.follow import Follower
+from prefect_ray_worker.runs.judge import of_deleted_cluster
+from prefect_ray_worker.runs.provide import Own, Provision
 from prefect_ray_worker.runs.recovery.labels import labelled_cluster, unfinished_label
 from prefect_ray_worker.runs.recovery.ownership import Place
 from prefect_ray_worker.runs.registry import FollowedRuns
@@ -33,6 +35,8 @@ from prefect_ray_worker.shared.ids import (
     is_job_of,
     job_of_attempt,
 )
+
+_ANSWER_SECONDS = 5.0
 
 
 class ConfigurationOf(Protocol):
@@ -72,36 +76,44 @@ class _Plan:
         cluster: The cluster that it names; None if it is not there, or not known.
         trouble: Why the configuration cannot be used any more; None if it can.
         named: The cluster that it names, also if it cannot be opened as the configuration says.
+        plan: What its source will give; None if the configuration cannot be used.
     """
 
     configuration: RayJobConfiguration
     cluster: Cluster | None
     trouble: Exception | None = None
     named: ClusterRef | None = None
+    plan: ClusterPlan | None = None
+
+    def is_for(self, ref: ClusterRef) -> bool:
+        """Return whether a recorded reference is to the cluster of this plan."""
+        found = self.cluster is not None and self.cluster.ref == ref
+        return found or (self.plan is not None and self.plan.names(ref))
 
 
 class Adoption:
     """Adopts runs for one worker.
 
     Args:
-        sources: Finds clusters.
         services: What the worker's runs share.
         followed: Where the adopted runs are followed.
         configuration_of: Builds the configuration of a run, as for its submission.
         queues: The queues that this worker polls; none means all.
         pool_configuration: Builds that of a run which sets nothing; None if it cannot be read.
+        own: Writes the owner's labels.
     """
 
     def __init__(
         self,
-        sources: ClusterSources,
         services: Services,
         followed: FollowedRuns,
         configuration_of: ConfigurationOf,
         queues: frozenset[str],
         pool_configuration: Callable[[], Awaitable[RayJobConfiguration | None]],
+        own: Own,
     ) -> None:
-        self._sources = sources
+        self._own = own
+        self._sources = services.sources
         self._services = services
         self._flow_runs = services.flow_runs
         self._followed = followed
@@ -120,22 +132,22 @@ class Adoption:
         Raises:
             Exception: The Prefect API did not answer.
         """
-        pid = pid_of(run.infrastructure_pid, job_of_attempt(run.id, attempt))
+        pid = InfrastructurePid.of_job(run.infrastructure_pid, job_of_attempt(run.id, attempt))
         named = pid.cluster if pid is not None else labelled_cluster(run.labels, attempt)
         if pid is not None and pid.cluster in self._services.clusters.refs:
             return Place.OURS
         flow_run = await self._flow_runs.read(run.id)
         if flow_run is None:
             return Place.UNSERVED  # it was deleted meanwhile
-        plan = await self._plan(flow_run)
+        plan = await self._plan(flow_run, job_of_attempt(run.id, attempt))
         if plan.trouble is not None:
             return Place.OURS  # no worker can do more for it than say so
         if named is not None:
-            ours = plan.cluster is not None and plan.cluster.ref == named
             elsewhere = Place.FOREIGN if pid is None else Place.ELSEWHERE
-            return Place.OURS if ours else elsewhere
+            return Place.OURS if plan.is_for(named) else elsewhere
         served = not self._queues or run.queue in self._queues
-        names_one = plan.configuration.connection() is not None
+        configuration = plan.configuration
+        names_one = configuration.connection() is not None or configuration.kuberay is not None
         return Place.OURS if served or names_one else Place.UNSERVED
 
     async def adopt(self, found: OrphanedRun) -> None:
@@ -144,7 +156,7 @@ class Adoption:
             try:
                 follower = await self._follower(found)
             except Exception as exc:
-                if not is_passing_error(exc):
+                if not _is_passing(exc):
                     raise
                 self._log_of(found).warning("This run is adopted a little later: %s", exc)
                 return
@@ -152,22 +164,30 @@ class Adoption:
             metrics.ADOPTIONS.inc()
             await self._followed.follow(follower)
 
-    async def _plan(self, flow_run: FlowRun) -> _Plan:
+    async def _plan(self, flow_run: FlowRun, job_id: str) -> _Plan:
         named: ClusterRef | None = None
         try:
             configuration = await self._configuration_of(flow_run)
-            cluster = await self._sources.find(configuration)
+            plan = await self._sources.plan(configuration, job_id)
+            if plan.is_started_for_run:
+                return _Plan(configuration, None, plan=plan)
+            cluster = await self._sources.find(configuration, job_id)
             if cluster is not None:
                 named = cluster.ref
                 await self._services.clusters.get(cluster)
         except Exception as exc:
-            if is_passing_error(exc):
+            if _is_passing(exc):
                 raise
             return _Plan(RayJobConfiguration(), None, exc, named)
-        return _Plan(configuration, cluster, named=named)
+        return _Plan(configuration, cluster, named=named, plan=plan)
 
     async def _follower(self, found: OrphanedRun) -> Follower | None:
-        plan = await self._plan(found.flow_run)
+        plan = await self._plan(found.flow_run, found.job_id)
+        waits = found.pid is None and type_of_state(found.flow_run) == StateType.PENDING
+        if plan.plan is not None and plan.plan.is_started_for_run and not waits:
+            # Raises while Kubernetes does not say whether it is there: asked with the next look.
+            cluster = await self._sources.find(plan.configuration, found.job_id)
+            plan = replace(plan, cluster=cluster)
         if found.pid is not None:
             return await self._with_pid(found, found.pid, plan)
         if plan.trouble is not None:
@@ -183,7 +203,11 @@ class Adoption:
             # The run names it, but its credentials cannot be used any more.
             cluster = cluster_at(Connection(str(pid.cluster)))
         elif cluster is None or cluster.ref != pid.cluster:
-            cluster = await self._sources.find_named(pid.cluster, await self._pool_configuration())
+            pool = await self._pool_configuration()
+            cluster = await self._sources.find_named(pid.cluster, found.job_id, pool)
+            if plan.plan is not None and plan.plan.names(pid.cluster):
+                # It is gone: its run learns why, and what is left of it is let go of.
+                cluster = replace(cluster, is_for_one_run=True)
         attempt = await self._attempt(found, plan, cluster)
         if attempt is None:
             return None
@@ -212,20 +236,9 @@ class Adoption:
         state = type_of_state(found.flow_run)
         cluster = plan.cluster
         if cluster is None:
-            # A Ray that does not run has no job that does.
-            if state == StateType.CANCELLING:
-                await self._flow_runs.cancelled(
-                    found.flow_run.id, "Cancelled before Ray had the job."
-                )
-            if _is_over(found.flow_run):
-                await self._forget(found)
-            if state != StateType.PENDING:
-                return None
-            try:
-                cluster = await self._sources.acquire(plan.configuration, self._log_of(found).info)
-            except Exception as exc:  # noqa: BLE001 (whatever it is, the run says so)
-                await self._end_without_cluster(found, exc)
-                return None
+            cluster = await self._without_cluster(found, plan, state)
+        if cluster is None:
+            return None
         attempt = await self._attempt(found, plan, cluster)
         if attempt is None:
             return None
@@ -239,8 +252,62 @@ class Adoption:
                 await self._flow_runs.record_pid(attempt.run_id, str(pid))
                 return Follower(self._services, attempt, Submitter(self._services, attempt, pid))
             case _:
+                if cluster.is_for_one_run and await self._has_no_job(attempt):
+                    await self._end_with_cluster(found, attempt)
+                    return None
                 # Being cancelled: the job is watched for, and the run settled if there is none.
                 return Follower(self._services, attempt, Submitter(self._services, attempt))
+
+    async def _without_cluster(
+        self, found: OrphanedRun, plan: _Plan, state: StateType | None
+    ) -> Cluster | None:
+        """Return a cluster for a run that waits for its job; settle any other one."""
+        # A Ray that does not run has no job that does.
+        if state == StateType.PENDING:
+            return await self._provided(found, plan)
+        if state == StateType.CANCELLING:
+            await self._flow_runs.cancelled(found.flow_run.id, "Cancelled before Ray had the job.")
+        if _is_over(found.flow_run):
+            await self._forget(found)
+        if state == StateType.RUNNING and plan.plan is not None and plan.plan.is_started_for_run:
+            gone = of_deleted_cluster(f"Kubernetes does not have {plan.plan.ref} any more")
+            await self._flow_runs.crash(found.flow_run.id, gone.message)
+        return None
+
+    async def _provided(self, found: OrphanedRun, plan: _Plan) -> Cluster | None:
+        """Return the cluster for a run that was not submitted, started if needed."""
+        provision = Provision(
+            self._services, self._own, found.flow_run, plan.configuration, found.job_id
+        )
+        try:
+            return await provision.cluster(may_start=True)
+        except Exception as exc:
+            if _is_passing(exc):
+                raise
+            await self._end_without_cluster(found, exc)
+            return None
+
+    async def _has_no_job(self, attempt: RunAttempt) -> bool:
+        """Return whether a cluster that was made for an attempt never got its job.
+
+        One that does not answer was still starting: a job that it has would be recorded.
+        """
+        try:
+            with anyio.fail_after(_ANSWER_SECONDS):
+                await attempt.cluster.client.get(attempt.job_id)
+        except (JobsApiError, TimeoutError):
+            return True
+        return False
+
+    async def _end_with_cluster(self, found: OrphanedRun, attempt: RunAttempt) -> None:
+        """Let go of a cluster that no job will use, and settle its run if it is being cancelled."""
+        ref = attempt.cluster.ref
+        said = await self._sources.release(ref, failed=False)
+        if said is not None:
+            attempt.log.info("%s", said)
+        await self._services.clusters.forget(ref)
+        await self._flow_runs.cancelled(attempt.run_id, "Cancelled before Ray had the job.")
+        await self._forget(found)
 
     async def _attempt(
         self, found: OrphanedRun, plan: _Plan, cluster: Cluster
@@ -255,7 +322,7 @@ class Adoption:
         try:
             pid = await submitter.submit()
         except Exception as exc:
-            if is_passing_error(exc):
+            if _is_passing(exc):
                 raise
             await self._end_without_cluster(found, exc)
             return None
@@ -314,17 +381,13 @@ class Adoption:
         return self._services.logger_of(found.flow_run)
 
 
-def pid_of(infrastructure_pid: str | None, job_id: str) -> InfrastructurePid | None:
-    """Return what a run's `infrastructure_pid` says of a job; None if it names another, or none."""
-    try:
-        pid = InfrastructurePid.parse(infrastructure_pid or "")
-    except ValueError:
-        return None
-    return pid if pid.submission_id == job_id else None
-
-
 def _is_over(run: FlowRun) -> bool:
     return run.state is not None and run.state.is_final()
+
+
+def _is_passing(exc: Exception) -> bool:
+    """Return whether Prefect, or Kubernetes, may answer otherwise when it is asked again."""
+    return isinstance(exc, KubernetesError) or is_passing_error(exc)
 
 
 def _said_by(trouble: Exception) -> str:

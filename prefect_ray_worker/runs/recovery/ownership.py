@@ -146,13 +146,18 @@ class Facts:
         return same_name and (self.starting or self.predates_me is True)
 
 
-def heirs(run_id: UUID, online: Collection[str]) -> list[str]:
+def heirs(run_id: UUID | str, online: Collection[str]) -> list[str]:
     """Return the workers to whom an orphaned run falls, in the order of their turns."""
     return sorted(online, key=lambda name: _weight(run_id, name), reverse=True)
 
 
-def heir(run_id: UUID, online: Collection[str]) -> str | None:
-    """Return the worker whose turn is first; None if none is online."""
+def heir(run_id: UUID | str, online: Collection[str]) -> str | None:
+    """Return the worker whose turn is first; None if none is online.
+
+    Args:
+        run_id: The run, or the uid of a cluster.
+        online: Names of the workers of the pool that are online.
+    """
     return next(iter(heirs(run_id, online)), None)
 
 
@@ -272,5 +277,5 @@ def _take(facts: Facts, from_elsewhere: Decision) -> Decision:
             return Decision.WAIT
 
 
-def _weight(run_id: UUID, name: str) -> bytes:
+def _weight(run_id: UUID | str, name: str) -> bytes:
     return hashlib.sha256(f"{run_id} {name}".encode()).digest()

@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import TERMINAL_STATES, StateType, WorkPool
 from prefect_ray_worker.prefect_api.active_runs import ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import INFRASTRUCTURE_PENDING, FlowRuns
 from prefect_ray_worker.runs.lease import Lease
-from prefect_ray_worker.runs.recovery.adopt import Adoption, OrphanedRun, pid_of
+from prefect_ray_worker.runs.recovery.adopt import Adoption, OrphanedRun
 from prefect_ray_worker.runs.recovery.labels import (
     OWNER_LABEL,
     UPLOADING_LABEL,
@@ -39,6 +39,7 @@ from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.shared.backoff import Backoff, jittered
 from prefect_ray_worker.shared.ids import (
     STARTING,
+    InfrastructurePid,
     attempt_in,
     attempt_name,
     job_of_attempt,
@@ -301,7 +302,7 @@ class Reconciler:
             owner = owner_in(run.labels, attempt_in(job_id))
             # What is followed already needed the label only.
             if owner.instance == self._here.me.instance and job_id not in self._followed:
-                pid = pid_of(run.infrastructure_pid, job_id)
+                pid = InfrastructurePid.of_job(run.infrastructure_pid, job_id)
                 claimed.append(OrphanedRun(run, job_id, pid))
         return claimed
 

@@ -26,7 +26,7 @@ from prefect_ray_worker.runs.recovery.sweep import Sweeper
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import RunAttempt
 from prefect_ray_worker.runs.services import Services
-from prefect_ray_worker.shared.ids import attempt_in, attempt_name
+from prefect_ray_worker.shared.ids import ClusterRef, attempt_in, attempt_name
 
 _AT_ONCE = 8
 _GIVE_UP_SECONDS = 10.0
@@ -67,12 +67,20 @@ class Recovery:
         self._followed = followed
         situation = Situation(me, pool, services.unreachable_limit)
         adoption = Adoption(
-            sources, services, followed, configuration_of, queues, self._pool_configuration
+            services, followed, configuration_of, queues, self._pool_configuration, self.own
         )
         self._reconciler = Reconciler(
             situation, self._flow_runs, followed, adoption, services.lease, interval=interval
         )
-        self._sweeper = Sweeper(me.name, pool, services.clusters, self._flow_runs, self._home)
+        self._sweeper = Sweeper(
+            me.name,
+            pool,
+            sources,
+            services.clusters,
+            self._flow_runs,
+            self._pool_configuration,
+            self._home,
+        )
 
     async def run(self) -> None:
         """Look for orphaned runs, and sweep, until cancelled."""
@@ -80,7 +88,9 @@ class Recovery:
             tasks.start_soon(self._reconciler.run, name="ray-reconciler")
             tasks.start_soon(self._sweeper.run, name="ray-sweeper")
 
-    async def own(self, run_id: UUID, job_id: str, cluster: Cluster | None) -> None:
+    async def own(
+        self, run_id: UUID, job_id: str, cluster: ClusterRef | None, host: str | None
+    ) -> None:
         """Write on a run that this process owns an attempt, before anything is done for it.
 
         A worker that dies while a cluster starts then leaves an owned run: its heir goes on with
@@ -90,11 +100,10 @@ class Recovery:
         Args:
             run_id: The run.
             job_id: The submission id of the attempt.
-            cluster: The cluster that gets the job; None if it has to be started first.
+            cluster: The cluster that gets the job; None if it has no name before it is started.
+            host: The only machine that can reach it; None if others can.
         """
-        ref = cluster.ref if cluster is not None else None
-        host = cluster.reachable_from if cluster is not None else None
-        labels = owner_labels(self._me, attempt_in(job_id), ref, host)
+        labels = owner_labels(self._me, attempt_in(job_id), cluster, host)
         await self._flow_runs.label(run_id, labels)
 
     def turn_of(self, run_id: UUID) -> int:

@@ -1,27 +1,30 @@
-"""Delete the records of jobs that ended long ago, and stop the jobs of deleted runs.
+"""Delete what is left of runs: the records of jobs, the jobs of deleted runs, their own clusters.
 
 Ray never deletes a record by itself, and each list contains all of them (2.60). The sweeper touches
 only jobs of the worker's own pool, including those of workers that are gone.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import anyio
-from prefect.client.schemas.objects import WorkPool
+from prefect.client.schemas.objects import StateType, WorkPool
 
+from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.open import OpenClusters
-from prefect_ray_worker.clusters.source import Cluster
+from prefect_ray_worker.clusters.source import Cluster, RunAndAttempt, RunOfCluster
+from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import JobNotFound, JobsApiError
 from prefect_ray_worker.prefect_api.active_runs import GOES_ON, ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import TERMINAL_STATUSES, JobDetails
-from prefect_ray_worker.runs.recovery.labels import is_unfinished
+from prefect_ray_worker.runs.recovery.labels import is_unfinished, labelled_owner
 from prefect_ray_worker.runs.recovery.ownership import REMEMBER_SECONDS, heir
 from prefect_ray_worker.shared.backoff import jittered
 from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY, attempt_in, run_of_job
@@ -42,8 +45,10 @@ class Sweeper:
     Args:
         name: The worker's name: the heir of a run sweeps its jobs.
         pool: Returns the worker's pool.
+        sources: Where clusters come from.
         clusters: The clusters in use.
         flow_runs: The Prefect side.
+        pool_configuration: Builds that of a run which sets nothing; None if it cannot be read.
         home: Returns the cluster of runs that name none. It is swept from the start, because
             workers that are gone may have left records there.
         interval: Seconds between two sweeps.
@@ -53,14 +58,18 @@ class Sweeper:
         self,
         name: str,
         pool: Callable[[], WorkPool],
+        sources: ClusterSources,
         clusters: OpenClusters,
         flow_runs: FlowRuns,
+        pool_configuration: Callable[[], Awaitable[RayJobConfiguration | None]],
         home: Callable[[], Awaitable[Cluster | None]],
         *,
         interval: float = _INTERVAL_SECONDS,
     ) -> None:
         self._name = name
         self._pool = pool
+        self._sources = sources
+        self._pool_configuration = pool_configuration
         self._clusters = clusters
         self._flow_runs = flow_runs
         self._home = home
@@ -78,6 +87,24 @@ class Sweeper:
                 _log.warning("Cannot open the pool's own cluster now: %s", exc)
             for client in self._clusters.clients:
                 await self._sweep_if_possible(client)
+            try:
+                await self.sweep_clusters()
+            except Exception as exc:  # noqa: BLE001 (the next sweep tries again)
+                _log.warning("Cannot sweep the clusters of ended runs now: %s", exc)
+
+    async def sweep_clusters(self) -> None:
+        """Delete the clusters that were made for runs of the pool and are not needed any more.
+
+        Raises:
+            Exception: Prefect did not answer.
+        """
+        configuration = await self._pool_configuration()
+        if not self._sources.makes_clusters(configuration):
+            return
+        pool = self._pool()
+        online = await self._flow_runs.online_workers(pool.name)
+        view = PoolRuns(pool.id, self._flow_runs, lambda key: heir(key, online) == self._name)
+        await self._sources.sweep(view, configuration, _log.warning)
 
     async def _sweep_if_possible(self, client: JobsClient) -> None:
         try:
@@ -139,6 +166,39 @@ class Sweeper:
             _log.warning("Stopping Ray Job %s: its flow run was deleted.", job.submission_id)
             with _trying(job.submission_id):
                 await client.stop(job.submission_id)
+
+
+@dataclass(frozen=True)
+class PoolRuns:
+    """What the sweep of clusters has to know of a pool and its runs.
+
+    Attributes:
+        pool_id: The pool.
+        flow_runs: The Prefect side.
+        is_mine: Returns whether this worker sweeps the object with a uid.
+    """
+
+    pool_id: UUID
+    flow_runs: FlowRuns
+    is_mine: Callable[[str], bool]
+
+    async def runs(
+        self, attempts: frozenset[RunAndAttempt]
+    ) -> Mapping[RunAndAttempt, RunOfCluster]:
+        """Return the runs of attempts, without those that Prefect does not have."""
+        runs = await self.flow_runs.some({of.run_id for of in attempts})
+        return {of: _seen_from(runs[of.run_id], of.attempt) for of in attempts if of.run_id in runs}
+
+
+def _seen_from(run: ActiveRun, attempt: str) -> RunOfCluster:
+    labelled = labelled_owner(run.labels)
+    return RunOfCluster(
+        goes_on=run.state in GOES_ON,
+        failed=run.state in (StateType.CRASHED, StateType.FAILED),
+        attempt=labelled[0] if labelled is not None else None,
+        is_unfinished=is_unfinished(run.labels, attempt),
+        age=run.age,
+    )
 
 
 @contextmanager

@@ -12,10 +12,12 @@ from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.shared.ids import ClusterRef
+from tests.unit.clusters import Heard
 
 JOB = "http://job:8265"
 BLOCK = "http://block:8265"
 SETTING = "http://setting:8265"
+JOB_ID = "prefect-9838ecb1-28dc-4001-9aa4-e48a7876be0c-0123456789ab"
 
 
 def sources(directory: Path, setting: str | None = None) -> ClusterSources:
@@ -36,19 +38,21 @@ async def test_precedence_is_job_variable_block_setting(
     configuration = RayJobConfiguration(**variables)
     told: list[str] = []
     chosen = sources(tmp_path, setting)
-    cluster = await chosen.acquire(configuration, told.append)
+    cluster = await chosen.acquire(configuration, JOB_ID, Heard(told.append))
     assert cluster.ref == ClusterRef.of_address(expected)
     assert await chosen.find(configuration) == cluster
-    await chosen.sweep(told.append)
-    await chosen.release(told.append)
+    await chosen.take_over(told.append)
+    assert await chosen.release(cluster.ref, failed=False) is None
+    assert await chosen.why_gone(cluster.ref) is None
+    await chosen.close(told.append)
     assert not told, "clusters that run already are neither started nor stopped"
 
 
 async def test_looking_for_a_local_cluster_starts_none(tmp_path: Path) -> None:
     chosen = sources(tmp_path / "state")
     assert await chosen.find(RayJobConfiguration()) is None
-    await chosen.sweep(pytest.fail)
-    await chosen.release(pytest.fail)
+    await chosen.take_over(pytest.fail)
+    await chosen.close(pytest.fail)
     assert not (tmp_path / "state").exists()
 
 

@@ -5,12 +5,8 @@ from uuid import UUID
 
 import pytest
 
-from prefect_ray_worker.clusters.kuberay.orphans import (
-    RunOfCluster,
-    is_of_pool,
-    run_in_labels,
-    why_orphaned,
-)
+from prefect_ray_worker.clusters.kuberay.orphans import run_in_labels, why_orphaned
+from prefect_ray_worker.clusters.source import RunOfCluster
 from prefect_ray_worker.kubernetes_api.models import RayClusterObject
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
@@ -68,10 +64,6 @@ def test_a_cluster_goes_when_nobody_needs_it(
     assert (why is None) if said is None else (why is not None and said in why)
 
 
-def test_clusters_of_others_are_told_apart() -> None:
-    pool = UUID("9838ecb1-28dc-4001-9aa4-e48a7876be0d")
-    ours = RayClusterObject(name="a", labels={"prefect.io/work-pool-id": str(pool)})
-    assert is_of_pool(ours, pool)
-    assert not is_of_pool(cluster(), pool)
-    assert run_in_labels(ours) is None
+def test_a_cluster_of_others_names_no_run() -> None:
+    assert run_in_labels(RayClusterObject(name="a")) is None
     assert run_in_labels(cluster()) == RUN

@@ -82,7 +82,7 @@ WAITS: list[tuple[str, Evidence, ClusterState, Category | None, str]] = [
         Evidence(cluster(age=61)),
         ClusterState.PROVISIONING,
         Category.OPERATOR_SILENT,
-        "operator has done nothing for it in 61 s",
+        "operator has done nothing for it in 60 s",
     ),
     (
         "queued by Kueue",

@@ -11,8 +11,9 @@ from prefect_ray_worker.clusters.local.launch import Ports, TempDirectory
 from prefect_ray_worker.clusters.local.source import LocalClusters
 from prefect_ray_worker.clusters.source import ClusterPlan
 from prefect_ray_worker.errors import LocalClusterError
+from tests.unit.clusters import Heard
 
-PLAN = ClusterPlan(cluster=None)
+PLAN = ClusterPlan()
 RAY = """
 import http.server, json, os, pathlib, sys, threading
 
@@ -62,9 +63,9 @@ async def test_ray_is_left_up_when_its_jobs_are_not_known(
     """The flows that ran were ended when the Jobs API failed as their worker exited."""
     directory, told = tmp_path / "state", []
     source = LocalClusters(directory, in_use=True)
-    await source.acquire(PLAN, told.append)
+    await source.acquire(PLAN, Heard(told.append))
     jobs_status.write_text(str(status))
-    await source.release(told.append, frozenset())
+    await source.close(told.append, frozenset())
     info = await LocalCluster(directory).find()
     assert info is not None
     assert "left up" in told[-1]
@@ -72,8 +73,8 @@ async def test_ray_is_left_up_when_its_jobs_are_not_known(
 
     jobs_status.write_text("200")
     heir = LocalClusters(directory, in_use=True)
-    await heir.sweep(told.append)
-    await heir.release(told.append, frozenset())
+    await heir.take_over(told.append)
+    await heir.close(told.append, frozenset())
     assert await LocalCluster(directory).find() is None
     assert told[-1] == "Stopped the local Ray cluster."
 
@@ -85,5 +86,5 @@ async def test_a_ray_that_takes_requests_without_a_token_is_stopped(
     monkeypatch.setenv("GUARDED", "no")
     source = LocalClusters(tmp_path / "state", in_use=True)
     with pytest.raises(LocalClusterError, match=r"without a token.*Ray 2\.50\.1.*2\.52"):
-        await source.acquire(PLAN, pytest.fail)
+        await source.acquire(PLAN, Heard(pytest.fail))
     assert await LocalCluster(tmp_path / "state").find() is None

@@ -1,0 +1,234 @@
+"""`Provision`: gives an attempt its cluster, and tells the run what that waits for.
+
+A cluster can take minutes to start. Meanwhile the run may be cancelled, settled or deleted: the
+start is then given up, and the cluster goes.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from logging import Logger, LoggerAdapter
+from typing import Any
+from uuid import UUID
+
+import anyio
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import ObjectNotFound
+
+from prefect_ray_worker import metrics
+from prefect_ray_worker.clusters.source import Cluster, ClusterPlan
+from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.errors import ClusterFailed, InvalidConfiguration
+from prefect_ray_worker.prefect_api.flow_runs import type_of_state
+from prefect_ray_worker.runs.recovery.labels import unfinished_label
+from prefect_ray_worker.runs.services import Services
+from prefect_ray_worker.shared.ids import ClusterRef, attempt_in, attempt_name
+
+Own = Callable[[UUID, str, ClusterRef | None, str | None], Awaitable[None]]
+"""Writes on a run that this process owns an attempt; see `Recovery.own`."""
+
+_LOOK_SECONDS = 0.5
+# The same reason is told again after this time.
+_REPEAT_SECONDS = 300.0
+_FRESH_SECONDS = 30.0
+_NO_CLUSTER_FOR_A_CALLER = (
+    "The work pool names no Ray cluster, and this process only submits: it starts none. Set the "
+    "job variable address, or start a worker of the pool, which starts a Ray on its machine."
+)
+
+_log = logging.getLogger("prefect.workers.ray.provide")
+
+
+class Provision:
+    """Provides the cluster of one attempt.
+
+    Args:
+        services: What the worker's runs share.
+        own: Writes the owner's labels.
+        flow_run: The run.
+        configuration: Prepared for it.
+        job_id: The submission id of the attempt's job.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        own: Own,
+        flow_run: FlowRun,
+        configuration: RayJobConfiguration,
+        job_id: str,
+    ) -> None:
+        self._services = services
+        self._own = own
+        self._run_id = flow_run.id
+        self._configuration = configuration
+        self._job_id = job_id
+        self._log = services.logger_of(flow_run)
+
+    async def cluster(self, *, may_start: bool) -> Cluster | None:
+        """Return the cluster that gets the job, started if needed.
+
+        The owner is recorded before anything is started: a worker that dies meanwhile leaves an
+        owned run, with which its heir goes on.
+
+        Args:
+            may_start: Whether this process may start a Ray on its machine.
+
+        Returns:
+            None if the run ended, or went on, while its cluster started, or the cluster failed:
+            the run is settled then.
+
+        Raises:
+            RayWorkerError: There is no cluster for the run.
+        """
+        sources = self._services.sources
+        plan = await sources.plan(self._configuration, self._job_id)
+        planned = plan.cluster
+        if not plan.is_started_for_run:
+            planned = await sources.find(self._configuration, self._job_id)
+            if planned is None and not may_start:
+                raise InvalidConfiguration(_NO_CLUSTER_FOR_A_CALLER)
+        host = planned.reachable_from if planned is not None else None
+        await self._record(planned.ref if planned is not None else plan.ref, host)
+        cluster = planned
+        if planned is None or may_start:
+            cluster = await self._started(plan)
+        if cluster is not None and cluster != planned:
+            await self._record(cluster.ref, cluster.reachable_from)
+        return cluster
+
+    async def _record(self, ref: ClusterRef | None, host: str | None) -> None:
+        await self._own(self._run_id, self._job_id, ref, host)
+
+    async def _started(self, plan: ClusterPlan) -> Cluster | None:
+        """Return the cluster when it takes jobs; None once the run is over."""
+        told = _StartNews(self._log)
+        if not plan.is_started_for_run:
+            return await self._services.sources.acquire(self._configuration, self._job_id, told)
+        run_id, services = self._run_id, self._services
+        cluster: Cluster | None = None
+        failure: ClusterFailed | None = None
+        is_over = False
+        with services.cancelling.attended(run_id), services.unsubmitted.attended(run_id):
+            async with anyio.create_task_group() as tasks:
+
+                async def call_off() -> None:
+                    nonlocal is_over
+                    await self._is_over()
+                    is_over = True
+                    tasks.cancel_scope.cancel()
+
+                tasks.start_soon(call_off)
+                tasks.start_soon(self._show, told)
+                try:
+                    cluster = await services.sources.acquire(
+                        self._configuration, self._job_id, told
+                    )
+                except ClusterFailed as exc:
+                    failure = exc
+                tasks.cancel_scope.cancel()
+        if is_over:
+            await self._called_off(plan)
+            return None
+        if failure is not None:
+            await self._failed(plan, failure)
+        return cluster
+
+    async def _is_over(self) -> None:
+        """Return once the run is being cancelled, was settled or was deleted."""
+        watched = (self._services.cancelling, self._services.unsubmitted)
+        while not any(self._run_id in runs for runs in watched):  # noqa: ASYNC110 (looked up)
+            await anyio.sleep(_LOOK_SECONDS)
+
+    async def _show(self, told: "_StartNews") -> None:
+        """Put the run into the state InfrastructurePending, with the first reason, once."""
+        while True:
+            await told.news.wait()
+            told.news = anyio.Event()
+            message = f"{told.reason} Should that change, the run's log says so."
+            fresh_until = anyio.current_time() + _FRESH_SECONDS
+            try:
+                shown = await self._services.flow_runs.show_pending(
+                    self._run_id, message, fresh_until=fresh_until
+                )
+            except Exception as exc:  # noqa: BLE001 (the start of the cluster goes on)
+                _log.warning("Cannot show what the run %s waits for: %s", self._run_id, exc)
+                continue
+            if shown:
+                return
+
+    async def _called_off(self, plan: ClusterPlan) -> None:
+        """Delete the cluster of a run that was cancelled, settled or deleted while it started."""
+        flow_runs = self._services.flow_runs
+        if not await self._services.lease.holds(self._run_id, self._job_id):
+            return  # another worker goes on with the attempt
+        await self._release(plan, failed=False)
+        run = await flow_runs.read(self._run_id)
+        if run is not None and type_of_state(run) == StateType.CANCELLING:
+            message = "Cancelled while the run's cluster was starting; the cluster is deleted."
+            await flow_runs.cancelled(self._run_id, message)
+        await self._finish()
+
+    async def _failed(self, plan: ClusterPlan, failure: ClusterFailed) -> None:
+        """Settle a run whose cluster does not become ready, and let go of the cluster."""
+        flow_runs, run_id = self._services.flow_runs, self._run_id
+        if not await self._services.lease.holds(run_id, self._job_id):
+            return
+        claim = attempt_name(await flow_runs.claim_id(run_id))
+        if claim == attempt_in(self._job_id):
+            await self._settle(failure)
+        await self._release(plan, failed=True)
+        await self._finish()
+
+    async def _settle(self, failure: ClusterFailed) -> None:
+        flow_runs, message = self._services.flow_runs, str(failure)
+        allowed = self._configuration.infrastructure_retries
+        delay = self._services.timing.retry_delay
+        if (
+            failure.may_retry
+            and allowed
+            and await flow_runs.try_again(self._run_id, message, allowed=allowed, delay=delay)
+        ):
+            self._log.warning(
+                "%s The run is tried again in %g s (infrastructure_retries).", message, delay
+            )
+        elif await flow_runs.crash(self._run_id, message):
+            metrics.CRASHES.labels(failure.category).inc()
+            self._log.error("%s", message)
+        else:
+            await flow_runs.cancelled(self._run_id, f"Cancelled. {message}")
+
+    async def _release(self, plan: ClusterPlan, *, failed: bool) -> None:
+        if plan.ref is not None:
+            said = await self._services.sources.release(plan.ref, failed=failed)
+            if said is not None:
+                self._log.info("%s", said)
+
+    async def _finish(self) -> None:
+        """Note that nothing is left to do for the attempt: it never had a job."""
+        label = unfinished_label(attempt_in(self._job_id), False)
+        with suppress(ObjectNotFound):  # deleted meanwhile
+            await self._services.flow_runs.label(self._run_id, label)
+
+
+class _StartNews:
+    """Takes what the start of a cluster waits for, and logs each reason once."""
+
+    def __init__(self, log: "Logger | LoggerAdapter[Any]") -> None:
+        self._log = log
+        self._told_at: dict[str, float] = {}
+        self.reason = ""
+        self.news = anyio.Event()
+
+    def tell(self, line: str) -> None:
+        """Log a line."""
+        self._log.info("%s", line)
+
+    def waits(self, reason: str) -> None:
+        """Log a reason that is new, or has not been told for long."""
+        now = anyio.current_time()
+        if now - self._told_at.get(reason, -_REPEAT_SECONDS) >= _REPEAT_SECONDS:
+            self._told_at[reason] = now
+            self._log.info("%s", reason)
+        self.reason = reason
+        self.news.set()

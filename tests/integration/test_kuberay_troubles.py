@@ -1,0 +1,180 @@
+"""Each trouble of a cluster that is made for a run, in words on the run, within its limit."""
+
+import math
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.schemas.objects import StateType
+
+from tests.fake_kubernetes import CRD, MISSING_CRD, NO_NODE, FakeKubernetes, Fault, Kind, Script
+from tests.integration.kuberay_stage import KubeRayStage, new_kuberay_stage
+
+pytestmark = pytest.mark.skipif(not CRD.exists(), reason=MISSING_CRD)
+
+
+@pytest.fixture
+async def stage(
+    prefect_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[KubeRayStage]:
+    async with new_kuberay_stage(tmp_path, monkeypatch) as staged:
+        yield staged
+
+
+def script(**fields: Any) -> Callable[[FakeKubernetes], None]:
+    def arrange(kubernetes: FakeKubernetes) -> None:
+        kubernetes.scripts.default = Script(**fields)
+
+    return arrange
+
+
+def without_kuberay(kubernetes: FakeKubernetes) -> None:
+    kubernetes.has_kuberay = False
+
+
+def without_the_right_to_create(kubernetes: FakeKubernetes) -> None:
+    kubernetes.worker.take_away("rayclusters", "create")
+
+
+def without_the_right_to_list_pods(kubernetes: FakeKubernetes) -> None:
+    kubernetes.worker.take_away("pods", "list")
+
+
+def quota_of(resource: str) -> Callable[[FakeKubernetes], None]:
+    def arrange(kubernetes: FakeKubernetes) -> None:
+        kubernetes.limit(0, resource=resource)
+
+    return arrange
+
+
+def namespace_going(kubernetes: FakeKubernetes) -> None:
+    kubernetes.store.namespaces["ray"] = "Terminating"
+
+
+def api_away(kubernetes: FakeKubernetes) -> None:
+    kubernetes.faults.add(Fault("*", "/apis/ray.io", kind=Kind.DROP, times=None))
+
+
+LIMIT: dict[str, Any] = {"start_timeout_seconds": 4}
+ENDED: dict[str, tuple[Callable[[FakeKubernetes], None], dict[str, Any], str]] = {
+    "CRD absent": (without_kuberay, {}, "^KubeRayMissing: "),
+    "RBAC create": (
+        without_the_right_to_create,
+        {},
+        r"^ClusterForbidden: .*must not create rayclusters\.ray\.io",
+    ),
+    "RBAC pods": (without_the_right_to_list_pods, {}, "^ClusterForbidden: .*must not list pods"),
+    "cluster quota": (quota_of("rayclusters"), LIMIT, "^ClusterQuota: .*exceeded quota"),
+    "pod quota": (quota_of("pods"), LIMIT, "^ClusterQuota: .*exceeded quota"),
+    "service quota": (quota_of("services"), LIMIT, "^ClusterQuota: .*FailedToCreateService"),
+    "no such namespace": (
+        lambda _: None,
+        {"namespace": "elsewhere"},
+        "^ClusterNamespaceGone: .*'elsewhere'",
+    ),
+    "namespace going": (namespace_going, {}, "^ClusterNamespaceGone: .*being deleted"),
+    "unknown field": (
+        lambda _: None,
+        {
+            "image": None,
+            "manifest": {
+                "headGroupSpec": {"template": {"spec": {"containers": [{"image": "a:2.60.0"}]}}},
+                "colour": "red",
+            },
+        },
+        "^ClusterSpecInvalid: .*colour",
+    ),
+    "refused by the operator": (
+        script(refused="headGroupSpec should have at least one container"),
+        {},
+        "^ClusterSpecInvalid: .*at least one container",
+    ),
+    "operator absent": (script(ignored=True), LIMIT, "^OperatorSilent: "),
+    "unschedulable": (
+        script(unschedulable=NO_NODE),
+        LIMIT,
+        "^ClusterUnschedulable: .*3 Insufficient cpu",
+    ),
+    "image": (script(image="manifest unknown"), {}, "^ClusterImage: .*manifest unknown"),
+    "secret missing": (
+        lambda _: None,
+        {"secrets": {"PREFECT_API_KEY": "none/key"}},
+        '^ClusterSpecInvalid: .*secret "none" not found',
+    ),
+    "crash loop": (
+        script(crashes=math.inf),
+        {},
+        "(?s)^HeadCrashLoop: .*crashed \\d times .*No module named 'ray'",
+    ),
+    "out of memory": (
+        script(crashes=math.inf, out_of_memory=True),
+        {},
+        "^HeadCrashLoop: .*OOMKilled, exit code 137",
+    ),
+    "API away": (api_away, LIMIT, "^KubernetesUnreachable: "),
+}
+
+
+@pytest.mark.parametrize(("arrange", "kuberay", "said"), ENDED.values(), ids=ENDED.keys())
+async def test_a_cluster_that_does_not_start_crashes_its_run_and_goes(
+    stage: KubeRayStage,
+    arrange: Callable[[FakeKubernetes], None],
+    kuberay: dict[str, Any],
+    said: str,
+) -> None:
+    arrange(stage.kubernetes)
+    async with stage.pool.working():
+        run_id = await stage.start(kuberay=kuberay)
+        await stage.ends(run_id, StateType.CRASHED, said)
+        stage.kubernetes.faults.clear()
+        await stage.is_gone(run_id)
+
+
+async def test_a_run_waits_in_line_for_its_quota(stage: KubeRayStage) -> None:
+    quota = stage.kubernetes.limit(0)
+    async with stage.pool.working():
+        run_id = await stage.start()
+        await stage.pool.wait_for_log(run_id, "waits for its quota")
+        quota.hard = 1
+        _, job = await stage.job_of(run_id)
+        await stage.completes(run_id, job)
+        await stage.ends(run_id, StateType.COMPLETED)
+
+
+async def test_a_cluster_that_no_node_takes_waits_for_one(stage: KubeRayStage) -> None:
+    stage.kubernetes.scripts.default = waits = Script(unschedulable=NO_NODE)
+    async with stage.pool.working():
+        run_id = await stage.start()
+        await stage.pool.wait_for_log(run_id, "the head waits for a node")
+        waits.unschedulable = None
+        _, job = await stage.job_of(run_id)
+        await stage.completes(run_id, job)
+        await stage.ends(run_id, StateType.COMPLETED)
+
+
+@pytest.mark.parametrize("kind", [Kind.ACT_THEN_DROP, Kind.DROP])
+async def test_a_lost_answer_to_the_creation_makes_one_cluster(
+    stage: KubeRayStage, kind: Kind
+) -> None:
+    stage.kubernetes.faults.add(Fault("POST", "/rayclusters$", kind=kind))
+    async with stage.pool.working():
+        run_id = await stage.start()
+        _, job = await stage.job_of(run_id)
+        assert len(stage.names_of(run_id)) == 1
+        await stage.completes(run_id, job)
+        await stage.ends(run_id, StateType.COMPLETED)
+        await stage.is_gone(run_id)
+
+
+async def test_a_run_goes_on_while_the_kubernetes_api_is_away(stage: KubeRayStage) -> None:
+    """Nothing is decided: neither Ray, which is behind it, nor Kubernetes is asked for long."""
+    async with stage.pool.working():
+        run_id, _, job = await stage.running()
+        await stage.kubernetes.stop_listening()
+        await stage.pool.wait_for_log(run_id, "does not answer")
+        assert await stage.pool.state(run_id) == StateType.RUNNING
+        await stage.kubernetes.listen_again()
+        await stage.completes(run_id, job)
+        await stage.ends(run_id, StateType.COMPLETED)
+        await stage.is_gone(run_id)

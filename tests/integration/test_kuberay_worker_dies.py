@@ -1,0 +1,114 @@
+"""Workers that are killed at any moment: one cluster, one job, and somebody who cleans up."""
+
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from prefect.client.schemas.objects import StateType
+
+from tests.fake_kubernetes import CRD, MISSING_CRD, NO_NODE, Fault, Kind, Script
+from tests.integration.kuberay_stage import KubeRayStage, new_kuberay_stage
+from tests.integration.stage import HEARTBEAT_SECONDS, MISSED_SECONDS, STAGE_INTERVAL
+from tests.integration.worker_process import worker_process
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(not CRD.exists(), reason=MISSING_CRD)
+
+
+@pytest.fixture
+async def stage(
+    prefect_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[KubeRayStage]:
+    async with new_kuberay_stage(tmp_path, monkeypatch) as staged:
+        yield staged
+
+
+@contextmanager
+def victim(stage: KubeRayStage, home: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    env = {
+        "PREFECT_WORKER_HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS),
+        "PREFECT_INTEGRATIONS_RAY_WORKER_POLL_INTERVAL_SECONDS": str(STAGE_INTERVAL),
+    }
+    with worker_process(stage.pool.name, home, env=env) as process:
+        yield process
+
+
+async def goes_on_with_an_heir(stage: KubeRayStage, run_id: object) -> None:
+    """Let another worker take the run over, to its end, and check what is left."""
+    async with stage.pool.working(heartbeat_interval_seconds=HEARTBEAT_SECONDS):
+        await wait_until(
+            lambda: stage.names_of(run_id), timeout=MISSED_SECONDS, description="a cluster"
+        )
+        _, job = await stage.job_of(run_id)
+        await stage.play(run_id, StateType.RUNNING)
+        await stage.completes(run_id, job)
+        await stage.ends(run_id, StateType.COMPLETED)
+        await stage.is_gone(run_id)
+    created = stage.kubernetes.requests.number_of("POST", "/rayclusters$")
+    jobs = sum(len(ray.jobs) for ray in stage.heads.by_cluster.values())
+    assert jobs == 1, f"{jobs} jobs, {created} POSTs of a cluster"
+
+
+async def test_killed_before_the_cluster_is_created(stage: KubeRayStage, tmp_path: Path) -> None:
+    stage.kubernetes.faults.add(Fault("GET", "/rayclusters$", kind=Kind.HANG, times=1))
+    with victim(stage, tmp_path / "victim") as process:
+        run_id = await stage.start()
+        await wait_until(
+            lambda: stage.kubernetes.requests.number_of("GET", "/rayclusters$") > 0,
+            timeout=60,
+            description="the victim's first request",
+        )
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    stage.kubernetes.faults.clear()
+    assert not stage.names_of(run_id)
+    await goes_on_with_an_heir(stage, run_id)
+
+
+async def test_killed_after_the_cluster_is_created(stage: KubeRayStage, tmp_path: Path) -> None:
+    stage.kubernetes.scripts.default = waits = Script(unschedulable=NO_NODE)
+    with victim(stage, tmp_path / "victim") as process:
+        run_id = await stage.start()
+        await wait_until(lambda: stage.names_of(run_id), timeout=60, description="a cluster")
+        name = await stage.name_of(run_id)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    waits.unschedulable = None
+    await goes_on_with_an_heir(stage, run_id)
+    assert list(stage.heads.by_cluster) == [name], "the heir went on with the same cluster"
+
+
+async def test_killed_while_its_run_runs_and_the_run_ends_meanwhile(
+    stage: KubeRayStage, tmp_path: Path
+) -> None:
+    with victim(stage, tmp_path / "victim") as process:
+        run_id = await stage.start()
+        await wait_until(lambda: stage.names_of(run_id), timeout=60, description="a cluster")
+        _, job = await stage.job_of(run_id)
+        await stage.play(run_id, StateType.RUNNING)
+        await stage.pool.wait_for_log(run_id, "is RUNNING", seconds=40)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    await stage.completes(run_id, job)
+    async with stage.pool.working(heartbeat_interval_seconds=HEARTBEAT_SECONDS):
+        await wait_until(
+            lambda: not stage.names_of(run_id), timeout=60, description="the cluster's end"
+        )
+    assert await stage.pool.state(run_id) == StateType.COMPLETED
+
+
+async def test_cancelled_while_no_worker_is_there(stage: KubeRayStage, tmp_path: Path) -> None:
+    stage.kubernetes.scripts.default = Script(unschedulable=NO_NODE)
+    with victim(stage, tmp_path / "victim") as process:
+        run_id = await stage.start()
+        await wait_until(lambda: stage.names_of(run_id), timeout=60, description="a cluster")
+        await stage.pool.wait_for_log(run_id, "waits for a node", seconds=40)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    await stage.pool.cancel(run_id)
+    async with stage.pool.working(heartbeat_interval_seconds=HEARTBEAT_SECONDS):
+        await stage.ends(run_id, StateType.CANCELLED, seconds=60)
+        await stage.is_gone(run_id)
