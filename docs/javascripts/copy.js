@@ -1,4 +1,5 @@
-// Copies only the commands of a console block, without prompts and output.
+// Copies only the commands of a console block, without prompts, output and comments: an interactive
+// zsh takes a comment for arguments.
 document.addEventListener(
   "click",
   (event) => {
@@ -21,7 +22,8 @@ function commandsOf(text) {
   for (const line of lines) {
     const starts = line.startsWith(prompt);
     if (!starts && !goesOn && end === null) continue;
-    const command = starts && !goesOn && end === null ? line.slice(2) : line;
+    const typed = starts && !goesOn && end === null ? line.slice(2) : line;
+    const command = end === null ? typed.replace(/\s{2,}# .*$/, "") : typed;
     commands.push(command);
     if (end !== null) {
       if (command === end) end = null;

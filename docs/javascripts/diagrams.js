@@ -1,21 +1,33 @@
-// Draws the Mermaid blocks of a page. Mermaid comes from this site and only to pages that need it:
-// the theme's own support would load it from another host.
+// Draws the Mermaid blocks of a page, anew when the reader switches between light and dark. Mermaid
+// comes from this site and only to pages that need it: the theme's own support would load it from
+// another host.
 (function () {
   const script = document.currentScript.src;
   const blocks = document.querySelectorAll("pre.diagram");
   if (!blocks.length) return;
-  const library = document.createElement("script");
-  library.src = new URL("mermaid-11.17.2.min.js", script).href;
-  library.onload = () => {
+  const sources = new Map();
+  for (const block of blocks) {
+    const picture = document.createElement("div");
+    picture.className = "diagram";
+    sources.set(picture, block.textContent);
+    block.replaceWith(picture);
+  }
+  const draw = () => {
     const dark = document.body.dataset.mdColorScheme === "slate";
-    for (const block of blocks) {
-      const picture = document.createElement("div");
-      picture.className = "diagram";
-      picture.textContent = block.textContent;
-      block.replaceWith(picture);
+    for (const [picture, source] of sources) {
+      picture.textContent = source;
+      picture.removeAttribute("data-processed"); // Mermaid skips what has it
     }
     mermaid.initialize({ startOnLoad: false, theme: dark ? "dark" : "neutral" });
     mermaid.run({ querySelector: "div.diagram" });
+  };
+  const library = document.createElement("script");
+  library.src = new URL("mermaid-11.17.2.min.js", script).href;
+  library.onload = () => {
+    draw();
+    new MutationObserver(draw).observe(document.body, {
+      attributeFilter: ["data-md-color-scheme"],
+    });
   };
   document.head.append(library);
 })();

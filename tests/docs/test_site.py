@@ -71,10 +71,25 @@ def test_diagrams_are_drawn_without_another_host() -> None:
     assert any("```mermaid" in page.read_text() for page in DOCS.rglob("*.md"))
 
 
+def test_console_block_has_the_class_by_which_the_copy_button_finds_it() -> None:
+    """Without it the script does nothing, and the button copied `$` and output."""
+    markdown = pytest.importorskip("markdown", reason="pip install '.[docs]'")
+    config = yaml.safe_load(_CONFIG.read_text().replace("!!python/name:", ""))
+    extensions: dict[str, dict[str, object]] = {}
+    for extension in config["markdown_extensions"]:
+        extensions |= extension if isinstance(extension, dict) else {extension: {}}
+    extensions["pymdownx.superfences"] = {}
+    page = markdown.markdown(
+        "```console\n$ ls\n```\n", extensions=list(extensions), extension_configs=extensions
+    )
+    (found,) = re.findall(r'closest\("\.([\w-]+)"\)', (DOCS / "javascripts/copy.js").read_text())
+    assert found in page
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_copy_button_copies_commands_and_no_output() -> None:
     script = (DOCS / "javascripts" / "copy.js").read_text()
-    block = "$ a \\\n    -b\nout\n$ cat <<'EOF'\n$ x\nEOF\n  more out\n"
+    block = "$ a \\\n    -b   # why\nout\n$ cat <<'EOF'\n$ x\nEOF\n  more out\n"
     shown = subprocess.run(
         ["node", "-e", f"document = {{addEventListener() {{}}}};{script};"
          f"process.stdout.write(commandsOf({block!r}))"],
