@@ -132,6 +132,25 @@ def test_every_room_is_in_the_architecture() -> None:
     assert [name for name in sorted(rooms | wings) if f"**`{name}`**" not in page] == []
 
 
+def test_files_that_the_architecture_names_exist() -> None:
+    """A reader opens what the page names: `folder/` or `folder/module` of the package."""
+    page = (DOCS / "explanation" / "architecture.md").read_text()
+    table = page.partition("## From a symptom to a file")[2].partition("\n## ")[0]
+    cells = [line.split("|")[2] for line in table.splitlines() if line.startswith("|")][2:]
+    named = {name for cell in cells for name in _CODE.findall(cell)}
+    wings = {path.parent.name for path in (ROOT / "prefect_ray_worker").glob("*/__init__.py")}
+    named |= {
+        name for name in re.findall(r"(?<![\w./-])\w+/[\w/]*", page) if name.split("/")[0] in wings
+    }
+    assert {"runs/explain", "logs/position", "clusters/choice", "runs/recovery/"} <= named
+    paths = {name: ROOT / "prefect_ray_worker" / name for name in sorted(named)}
+    assert [
+        name
+        for name, path in paths.items()
+        if not (path.is_dir() if name.endswith("/") else path.with_suffix(".py").is_file())
+    ] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_resolve(page: Path) -> None:
     for link in _LINK.findall(_prose(page)):
