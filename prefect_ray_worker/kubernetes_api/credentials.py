@@ -143,7 +143,12 @@ def _check_server(server: str) -> None:
     if not usable or parts.username or parts.password or parts.query or parts.fragment:
         # Without its text: it can hold a password.
         raise InvalidConfiguration(
-            "`server` of the kubeconfig must be http(s)://host[:port][/path], without credentials."
+            "`server` of the kubeconfig must be https://host[:port][/path], without credentials."
+        )
+    if parts.scheme == "http" and not is_loopback_url(server):
+        raise InvalidConfiguration(
+            "`server` of the kubeconfig must begin with https://: the worker's credentials would "
+            "cross the network in clear. Only on this machine (`kubectl proxy`) can it be http."
         )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from tests.fake_kubernetes import proxy, schema, statuses
+from tests.fake_kubernetes import discovery, proxy, schema, statuses
 from tests.fake_kubernetes.rights import User
 from tests.fake_kubernetes.store import Document, Preconditions
 
@@ -19,7 +19,6 @@ _OBJECT = re.compile(
     r"/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+)(?:/(?P<part>[a-z]+)(?P<tail>/.*)?)?)?"
 )
 _CORE = {"pods", "events", "secrets", "services", "resourcequotas"}
-_VERSION = {"major": "1", "minor": "36", "gitVersion": "v1.36.2", "platform": "linux/amd64"}
 _VERBS = {"POST": "create", "GET": "get", "PATCH": "patch", "DELETE": "delete"}
 _LIST_KINDS = {"rayclusters": ("ray.io/v1", "RayClusterList")}
 
@@ -70,18 +69,12 @@ class Endpoints:
 
     def _general(self, request: web.Request) -> web.Response | None:
         """Answer what needs no right beyond being known."""
-        match request.path:
-            case "/version":
-                return web.json_response(_VERSION)
-            case "/apis/ray.io/v1" if self._fake.has_kuberay:
-                served = [{"name": "rayclusters", "kind": "RayCluster", "namespaced": True}]
-                body = {"kind": "APIResourceList", "groupVersion": "ray.io/v1", "resources": served}
-                return web.json_response(body)
-            case "/openapi/v3/apis/ray.io/v1" if self._fake.has_kuberay:
-                openapi = schema.openapi(self._checker.schema)
-                return web.Response(text=openapi, content_type="application/json")
-            case _:
-                return None
+        has_kuberay = self._fake.has_kuberay
+        if request.path == "/openapi/v3/apis/ray.io/v1" and has_kuberay:
+            openapi = schema.openapi(self._checker.schema)
+            return web.Response(text=openapi, content_type="application/json")
+        found = discovery.answer(request.path, has_kuberay=has_kuberay)
+        return None if found is None else web.json_response(found)
 
     def _is_served(self, group: str | None, resource: str) -> bool:
         if group is None:

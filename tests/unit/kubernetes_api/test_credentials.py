@@ -83,7 +83,9 @@ async def test_a_block_must_not_run_commands_or_read_files_here(
     assert "KUBECONFIG" in said
 
 
-@pytest.mark.parametrize("server", ["kube:6443", "https://u:s3cret@kube", "ftp://kube", ""])
+@pytest.mark.parametrize(
+    "server", ["kube:6443", "https://u:s3cret@kube", "ftp://kube", "", "http://kube:8080"]
+)
 async def test_an_address_that_cannot_work_is_refused_without_its_password(server: str) -> None:
     content = block(token="a")
     content["clusters"][0]["cluster"]["server"] = server
