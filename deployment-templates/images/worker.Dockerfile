@@ -8,7 +8,7 @@ FROM prefecthq/prefect:${PREFECT_VERSION}-python3.11
 # constraints.txt has the versions that the tests ran with.
 COPY pyproject.toml README.md LICENSE constraints.txt /src/
 COPY prefect_ray_worker /src/prefect_ray_worker
-RUN pip install --no-cache-dir --constraint /src/constraints.txt /src && rm -rf /src
+RUN pip install --no-cache-dir --constraint /src/constraints.txt '/src[kuberay]' && rm -rf /src
 
 # Not root. The process writes only to Prefect's home.
 ENV PREFECT_HOME=/tmp/prefect

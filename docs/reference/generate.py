@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect_ray_worker.cli import parser
 from prefect_ray_worker.config.secrets import TRAVELS
-from prefect_ray_worker.doctor.report import CheckSubject, Grade
+from prefect_ray_worker.doctor.report import CheckSubject, Grade, KubeRaySubject
 from prefect_ray_worker.metrics import ALL
 from prefect_ray_worker.prefect_api.events import Happening, Label
 from prefect_ray_worker.settings import RayWorkerSettings
@@ -157,7 +157,10 @@ def cli() -> str:
     """Return the page of the command line."""
     # Not `format_help`: that is another text in each version of Python.
     (commands,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))  # noqa: SLF001
-    subjects = [f"| `{subject.label}` | {_cell(subject.meaning)} |" for subject in CheckSubject]
+    subjects, of_kuberay = (
+        [f"| `{subject.label}` | {_cell(subject.meaning)} |" for subject in kind]
+        for kind in (CheckSubject, KubeRaySubject)
+    )
     grades = [f"| `{grade.label}` | {_cell(grade.meaning)} |" for grade in Grade]
     parts = [
         "# Command line",
@@ -168,6 +171,9 @@ def cli() -> str:
         "### Checks",
         "In this order. A check is not run if one that it needs failed.",
         "\n".join(["| subject | question |", "|---|---|", *subjects]),
+        "For a pool with the job variable `kuberay` these follow `target`, and no others: its "
+        "clusters are made for runs.",
+        "\n".join(["| subject | question |", "|---|---|", *of_kuberay]),
         "### Outcomes",
         "\n".join(["| grade | meaning |", "|---|---|", *grades]),
         "### `--json`",

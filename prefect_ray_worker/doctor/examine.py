@@ -7,7 +7,7 @@ from prefect_ray_worker.doctor.inside import checks_of, compare_clocks
 from prefect_ray_worker.doctor.outside import check_finished_jobs, examine_dashboard, read_output
 from prefect_ray_worker.doctor.probe_job import ProbeJob, probe_request, read_findings, ships
 from prefect_ray_worker.doctor.report import Check, CheckSubject, Grade, failed, ok, skipped
-from prefect_ray_worker.doctor.target import Target, find_target
+from prefect_ray_worker.doctor.target import KubeRayTarget, Target, find_target
 from prefect_ray_worker.errors import JobsApiError, RayWorkerError
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.runs.submit import ensure_shipped
@@ -32,6 +32,13 @@ async def examine(
         yield failed(CheckSubject.TARGET, exc)
         return
     yield ok(CheckSubject.TARGET, f"{target}.")
+    if isinstance(target, KubeRayTarget):
+        # Imported here: it needs the extra `kuberay`.
+        from prefect_ray_worker.doctor.kuberay import examine_kuberay
+
+        async for check in examine_kuberay(target.asked, wait=wait):
+            yield check
+        return
     try:
         async with JobsClient(target.connection) as client:
             async for check in _of_cluster(client, target, settings, wait):

@@ -52,6 +52,19 @@ class CheckSubject(_Named):
     FINISHED_JOBS = ("finished-jobs", "Do records of finished jobs pile up?")
 
 
+class KubeRaySubject(_Named):
+    """What a check examines of a pool whose clusters KubeRay makes, after `target`."""
+
+    KUBERNETES_API = ("kubernetes-api", "Does the Kubernetes API answer, with our credentials?")
+    FIELDS = ("kuberay-installed", "Is KubeRay installed, with the fields that a run needs?")
+    RIGHTS = ("kubernetes-rights", "Do the worker's Roles allow what a run needs?")
+    DRY_RUN = ("cluster-manifest", "Does the API server accept a run's RayCluster (a dry run)?")
+    OPERATOR = (
+        "kuberay-operator",
+        "Does KubeRay's operator act on a suspended RayCluster? It has no pods, and is deleted.",
+    )
+
+
 @dataclass(frozen=True)
 class Check:
     """The result of one check.
@@ -63,7 +76,7 @@ class Check:
         advice: What to do, in one sentence; empty if there is nothing to do.
     """
 
-    subject: CheckSubject
+    subject: CheckSubject | KubeRaySubject
     grade: Grade
     says: str
     advice: str = ""
@@ -72,17 +85,17 @@ class Check:
         return f"{self.says} {self.advice}".strip()
 
 
-def ok(subject: CheckSubject, says: str) -> Check:
+def ok(subject: CheckSubject | KubeRaySubject, says: str) -> Check:
     """Return a check that found no problem."""
     return Check(subject, Grade.OK, says)
 
 
-def warning(subject: CheckSubject, says: str, advice: str) -> Check:
+def warning(subject: CheckSubject | KubeRaySubject, says: str, advice: str) -> Check:
     """Return a check that found something to improve."""
     return Check(subject, Grade.WARNING, says, advice)
 
 
-def failed(subject: CheckSubject, says: object, advice: str = "") -> Check:
+def failed(subject: CheckSubject | KubeRaySubject, says: object, advice: str = "") -> Check:
     """Return a check that found why runs fail.
 
     Args:
@@ -109,7 +122,7 @@ def _first_sentence(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def skipped(subject: CheckSubject, says: str) -> Check:
+def skipped(subject: CheckSubject | KubeRaySubject, says: str) -> Check:
     """Return a check that had nothing to examine."""
     return Check(subject, Grade.SKIPPED, says)
 
@@ -132,7 +145,10 @@ def line_of(check: Check, *, colours: bool) -> str:
 def summary_of(checks: Sequence[Check]) -> str:
     """Return the last line of the report: how many checks had which outcome."""
     counts = {grade.label: sum(check.grade is grade for check in checks) for grade in Grade}
-    counts["not reached"] = len(set(CheckSubject) - {check.subject for check in checks})
+    seen = {check.subject for check in checks}
+    # A pool whose clusters KubeRay makes has no cluster to examine yet.
+    of_kuberay = any(isinstance(subject, KubeRaySubject) for subject in seen)
+    counts["not reached"] = len((set(KubeRaySubject) if of_kuberay else set(CheckSubject)) - seen)
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 

@@ -13,6 +13,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
 from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.config.secrets import without_userinfo
 from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.diagnosis.text import clean
@@ -44,9 +45,26 @@ class Target:
         return f"{self.connection.address}{pool}"
 
 
+@dataclass(frozen=True)
+class KubeRayTarget:
+    """Clusters that KubeRay makes for runs: there is none to examine yet.
+
+    Attributes:
+        asked: The job variable.
+        pool: The work pool that was named, if one was.
+    """
+
+    asked: KubeRay
+    pool: str | None = None
+
+    def __str__(self) -> str:
+        of = f"a run of work pool {self.pool!r}" if self.pool else "a run"
+        return f"a cluster that KubeRay makes for {of}"
+
+
 async def find_target(
     named: str | None, job_variables: Mapping[str, Any], settings: RayWorkerSettings
-) -> Target:
+) -> Target | KubeRayTarget:
     """Return what to examine.
 
     Args:
@@ -110,10 +128,12 @@ async def _target(
     *,
     client: PrefectClient,
     pool: str | None,
-) -> Target:
+) -> Target | KubeRayTarget:
     configuration = await RayJobConfiguration.from_template_and_values(
         template, dict(job_variables), client
     )
+    if configuration.kuberay is not None:
+        return KubeRayTarget(configuration.kuberay, pool)
     sources = ClusterSources.of_worker(PREFECT_HOME.value(), address)
     cluster = await sources.find(configuration)
     if cluster is None:

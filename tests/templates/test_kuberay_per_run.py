@@ -1,0 +1,106 @@
+"""A worker with the template's Role, and no more, can do what a run needs."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from prefect_ray_worker.clusters.kuberay.manifest import ray_cluster
+from prefect_ray_worker.config.kuberay import KubeRay
+from prefect_ray_worker.doctor.kuberay import examine_kuberay
+from prefect_ray_worker.doctor.report import Grade, KubeRaySubject
+from prefect_ray_worker.errors import KubernetesForbidden
+from prefect_ray_worker.kubernetes_api.client import KubernetesClient
+from prefect_ray_worker.kubernetes_api.credentials import Kubeconfig
+from tests.fake_kubernetes import FakeKubernetes
+from tests.fake_kubernetes.rights import Rule, of_a_worker
+from tests.templates.folders import TEMPLATES
+from tests.waiting import wait_until
+
+FOLDER = TEMPLATES / "kuberay-per-run"
+
+
+def rules_of(*names: str) -> list[Rule]:
+    documents = (
+        document for name in names for document in yaml.safe_load_all((FOLDER / name).read_text())
+    )
+    return [
+        Rule(
+            rule["apiGroups"],
+            rule["resources"],
+            rule["verbs"],
+            names=rule.get("resourceNames", ["*"]),
+        )
+        for document in documents
+        if document["kind"] == "Role"
+        for rule in document["rules"]
+    ]
+
+
+def asked(kubernetes: FakeKubernetes, **fields: Any) -> KubeRay:
+    variables = yaml.safe_load((FOLDER / "job-variables.yaml").read_text())["kuberay"]
+    config = {"config": kubernetes.kubeconfig(), "context_name": "fake"}
+    return KubeRay(**{**variables, "kubeconfig": config, **fields})
+
+
+def test_both_files_together_are_what_a_worker_needs() -> None:
+    granted = {
+        (group, resource, verb)
+        for rule in rules_of("rbac.yaml", "rbac-outside.yaml")
+        for group in rule.groups
+        for resource in rule.resources
+        for verb in rule.verbs
+    }
+    needed = {
+        (group, resource, verb)
+        for rule in of_a_worker()
+        for group in rule.groups
+        for resource in rule.resources
+        for verb in rule.verbs
+    }
+    assert granted == needed
+
+
+@pytest.mark.parametrize("inside", [True, False])
+async def test_the_doctor_is_content_with_the_role(
+    kubernetes: FakeKubernetes, inside: bool
+) -> None:
+    files = ("rbac.yaml",) if inside else ("rbac.yaml", "rbac-outside.yaml")
+    kubernetes.worker.rules = rules_of(*files)
+    variables = asked(kubernetes, access="service" if inside else "proxy")
+    checks = [check async for check in examine_kuberay(variables, wait=5)]
+    assert [(check.subject, check.grade) for check in checks] == [
+        (subject, Grade.OK) for subject in KubeRaySubject
+    ], checks
+
+
+async def test_the_role_lets_the_worker_read_no_other_secret(kubernetes: FakeKubernetes) -> None:
+    kubernetes.worker.rules = rules_of("rbac.yaml", "rbac-outside.yaml")
+    for name in ("ray-token", "prefect-api"):
+        data = {"auth_token": "dG9rZW4="}
+        kubernetes.store.create("secrets", "ray", {"metadata": {"name": name}, "data": data})
+    async with KubernetesClient(Kubeconfig.of_block(kubernetes.kubeconfig())) as client:
+        assert await client.secret_value("ray", "ray-token", "auth_token") == "token"
+        with pytest.raises(KubernetesForbidden):
+            await client.secret_value("ray", "prefect-api", "auth_token")
+
+
+async def test_a_cluster_of_the_job_variables_starts_with_the_pools_token(
+    kubernetes: FakeKubernetes,
+) -> None:
+    for name, key in (("ray-token", "auth_token"), ("prefect-api", "api-key")):
+        document = {"metadata": {"name": name}, "data": {key: "dG9rZW4="}}
+        kubernetes.store.create("secrets", "ray", document)
+    job = "prefect-00000000-0000-0000-0000-000000000001-000000000001"
+    manifest = ray_cluster(asked(kubernetes), job_id=job, pool_id="a", namespace="ray")
+    async with KubernetesClient(Kubeconfig.of_block(kubernetes.kubeconfig())) as client:
+        created = await client.create_cluster(manifest)
+
+        async def provisioned() -> bool:
+            cluster = await client.get_cluster("ray", created.name)
+            return cluster.is_true("RayClusterProvisioned")
+
+        await wait_until(provisioned, description="all pods are ready")
+        pods = await client.pods("ray", created.name)
+    assert sorted(pod.labels["ray.io/group"] for pod in pods) == ["cpu", "headgroup"]
+    assert kubernetes.heads.by_cluster[created.name].token == "token"  # type: ignore[attr-defined]
