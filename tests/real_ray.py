@@ -181,6 +181,9 @@ def is_ready(
     A node whose agent does not come up ends, and the head with it.
     """
     token = environment.get("RAY_AUTH_TOKEN")
+    of_the_home = Path(environment["HOME"]) / ".ray" / "auth_token"
+    if token is None and of_the_home.exists():  # Ray 2.60 then wants it of everyone
+        token = of_the_home.read_text().strip()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     deadline = time.monotonic() + _READY_SECONDS
     with httpx.Client(trust_env=False, timeout=5, headers=headers) as client:

@@ -16,6 +16,7 @@ from prefect_ray_worker.ray_api.models import JobStatus
 from prefect_ray_worker.runs.judge import UNTOUCHED, Outcome, Verdict, judge, of_refusal
 from prefect_ray_worker.runs.narrate import Narrator
 from prefect_ray_worker.runs.recovery.labels import unfinished_label
+from prefect_ray_worker.runs.recovery.ownership import REMEMBER_SECONDS
 from prefect_ray_worker.runs.run import RunAttempt
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.settle import Settlement
@@ -93,7 +94,8 @@ class Follower:
             return
         if self._decided is not None:
             await self._settlement.end_children(self._last, self._decided)
-        if self.logs is None or self.logs.is_complete or self._last.missing:
+        finished = self.logs is None or self.logs.is_complete or self._last.missing
+        if finished or await self._gives_the_log_up():
             label = unfinished_label(attempt_in(attempt.job_id), False)
             with suppress(ObjectNotFound):  # deleted meanwhile
                 await self._services.flow_runs.label(attempt.run_id, label)
@@ -130,6 +132,28 @@ class Follower:
         if said is not None:
             attempt.log.info("%s", said)
         await services.clusters.forget(attempt.cluster.ref)
+
+    async def _gives_the_log_up(self) -> bool:
+        """Return whether it is too late for the rest of the log, and say so on the run.
+
+        Until then a worker of the pool tries again, about once a minute.
+        """
+        attempt, trouble = self.attempt, self._last.trouble
+        run = await self._services.flow_runs.read(attempt.run_id)
+        if run is None or run.state is None or not run.state.is_final():
+            return False
+        since = (datetime.now(UTC) - run.state.timestamp).total_seconds()
+        if since < min(attempt.limits.unreachable, REMEMBER_SECONDS / 2):
+            return False
+        attempt.log.warning(
+            "The rest of the log of Ray Job %s is missing: it could not be fetched from the Ray "
+            "cluster at %s within %.0f s after the end of the run%s.",
+            attempt.job_id,
+            attempt.address,
+            since,
+            f" ({trouble})" if trouble else "",
+        )
+        return True
 
     async def _watch(self) -> Outcome:
         attempt = self.attempt

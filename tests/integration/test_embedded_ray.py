@@ -7,9 +7,13 @@ from prefect.settings import PREFECT_HOME
 
 from prefect_ray_worker.clusters.local.cluster import LocalCluster
 from prefect_ray_worker.clusters.local.state import state_directory
+from prefect_ray_worker.errors import NotAuthorized
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.shared.ids import InfrastructurePid
 from tests.integration.harness import new_pool
 from tests.integration.worker_process import worker_process
+from tests.real_ray import real_ray
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ray
@@ -66,3 +70,21 @@ async def test_embedded_ray_outlives_its_worker_while_jobs_run(
                 lambda: process.poll() is not None, timeout=30, description="the worker to end"
             )
     assert await cluster.find() is None
+
+
+async def test_a_head_whose_user_has_a_token_is_reached_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray 2.60 wants the token of `~/.ray/auth_token` also where `RAY_AUTH_MODE` is unset."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("of-the-home\n")
+    with real_ray(env={"HOME": str(tmp_path)}) as ray:
+        plain = Connection(ray.address)
+        async with JobsClient(plain) as client:
+            with pytest.raises(NotAuthorized):
+                await client.list()
+        monkeypatch.setenv("HOME", str(tmp_path))
+        async with JobsClient(plain.with_token_of_environment(True)) as client:
+            assert await client.list() == []

@@ -20,6 +20,8 @@ from prefect.states import Paused, Running, Suspended
 from prefect_ray_worker.runs.recovery import sweep
 from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL
 from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY
+from tests.fake_ray.faults import Fault, Kind
+from tests.integration.harness import set_timing
 from tests.integration.stage import MISSED_SECONDS, Stage
 from tests.waiting import wait_until
 
@@ -75,6 +77,28 @@ async def test_log_that_is_lost_with_its_record_is_told_on_the_run(
         await stage.pool.wait_for_log(run_id, "is lost: the Ray cluster does not have the job")
         await is_finished(stage, run_id)
         assert await stage.pool.state(run_id) == StateType.COMPLETED
+
+
+async def test_log_that_can_never_be_fetched_is_told_on_the_run(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was tried for a day, and then forgotten without a word."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_UNREACHABLE_LIMIT_SECONDS", "10")
+    set_timing(monkeypatch, quiet_after=1.0)
+    with stage.worker_process(tmp_path / "home", "--name", "first") as process:
+        run_id, job = await stage.running()
+        process.kill()
+    stage.ray.faults.add(Fault("*", "", kind=Kind.DROP, times=None))
+    await stage.play(run_id, StateType.COMPLETED)
+    async with stage.heir(name="first"):
+        said = await stage.pool.wait_for_log(run_id, "is missing: it could not be", seconds=60)
+        assert job.submission_id is not None
+        assert job.submission_id in said
+        assert stage.ray.address in said
+        await is_finished(stage, run_id)
+        assert await stage.pool.state(run_id) == StateType.COMPLETED
+        told = [line for line in await stage.pool.logs(run_id) if "is missing:" in line]
+        assert len(told) == 1
 
 
 async def is_finished(stage: Stage, run_id: UUID) -> None:
