@@ -22,8 +22,8 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterId,
 )
 from prefect.client.schemas.objects import TERMINAL_STATES, StateType
-from prefect.client.schemas.sorting import FlowRunSort
 
+from prefect_ray_worker.prefect_api.pages import pages
 from prefect_ray_worker.shared.run_rules import pauses_in_process, waits_in_process
 
 GOES_ON = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
@@ -36,8 +36,7 @@ _SETTLED = (
     StateType.CANCELLED,
     StateType.SCHEDULED,
 )
-# How many ids go into one question. A page of answers is as long as the server pleases
-# (`PREFECT_SERVER_API_DEFAULT_LIMIT`, 200 by default), and it refuses to be asked for more.
+# How many ids go into one question.
 _IDS_AT_ONCE = 200
 
 
@@ -235,16 +234,8 @@ async def _filtered(
         yield page
 
 
-async def _pages(
-    client: PrefectClient, body: dict[str, Any]
-) -> AsyncIterator[list[dict[str, Any]]]:
-    """Yield the answers to `POST /flow_runs/filter`, until nothing new comes."""
-    found: set[str] = set()
-    while True:
-        asked = {**body, "sort": FlowRunSort.ID_DESC.value, "offset": len(found)}
-        page = (await client.request("POST", "/flow_runs/filter", json=asked)).json()
-        new = {record["id"] for record in page} - found
-        if not new:
-            return
-        yield page
-        found |= new
+def _pages(client: PrefectClient, body: dict[str, Any]) -> AsyncIterator[list[dict[str, Any]]]:
+    async def ask(asked: dict[str, Any]) -> list[dict[str, Any]]:
+        return (await client.request("POST", "/flow_runs/filter", json=asked)).json()
+
+    return pages(ask, body)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
@@ -15,6 +16,8 @@ import anyio
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State, StateType
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+
+from prefect_ray_worker.prefect_api.pages import pages
 
 Patiently = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
 """Repeats a request until the API answers it."""
@@ -95,23 +98,13 @@ class _Family:
             await self._set_all(own, self._set_flow_run)
 
     async def _open(self, kind: _Kind, filters: dict[str, Any]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        read = 0
-        while True:
-            body = {
-                kind: {**filters, "state": {"type": {"any_": _OPEN}}},
-                "sort": "ID_DESC",
-                "offset": read,
-            }
-            page = await self.patiently(lambda body=body: self._filter(kind, body))
-            read += len(page)
-            found += [run for run in page if self._is_left(run)]
-            if not page:  # how long one is, the server decides
-                return found
+        body = {kind: {**filters, "state": {"type": {"any_": _OPEN}}}}
+        ask = partial(self._filter, kind)
+        return [run async for page in pages(ask, body) for run in page if self._is_left(run)]
 
     async def _filter(self, kind: _Kind, body: dict[str, Any]) -> list[dict[str, Any]]:
         path = "/flow_runs/filter" if kind == "flow_runs" else "/task_runs/filter"
-        return (await self.client.request("POST", path, json=body)).json()
+        return (await self.patiently(lambda: self.client.request("POST", path, json=body))).json()
 
     def _is_left(self, run: dict[str, Any]) -> bool:
         since = datetime.fromisoformat(run["state"]["timestamp"])

@@ -15,6 +15,7 @@ class Timing:
         nodes_end: Before an infrastructure retry of a job that the cluster lost. Without its
             head, a node's Ray ends itself and its jobs after 60 s (`ray_config_def.h`, 2.60), and
             our supervisor ends what Ray leaves: until then the old attempt may be alive.
+        claim_grace: From a claim until its run counts as nobody's, if no worker has labelled it.
         slot_interval: Between two renewals of a deployment's concurrency slot.
         driver_start: After RUNNING, for a driver to load its flow and report Running. The flow
             engine then keeps the concurrency slot itself.
@@ -35,6 +36,7 @@ class Timing:
     report_grace: float = 5.0
     retry_delay: float = 5.0
     nodes_end: float = 90.0
+    claim_grace: float = 60.0
     slot_interval: float = 10.0
     driver_start: float = 600.0
     left_behind: float = 12.0

@@ -13,11 +13,10 @@ from prefect.flows import Flow, bind_flow_to_infrastructure
 from prefect.states import Pending
 
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
-from prefect_ray_worker.runs.recovery import ownership
 from prefect_ray_worker.runs.recovery.labels import UPLOADING_LABEL
 from prefect_ray_worker.shared.ids import attempt_name
 from prefect_ray_worker.worker import RayWorker
-from tests.integration.harness import Pool, new_pool
+from tests.integration.harness import Pool, new_pool, set_timing
 from tests.integration.stage import Stage
 from tests.integration.test_infrastructure_retries import kill_supervisor, next_job, soon
 from tests.waiting import wait_until
@@ -103,7 +102,7 @@ async def test_no_worker_submits_a_run_whose_code_is_still_uploaded(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After 60 s any worker of the pool submitted it, before its bundle existed."""
-    monkeypatch.setattr(ownership, "_SETTLED_SECONDS", 1.0)
+    set_timing(monkeypatch, claim_grace=1.0)
     monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_UNREACHABLE_LIMIT_SECONDS", "8")
     deployment = await stage.pool.deploy("adds")
     client = stage.pool.client

@@ -12,7 +12,6 @@ from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.states import Pending
 
-from prefect_ray_worker.runs.recovery import ownership
 from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL
 from prefect_ray_worker.shared.ids import (
     ClusterRef,
@@ -22,7 +21,7 @@ from prefect_ray_worker.shared.ids import (
 )
 from tests.fake_ray import FakeRay, Fault, Kind
 from tests.fake_ray.script import PENDING_FOREVER, FakeJob
-from tests.integration.harness import new_pool
+from tests.integration.harness import new_pool, set_timing
 from tests.integration.stage import MISSED_SECONDS, Stage
 from tests.waiting import wait_until
 
@@ -153,7 +152,7 @@ async def test_unlabelled_claim_is_taken_over_once_it_is_old(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its worker died so early that nothing says which it was."""
-    monkeypatch.setattr(ownership, "_SETTLED_SECONDS", 5.0)
+    set_timing(monkeypatch, claim_grace=5.0)
     run_id = await claimed_run(stage)
     async with stage.heir():
         await anyio.sleep(3)
@@ -165,7 +164,7 @@ async def test_unlabelled_claim_may_wait_for_its_turn_here(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a burst of hundreds: it would be adopted from the queue, and submitted twice."""
-    monkeypatch.setattr(ownership, "_SETTLED_SECONDS", 1.0)
+    set_timing(monkeypatch, claim_grace=1.0)
     stage.ray.faults.add(Fault("POST", "/api/jobs/$", Kind.HANG, times=1))
     async with stage.heir(name="busy"):
         await stage.start()

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import settings_of
 from tests.ports import free_port
 from tests.prefect_server import PrefectServer, prefect_server
 from tests.ui.browser import Page, browser, page
 
 
 @pytest.fixture(scope="session")
-def ui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """The server of these tests, in place of the shared one."""
     if browser() is None:
         pytest.skip("no browser is installed: apt-get install chromium")
     port = free_port()
@@ -23,23 +23,12 @@ def ui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServe
 
 
 @pytest.fixture
-def prefect_settings(ui_server: PrefectServer, tmp_path: Path) -> Iterator[None]:
-    with settings_of(
-        ui_server.api_url,
-        tmp_path / "home",
-        PREFECT_WORKER_QUERY_SECONDS="1",
-        PREFECT_LOGGING_TO_API_BATCH_INTERVAL="0.2",
-    ):
-        yield
-
-
-@pytest.fixture
-def base(ui_server: PrefectServer) -> str:
+def base(prefect_api: PrefectServer) -> str:
     """The address of the UI."""
-    return ui_server.api_url.removesuffix("/api")
+    return prefect_api.api_url.removesuffix("/api")
 
 
 @pytest.fixture
-async def tab(ui_server: PrefectServer, tmp_path: Path) -> AsyncIterator[Page]:
+async def tab(prefect_api: PrefectServer, tmp_path: Path) -> AsyncIterator[Page]:
     async with page(tmp_path / "profile") as tab:
         yield tab

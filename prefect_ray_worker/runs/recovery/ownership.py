@@ -17,8 +17,8 @@ from prefect_ray_worker.runs.recovery.labels import NOBODY, Owner, Worker
 REMEMBER_SECONDS = 24 * 3600.0
 """For so long after the end of a run, a worker still brings the rest of its log."""
 
-_SETTLED_SECONDS = 60.0
-_SETTLED_IN_A_BURST_SECONDS = 300.0
+# How many times longer a run may wait for its label that is one of hundreds.
+_LONGER_IN_A_BURST = 5
 
 
 class Place(Enum):
@@ -90,6 +90,7 @@ class Facts:
         orphaned_for: Seconds for which this process has been waiting for its turn.
         turn: Seconds that each heir has before it is the next one's turn.
         silence_limit: Seconds without a sign of life after which a run counts as dead.
+        claim_grace: Seconds from its claim until a run without a label counts as nobody's.
         label_is_current: Whether the label is the present attempt's. None: not read yet.
         predates_me: Whether the attempt began before this process. None: not read yet.
         place: Where the job is, or goes. None: not read yet.
@@ -113,6 +114,7 @@ class Facts:
     orphaned_for: float = 0.0
     turn: float = 60.0
     silence_limit: float = 3600.0
+    claim_grace: float = 60.0
     label_is_current: bool | None = None
     predates_me: bool | None = None
     place: Place | None = None
@@ -133,7 +135,7 @@ class Facts:
         hundreds of runs wait for their turn before this one.
         """
         may_queue = self.submitter in self.online or self.queueing
-        return self.age > (_SETTLED_IN_A_BURST_SECONDS if may_queue else _SETTLED_SECONDS)
+        return self.age > self.claim_grace * (_LONGER_IN_A_BURST if may_queue else 1)
 
     @property
     def is_predecessors(self) -> bool:

@@ -20,8 +20,7 @@ from anyio.lowlevel import checkpoint
 from prefect.client.schemas.objects import TERMINAL_STATES, StateType, WorkPool
 
 from prefect_ray_worker.prefect_api.active_runs import ActiveRun
-from prefect_ray_worker.prefect_api.flow_runs import INFRASTRUCTURE_PENDING, FlowRuns
-from prefect_ray_worker.runs.lease import Lease
+from prefect_ray_worker.prefect_api.flow_runs import INFRASTRUCTURE_PENDING
 from prefect_ray_worker.runs.recovery.adopt import Adoption, OrphanedRun
 from prefect_ray_worker.runs.recovery.labels import (
     OWNER_LABEL,
@@ -36,6 +35,7 @@ from prefect_ray_worker.runs.recovery.labels import (
 )
 from prefect_ray_worker.runs.recovery.ownership import REMEMBER_SECONDS, Decision, Facts, decide
 from prefect_ray_worker.runs.registry import FollowedRuns
+from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.shared.backoff import Backoff, jittered
 from prefect_ray_worker.shared.ids import (
     STARTING,
@@ -64,22 +64,6 @@ _log = logging.getLogger("prefect.workers.ray.recovery")
 
 
 @dataclass(frozen=True)
-class Situation:
-    """Where a reconciler stands.
-
-    Attributes:
-        me: This process.
-        pool: Returns the worker's pool, which has another id once it is made anew.
-        unreachable_limit: Seconds without a sign of life after which a run on a machine that is
-            gone counts as dead.
-    """
-
-    me: Worker
-    pool: Callable[[], WorkPool]
-    unreachable_limit: float
-
-
-@dataclass(frozen=True)
 class _KnownAttempt:
     """The present attempt at a run, for as long as the run is in this state."""
 
@@ -92,32 +76,35 @@ class Reconciler:
     """Looks after the runs of a pool, for one worker process.
 
     Args:
-        situation: Where it stands.
-        flow_runs: The Prefect side.
+        me: This process.
+        pool: Returns the worker's pool, which has another id once it is made anew.
+        services: What the worker's runs share.
         followed: What this process follows.
         adoption: Adopts runs.
-        lease: Renewed with each look.
         interval: Seconds between two looks; half a heartbeat is a good measure.
     """
 
     def __init__(
         self,
-        situation: Situation,
-        flow_runs: FlowRuns,
+        me: Worker,
+        pool: Callable[[], WorkPool],
+        services: Services,
         followed: FollowedRuns,
         adoption: Adoption,
-        lease: Lease,
         *,
         interval: float,
     ) -> None:
-        self._here = situation
-        self._api = flow_runs
+        self._me = me
+        self._pool = pool
+        self._api = services.flow_runs
+        self._lease = services.lease
+        self._unreachable_limit = services.unreachable_limit
+        self._claim_grace = services.timing.claim_grace
         self._followed = followed
         self._adoption = adoption
         self._interval = interval
         self.online: frozenset[str] = frozenset()  # as of the last look
         self._starting = True
-        self._lease = lease
         self._born = datetime.now(UTC)
         self._attempts: dict[UUID, _KnownAttempt] = {}
         self._waits_since: dict[UUID, float] = {}
@@ -144,10 +131,10 @@ class Reconciler:
         # In this order: a run that is claimed after it was listed is its worker's.
         followed_before = self._followed.followers
         began = anyio.current_time()
-        pool = self._here.pool()
+        pool = self._pool()
         runs = await api.active(pool.id)
         self.online = online = await api.online_workers(pool.name)
-        if self._here.me.name not in online:
+        if self._me.name not in online:
             return  # just started, or asleep for long: the next heartbeat puts that right
         runs |= await self._left_unfinished(pool.id)
         to_take: list[tuple[ActiveRun, str]] = []
@@ -228,7 +215,7 @@ class Reconciler:
                     place = await self._adoption.place_of(run, attempt)
                     facts = replace(facts, place=place)
                 case Decision.READ_LIFE:
-                    limit = self._here.unreachable_limit
+                    limit = self._unreachable_limit
                     alive = await self._api.shows_life(run.id, within=limit)
                     facts = replace(facts, shows_life=alive)
                 case _:
@@ -246,7 +233,7 @@ class Reconciler:
         waits_since = self._waits_since.get(run.id)
         return attempt, Facts(
             run.id,
-            self._here.me,
+            self._me,
             online,
             labelled=owner,
             submitter=submitter_in(run.labels),
@@ -261,7 +248,8 @@ class Reconciler:
             age=run.age,
             orphaned_for=0 if waits_since is None else anyio.current_time() - waits_since,
             turn=self._interval * _LOOKS_PER_TURN,
-            silence_limit=self._here.unreachable_limit,
+            silence_limit=self._unreachable_limit,
+            claim_grace=self._claim_grace,
             label_is_current=is_current,
         )
 
@@ -289,7 +277,7 @@ class Reconciler:
         for run, job_id in to_take:
             attempt = attempt_in(job_id)
             host = owner_in(run.labels, attempt).host
-            mine = label_of(self._here.me, attempt, host)
+            mine = label_of(self._me, attempt, host)
             with _going_on_without(run.id):
                 await api.label(run.id, {OWNER_LABEL: mine})
         if to_take:
@@ -301,7 +289,7 @@ class Reconciler:
                 continue
             owner = owner_in(run.labels, attempt_in(job_id))
             # What is followed already needed the label only.
-            if owner.instance == self._here.me.instance and job_id not in self._followed:
+            if owner.instance == self._me.instance and job_id not in self._followed:
                 pid = InfrastructurePid.of_job(run.infrastructure_pid, job_id)
                 claimed.append(OrphanedRun(run, job_id, pid))
         return claimed
@@ -313,7 +301,7 @@ class Reconciler:
             f"the cluster {labelled_cluster(run.labels, attempt)}, which no online worker uses",
             "Start a worker that does, or run the flow again.",
         )
-        if host not in (None, self._here.me.host):
+        if host not in (None, self._me.host):
             where, what_to_do = (
                 f"a Ray of the machine {host}, and no worker is online there any more",
                 "Start a worker on that machine to have such runs looked after, or give the pool "
@@ -324,7 +312,7 @@ class Reconciler:
             what_to_do = "Run the flow again."
         message = (
             f"The run was on {where}. It has given no sign of life for "
-            f"{self._here.unreachable_limit:g} s. {what_to_do}"
+            f"{self._unreachable_limit:g} s. {what_to_do}"
         )
         if run.state == StateType.CANCELLING:
             await self._api.cancelled(run.id, f"Cancelled. {message}")

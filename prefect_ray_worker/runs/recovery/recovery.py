@@ -21,7 +21,7 @@ from prefect_ray_worker.runs.recovery.labels import (
     owner_labels,
 )
 from prefect_ray_worker.runs.recovery.ownership import heirs
-from prefect_ray_worker.runs.recovery.reconcile import Reconciler, Situation
+from prefect_ray_worker.runs.recovery.reconcile import Reconciler
 from prefect_ray_worker.runs.recovery.sweep import Sweeper
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import RunAttempt
@@ -65,13 +65,10 @@ class Recovery:
         self._sources = sources
         self._flow_runs = services.flow_runs
         self._followed = followed
-        situation = Situation(me, pool, services.unreachable_limit)
         adoption = Adoption(
             services, followed, configuration_of, queues, self._pool_configuration, self.own
         )
-        self._reconciler = Reconciler(
-            situation, self._flow_runs, followed, adoption, services.lease, interval=interval
-        )
+        self._reconciler = Reconciler(me, pool, services, followed, adoption, interval=interval)
         self._sweeper = Sweeper(
             me.name,
             pool,
