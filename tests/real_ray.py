@@ -57,7 +57,7 @@ class RealRay:
 
 @contextmanager
 def real_ray(
-    num_cpus: int = 2, env: Mapping[str, str] | None = None, **options: object
+    num_cpus: int = 2, env: Mapping[str, str | None] | None = None, **options: object
 ) -> Iterator[RealRay]:
     """Run a Ray head on this machine for the length of a `with` block.
 
@@ -66,7 +66,7 @@ def real_ray(
 
     Args:
         num_cpus: CPUs that Ray believes in.
-        env: More environment variables for the head, and so for all its jobs.
+        env: More environment variables for the head, and so for all its jobs; None removes one.
         **options: More for `ray start`, with underscores.
     """
     # Short, because the paths of Ray's unix sockets below it may not exceed 107 bytes.
@@ -80,7 +80,7 @@ def real_ray(
 
 @contextmanager
 def _head(
-    temp_dir: Path, num_cpus: int, options: Mapping[str, object], env: Mapping[str, str]
+    temp_dir: Path, num_cpus: int, options: Mapping[str, object], env: Mapping[str, str | None]
 ) -> Iterator[RealRay]:
     environment = environment_of(temp_dir, env)
     log = temp_dir / "ray-start.log"
@@ -142,16 +142,17 @@ def head_command(
     return [*start, *(f"--{key}={value}" for key, value in options.items())]
 
 
-def environment_of(marker: object, env: Mapping[str, str]) -> dict[str, str]:
+def environment_of(marker: object, env: Mapping[str, str | None]) -> dict[str, str]:
     """Return the environment of a node's processes, with a text by which `marked` finds them."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PREFECT_"))}
-    return {
+    variables = {
         **inherited,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         **TERMS,
         _MARKER: str(marker),
         **env,
     }
+    return {name: value for name, value in variables.items() if value is not None}
 
 
 def spawn(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:

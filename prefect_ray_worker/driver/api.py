@@ -14,7 +14,12 @@ from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
 from prefect_ray_worker.shared.exits import DriverExit
 from prefect_ray_worker.shared.loopback import is_loopback_url
 from prefect_ray_worker.shared.masking import masked
-from prefect_ray_worker.shared.run_rules import Patience, is_own_not_found, is_passing
+from prefect_ray_worker.shared.run_rules import (
+    Patience,
+    is_not_taken,
+    is_own_not_found,
+    is_passing,
+)
 
 T = TypeVar("T")
 
@@ -28,7 +33,6 @@ _TRUST_ADVICE = (
 )
 _NOT_FOUND = 404
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-_NOT_TAKEN = frozenset({404, 408, 429, 503})
 
 
 class ApiTrouble(Exception):
@@ -88,7 +92,7 @@ def was_not_taken(exc: BaseException) -> bool:
     """Return whether a request has certainly changed nothing, and may do so when it is repeated."""
     answer = _answer(exc)
     if answer is not None:
-        return answer.status_code in _NOT_TAKEN and passes(exc)
+        return is_not_taken(answer.status_code, answer.content)
     return isinstance(exc, _NOT_SENT)
 
 

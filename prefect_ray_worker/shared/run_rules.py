@@ -4,7 +4,7 @@ import json
 
 from prefect_ray_worker.shared.backoff import Backoff
 
-_TOO_SLOW, _TOO_OFTEN, _SERVER_ERROR = 408, 429, 500
+_NOT_FOUND, _TOO_SLOW, _TOO_OFTEN, _SERVER_ERROR, _AWAY = 404, 408, 429, 500, 503
 
 RETRY_TYPE_OF_WORKERS = "reschedule"
 """The `retry_type` of a run that a worker may be given again."""
@@ -62,6 +62,18 @@ def is_own_not_found(body: bytes) -> bool:
     except (ValueError, AttributeError, RecursionError):
         return False
     return isinstance(says, str) and says != "Not Found"
+
+
+def is_not_taken(status_code: int, body: bytes) -> bool:
+    """Return whether an HTTP error says that a request changed nothing and may be sent again.
+
+    Args:
+        status_code: Of the answer.
+        body: Of the answer.
+    """
+    if status_code == _NOT_FOUND:
+        return not is_own_not_found(body)
+    return status_code in (_TOO_SLOW, _TOO_OFTEN, _AWAY)
 
 
 class Patience:

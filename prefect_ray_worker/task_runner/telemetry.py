@@ -21,6 +21,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_logger
 
 from prefect_ray_worker.prefect_api.compat import send_event_by_websocket
+from prefect_ray_worker.shared.run_rules import is_not_taken
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ class TelemetrySender:
             try:
                 self._patiently("/events", b"[" + b",".join(events) + b"]")
             except PrefectHTTPStatusError as exc:
+                # A proxy's 404 has been waited out by now.
                 if exc.response.status_code not in (401, 403, 404, 405):
                     raise
                 # An API that wants its events one by one.
@@ -203,12 +205,26 @@ class TelemetrySender:
         while True:
             try:
                 self._client.request("POST", path, content=content, headers=headers)
-            except httpx.TransportError:
-                if time.monotonic() > deadline or self.gives_up():
+            except (httpx.TransportError, PrefectHTTPStatusError) as exc:
+                if time.monotonic() > deadline or self.gives_up() or not _passes(exc):
                     raise
                 time.sleep(_RETRY_SECONDS)
             else:
                 return
+
+
+def _passes(exc: Exception) -> bool:
+    """Return whether to send again: the API is away, or has taken nothing and is busy.
+
+    FastAPI answers `Not Found` as JSON for a path that an API does not have.
+    """
+    if not isinstance(exc, PrefectHTTPStatusError):
+        return True
+    answer = exc.response
+    is_of_an_api = "json" in answer.headers.get("content-type", "")
+    if answer.status_code == httpx.codes.NOT_FOUND and is_of_an_api:
+        return False
+    return is_not_taken(answer.status_code, answer.content)
 
 
 _senders: dict[str, TelemetrySender] = {}

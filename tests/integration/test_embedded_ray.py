@@ -80,7 +80,7 @@ async def test_a_head_whose_user_has_a_token_is_reached_with_it(
         monkeypatch.delenv(name, raising=False)
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("of-the-home\n")
-    with real_ray(env={"HOME": str(tmp_path)}) as ray:
+    with real_ray(env={"HOME": str(tmp_path), "RAY_AUTH_MODE": None}) as ray:
         plain = Connection(ray.address)
         async with JobsClient(plain) as client:
             with pytest.raises(NotAuthorized):
