@@ -80,27 +80,37 @@ class Follower:
                 self.logs.end()
             self._has_ended.set()
 
-    async def finish(self) -> None:
+    async def finish(self, since: float) -> bool:
         """Do what may take longer than the run, and note on the run when that is done.
 
         That is to forward the log of its job to the end, and to settle the children that a dead
         driver left open. Run this beside `follow`.
+
+        Args:
+            since: When this process first tried, by `anyio.current_time`.
+
+        Returns:
+            Whether it is done; if not, the next look for such runs leads here again.
         """
         attempt = self.attempt
         if self.logs is not None:
             await self._forward(self.logs)
         await self._has_ended.wait()
         if not await self._services.lease.holds(attempt.run_id, attempt.job_id):
-            return
+            return True
         if self._decided is not None:
             await self._settlement.end_children(self._last, self._decided)
         finished = self.logs is None or self.logs.is_complete or self._last.missing
-        if finished or await self._gives_the_log_up():
+        # A cluster that was made for this attempt goes now, with what was not forwarded.
+        releases = attempt.cluster.is_for_one_run and self._decided is not None
+        is_done = finished or releases or await self._gives_the_log_up(since)
+        if is_done:
             label = unfinished_label(attempt_in(attempt.job_id), False)
             with suppress(ObjectNotFound):  # deleted meanwhile
                 await self._services.flow_runs.label(attempt.run_id, label)
-        if attempt.cluster.is_for_one_run and self._decided is not None:
+        if releases:
             await self._release()
+        return is_done
 
     async def _forward(self, logs: LogForwarding) -> None:
         """Forward the log to its end; for a while only if the cluster is kept for nothing else."""
@@ -133,24 +143,27 @@ class Follower:
             attempt.log.info("%s", said)
         await services.clusters.forget(attempt.cluster.ref)
 
-    async def _gives_the_log_up(self) -> bool:
+    async def _gives_the_log_up(self, tried_since: float) -> bool:
         """Return whether it is too late for the rest of the log, and say so on the run.
 
-        Until then a worker of the pool tries again, about once a minute.
+        Until then a worker of the pool tries again, about once a minute. A worker that has just
+        been started gives a cluster that does not answer as much time as every other worker.
         """
         attempt, trouble = self.attempt, self._last.trouble
         run = await self._services.flow_runs.read(attempt.run_id)
         if run is None or run.state is None or not run.state.is_final():
             return False
-        since = (datetime.now(UTC) - run.state.timestamp).total_seconds()
-        if since < min(attempt.limits.unreachable, REMEMBER_SECONDS / 2):
+        age = (datetime.now(UTC) - run.state.timestamp).total_seconds()
+        silent = min(age, anyio.current_time() - tried_since)
+        is_away = self._last.unreachable_since is not None and silent >= attempt.limits.unreachable
+        if not is_away and age < REMEMBER_SECONDS / 2:
             return False
         attempt.log.warning(
             "The rest of the log of Ray Job %s is missing: it could not be fetched from the Ray "
             "cluster at %s within %.0f s after the end of the run%s.",
             attempt.job_id,
             attempt.address,
-            since,
+            age,
             f" ({trouble})" if trouble else "",
         )
         return True

@@ -30,6 +30,7 @@ class FollowedRuns:
         self._count_as_ended = count_as_ended
         self._followers: dict[str, tuple[Follower, anyio.CancelScope]] = {}
         self._forwarding: dict[str, anyio.CancelScope] = {}
+        self._tried_since: dict[str, float] = {}
         self._submitting: dict[str, int] = {}
         self._in_hand: set[UUID] = set()
         self._interrupted: dict[str, RunAttempt] = {}
@@ -156,11 +157,13 @@ class FollowedRuns:
             return
         attempt, job_id = follower.attempt, follower.attempt.job_id
         scope = self._forwarding[job_id] = anyio.CancelScope()
+        since = self._tried_since.setdefault(job_id, anyio.current_time())
 
         async def forward() -> None:
             try:
                 with scope:
-                    await follower.finish()
+                    if await follower.finish(since):
+                        self._tried_since.pop(job_id, None)
             except anyio.get_cancelled_exc_class():
                 self._interrupted[job_id] = attempt  # this process is being stopped
                 raise
@@ -172,6 +175,7 @@ class FollowedRuns:
         self._log_tasks.start_soon(_guarded, forward, name, name=name)
 
     def _stop_forwarding(self, job_id: str) -> None:
+        self._tried_since.pop(job_id, None)
         scope = self._forwarding.pop(job_id, None)
         if scope is not None:
             scope.cancel()
