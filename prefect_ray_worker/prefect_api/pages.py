@@ -9,7 +9,7 @@ Record = dict[str, Any]
 async def pages(
     ask: Callable[[Record], Awaitable[list[Record]]], body: Record
 ) -> AsyncIterator[list[Record]]:
-    """Yield the records that a filter finds, until nothing new comes.
+    """Yield the records that a filter finds, each once, until nothing more comes.
 
     How long a page is, the server decides (`PREFECT_SERVER_API_DEFAULT_LIMIT`, 200 by default). It
     refuses to be asked for more.
@@ -19,10 +19,9 @@ async def pages(
         body: The filter.
     """
     found: set[str] = set()
-    while True:
-        page = await ask({**body, "sort": "ID_DESC", "offset": len(found)})
-        new = [record for record in page if record["id"] not in found]
-        if not new:
-            return
-        yield new
-        found.update(record["id"] for record in new)
+    read = 0
+    while page := await ask({**body, "sort": "ID_DESC", "offset": read}):
+        read += len(page)
+        # A new record moves the others on to the next page.
+        yield [record for record in page if record["id"] not in found]
+        found.update(record["id"] for record in page)

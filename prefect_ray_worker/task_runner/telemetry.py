@@ -222,7 +222,7 @@ def _passes(exc: Exception) -> bool:
         return True
     answer = exc.response
     is_of_an_api = "json" in answer.headers.get("content-type", "")
-    if answer.status_code == httpx.codes.NOT_FOUND and is_of_an_api:
+    if answer.status_code == int(httpx.codes.NOT_FOUND) and is_of_an_api:
         return False
     return is_not_taken(answer.status_code, answer.content)
 
