@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -217,11 +218,14 @@ def travels_if_it_must(function: Any) -> None:
     if module is None or module.__name__ == "__main__":
         return  # cloudpickle does so with `__main__` by itself
     file = getattr(module, "__file__", None)
-    is_script = module.__name__.startswith(_LOADED_SCRIPT) or (
-        file is not None and Path(file).resolve() == entry_file()
-    )
-    if is_script:
+    entrypoint = os.environ.get(_ENTRYPOINT_VARIABLE, "")
+    if module.__name__.startswith(_LOADED_SCRIPT) or _is_entry_file(file, entrypoint):
         modules.travels(module.__name__, by_value=True)
+
+
+@lru_cache(256)  # each submit asks; the entrypoint decides it
+def _is_entry_file(file: str | None, entrypoint: str) -> bool:
+    return file is not None and Path(file).resolve() == entry_file()
 
 
 def is_unpacked() -> bool:
