@@ -1,8 +1,9 @@
 """`RayTaskRunner`: runs the tasks of a flow on a Ray cluster.
 
-In: submits (`runner`, `inputs`, `pending`). Out: futures and states (`futures`, `task_end`).
-The driver also has `session`, `code`, `context`, `dispatcher` and `losses`; a task's process has
-`execution` and `process`. `call` travels between them; both use the other modules.
+In: submits (`runner`, `inputs`, `parameters`, `snapshot`, `pending`). Out: futures and states
+(`futures`, `task_end`). The driver also has `session`, `code`, `context`, `dispatcher`, `losses`
+and `orphans`; a task's process has `execution` and `process`. `call` travels between them; both
+use the other modules.
 Only this folder imports `ray`. It knows nothing of the worker.
 """
 
