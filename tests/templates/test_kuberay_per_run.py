@@ -104,3 +104,13 @@ async def test_a_cluster_of_the_job_variables_starts_with_the_pools_token(
         pods = await client.pods("ray", created.name)
     assert sorted(pod.labels["ray.io/group"] for pod in pods) == ["cpu", "headgroup"]
     assert kubernetes.heads.by_cluster[created.name].token == "token"  # type: ignore[attr-defined]
+
+
+async def test_the_doctor_says_that_the_role_lacks_the_secrets_of_single_clusters(
+    kubernetes: FakeKubernetes,
+) -> None:
+    kubernetes.worker.rules = rules_of("rbac.yaml")
+    variables = asked(kubernetes, access="service", token_secret=None)
+    checks = {check.subject: check async for check in examine_kuberay(variables, wait=5)}
+    assert checks[KubeRaySubject.RIGHTS].grade is Grade.FAILED
+    assert "get secrets" in checks[KubeRaySubject.RIGHTS].says
