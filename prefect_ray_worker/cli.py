@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -16,11 +16,20 @@ and check from there Python, Ray, Prefect, its API, other nodes and the clocks. 
 for each check and leaves nothing behind. Run it on the worker's machine, with the worker's
 environment."""
 
+_SWEEP = """\
+Delete the KubeRay clusters that were made for runs of a work pool and that no run needs any more,
+as a worker of the pool does about once a minute. It does one round and exits. Run it from a CronJob
+for the case that no worker comes back."""
+
 _INTERRUPTED = 130
 
 _EPILOG = """\
 exit code: 0 if no check failed (warnings do not count), 1 if one did, 2 for a bad call.
 example: prefect-ray-worker doctor http://ray-head:8265"""
+
+_SWEEP_EPILOG = """\
+exit code: 0 if all was swept, 1 if Prefect or Kubernetes could not be asked, 2 for a bad call.
+example: prefect-ray-worker sweep --pool research"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Those of the command line; by default this process's own.
     """
     parsed = parser().parse_args(arguments)
-    return _doctor(parsed)
+    return _run(_examine if parsed.command == "doctor" else _sweep_once, parsed)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,7 +87,32 @@ def parser() -> argparse.ArgumentParser:
         "%(default)g)",
     )
     doctor.add_argument("--json", action="store_true", help="print one JSON document at the end")
+    _add_sweep(commands)
     return top
+
+
+def _add_sweep(commands: Any) -> None:
+    sweep = commands.add_parser(
+        "sweep",
+        help="delete the clusters of a work pool that no run needs any more",
+        description=_SWEEP,
+        epilog=_SWEEP_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sweep.add_argument(
+        "--pool",
+        required=True,
+        metavar="POOL",
+        help="name of the work pool whose runs are looked at",
+    )
+    sweep.add_argument(
+        "--namespace",
+        action="append",
+        default=[],
+        metavar="NAMESPACE",
+        help="Kubernetes namespace to sweep besides that of the pool's own kuberay; can be "
+        "repeated",
+    )
 
 
 def _job_variable(text: str) -> tuple[str, Any]:
@@ -101,7 +135,9 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _doctor(parsed: argparse.Namespace) -> int:
+def _run(
+    command: Callable[[argparse.Namespace], Awaitable[int]], parsed: argparse.Namespace
+) -> int:
     # Imported late: `--help` and `--version` must not wait for Prefect.
     import anyio
 
@@ -110,13 +146,36 @@ def _doctor(parsed: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return anyio.run(partial(_examine, parsed))
+        return anyio.run(partial(command, parsed))
     except KeyboardInterrupt:
         return _INTERRUPTED
 
 
 def _interrupt(*_: object) -> None:
     signal.raise_signal(signal.SIGINT)
+
+
+async def _sweep_once(parsed: argparse.Namespace) -> int:
+    from prefect_ray_worker.errors import InvalidConfiguration
+    from prefect_ray_worker.runs.recovery.sweep import sweep_once
+
+    deleted: list[str] = []
+
+    def tell(line: str) -> None:
+        deleted.append(line)
+        print(line, flush=True)
+
+    try:
+        await sweep_once(parsed.pool, parsed.namespace, tell)
+    except InvalidConfiguration as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    except Exception as exc:  # noqa: BLE001 (of Prefect's client or of Kubernetes: said in words)
+        print(f"The sweep did not come to its end: {exc}", file=sys.stderr)
+        return 1
+    if not deleted:
+        print("There is nothing to delete.")
+    return 0
 
 
 async def _examine(parsed: argparse.Namespace) -> int:

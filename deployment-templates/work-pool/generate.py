@@ -55,6 +55,17 @@ TEMPLATES = {
         infrastructure_retries=2,
         delete_job_after_seconds=7 * _DAY,
     ),
+    # Each run has a cluster of its own (see kuberay-per-run).
+    "kuberay.json": with_defaults(
+        kuberay={
+            "namespace": "ray",
+            "image": "CHANGE_ME_REGISTRY/ray:2.60.0-py311",
+            "secrets": {"PREFECT_API_KEY": "prefect-api/api-key"},
+            "head": {"cpus": 1, "memory": "4GiB"},
+            "workers": [{"name": "cpu", "cpus": 2, "memory": "8GiB", "min": 0, "max": 10}],
+        },
+        infrastructure_retries=2,
+    ),
     # Each driver has a node to itself, one with the resource `isolated`. A deployment cannot choose
     # a different cluster, command or node.
     "isolated.json": without(
@@ -65,6 +76,7 @@ TEMPLATES = {
         ),
         "address",
         "cluster",
+        "kuberay",
         "command",
         "entrypoint_label_selector",
         entrypoint_resources={"isolated": 1},

@@ -16,6 +16,7 @@ locals {
   pools = {
     small    = { limit = 50 }
     gpu      = { limit = 8 }
+    kuberay  = { limit = 20 }
     isolated = { limit = 4 }
   }
 }

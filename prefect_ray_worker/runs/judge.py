@@ -97,10 +97,10 @@ def judge(watched: Watched, limits: Limits, now: float) -> Verdict:
         limits: The run's limits.
         now: The present, on the clock of `watched`.
     """
-    if watched.run_is_deleted:
-        return Verdict.UNWANTED
     if watched.gone is not None:
         return Verdict.CLUSTER_GONE
+    if watched.run_is_deleted:
+        return Verdict.UNWANTED
     if watched.unreachable_since is not None:
         silent = now - watched.unreachable_since
         if silent >= limits.unreachable:

@@ -107,7 +107,7 @@ class Provision:
             return await self._services.sources.acquire(self._configuration, self._job_id, told)
         run_id, services = self._run_id, self._services
         cluster: Cluster | None = None
-        failure: ClusterFailed | None = None
+        failure: Exception | None = None
         is_over = False
         with services.cancelling.attended(run_id), services.unsubmitted.attended(run_id):
             async with anyio.create_task_group() as tasks:
@@ -124,14 +124,16 @@ class Provision:
                     cluster = await services.sources.acquire(
                         self._configuration, self._job_id, told
                     )
-                except ClusterFailed as exc:
+                except Exception as exc:  # noqa: BLE001 (raised below: not as a group of one)
                     failure = exc
                 tasks.cancel_scope.cancel()
         if is_over:
             await self._called_off(plan)
             return None
-        if failure is not None:
+        if isinstance(failure, ClusterFailed):
             await self._failed(plan, failure)
+        elif failure is not None:
+            raise failure
         return cluster
 
     async def _is_over(self) -> None:

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 
 from prefect_ray_worker.clusters.kuberay.source import KubeRayClusters
 from prefect_ray_worker.clusters.kuberay.start import StartTiming
-from tests.fake_kubernetes import FakeHeads, FakeKubernetes
+from tests.fake_kubernetes import FakeHeads, FakeKubernetes, RealHeads
 from tests.fake_ray import FakeJob, FakeRay
 from tests.fake_ray.script import RUNS_FOREVER
 from tests.integration.harness import Pool, new_pool, set_timing
@@ -102,17 +102,17 @@ class KubeRayStage:
 
 @asynccontextmanager
 async def new_kuberay_stage(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, heads: RealHeads | None = None
 ) -> AsyncIterator[KubeRayStage]:
-    """Set up a fake Kubernetes and a pool for it."""
+    """Set up a fake Kubernetes and a pool for it; its clusters are fake Rays unless told else."""
 
     def prepare(ray: FakeRay, _: str) -> None:
         ray.on_submit = RUNS_FOREVER
 
-    heads = FakeHeads(prepare)
+    fakes = FakeHeads(prepare)
     monkeypatch.setattr(KubeRayClusters, "timing", QUICK)
     monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_POLL_INTERVAL_SECONDS", str(STAGE_INTERVAL))
     set_timing(monkeypatch, report_grace=1.0, retry_delay=1.0, nodes_end=1.0)
-    async with FakeKubernetes(heads=heads) as kubernetes, new_pool({}) as pool:
+    async with FakeKubernetes(heads=heads or fakes) as kubernetes, new_pool({}) as pool:
         monkeypatch.setenv("KUBECONFIG", str(kubernetes.write_kubeconfig(folder)))
-        yield KubeRayStage(pool, kubernetes, heads)
+        yield KubeRayStage(pool, kubernetes, fakes)

@@ -41,6 +41,10 @@ def without_the_right_to_list_pods(kubernetes: FakeKubernetes) -> None:
     kubernetes.worker.take_away("pods", "list")
 
 
+def without_the_right_to_use_the_proxy(kubernetes: FakeKubernetes) -> None:
+    kubernetes.worker.take_away("services/proxy")
+
+
 def quota_of(resource: str) -> Callable[[FakeKubernetes], None]:
     def arrange(kubernetes: FakeKubernetes) -> None:
         kubernetes.limit(0, resource=resource)
@@ -65,6 +69,11 @@ ENDED: dict[str, tuple[Callable[[FakeKubernetes], None], dict[str, Any], str]] =
         r"^ClusterForbidden: .*must not create rayclusters\.ray\.io",
     ),
     "RBAC pods": (without_the_right_to_list_pods, {}, "^ClusterForbidden: .*must not list pods"),
+    "RBAC proxy": (
+        without_the_right_to_use_the_proxy,
+        {},
+        "^ClusterForbidden: .*services/proxy",
+    ),
     "cluster quota": (quota_of("rayclusters"), LIMIT, "^ClusterQuota: .*exceeded quota"),
     "pod quota": (quota_of("pods"), LIMIT, "^ClusterQuota: .*exceeded quota"),
     "service quota": (quota_of("services"), LIMIT, "^ClusterQuota: .*FailedToCreateService"),
@@ -84,6 +93,11 @@ ENDED: dict[str, tuple[Callable[[FakeKubernetes], None], dict[str, Any], str]] =
             },
         },
         "^ClusterSpecInvalid: .*colour",
+    ),
+    "manifest that makes no cluster": (
+        lambda _: None,
+        {"image": None, "manifest": {"workerGroupSpecs": []}},
+        "InvalidConfiguration: job variable 'kuberay.manifest' has no headGroupSpec",
     ),
     "refused by the operator": (
         script(refused="headGroupSpec should have at least one container"),

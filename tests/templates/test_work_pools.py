@@ -43,7 +43,8 @@ async def test_server_takes_the_template_and_the_worker_its_defaults(
         filled = await RayJobConfiguration.from_template_and_values(saved, {}, client)
     assert saved == template(name)
     default = RayJobConfiguration()
-    assert filled.delete_job_after_seconds != default.delete_job_after_seconds
+    defaults = (default.delete_job_after_seconds, default.kuberay)
+    assert (filled.delete_job_after_seconds, filled.kuberay) != defaults
     filled.prepare_for_flow_run(_run())
     assert filled.submission_request("prefect-x-1").entrypoint
 
@@ -78,7 +79,8 @@ async def test_isolated_deployment_cannot_choose_another_cluster(prefect_setting
 def test_isolated_template_offers_all_but_what_it_fixes() -> None:
     all_of_them = set(RayWorker.get_default_base_job_template()["variables"]["properties"])
     offered = set(template("isolated.json")["variables"]["properties"])
-    taken = {"address", "cluster", "command", "entrypoint_label_selector", "entrypoint_resources"}
+    taken = {"address", "cluster", "kuberay", "command", "entrypoint_label_selector"}
+    taken |= {"entrypoint_resources"}
     assert all_of_them - offered == taken
     assert "RayCluster" not in template("isolated.json")["variables"]["definitions"]
 

@@ -188,17 +188,24 @@ class KubeRayClusters:
     async def sweep(
         self, view: PoolView, pool_configuration: RayJobConfiguration | None, tell: Tell
     ) -> None:
-        """Delete RayClusters of the pool that nobody needs any more."""
+        """Delete RayClusters of the pool that nobody needs any more.
+
+        Raises:
+            KubernetesError: A namespace could not be swept; the others were.
+        """
         asked = None if pool_configuration is None else pool_configuration.kuberay
         if asked is not None:
             key = _key_of(asked.kubeconfig)
             client = await self._client(key)
             self._places.add((key, _allowed(asked.namespace or client.access.namespace)))
+        trouble: KubernetesError | None = None
         for key, namespace in list(self._places):
             try:
                 await self._sweep(await self._client(key), namespace, view, tell)
             except KubernetesError as exc:
-                _log.warning("RayClusters in namespace %s cannot be swept: %s", namespace, exc)
+                trouble = exc
+        if trouble is not None:
+            raise trouble
 
     async def close(self, tell: Tell, ended: frozenset[str]) -> None:
         """Close the connections. Clusters stay for the runs that go on, and their next worker."""

@@ -33,6 +33,7 @@ from prefect_ray_worker.errors import (
     KubernetesUnauthorized,
     KubernetesUnreachable,
     NamespaceTerminating,
+    NotAuthorized,
     ObjectMissing,
     ObjectReplaced,
     QuotaExceeded,
@@ -40,6 +41,7 @@ from prefect_ray_worker.errors import (
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.kubernetes_api.models import PodObject, RayClusterObject
 from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.tokens import TokenSource
 from prefect_ray_worker.shared.backoff import Backoff, jittered
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import diagnosed
@@ -213,7 +215,9 @@ class ClusterStart:
         up = there.is_true("HeadPodReady") or any(p.is_head and p.is_ready for p in ours)
         if up and not there.is_terminating:
             cluster = await reached(client, there, self.asked)
-            silence = await _silence_of(cluster)
+            silence = "KubeRay has not made the Secret with its token yet"
+            if not there.has_token or cluster.connection.token != TokenSource():
+                silence = await _silence_of(cluster)
         answers = cluster is not None and not silence
         evidence = Evidence(
             there, self._pods, events, answers, silence, heads=max(len(self._heads), 1)
@@ -301,11 +305,17 @@ class ClusterStart:
 
 
 async def _silence_of(cluster: Cluster) -> str:
-    """Return why a cluster does not take jobs yet; empty if it does."""
+    """Return why a cluster does not take jobs yet; empty if it does.
+
+    Raises:
+        ClusterFailed: It refuses the worker, or the API server does in its place.
+    """
     try:
         with anyio.fail_after(_ANSWER_SECONDS):
             async with JobsClient(cluster.connection) as ray:
                 await ray.version()
+    except NotAuthorized as exc:
+        raise _failed(Category.CLUSTER_FORBIDDEN, str(exc)) from exc
     except JobsApiError as exc:
         return str(exc).rstrip(".")
     except TimeoutError:

@@ -5,7 +5,7 @@ only jobs of the worker's own pool, including those of workers that are gone.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,19 +13,23 @@ from typing import Any
 from uuid import UUID
 
 import anyio
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType, WorkPool
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_HOME
 
 from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.open import OpenClusters
-from prefect_ray_worker.clusters.source import Cluster, RunAndAttempt, RunOfCluster
+from prefect_ray_worker.clusters.source import Cluster, RunAndAttempt, RunOfCluster, Tell
 from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.errors import JobNotFound, JobsApiError
+from prefect_ray_worker.errors import InvalidConfiguration, JobNotFound, JobsApiError
 from prefect_ray_worker.prefect_api.active_runs import GOES_ON, ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import TERMINAL_STATUSES, JobDetails
 from prefect_ray_worker.runs.recovery.labels import is_unfinished, labelled_owner
 from prefect_ray_worker.runs.recovery.ownership import REMEMBER_SECONDS, heir
+from prefect_ray_worker.settings import worker_settings
 from prefect_ray_worker.shared.backoff import jittered
 from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY, attempt_in, run_of_job
 
@@ -166,6 +170,41 @@ class Sweeper:
             _log.warning("Stopping Ray Job %s: its flow run was deleted.", job.submission_id)
             with _trying(job.submission_id):
                 await client.stop(job.submission_id)
+
+
+async def sweep_once(pool_name: str, namespaces: Sequence[str], tell: Tell) -> None:
+    """Delete what no run of a pool needs any more, once, without a worker.
+
+    Args:
+        pool_name: The work pool.
+        namespaces: Kubernetes namespaces to sweep besides that of the pool's own `kuberay`.
+        tell: Told in one line what was deleted, and why.
+
+    Raises:
+        InvalidConfiguration: The pool is unknown, or makes no clusters.
+        KubernetesError: A namespace could not be swept.
+        Exception: Prefect did not answer.
+    """
+    async with get_client() as client:
+        try:
+            pool = await client.read_work_pool(pool_name)
+        except ObjectNotFound:
+            raise InvalidConfiguration(f"There is no work pool {pool_name!r}.") from None
+        template = pool.base_job_template
+        configuration = await RayJobConfiguration.from_template_and_values(template, {}, client)
+        if configuration.kuberay is None:
+            raise InvalidConfiguration(
+                f"Work pool {pool_name!r} has no default for kuberay, so it makes no clusters."
+            )
+        sources = ClusterSources.of_worker(PREFECT_HOME.value(), worker_settings().address)
+        view = PoolRuns(pool.id, FlowRuns(client), lambda _: True)
+        try:
+            for namespace in (configuration.kuberay.namespace, *namespaces):
+                asked = configuration.kuberay.model_copy(update={"namespace": namespace})
+                of_place = configuration.model_copy(update={"kuberay": asked})
+                await sources.sweep(view, of_place, tell)
+        finally:
+            await sources.close(tell)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prefect_ray_worker.clusters.poller import Missing, Observation, Seen, Unreachable
+from prefect_ray_worker.clusters.poller import Gone, Missing, Observation, Seen, Unreachable
 from prefect_ray_worker.ray_api.models import JobDetails
 from prefect_ray_worker.runs.judge import Limits, Verdict, judge
 from prefect_ray_worker.runs.watch import Watched
@@ -49,6 +49,9 @@ CASES: dict[str, tuple[list[tuple[float, Observation]], float, Limits, Verdict]]
     ),
     "unreachable after missing says nothing": (
         [(1, seen("RUNNING")), (2, GONE), (3, DOWN)], 4, LIMITS, Verdict.WAIT,
+    ),
+    "a cluster that is gone takes the job with it": (
+        [(1, seen("RUNNING")), (2, DOWN), (3, Gone("deleted"))], 4, LIMITS, Verdict.CLUSTER_GONE,
     ),
     "never seen and unreachable": ([(1, DOWN)], 2, LIMITS, Verdict.WAIT),
 }  # fmt: skip
@@ -123,3 +126,9 @@ def test_state_from_outside(status: str, waited: float, expected: Verdict) -> No
     assert judge(watched, LIMITS, 20 + waited) is expected
     back = watched.settled_outside_at(30, settled=False)
     assert judge(back, NO_LIMITS, 50) in (Verdict.WAIT, Verdict.ENDED)
+
+
+def test_a_cluster_that_is_gone_stops_no_job_of_a_deleted_run() -> None:
+    """Stopping the job would be tried again and again."""
+    watched = Watched(submitted_at=0, arrived=True, run_is_deleted=True, gone="deleted")
+    assert judge(watched, LIMITS, 1) is Verdict.CLUSTER_GONE

@@ -1,0 +1,102 @@
+"""What no run needs any more is deleted, by a worker or by the command that a CronJob calls."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import anyio
+import pytest
+from prefect.client.schemas.objects import StateType
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+
+from prefect_ray_worker.clusters.kuberay.manifest import cluster_name, ray_cluster
+from prefect_ray_worker.config.kuberay import KubeRay
+from prefect_ray_worker.kubernetes_api.client import KubernetesClient
+from tests.fake_kubernetes import CRD, MISSING_CRD
+from tests.integration.kuberay_stage import KUBERAY, KubeRayStage, new_kuberay_stage
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(not CRD.exists(), reason=MISSING_CRD)
+
+
+@pytest.fixture
+async def stage(
+    prefect_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[KubeRayStage]:
+    async with new_kuberay_stage(tmp_path, monkeypatch) as staged:
+        template = (await staged.pool.client.read_work_pool(staged.pool.name)).base_job_template
+        template["variables"]["properties"]["kuberay"]["default"] = KUBERAY
+        await staged.pool.client.request(
+            "PATCH", f"/work_pools/{staged.pool.name}", json={"base_job_template": template}
+        )
+        yield staged
+
+
+async def left_behind(stage: KubeRayStage, run_id: UUID, *, age: float, **more: int) -> str:
+    """Create the cluster of an attempt that no worker knows any more."""
+    pool = await stage.pool.client.read_work_pool(stage.pool.name)
+    job_id = f"prefect-{run_id}-0123456789ab"
+    manifest = ray_cluster(
+        KubeRay(**KUBERAY, **more), job_id=job_id, pool_id=str(pool.id), namespace="ray"
+    )
+    async with KubernetesClient() as client:
+        await client.create_cluster(manifest)
+    name = cluster_name(job_id)
+    created = datetime.now(UTC) - timedelta(seconds=age)
+    document = stage.kubernetes.store.find("rayclusters", "ray", name)
+    assert document is not None
+    document["metadata"]["creationTimestamp"] = created.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return name
+
+
+async def swept(stage: KubeRayStage, pool: str | None = None) -> tuple[int, str]:
+    command = [
+        sys.executable,
+        "-m",
+        "prefect_ray_worker",
+        "sweep",
+        "--pool",
+        pool or stage.pool.name,
+    ]
+    env = {
+        **os.environ,
+        "PREFECT_API_URL": PREFECT_API_URL.value(),
+        "PREFECT_HOME": str(PREFECT_HOME.value()),
+    }
+    done = await anyio.run_process(command, env=env, check=False, stderr=subprocess.STDOUT)
+    return done.returncode, done.stdout.decode()
+
+
+async def test_the_command_deletes_what_no_run_needs_and_nothing_else(stage: KubeRayStage) -> None:
+    waiting = await stage.start()
+    await stage.play(waiting, StateType.RUNNING)
+    needed = await left_behind(stage, waiting, age=1000)
+    young = await left_behind(stage, uuid4(), age=10)
+    old = await left_behind(stage, uuid4(), age=1000)
+    too_old = await left_behind(stage, await stage.start(), age=1000, max_lifetime_seconds=100)
+    code, said = await swept(stage)
+    assert code == 0, said
+    assert f"Deleting the RayCluster ray/{old}: its flow run was deleted." in said
+    assert f"Deleting the RayCluster ray/{too_old}: it is older than 100 s" in said
+    assert young not in said
+    assert needed not in said
+    await wait_until(
+        lambda: not {old, too_old} & set(stage.kubernetes.clusters()),
+        timeout=20,
+        description="the end of two clusters",
+    )
+    assert {needed, young} <= set(stage.kubernetes.clusters())
+    assert await swept(stage) == (0, "There is nothing to delete.\n")
+
+
+async def test_the_command_says_what_it_cannot_do(stage: KubeRayStage) -> None:
+    code, said = await swept(stage, "no-such-pool")
+    assert (code, said) == (2, "There is no work pool 'no-such-pool'.\n")
+    stage.kubernetes.worker.take_away("rayclusters", "list")
+    code, said = await swept(stage)
+    assert code == 1
+    assert "must not list rayclusters.ray.io" in said
