@@ -61,6 +61,7 @@ TEMPLATES = {
             "namespace": "ray",
             "image": "CHANGE_ME_REGISTRY/ray:2.60.0-py311",
             "secrets": {"PREFECT_API_KEY": "prefect-api/api-key"},
+            "token_secret": "ray-token",
             "head": {"cpus": 1, "memory": "4GiB"},
             "workers": [{"name": "cpu", "cpus": 2, "memory": "8GiB", "min": 0, "max": 10}],
         },
