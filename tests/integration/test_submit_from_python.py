@@ -1,4 +1,9 @@
-"""`worker.submit(flow)` and flows bound to infrastructure: accepted is returned, not awaited."""
+"""`worker.submit(flow)` and flows bound to infrastructure: accepted is returned, not awaited.
+
+Each submit prints `ResourceWarning: unclosed transport`: Prefect asks the server for its default
+result storage with a client that it never closes (`_aread_server_default_result_storage_block_id`
+in `prefect.results`, 3.8.8).
+"""
 
 import sys
 import time
