@@ -48,7 +48,9 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
     def cancel(self) -> None:
         """Ask for the run to be cancelled. Does nothing if it has ended."""
         with get_client(sync_client=True) as client:
-            patiently(lambda: client.set_flow_run_state(self.flow_run_id, Cancelling()))
+            state = patiently(lambda: client.read_flow_run(self.flow_run_id)).state
+            if state is None or not state.is_final():
+                patiently(lambda: client.set_flow_run_state(self.flow_run_id, Cancelling()))
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the run has ended.

@@ -9,6 +9,7 @@ import hashlib
 import json
 import pickle
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
@@ -68,6 +69,7 @@ class Answering:
         self._attempt = attempt
         self._with_values = with_values
         self._count = 0
+        self._last: list[str] = []
 
     def leave(self, state: State[Any]) -> None:
         """Leave what a state that the engine is about to propose holds."""
@@ -101,6 +103,15 @@ class Answering:
             "text": text,
         }
         write_input(self._client, self._run_id, f"{_PREFIX}-{key}", json.dumps(told))
+        self._forget_last()
+        parts_of_it = [f"{_PREFIX}-part-{key}-{number}" for number in range(parts)]
+        self._last = [f"{_PREFIX}-{key}", *parts_of_it]
+
+    def _forget_last(self) -> None:
+        """Delete the answer of an earlier try: a flow can be retried very often."""
+        for key in self._last:
+            with suppress(Exception):  # it is ignored in any case
+                self._client.delete_flow_run_input(self._run_id, key)
 
 
 def read_answer(

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 from parts import maths
-from prefect import flow, tags, task
+from prefect import flow, get_client, tags, task
 
 from prefect_ray_worker import RayTaskRunner, ray_job
+from prefect_ray_worker.errors import AnswerMissing
 
 POOL = os.environ["POOL"]
 
@@ -65,6 +66,59 @@ def large(mib: int) -> bytes:
     return os.urandom(mib * 1024 * 1024)
 
 
+@ray_job(work_pool=POOL)
+@flow
+def sends(content: bytes) -> int:
+    return len(content)
+
+
+@ray_job(work_pool=POOL, stop_grace_seconds=5)
+@flow(log_prints=True)
+def stubborn() -> None:
+    deadline = time.monotonic() + 120
+    print("going on")
+    while time.monotonic() < deadline:
+        try:
+            time.sleep(1)
+        except BaseException:
+            print("going on all the same")
+
+
+@ray_job(work_pool=POOL)
+@flow
+def dies_there() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@flow
+def parent() -> int:
+    return asynchronous_twice(4)
+
+
+@ray_job(work_pool=POOL)
+@flow
+def asynchronous_twice(number: int) -> int:
+    return maths.twice(number)
+
+
+def states() -> None:
+    state = asynchronous_twice(3, return_state=True)
+    print(state.name, state.result())
+    state = asynchronous_twice(-3, return_state=True)
+    print(state.name, type(state.result(raise_on_failure=False)).__name__)
+    try:
+        dies_there()
+    except Exception as exc:
+        print("crashed", type(exc).__name__, exc)
+
+
+def large_value(mib: str) -> None:
+    try:
+        print("value", len(large(int(mib))))
+    except AnswerMissing as exc:
+        print("AnswerMissing", exc)
+
+
 def fail() -> None:
     try:
         train(-1)
@@ -81,7 +135,9 @@ def called() -> None:
 def submitted() -> None:
     future = asynchronous.submit(3)
     print("value", future.result(), future.state.name)
-    again = asyncio.run(asynchronous.retry(future))
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(future.flow_run_id)
+    again = asyncio.run(asynchronous.retry(run))
     print("again", again)
 
 
@@ -115,7 +171,15 @@ if __name__ == "__main__":
         case ["fans_out"]:
             print("value", fans_out(4))
         case ["large", mib]:
-            print("value", len(large(int(mib))))
+            large_value(mib)
+        case ["sends", mib]:
+            print("value", sends(os.urandom(int(mib) * 1024 * 1024)))
+        case ["stubborn"]:
+            stubborn()
+        case ["parent"]:
+            print("value", parent())
+        case ["states"]:
+            states()
         case ["dies", step]:
             dies(step)
         case other:

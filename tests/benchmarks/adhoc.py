@@ -1,0 +1,141 @@
+"""Calls of a flow without a deployment: from the call to the first line of user code.
+
+    python -m tests.benchmarks.adhoc [rounds] [seconds between two looks of the worker]
+
+Three ways in one run, as medians and as ratios (these machines are noisy, ratios are less so):
+
+* a plain Ray Job, `python -c`: what Ray itself takes;
+* Prefect's `.submit()` of a bound flow: our worker in the caller, bundles in a folder, no uv;
+* `ray_job`: the bundle in the run's inputs, submitted by the pool's worker.
+"""
+
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import anyio
+import anyio.to_thread
+from prefect import flow
+from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.client.schemas.objects import WorkPoolStorageConfiguration
+from prefect.flows import bind_flow_to_infrastructure
+
+from prefect_ray_worker import RayWorker, ray_job
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.models import JobSubmitRequest
+from tests.integration.caller_kit import online, set_address
+from tests.integration.harness import Pool, new_pool, settings_of
+from tests.prefect_server import prefect_server
+from tests.real_ray import real_ray
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+LAUNCHER = {"upload": [sys.executable], "execution": ["python"]}
+Way = Callable[[Pool, Path], Awaitable[None]]
+
+
+@flow
+def notes_its_start(marker: str) -> None:
+    import time
+    from pathlib import Path
+
+    Path(marker).write_text(str(time.time()))
+
+
+async def plain_job(pool: Pool, marker: Path) -> None:
+    code = f"import time; open({str(marker)!r}, 'w').write(str(time.time()))"
+    async with JobsClient(Connection(pool.defaults["address"])) as client:
+        await client.submit(
+            JobSubmitRequest(
+                submission_id=f"bench-{uuid4()}", entrypoint=f"python -c {shlex.quote(code)}"
+            )
+        )
+
+
+async def prefects_submit(pool: Pool, marker: Path) -> None:
+    bound = bind_flow_to_infrastructure(
+        notes_its_start,
+        work_pool=pool.name,
+        worker_cls=RayWorker,
+        job_variables={"env": {"PYTHONPATH": str(ROOT)}},
+        launcher=LAUNCHER,
+    )
+    await anyio.to_thread.run_sync(lambda: bound.submit(str(marker)))
+
+
+async def ray_jobs_submit(pool: Pool, marker: Path) -> None:
+    bound = ray_job(pool.name)(notes_its_start)
+    await anyio.to_thread.run_sync(lambda: bound.submit(str(marker)))
+
+
+WAYS: dict[str, Way] = {
+    "plain Ray Job": plain_job,
+    "Prefect's .submit()": prefects_submit,
+    "ray_job": ray_jobs_submit,
+}
+
+
+async def measure(pool: Pool, folder: Path, way: Way) -> float:
+    """Return the seconds from the call to the first line of user code."""
+    marker = folder / f"{time.monotonic_ns()}"
+    called = time.time()
+    await way(pool, marker)
+
+    def written() -> str:
+        return marker.read_text() if marker.exists() else ""
+
+    return float(await wait_until(written, timeout=120, description="user code")) - called
+
+
+async def store_bundles(pool: Pool, folder: Path) -> None:
+    step: dict[str, Any] = {"folder": str(folder)}
+    await pool.client.update_work_pool(
+        pool.name,
+        WorkPoolUpdate(
+            storage_configuration=WorkPoolStorageConfiguration(
+                bundle_upload_step={"tests.integration.bundles.upload": step},
+                bundle_execution_step={"tests.integration.bundles.execute": step},
+            )
+        ),
+    )
+
+
+async def main(rounds: int, look_seconds: str) -> None:
+    """Measure the ways in turn and print what came out."""
+    os.environ["PYTHONPATH"] = str(ROOT)
+    results: dict[str, list[float]] = {name: [] for name in WAYS}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (
+            prefect_server(folder / "server") as server,
+            real_ray(env={"PREFECT_HOME": str(folder / "driver-home")}) as ray,
+            settings_of(server.api_url, folder / "home", PREFECT_WORKER_QUERY_SECONDS=look_seconds),
+        ):
+            async with new_pool({"address": ray.address}) as pool:
+                await set_address(pool)
+                await store_bundles(pool, folder)
+                async with online(pool):
+                    for index in range(rounds + 1):
+                        for label, way in WAYS.items():
+                            seconds = await measure(pool, folder, way)
+                            if index:  # the first round warms the caches of all
+                                results[label].append(seconds)
+                            await anyio.sleep(3)  # until the job before has ended
+    medians = {label: statistics.median(found) for label, found in results.items()}
+    print(f"call to first user line, medians of {rounds} rounds, a look every {look_seconds} s")
+    for label, median in medians.items():
+        print(f"  {label:22} {median:5.2f} s")
+    for label in ("plain Ray Job", "Prefect's .submit()"):
+        print(f"  ray_job is {medians['ray_job'] / medians[label]:.2f} x {label}")
+
+
+if __name__ == "__main__":
+    anyio.run(main, int((sys.argv[1:] or ["5"])[0]), (sys.argv[2:] or ["2"])[0])

@@ -1,0 +1,99 @@
+"""More ways to call a flow without a deployment. See `test_adhoc.py` for the core."""
+
+import signal
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.client.schemas.objects import StateType, WorkPoolStorageConfiguration
+from prefect.filesystems import LocalFileSystem
+
+from tests.integration.caller_kit import CALLER_SECONDS, Laptop, online, set_address
+from tests.integration.harness import Pool
+
+pytestmark = [pytest.mark.ray, pytest.mark.extra]
+
+
+@pytest.fixture
+async def laptop(pool: Pool, tmp_path: Path) -> Laptop:
+    await set_address(pool)
+    return Laptop(pool, tmp_path / "laptop")
+
+
+async def test_async_flow_is_awaited(laptop: Laptop) -> None:
+    async with online(laptop.pool):
+        assert "value 42" in await laptop.call("async")
+
+
+async def test_future_and_retry_by_hand(laptop: Laptop) -> None:
+    async with online(laptop.pool):
+        said = await laptop.call("submitted")
+    assert "value 6 Completed" in said
+    assert "again 6" in said
+    assert (await laptop.run()).run_count == 2
+
+
+async def test_tasks_find_the_modules_and_files_of_the_bundle(laptop: Laptop) -> None:
+    """The folder of our own engine was shipped instead of the flow's."""
+    async with online(laptop.pool):
+        assert "value 12" in await laptop.call("fans_out")
+
+
+async def test_large_value_needs_result_storage(laptop: Laptop) -> None:
+    async with online(laptop.pool):
+        said = await laptop.call("large", "5")
+        assert "AnswerMissing" in said
+        assert "5.0 MiB pickled" in said
+        assert (await laptop.run()).state_type == StateType.COMPLETED
+
+
+async def test_large_value_and_large_bundle_go_through_the_storage_of_the_pool(
+    laptop: Laptop, tmp_path: Path
+) -> None:
+    """A folder that both see stands for NFS."""
+    block_id = await LocalFileSystem(basepath=str(tmp_path / "nfs")).save(f"nfs-{laptop.pool.name}")
+    await laptop.pool.client.update_work_pool(
+        laptop.pool.name,
+        WorkPoolUpdate(
+            storage_configuration=WorkPoolStorageConfiguration(
+                default_result_storage_block_id=block_id
+            )
+        ),
+    )
+    async with online(laptop.pool):
+        assert "value 5242880" in await laptop.call("large", "5")
+        assert "value 6291456" in await laptop.call("sends", "6")
+    assert [p.name for p in (tmp_path / "nfs" / "ray-bundles").iterdir()]
+
+
+async def test_second_interrupt_lets_go(laptop: Laptop) -> None:
+    async with online(laptop.pool):
+        process = laptop.start("stubborn")
+        run = await laptop.run()
+        await laptop.pool.wait_for_log(run.id, "going on", seconds=60)
+        process.send_signal(signal.SIGINT)
+        await laptop.pool.wait_for(run.id, StateType.CANCELLING)
+        process.send_signal(signal.SIGINT)
+        said, _ = await anyio.to_thread.run_sync(
+            lambda: process.communicate(timeout=CALLER_SECONDS)
+        )
+        assert "is no longer followed" in said
+        assert (await laptop.pool.read(run.id)).state_type == StateType.CANCELLING
+        await laptop.pool.wait_for(run.id, StateType.CANCELLED)
+
+
+async def test_call_inside_a_flow_is_a_subflow(laptop: Laptop) -> None:
+    async with online(laptop.pool):
+        assert "value 8" in await laptop.call("parent")
+    run = await laptop.run()
+    assert run.parent_task_run_id is not None
+
+
+async def test_states_hold_values_and_exceptions(laptop: Laptop) -> None:
+    async with online(laptop.pool):
+        said = await laptop.call("states")
+    assert "Completed 6" in said
+    assert "Failed TooFew" in said
+    assert "crashed CrashedRun" in said

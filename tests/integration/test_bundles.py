@@ -1,0 +1,165 @@
+"""How bundles travel over a real Prefect API, and what a driver does with one that is not right."""
+
+import base64
+import json
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import anyio.to_thread
+import pytest
+from aiohttp import web
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import StateType
+from prefect.filesystems import LocalFileSystem
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Pending, Scheduled
+
+from prefect_ray_worker.bundles.carriers import (
+    HEADER_KEY,
+    read_content,
+    read_header,
+    send_bundle,
+    write_input,
+)
+from prefect_ray_worker.bundles.content import load_block
+from prefect_ray_worker.bundles.header import BundleHeader
+from prefect_ray_worker.bundles.packing import pack
+from prefect_ray_worker.errors import BundleDamaged, BundleMissing, BundleRefused
+from prefect_ray_worker.shared.category import Category
+from tests.integration.busy_api import busy_api
+from tests.integration.driver_kit import driver, ends, output, present_attempt
+from tests.integration.harness import Pool
+
+T = TypeVar("T")
+MIB = 1024 * 1024
+
+
+@flow
+def adds(a: int, b: int) -> int:
+    return a + b
+
+
+async def new_run(pool: Pool) -> UUID:
+    run = await pool.client.create_flow_run(
+        adds, parameters={"a": 1, "b": 2}, state=Scheduled(), work_pool_name=pool.name
+    )
+    return run.id
+
+
+async def ask(act: Callable[[SyncPrefectClient], T]) -> T:
+    """Act with a client in a thread, as a caller does."""
+
+    def acted() -> T:
+        with get_client(sync_client=True) as client:
+            return act(client)
+
+    return await anyio.to_thread.run_sync(acted)
+
+
+async def content_of(run_id: UUID) -> bytes:
+    return await ask(lambda c: read_content(c, run_id, read_header(c, run_id), load_block))
+
+
+async def test_four_mib_pass_a_proxy_that_takes_one(here: Pool) -> None:
+    """nginx refuses more than 1 MiB a request unless it is told otherwise."""
+    run_id, content = await new_run(here), secrets.token_bytes(4 * MIB)
+
+    def refuses(request: web.Request) -> web.Response | None:
+        size = request.content_length or 0
+        return web.Response(status=413) if size > MIB else None
+
+    async with busy_api(str(PREFECT_API_URL.value()), refuses) as url:
+        with temporary_settings({PREFECT_API_URL: url}):
+            header = await ask(lambda c: send_bundle(c, run_id, content))
+    assert header.parts == 11
+    assert await content_of(run_id) == content
+    run = await here.read(run_id)
+    assert run.parameters == {"a": 1, "b": 2}, "reading a run does not read its bundle"
+
+
+async def test_a_smaller_limit_is_named(here: Pool) -> None:
+    run_id = await new_run(here)
+    refuse = web.Response(status=413)
+
+    def refuses(request: web.Request) -> web.Response | None:
+        return refuse if request.path.endswith("/input") else None
+
+    async with busy_api(str(PREFECT_API_URL.value()), refuses) as url:
+        told = pytest.raises(BundleRefused, match=r"HTTP 413\)\. Have its administrator")
+        with temporary_settings({PREFECT_API_URL: url}), told:
+            await ask(lambda c: send_bundle(c, run_id, b"content"))
+
+
+async def test_writing_again_does_no_harm_and_replaces_nothing(here: Pool) -> None:
+    """An answer can get lost, and the API never replaces an input."""
+    run_id = await new_run(here)
+    await ask(lambda c: send_bundle(c, run_id, b"content"))
+    await ask(lambda c: send_bundle(c, run_id, b"content"))
+    with pytest.raises(BundleRefused, match="has another bundle already"):
+        await ask(lambda c: write_input(c, run_id, HEADER_KEY, "other"))
+    assert await content_of(run_id) == b"content"
+
+
+async def test_more_than_four_mib_go_to_a_storage_block(here: Pool, tmp_path: Path) -> None:
+    run_id, content = await new_run(here), secrets.token_bytes(4 * MIB + 1)
+    with pytest.raises(BundleRefused, match="too large"):
+        await ask(lambda c: send_bundle(c, run_id, content))
+    block = LocalFileSystem(basepath=str(tmp_path))
+    await block.save(f"bundles-{here.name}")
+    header = await ask(lambda c: send_bundle(c, run_id, content, block))
+    assert (header.carrier, header.parts) == ("storage", 0)
+    assert await content_of(run_id) == content
+    (stored,) = (tmp_path / "ray-bundles").iterdir()
+    stored.write_bytes(b"something else")
+    with pytest.raises(BundleDamaged):
+        await content_of(run_id)
+    stored.unlink()
+    with pytest.raises(BundleMissing):
+        await content_of(run_id)
+
+
+async def bundle_with(
+    here: Pool, *, part: bytes | None = None, lacks_part: bool = False, **header: Any
+) -> UUID:
+    """Return a run whose bundle is not as its caller packed it."""
+    run_id = await new_run(here)
+    content = pack(adds, {"a": 1, "b": 2}).content
+    text = json.loads(BundleHeader.of(content, parts=1).to_json())
+    if not lacks_part:
+        sent = base64.b64encode(part or content).decode()
+        await here.client.create_flow_run_input(run_id, f"{HEADER_KEY}-part-0", sent)
+    await here.client.create_flow_run_input(run_id, HEADER_KEY, json.dumps({**text, **header}))
+    return run_id
+
+
+@pytest.mark.parametrize(
+    ("wrong", "category", "says"),
+    [
+        ({"python": "3.9"}, Category.PYTHON_VERSION_MISMATCH, "called from Python 3.9, and the"),
+        ({"part": b"else"}, Category.BUNDLE_DAMAGED, "another SHA-256"),
+        ({"format": 9}, Category.BUNDLE_DAMAGED, "different releases"),
+        ({"lacks_part": True}, Category.BUNDLE_MISSING, "Part 1 of 1"),
+    ],
+)
+async def test_driver_crashes_a_run_whose_bundle_is_not_right(
+    here: Pool, wrong: dict[str, Any], category: Category, says: str
+) -> None:
+    """Another Python was a segmentation fault: exit code 139 and no reason."""
+    run_id = await bundle_with(here, **wrong)
+    await here.client.set_flow_run_state(run_id, Pending())
+    process = driver(run_id, await present_attempt(here, run_id))
+    await anyio.to_thread.run_sync(process.communicate)
+    run = await ends(here, run_id, StateType.CRASHED, category.label)
+    assert says in (run.state.message or "")
+
+
+async def test_driver_runs_a_bundle(here: Pool) -> None:
+    run_id = await bundle_with(here)
+    await here.client.set_flow_run_state(run_id, Pending())
+    process = driver(run_id, await present_attempt(here, run_id))
+    await anyio.to_thread.run_sync(output, process)
+    await ends(here, run_id, StateType.COMPLETED)
