@@ -78,7 +78,7 @@ def test_python_compiles_and_its_imports_exist(snippet: Snippet) -> None:
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             if node.module.partition(".")[0] == "prefect_ray":
                 continue  # the other package, shown to be replaced
-            if (DOCS / "examples" / "notebook" / f"{node.module}.py").is_file():
+            if (ROOT / "docs" / "examples" / "notebook" / f"{node.module}.py").is_file():
                 continue  # a module beside the notebook
             module = importlib.import_module(node.module)
             assert [a.name for a in node.names if not hasattr(module, a.name)] == []
