@@ -195,7 +195,10 @@ async def test_children_of_a_dead_driver_are_settled(stage: Stage, type_: StateT
         run = await stage.pool.wait_for(subflow_id, seconds=60)
         assert run.state is not None
         assert run.state.type == type_
-        assert "ParentEnded" in (run.state.message or "")
+        # A Prefect server tidies up below a Cancelled run itself, every 20 s (3.8.8).
+        by_prefect = "The parent flow run was cancelled" if type_ is StateType.CANCELLED else "-"
+        said = run.state.message or ""
+        assert "ParentEnded" in said or by_prefect in said
         for parent_id, count in ((run_id, 251), (subflow_id, 3)):
 
             async def settled(parent_id: UUID = parent_id, count: int = count) -> bool:
