@@ -19,7 +19,7 @@ import yaml
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.kubernetes_api.credentials import Kubeconfig
 from prefect_ray_worker.kubernetes_api.models import RayClusterObject
-from tests.fake_kubernetes import FakeKubernetes, a_manifest
+from tests.fake_kubernetes import FakeKubernetes, Script, a_manifest
 
 VARIABLE = "KUBERNETES_CONTRACT_KUBECONFIG"
 
@@ -84,6 +84,8 @@ class Subject:
 @asynccontextmanager
 async def fake_subject() -> AsyncIterator[Subject]:
     async with FakeKubernetes() as fake:
+        # An operator would change a cluster's version between two looks of a test.
+        fake.scripts.default = Script(ignored=True)
         config = Kubeconfig.of_block(fake.kubeconfig("admin-token"))
         async with _opened(config) as (client, raw):
             yield Subject(client, raw, "ray", fake)
