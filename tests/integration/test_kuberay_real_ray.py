@@ -17,6 +17,6 @@ async def test_a_flow_runs_on_a_cluster_of_its_own(
     async with new_kuberay_stage(tmp_path, monkeypatch, RealHeads()) as stage:
         async with stage.pool.working():
             run_id = await stage.start()
-            await stage.ends(run_id, StateType.COMPLETED, seconds=120)
+            await stage.ends(run_id, StateType.COMPLETED, seconds=200)
             await stage.is_gone(run_id)
         await stage.pool.wait_for_log(run_id, "Ray Job is SUCCEEDED")
