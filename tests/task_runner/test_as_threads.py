@@ -149,7 +149,7 @@ def test_a_script_that_connects_to_ray_and_ends_it_by_itself(
     env = {**environment, "RAY_ADDRESS": far.gcs_address, "PREFECT_LOGGING_LEVEL": "WARNING"}
     command = [sys.executable, "flows/by_itself.py"]
     done = subprocess.run(
-        command, cwd=project, env=env, capture_output=True, text=True, timeout=SECONDS
+        command, cwd=project, env=env, capture_output=True, text=True, timeout=2 * SECONDS
     )
     said = done.stdout + done.stderr
     found = next((s for s in done.stdout.splitlines() if s.startswith("FOUND ")), None)

@@ -3,11 +3,13 @@
 import functools
 import json
 import time
+from contextlib import suppress
 from typing import Any
 
 import ray
 from prefect import flow, task
 from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 
 from prefect_ray_worker import RayTaskRunner
 
@@ -55,10 +57,11 @@ def ends_ray() -> None:
 
 def state_in_the_api(task_run_id: Any) -> str | None:
     with get_client(sync_client=True) as client:
-        for _ in range(50):
-            state = client.read_task_run(task_run_id).state
-            if state is not None and state.is_final():
-                return state.name
+        for _ in range(150):
+            with suppress(ObjectNotFound):  # its events are on their way
+                state = client.read_task_run(task_run_id).state
+                if state is not None and state.is_final():
+                    return state.name
             time.sleep(0.2)
     return None
 
