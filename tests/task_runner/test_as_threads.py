@@ -161,8 +161,6 @@ def test_a_script_that_connects_to_ray_and_ends_it_by_itself(
         "in the API": "Crashed",
         "submit": "RayShutDown",
     }
-    assert "so the flow's folder is not shipped to the 2 nodes" in said
-    assert "its own num_cpus is ignored" in said
 
 
 def test_the_migration_page_has_the_table_of_differences() -> None:
