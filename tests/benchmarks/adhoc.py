@@ -55,7 +55,10 @@ async def plain_job(pool: Pool, marker: Path) -> None:
     async with JobsClient(Connection(pool.defaults["address"])) as client:
         await client.submit(
             JobSubmitRequest(
-                submission_id=f"bench-{uuid4()}", entrypoint=f"python -c {shlex.quote(code)}"
+                submission_id=f"bench-{uuid4()}",
+                entrypoint=f"python -c {shlex.quote(code)}",
+                runtime_env={},
+                metadata={},
             )
         )
 
