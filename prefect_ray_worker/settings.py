@@ -86,8 +86,8 @@ class RayWorkerSettings(PrefectBaseSettings):
         default=False,
         description=(
             "Whether to send the worker's own PREFECT_API_KEY, PREFECT_API_AUTH_STRING and custom "
-            "headers in clear with each job. Everyone who can list the cluster's jobs can then "
-            "read them, even after the job has ended."
+            "headers in plain text with each job. Everyone who can list the cluster's jobs can "
+            "then read them, even after the job has ended."
         ),
     )
 

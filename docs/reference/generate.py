@@ -73,7 +73,7 @@ def settings() -> str:
         "A job gets these of the worker's Prefect settings, if they are set for the worker. No "
         "other setting travels. What the job sets itself, in `env` or `runtime_env.env_vars`, "
         "wins, under each of a setting's names; `null` in `env` keeps a setting from the job. "
-        "Secrets have [ways of their own](../how-to/credentials.md).",
+        "How secrets travel: [Credentials](../how-to/credentials.md).",
         "\n".join(
             ["| setting | why |", "|---|---|", *(f"| `{k}` | {v} |" for k, v in TRAVELS.items())]
         ),

@@ -322,8 +322,8 @@ def _block_by_reference(block: Block) -> Any:
     held = [name for name in secret if getattr(block, name.partition(".")[0], None)]
     if held:
         raise BundleRefused(
-            f"A {type(block).__name__} block with the secret {held[0]} would be sent in clear. "
-            "Save the block first: a saved one travels by reference."
+            f"A {type(block).__name__} block with the secret {held[0]} would be sent in plain "
+            "text. Save the block first: a saved one travels by reference."
         )
     return None
 

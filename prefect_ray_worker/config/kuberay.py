@@ -268,7 +268,7 @@ class KubeRay(BaseModel):
         ge=60,
         title="Longest life (seconds)",
         description=(
-            "The cluster is deleted at this age, even under a run that goes on. Unset: no limit. "
+            "The cluster is deleted at this age, even while a run uses it. Unset: no limit. "
             "Example: 86400"
         ),
     )

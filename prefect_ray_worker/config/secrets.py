@@ -1,7 +1,7 @@
 """Which of the worker's Prefect settings travel to a job, and how secrets reach it. Pure.
 
-The Jobs API shows `env_vars`, `entrypoint` and `metadata` in clear to everyone who can reach it,
-as long as the record exists. So by default no secret is in any of them: the nodes' own
+The Jobs API shows `env_vars`, `entrypoint` and `metadata` in plain text to everyone who can reach
+it, as long as the record exists. So by default no secret is in any of them: the nodes' own
 environment holds it, or a setting names the variable of the nodes that does.
 """
 

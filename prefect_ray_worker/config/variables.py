@@ -68,7 +68,7 @@ class RayFields(BaseModel):
         description=(
             "A RayCluster block: address, token, headers and TLS of the cluster. If the variable "
             "address names another one, the block is not used, and its secrets go nowhere. "
-            "Choose it here, on the pool: `prefect deploy` would store its secrets in clear."
+            "Choose it here, on the pool: `prefect deploy` would store its secrets in plain text."
         ),
     )
     kuberay: KubeRay | None = Field(

@@ -148,7 +148,7 @@ def _check_server(server: str) -> None:
     if parts.scheme == "http" and not is_loopback_url(server):
         raise InvalidConfiguration(
             "`server` of the kubeconfig must begin with https://: the worker's credentials would "
-            "cross the network in clear. Only on this machine (`kubectl proxy`) can it be http."
+            "cross the network in plain text. http is for this machine only (`kubectl proxy`)."
         )
 
 

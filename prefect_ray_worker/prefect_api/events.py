@@ -43,7 +43,7 @@ class Happening(Enum):
         "The driver exited with another code, never started, or lost its supervisor.",
         "its end, by Ray's clock",
     )
-    STOPPED = ("stopped", "Somebody had the job stopped.", "its end, by Ray's clock")
+    STOPPED = ("stopped", "The job was stopped.", "its end, by Ray's clock")
     LOST = (
         "lost",
         "The cluster does not have the job any more, or has not answered for longer than "

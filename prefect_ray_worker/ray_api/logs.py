@@ -217,7 +217,7 @@ class LogsClient:
             await answer.aclose()
 
     async def _may_show_token(self, agent: str, dashboard: httpx.AsyncClient) -> bool:
-        # Agents speak plain HTTP only: a token that went encrypted so far does not go in clear.
+        # Agents speak plain HTTP only: a token that went encrypted so far stays encrypted.
         if agent in self._wants_token or not self._connection.address.startswith("http://"):
             return False
         return await self._nodes.may_have_token(agent, dashboard)

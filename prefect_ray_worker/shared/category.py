@@ -163,8 +163,8 @@ class Category(Enum):
         "The Prefect API refuses the credentials that the job has, or has not.",
         "Give the job a key: set PREFECT_API_KEY (or PREFECT_API_AUTH_STRING) in the environment "
         "of the Ray nodes, or name the variable of the nodes that holds it in "
-        "PREFECT_INTEGRATIONS_RAY_WORKER_NODE_SECRETS, or have the worker send its own in clear "
-        "with PREFECT_INTEGRATIONS_RAY_WORKER_SEND_SECRETS=true.",
+        "PREFECT_INTEGRATIONS_RAY_WORKER_NODE_SECRETS, or have the worker send its own in plain "
+        "text with PREFECT_INTEGRATIONS_RAY_WORKER_SEND_SECRETS=true.",
     )
     PREFECT_API_WRONG = (
         "PrefectApiWrong",
@@ -237,7 +237,7 @@ class Category(Enum):
     )
     CLUSTER_FORBIDDEN = (
         "ClusterForbidden",
-        "The worker may not do in Kubernetes what its pool needs, or its credentials are refused.",
+        "The worker lacks a right in Kubernetes, or its credentials are refused.",
         "Give the worker's service account the rights of deployment-templates/kuberay-per-run.",
     )
     CLUSTER_IMAGE = (
