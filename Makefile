@@ -19,7 +19,7 @@ quickstart-stop: $(VENV)/.server ## Stop what KEEP=1 has left up
 IN_PROCESS := tests/task_runner/long $(filter-out %/test_as_threads.py,$(wildcard tests/task_runner/test_*.py))
 
 test: $(VENV)/.dev ## Run all tests but most of the task runner's own (ARGS= is passed to pytest)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --reruns 2 --durations 15 $(addprefix --ignore=,$(IN_PROCESS)) $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --reruns 2 --durations 15 $(addprefix --ignore=,$(IN_PROCESS)) $(ARGS)
 
 test-tasks: $(VENV)/.dev ## Run the task runner's own tests
 	$(BIN)/python -m pytest --reruns 2 tests/task_runner $(ARGS)

@@ -30,9 +30,12 @@ __all__ = [
 
 # Files that start servers and wait for them. The many short ones fill the gaps at the end, where
 # otherwise one process would wait for the other's last long file.
-_LONG = ("tests/integration/", "tests/task_runner/", "tests/fundamentals/", "tests/templates/")
+_LONG = ("tests/integration/", "tests/fundamentals/")
+_LONGEST = "tests/task_runner/"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the files that `--dist loadfile --no-loadscope-reorder` hands out in turn."""
-    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
+    items.sort(
+        key=lambda item: (not item.nodeid.startswith(_LONGEST), not item.nodeid.startswith(_LONG))
+    )

@@ -74,6 +74,7 @@ def test_diagrams_are_drawn_without_another_host() -> None:
 def test_console_block_has_the_class_by_which_the_copy_button_finds_it() -> None:
     """Without it the script does nothing, and the button copied `$` and output."""
     markdown = pytest.importorskip("markdown", reason="pip install '.[docs]'")
+    pytest.importorskip("pymdownx", reason="pip install '.[docs]'")
     config = yaml.safe_load(_CONFIG.read_text().replace("!!python/name:", ""))
     extensions: dict[str, dict[str, object]] = {}
     for extension in config["markdown_extensions"]:

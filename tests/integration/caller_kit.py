@@ -19,6 +19,7 @@ from prefect.settings import PREFECT_API_URL
 
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from tests.integration.harness import Pool
+from tests.integration.worker_process import heed_interrupts
 from tests.waiting import wait_until
 
 FILES = Path(__file__).parent / "laptop"
@@ -60,7 +61,12 @@ class Laptop:
             **self.env,
         }
         return subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=heed_interrupts,
         )
 
     async def call(self, *arguments: str) -> str:

@@ -52,6 +52,7 @@ async def goes_on_with_an_heir(stage: KubeRayStage, run_id: object) -> None:
     assert jobs == 1, f"{jobs} jobs, {created} POSTs of a cluster"
 
 
+@pytest.mark.extra
 async def test_killed_before_the_cluster_is_created(stage: KubeRayStage, tmp_path: Path) -> None:
     stage.kubernetes.faults.add(Fault("GET", "/rayclusters$", kind=Kind.HANG, times=1))
     with victim(stage, tmp_path / "victim") as process:
@@ -81,6 +82,7 @@ async def test_killed_after_the_cluster_is_created(stage: KubeRayStage, tmp_path
     assert list(stage.heads.by_cluster) == [name], "the heir went on with the same cluster"
 
 
+@pytest.mark.extra
 async def test_killed_while_its_run_runs_and_the_run_ends_meanwhile(
     stage: KubeRayStage, tmp_path: Path
 ) -> None:

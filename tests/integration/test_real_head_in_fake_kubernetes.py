@@ -13,7 +13,8 @@ from tests.fake_kubernetes import CRD, MISSING_CRD, FakeKubernetes, RealHeads, a
 from tests.real_ray import marked
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.ray
+# `test_kuberay_real_ray.py` runs a whole flow that way in `make test`.
+pytestmark = [pytest.mark.ray, pytest.mark.extra]
 
 
 @pytest.mark.skipif(not CRD.exists(), reason=MISSING_CRD)

@@ -161,6 +161,9 @@ def test_a_script_that_connects_to_ray_and_ends_it_by_itself(
         "in the API": "Crashed",
         "submit": "RayShutDown",
     }
+    warned = " ".join(said.split())  # the console wraps its lines
+    assert "the flow's folder is not shipped to the 2 nodes" in warned
+    assert "so its own num_cpus is ignored" in warned
 
 
 def test_the_migration_page_has_the_table_of_differences() -> None:
