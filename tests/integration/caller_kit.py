@@ -20,6 +20,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from tests.integration.harness import Pool
 from tests.integration.worker_process import heed_interrupts
+from tests.mounts import can_hide_files
 from tests.waiting import wait_until
 
 FILES = Path(__file__).parent / "laptop"
@@ -45,7 +46,7 @@ class Laptop:
         home = self.folder / "project"
         home.mkdir(parents=True, exist_ok=True)
         run = f"cd {home} && exec {shlex.join([python, 'calls.py', *arguments])}"
-        if os.geteuid() == 0:
+        if can_hide_files():
             hidden = f"mount -t tmpfs none {home} && cp -r {FILES}/. {home} && {run}"
             command = ["unshare", "-m", "sh", "-c", hidden]
         else:

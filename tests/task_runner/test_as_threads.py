@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.mounts import NO_MOUNTS, can_hide_files
 from tests.prefect_server import PrefectServer
 from tests.real_ray import TERMS, RealRay, real_ray
 from tests.task_runner.as_threads.differences import DIFFERENCES, PAGE, written
@@ -58,6 +59,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def far(project: Path) -> Iterator[RealRay]:
     """A cluster whose only CPUs are on a node that does not have the flow's files."""
+    if not can_hide_files():
+        pytest.skip(NO_MOUNTS)
     with real_ray(num_cpus=0) as ray, second_node(ray, "far", without=project):
         yield ray
 
