@@ -41,6 +41,17 @@ def behaviours(script: str) -> list[str]:
 
 SCRIPTS = sorted(p.stem for p in FOLDER.glob("*.py") if behaviours(p.stem))
 ALL = [(script, name) for script in SCRIPTS for name in behaviours(script)]
+# What depends on the files of the second node. The others are there in `make test-extra`.
+_ABOUT_FILES = ("imports", "values")
+CASES = [
+    pytest.param(
+        *(script, name, where),
+        id=f"{script}-{name}-{where}",
+        marks=[pytest.mark.extra] if where == "far" and script not in _ABOUT_FILES else [],
+    )
+    for where in ("1", "2", "far")
+    for script, name in ALL
+]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -134,8 +145,7 @@ def show(
     return found
 
 
-@pytest.mark.parametrize("where", ["1", "2", "far"])
-@pytest.mark.parametrize(("script", "name"), ALL, ids=[f"{s}-{n}" for s, n in ALL])
+@pytest.mark.parametrize(("script", "name", "where"), CASES)
 def test_as_threads(results: Any, script: str, name: str, where: str) -> None:
     expected = results(script, "threads")[name]
     assert expected != HANGS
