@@ -6,6 +6,7 @@ the same as long as these are.
 """
 
 import operator
+import sys
 import types
 from collections.abc import Iterable
 from datetime import timedelta
@@ -61,6 +62,17 @@ def _parts(values: Iterable[Any]) -> list[Any] | None:
     return walk.parts if all(map(walk.add, values)) else None
 
 
+def _is_by_name(value: types.FunctionType | type) -> bool:
+    """Return whether a value is pickled by its name, in a module that does not change.
+
+    A nested function and the function of a task are not: their closures and globals may change.
+    """
+    found: Any = sys.modules.get(value.__module__)
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is value and not modules.may_change(value.__module__)
+
+
 class _PartsWalk:
     def __init__(self) -> None:
         self.parts: list[Any] = []
@@ -73,7 +85,7 @@ class _PartsWalk:
             return True
         self._seen.add(id(value))
         if isinstance(value, types.FunctionType):
-            return not modules.may_change(value.__module__) or self._function(value)
+            return _is_by_name(value) or self._function(value)
         if isinstance(value, list | tuple | set | frozenset):
             items = cast("list[Any]", value)
             return len(items) <= _MOST and all(map(self.add, items))
@@ -84,8 +96,10 @@ class _PartsWalk:
             )
         if isinstance(value, types.ModuleType):
             return not modules.may_change(value.__name__)
-        if isinstance(value, type | types.BuiltinFunctionType):
+        if isinstance(value, types.BuiltinFunctionType):
             return not modules.may_change(value.__module__)
+        if isinstance(value, type):
+            return _is_by_name(value)
         # Policies, assets and the like, which are small.
         is_prefects = type(value).__module__.startswith("prefect.")
         return is_prefects and all(map(self.add, getattr(value, "__dict__", {}).values()))
