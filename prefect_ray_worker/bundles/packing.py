@@ -26,6 +26,7 @@ from prefect_ray_worker.bundles.files import included_files
 from prefect_ray_worker.bundles.modules import local_modules, main_file
 from prefect_ray_worker.errors import BundleRefused, Unpicklable
 from prefect_ray_worker.prefect_api.compat import saved_block_id
+from prefect_ray_worker.shared.references import unpicklable_in
 
 _OUTSIDE = "outside"
 _LONGEST_PARAMETER = 256 * 1024
@@ -335,33 +336,11 @@ def _culprit(packed: PackedFlow) -> str | None:
     for name, value in packed.arguments.items():
         if not _can_dump(value):
             return f"the flow's {name}, a {type(value).__qualname__},"
-    return _culprit_in(packed.fn, set())
-
-
-def _culprit_in(function: Any, seen: set[int]) -> str | None:
-    function = getattr(function, "fn", function)
-    if not isinstance(function, types.FunctionType) or id(function) in seen:
+    found = unpicklable_in(packed.fn, _can_dump)
+    if found is None:
         return None
-    seen.add(id(function))
-    used = [(n, function.__globals__.get(n)) for n in _names_in(function.__code__)]
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
-    used += [(name, cell.cell_contents) for name, cell in cells]
-    for name, value in used:
-        if value is None or _can_dump(value):
-            continue
-        if deeper := _culprit_in(value, seen):
-            return deeper
-        where = f"which {function.__qualname__!r} uses"
-        return f"the global {name!r}, a {type(value).__qualname__} {where},"
-    return None
-
-
-def _names_in(code: types.CodeType) -> list[str]:
-    names = list(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names += _names_in(constant)
-    return names
+    used_by = f"which {found.function.__qualname__!r} uses"
+    return f"the {found.kind} {found.name!r}, a {found.type_name} {used_by},"
 
 
 def _can_dump(value: Any) -> bool:

@@ -22,6 +22,8 @@ from typing import Any
 from prefect.flows import Flow
 from prefect.tasks import Task
 
+from prefect_ray_worker.shared.references import global_names
+
 _PACKAGE = __name__.partition(".")[0]
 
 
@@ -319,13 +321,3 @@ class _Walk:
 
 def _describes(value: Any) -> bool:
     return isinstance(value, type) or hasattr(type(value), "__get__")
-
-
-@functools.lru_cache(4096)
-def global_names(code: types.CodeType) -> frozenset[str]:
-    """Return the names of globals and attributes that code uses, inner functions included."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= global_names(constant)
-    return frozenset(names)

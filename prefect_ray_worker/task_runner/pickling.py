@@ -9,7 +9,6 @@ import functools
 import hashlib
 import io
 import pickle
-import types
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any, cast
 
 from prefect.tasks import Task
 
+from prefect_ray_worker.shared.references import unpicklable_in
 from prefect_ray_worker.task_runner import modules
 
 
@@ -287,7 +287,7 @@ def culprit(task: Task[Any, Any], exc: Exception) -> str:
         exc: What pickling it has raised.
     """
     said = f"{type(exc).__name__}: {exc}"
-    found = _search(task.fn, set()) or _attribute(task)
+    found = _use_in(task.fn) or _attribute(task)
     if found is None:
         return said
     return (
@@ -303,40 +303,19 @@ def _attribute(task: Task[Any, Any]) -> str | None:
         parts: list[Any] = [value]
         if isinstance(value, list | tuple):  # of hooks
             parts = list(cast("list[Any]", value))
-        inside = next((found for part in parts if (found := _search(part, set()))), None)
+        inside = next((found for part in parts if (found := _use_in(part))), None)
         return f"its {name}: {inside}" if inside else f"its {name}, a {type(value).__qualname__}"
     return None
 
 
-def _search(function: Any, seen: set[int]) -> str | None:
-    function = getattr(function, "fn", function)
-    if not isinstance(function, types.FunctionType) or id(function) in seen:
+def _use_in(function: Any) -> str | None:
+    found = unpicklable_in(function, _is_picklable)
+    if found is None:
         return None
-    seen.add(id(function))
-    where = f"function {function.__qualname__!r} ({function.__module__})"
-    for kind, name, value in _references(function):
-        if _is_picklable(value):
-            continue
-        deeper = _search(value, seen)
-        if deeper is not None:
-            return deeper
-        what = f"{kind} {name!r}, a {type(value).__qualname__}"
-        return f"{where} uses the {what}, which cannot be pickled"
-    return None
-
-
-def _references(function: types.FunctionType) -> list[tuple[str, str, Any]]:
-    found: list[tuple[str, str, Any]] = []
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
-        try:
-            found.append(("variable", name, cell.cell_contents))
-        except ValueError:  # not assigned yet
-            continue
-    present = modules.global_names(function.__code__) & function.__globals__.keys()
-    found += [("global", name, function.__globals__[name]) for name in sorted(present)]
-    defaults = function.__defaults__ or ()
-    found += [("default value", repr(i), value) for i, value in enumerate(defaults)]
-    return found
+    return (
+        f"function {found.function.__qualname__!r} ({found.function.__module__}) uses the "
+        f"{found.kind} {found.name!r}, a {found.type_name}, which cannot be pickled"
+    )
 
 
 def _is_picklable(value: Any) -> bool:

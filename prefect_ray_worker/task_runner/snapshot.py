@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from prefect.tasks import Task
 
+from prefect_ray_worker.shared.references import global_names
 from prefect_ray_worker.task_runner import modules
 
 _ATOMS = {int, float, complex, str, bytes, bool, type(None), type(...), timedelta}
@@ -113,6 +114,6 @@ class _PartsWalk:
             except ValueError:  # not assigned yet
                 return False
         more = (function.__defaults__, function.__kwdefaults__, function.__dict__)
-        names = modules.global_names(function.__code__)
+        names = global_names(function.__code__)
         values = [function.__globals__[name] for name in names if name in function.__globals__]
         return all(map(self.add, (*more, *values)))
