@@ -1,7 +1,6 @@
 """`ApiServer`: sends requests to one API server, with a limit on time and on each answer's size."""
 
 import json
-import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
@@ -25,6 +24,7 @@ from prefect_ray_worker.kubernetes_api.answers import (
 )
 from prefect_ray_worker.kubernetes_api.credentials import Access, Kubeconfig, load_access
 from prefect_ray_worker.kubernetes_api.request import ApiRequest, Texts
+from prefect_ray_worker.shared.tls import failed_handshake
 
 if TYPE_CHECKING:
     import httpx2
@@ -207,7 +207,7 @@ def _error_from_transport(
     reason = f"{type(exc).__name__}: {excerpt(str(exc))}" if str(exc) else type(exc).__name__
     if isinstance(exc, httpx2.UnsupportedProtocol):
         return unusable(server, reason)
-    if isinstance(exc, httpx2.ConnectError) and _caused_by_tls(exc):
+    if isinstance(exc, httpx2.ConnectError) and failed_handshake(exc):
         return KubernetesTlsFailed(
             f"TLS with Kubernetes at {server} failed ({reason}). Check "
             "`certificate-authority-data` of the kubeconfig, and the scheme of its `server`."
@@ -226,16 +226,6 @@ def _unreadable(server: str, exc: Exception) -> KubernetesUnauthorized:
         f"The credentials for Kubernetes at {server} cannot be read ({excerpt(cause)}). Check "
         "the exec plugin, token file or token of the kubeconfig on the worker's machine."
     )
-
-
-def _caused_by_tls(exc: BaseException) -> bool:
-    # Only a failed handshake; a time-out over TLS is caused by an `SSLWantReadError`.
-    seen = exc.__cause__ or exc.__context__
-    while seen is not None:
-        if type(seen) in (ssl.SSLError, ssl.SSLCertVerificationError):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
 
 
 def _page_of(body: bytes, model: type[M]) -> tuple[list[M], str]:

@@ -4,7 +4,6 @@ Ray 2.60 reports errors as plain text with odd status codes (a duplicate id is a
 a bad label selector), so the text must be read. `docs/explanation/jobs-api.md` lists the cases.
 """
 
-import ssl
 from http import HTTPStatus
 from typing import Literal
 
@@ -26,6 +25,7 @@ from prefect_ray_worker.errors import (
 from prefect_ray_worker.ray_api.gateway import error_from_api_server
 from prefect_ray_worker.shared.masking import masked
 from prefect_ray_worker.shared.plain_text import plain
+from prefect_ray_worker.shared.tls import failed_handshake
 
 Effect = Literal["safe", "submits"]
 """Whether repeating the request is safe. All requests are idempotent except a submission."""
@@ -100,7 +100,7 @@ def error_from_transport(
     if isinstance(exc, httpx.LocalProtocolError):
         return error_from_illegal_header(address=address)
     reason = reason_of(exc)
-    if _caused_by_tls(exc):
+    if isinstance(exc, httpx.ConnectError) and failed_handshake(exc):
         return TlsFailed(
             f"TLS with {address} failed ({reason}). For a private authority set `ca_file` of "
             "the `cluster` block; Ray itself serves plain http, so check the scheme as well."
@@ -149,19 +149,6 @@ def _not_a_dashboard(address: str, what: str) -> NotRayDashboard:
         "for example http://ray-head:8265, with any path prefix of your ingress, and put the "
         "headers or cookies of a login proxy into the `cluster` block."
     )
-
-
-def _caused_by_tls(exc: BaseException) -> bool:
-    # Only a failed handshake means a wrong scheme or authority, and only these exact classes do:
-    # a time-out over TLS is caused by an `SSLWantReadError`, a cut by an `SSLEOFError`.
-    if not isinstance(exc, httpx.ConnectError):
-        return False
-    seen = exc.__cause__ or exc.__context__
-    while seen is not None:
-        if type(seen) in (ssl.SSLError, ssl.SSLCertVerificationError):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
 
 
 def _is_html(response: httpx.Response) -> bool:
