@@ -147,15 +147,8 @@ class FakeKubernetes:
     def _middleware(self) -> Any:
         @web.middleware
         async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
-            log = self.requests
-            log.append((request.method, request.path))
-            log.headers.append({k.lower(): v for k, v in request.headers.items()})
-            log.in_flight += 1
-            log.max_in_flight = max(log.max_in_flight, log.in_flight)
-            try:
+            with self.requests.answering(request):
                 return await self.faults.handle(request, _explained(handler))
-            finally:
-                log.in_flight -= 1
 
         return around
 

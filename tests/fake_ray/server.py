@@ -7,6 +7,8 @@ import re
 import socket
 import time
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, Self
 
 from aiohttp import web
@@ -49,6 +51,18 @@ class RequestLog(list[tuple[str, str]]):
     def number_of(self, method: str, path: str = "") -> int:
         """Count the requests of a method whose path matches a regular expression."""
         return sum(m == method and bool(re.search(path, p)) for m, p in self)
+
+    @contextmanager
+    def answering(self, request: web.Request) -> Generator[None, None, None]:
+        """Log a request, and count it as in flight while the context is open."""
+        self.append((request.method, request.path))
+        self.headers.append({k.lower(): v for k, v in request.headers.items()})
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
 
     @property
     def by_kind(self) -> Counter[str]:
@@ -186,15 +200,8 @@ class FakeRay:
     def _middleware(self) -> Any:
         @web.middleware
         async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
-            log = self.requests
-            log.append((request.method, request.path))
-            log.headers.append({k.lower(): v for k, v in request.headers.items()})
-            log.in_flight += 1
-            log.max_in_flight = max(log.max_in_flight, log.in_flight)
-            try:
+            with self.requests.answering(request):
                 return await self.faults.handle(request, self._guarded(handler))
-            finally:
-                log.in_flight -= 1
 
         return around
 
