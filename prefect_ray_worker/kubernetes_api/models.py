@@ -14,9 +14,6 @@ CLUSTER_LABEL = "ray.io/cluster"
 NODE_TYPE_LABEL = "ray.io/node-type"
 """On each pod of a RayCluster: `head` or `worker`."""
 
-GROUP_LABEL = "ray.io/group"
-"""On each pod of a RayCluster: the name of its group."""
-
 
 def _or_empty(value: Any) -> Any:
     # Go writes an empty list or map as null where the field is not `omitempty`.
