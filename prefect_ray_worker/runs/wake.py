@@ -9,7 +9,7 @@ from uuid import UUID
 import anyio
 from prefect.client.schemas.objects import WorkPool
 
-from prefect_ray_worker.prefect_api.pool import changes_of_runs
+from prefect_ray_worker.prefect_api.pool import RunChange, changes_of_runs
 from prefect_ray_worker.shared.backoff import Backoff
 
 # A connection that stood for so long was a good one, also if a proxy closed it for being idle.
@@ -50,6 +50,7 @@ class Wake:
         self._log = log
         self._due = math.inf
         self._earlier = anyio.Event()
+        self._is_deaf = False
 
     def within(self, seconds: float) -> None:
         """Look for scheduled runs within a time, or when the gap to the last look has passed."""
@@ -85,30 +86,32 @@ class Wake:
 
     async def _listen(self, pool: Callable[[], WorkPool]) -> None:
         backoff = Backoff()
-        is_told = False
         while True:
             reason = "the connection was closed"
             began = anyio.current_time()
             try:
                 async with aclosing(changes_of_runs(pool().id)) as changes:
                     async for change in changes:
-                        if change is None:  # connected: what came meanwhile made no event here
-                            self.within(0.0)
-                            if is_told:
-                                self._log.info("Prefect's events arrive again.")
-                                is_told = False
-                        elif change.change == "scheduled":
-                            turn = min(self._turn(change.flow_run_id), _LAST_TURN)
-                            self.within(turn * _TURN_SECONDS)
-                        else:
-                            self._look_for_cancelled()
+                        self._hear(change)
             except Exception as exc:  # noqa: BLE001 (Prefect raises plain Exception as well)
                 reason = str(exc) or type(exc).__name__
-            if not is_told:
+            if not self._is_deaf:
                 self._log.info(
                     "No events from Prefect (%s). The worker finds its runs by polling.", reason
                 )
-                is_told = True
+                self._is_deaf = True
             if anyio.current_time() - began > _STOOD_SECONDS:
                 backoff.reset()
             await anyio.sleep(backoff.next())
+
+    def _hear(self, change: RunChange | None) -> None:
+        if change is None:  # connected: what came meanwhile made no event here
+            self.within(0.0)
+            if self._is_deaf:
+                self._log.info("Prefect's events arrive again.")
+                self._is_deaf = False
+        elif change.change == "scheduled":
+            turn = min(self._turn(change.flow_run_id), _LAST_TURN)
+            self.within(turn * _TURN_SECONDS)
+        else:
+            self._look_for_cancelled()
