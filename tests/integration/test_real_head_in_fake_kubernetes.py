@@ -13,7 +13,7 @@ from tests.fake_kubernetes import CRD, MISSING_CRD, FakeKubernetes, RealHeads, a
 from tests.real_ray import marked
 from tests.waiting import wait_until
 
-# `test_kuberay_real_ray.py` runs a whole flow that way in `make test`.
+# `kuberay/test_kuberay_real_ray.py` runs a whole flow that way in `make test`.
 pytestmark = [pytest.mark.ray, pytest.mark.extra]
 
 

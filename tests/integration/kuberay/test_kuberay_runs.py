@@ -1,24 +1,10 @@
 """A cluster for each run: it comes, takes the job and goes, whatever happens in between."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
 from prefect.client.schemas.objects import StateType
 
-from tests.fake_kubernetes import CRD, MISSING_CRD, NO_NODE, Script
-from tests.integration.kuberay_stage import KubeRayStage, new_kuberay_stage
+from tests.fake_kubernetes import NO_NODE, Script
+from tests.integration.kuberay.stage import KubeRayStage
 from tests.waiting import wait_until
-
-pytestmark = pytest.mark.skipif(not CRD.exists(), reason=MISSING_CRD)
-
-
-@pytest.fixture
-async def stage(
-    prefect_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[KubeRayStage]:
-    async with new_kuberay_stage(tmp_path, monkeypatch) as staged:
-        yield staged
 
 
 async def test_a_run_gets_a_cluster_that_goes_after_it(stage: KubeRayStage) -> None:

@@ -6,7 +6,7 @@ import pytest
 from prefect.client.schemas.objects import StateType
 
 from tests.fake_kubernetes import CRD, MISSING_CRD, RealHeads
-from tests.integration.kuberay_stage import new_kuberay_stage
+from tests.integration.kuberay.stage import new_kuberay_stage
 
 pytestmark = [pytest.mark.ray, pytest.mark.skipif(not CRD.exists(), reason=MISSING_CRD)]
 

@@ -2,28 +2,18 @@
 
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from prefect.client.schemas.objects import StateType
 
-from tests.fake_kubernetes import CRD, MISSING_CRD, NO_NODE, Fault, Kind, Script
-from tests.integration.kuberay_stage import KubeRayStage, new_kuberay_stage
+from tests.fake_kubernetes import NO_NODE, Fault, Kind, Script
+from tests.integration.kuberay.stage import KubeRayStage
 from tests.integration.stage import HEARTBEAT_SECONDS, MISSED_SECONDS, STAGE_INTERVAL
 from tests.integration.worker_process import worker_process
 from tests.waiting import wait_until
-
-pytestmark = pytest.mark.skipif(not CRD.exists(), reason=MISSING_CRD)
-
-
-@pytest.fixture
-async def stage(
-    prefect_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[KubeRayStage]:
-    async with new_kuberay_stage(tmp_path, monkeypatch) as staged:
-        yield staged
 
 
 @contextmanager

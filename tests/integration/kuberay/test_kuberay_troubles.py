@@ -1,25 +1,14 @@
 """Each trouble of a cluster that is made for a run, in words on the run, within its limit."""
 
 import math
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from prefect.client.schemas.objects import StateType
 
-from tests.fake_kubernetes import CRD, MISSING_CRD, NO_NODE, FakeKubernetes, Fault, Kind, Script
-from tests.integration.kuberay_stage import KubeRayStage, new_kuberay_stage
-
-pytestmark = pytest.mark.skipif(not CRD.exists(), reason=MISSING_CRD)
-
-
-@pytest.fixture
-async def stage(
-    prefect_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[KubeRayStage]:
-    async with new_kuberay_stage(tmp_path, monkeypatch) as staged:
-        yield staged
+from tests.fake_kubernetes import NO_NODE, FakeKubernetes, Fault, Kind, Script
+from tests.integration.kuberay.stage import KubeRayStage
 
 
 def script(**fields: Any) -> Callable[[FakeKubernetes], None]:

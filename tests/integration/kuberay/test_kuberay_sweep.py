@@ -3,9 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import anyio
@@ -16,24 +14,19 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from prefect_ray_worker.clusters.kuberay.manifest import cluster_name, ray_cluster
 from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
-from tests.fake_kubernetes import CRD, MISSING_CRD
-from tests.integration.kuberay_stage import KUBERAY, KubeRayStage, new_kuberay_stage
+from tests.integration.kuberay.stage import KUBERAY, KubeRayStage
 from tests.waiting import wait_until
-
-pytestmark = pytest.mark.skipif(not CRD.exists(), reason=MISSING_CRD)
 
 
 @pytest.fixture
-async def stage(
-    prefect_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[KubeRayStage]:
-    async with new_kuberay_stage(tmp_path, monkeypatch) as staged:
-        template = (await staged.pool.client.read_work_pool(staged.pool.name)).base_job_template
-        template["variables"]["properties"]["kuberay"]["default"] = KUBERAY
-        await staged.pool.client.request(
-            "PATCH", f"/work_pools/{staged.pool.name}", json={"base_job_template": template}
-        )
-        yield staged
+async def stage(stage: KubeRayStage) -> KubeRayStage:
+    """The pool names a cluster itself: the command knows no deployment."""
+    template = (await stage.pool.client.read_work_pool(stage.pool.name)).base_job_template
+    template["variables"]["properties"]["kuberay"]["default"] = KUBERAY
+    await stage.pool.client.request(
+        "PATCH", f"/work_pools/{stage.pool.name}", json={"base_job_template": template}
+    )
+    return stage
 
 
 async def left_behind(stage: KubeRayStage, run_id: UUID, *, age: float, **more: int) -> str:

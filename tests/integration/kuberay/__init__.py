@@ -1,0 +1,1 @@
+"""Runs that get a RayCluster of their own, on a fake Kubernetes."""
