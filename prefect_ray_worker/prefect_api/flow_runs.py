@@ -11,14 +11,7 @@ from uuid import UUID
 import anyio
 import httpx
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.actions import ArtifactCreate
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    ArtifactFilterKey,
-    LogFilter,
-    LogFilterFlowRunId,
-)
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
 from prefect.client.schemas.sorting import LogSort
 from prefect.events import Event
@@ -37,6 +30,7 @@ from prefect_ray_worker.prefect_api.active_runs import (
 )
 from prefect_ray_worker.prefect_api.answers import ask_patiently
 from prefect_ray_worker.prefect_api.children import Ending, end_children
+from prefect_ray_worker.prefect_api.links import Link, put_link
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, is_claim, present_claim
 from prefect_ray_worker.shared.run_rules import RETRY_TYPE_OF_WORKERS, Patience
 
@@ -53,8 +47,6 @@ _PAGE_OF_EVENTS = 50
 # What flow engines ask for (3.8.8). Long enough for another worker to take over from this one.
 _LEASE_SECONDS = 300.0
 
-LINK_KEY = "ray-job"
-"""Key of the artifacts that link a run to its job: lower case, digits and dashes, says Prefect."""
 INFRASTRUCTURE_PENDING = "InfrastructurePending"
 """Name of the Pending state of a run whose job has not started: Prefect's own."""
 DEPLOYMENT_SLOT_LOST = "DeploymentSlotLost"
@@ -178,43 +170,9 @@ class FlowRuns:
             return False
         return granted.name == name
 
-    async def link(
-        self, flow_run_id: UUID, url: str, *, text: str, description: str, may_be_there: bool
-    ) -> None:
-        """Put a link onto a run, as an artifact, unless the run has it already.
-
-        All runs share the key: Prefect shows the artifacts of a key as versions of one thing, and a
-        key of its own for each run would fill the page of artifacts.
-
-        Args:
-            flow_run_id: The run.
-            url: Where it leads.
-            text: What is to be read there.
-            description: What it is, in Markdown.
-            may_be_there: Whether to look for it first.
-        """
-        data = f"[{text}]({url})"
-        if may_be_there and data in await self._links_of(flow_run_id):
-            return
-        await self._client.create_artifact(
-            ArtifactCreate(
-                key=LINK_KEY,
-                # What Prefect's own link artifacts are (`LinkArtifact`, 3.8.8).
-                type="markdown",
-                description=description,
-                data=data,
-                flow_run_id=flow_run_id,
-            )
-        )
-
-    async def _links_of(self, flow_run_id: UUID) -> list[object]:
-        present = await self._client.read_artifacts(
-            artifact_filter=ArtifactFilter(
-                key=ArtifactFilterKey(any_=[LINK_KEY]),
-                flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]),
-            ),
-        )
-        return [artifact.data for artifact in present]
+    async def link(self, flow_run_id: UUID, link: Link, *, may_be_there: bool) -> None:
+        """Put a link onto a run; see `put_link`."""
+        await put_link(self._client, flow_run_id, link, may_be_there=may_be_there)
 
     async def crash(self, flow_run_id: UUID, message: str, *, rename: bool = False) -> bool:
         """Mark a run Crashed, unless it has ended, or been rescheduled, in the meantime.

@@ -12,6 +12,7 @@ from prefect_ray_worker.errors import JobsApiError
 from prefect_ray_worker.metrics import ActiveJob
 from prefect_ray_worker.prefect_api import events
 from prefect_ray_worker.prefect_api.events import Happening, Label, Subject
+from prefect_ray_worker.prefect_api.links import Link
 from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
 from prefect_ray_worker.runs.explain import Wait
 from prefect_ray_worker.runs.judge import UNTOUCHED, Outcome, verdict_of_driver
@@ -63,19 +64,17 @@ class Narrator:
         page = attempt.dashboard_page
         if page is None:
             return
+        link = Link(
+            page,
+            text="Ray dashboard: the job",
+            description=f"The Ray Job of this run, `{attempt.job_id}`, in the dashboard of its "
+            "cluster.",
+        )
         try:
             async with self._services.links:
                 with anyio.fail_after(_PREFECT_SECONDS):
-                    await self._services.flow_runs.link(
-                        attempt.run_id,
-                        page,
-                        text="Ray dashboard: the job",
-                        description=(
-                            f"The Ray Job of this run, `{attempt.job_id}`, in the dashboard of "
-                            "its cluster."
-                        ),
-                        may_be_there=was_there,
-                    )
+                    flow_runs = self._services.flow_runs
+                    await flow_runs.link(attempt.run_id, link, may_be_there=was_there)
         except TimeoutError:
             _log.warning(
                 "The run %s has no link to its job: the Prefect API did not answer within %g s.",

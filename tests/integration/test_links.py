@@ -9,7 +9,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import Artifact, StateType
 
 from prefect_ray_worker.config.block import RayCluster
-from prefect_ray_worker.prefect_api.flow_runs import LINK_KEY
+from prefect_ray_worker.prefect_api.links import LINK_KEY
 from tests.integration.harness import Pool
 from tests.integration.stage import Stage
 from tests.waiting import wait_until
