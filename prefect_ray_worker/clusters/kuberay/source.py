@@ -9,6 +9,7 @@ from uuid import UUID
 
 import anyio
 
+from prefect_ray_worker.clusters.kuberay.look import StartTiming
 from prefect_ray_worker.clusters.kuberay.manifest import (
     ATTEMPT_LABEL,
     KEEP_FAILED,
@@ -19,7 +20,7 @@ from prefect_ray_worker.clusters.kuberay.manifest import (
 )
 from prefect_ray_worker.clusters.kuberay.orphans import run_in_labels, seconds_in, why_orphaned
 from prefect_ray_worker.clusters.kuberay.reach import place_in, reached, ref_of
-from prefect_ray_worker.clusters.kuberay.start import ClusterStart, StartTiming
+from prefect_ray_worker.clusters.kuberay.start import ClusterStart
 from prefect_ray_worker.clusters.source import (
     Cluster,
     ClusterPlan,

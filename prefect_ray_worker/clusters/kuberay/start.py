@@ -4,69 +4,36 @@ Creation is a POST of a fixed name, so that a repeated request, and another work
 second cluster. After an unclear answer the name is read back.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
 
-from prefect_ray_worker.clusters.kuberay.manifest import ATTEMPT_LABEL, POOL_LABEL, RUN_LABEL
-from prefect_ray_worker.clusters.kuberay.reach import reached
-from prefect_ray_worker.clusters.kuberay.reading import (
-    ClusterState,
-    Evidence,
-    Reading,
-    StartPatience,
-    reading,
+from prefect_ray_worker.clusters.kuberay.look import (
+    ClusterLook,
+    StartTiming,
+    start_failed,
+    start_refused,
 )
+from prefect_ray_worker.clusters.kuberay.manifest import ATTEMPT_LABEL, POOL_LABEL, RUN_LABEL
+from prefect_ray_worker.clusters.kuberay.reading import ClusterState
 from prefect_ray_worker.clusters.source import Cluster, StartProgress
 from prefect_ray_worker.config.kuberay import KubeRay
-from prefect_ray_worker.diagnosis.text import clean
 from prefect_ray_worker.errors import (
     AlreadyThere,
-    ClusterFailed,
-    JobsApiError,
-    KubeRayMissing,
     KubernetesError,
-    KubernetesForbidden,
-    KubernetesUnauthorized,
     KubernetesUnreachable,
-    NamespaceTerminating,
-    NotAuthorized,
     ObjectMissing,
     ObjectReplaced,
     QuotaExceeded,
 )
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
-from prefect_ray_worker.kubernetes_api.models import PodObject, RayClusterObject
-from prefect_ray_worker.ray_api.client import JobsClient
-from prefect_ray_worker.ray_api.tokens import TokenSource
+from prefect_ray_worker.kubernetes_api.models import RayClusterObject
 from prefect_ray_worker.shared.backoff import Backoff, jittered
 from prefect_ray_worker.shared.category import Category
-from prefect_ray_worker.shared.diagnosis import diagnosed
 
-_LINES_OF_HEAD = 50
-_ANSWER_SECONDS = 10.0
 # For so long the pods of an earlier attempt's cluster may take to end.
 _EARLIER_SECONDS = 300.0
-
-
-@dataclass(frozen=True)
-class StartTiming:
-    """Waits while a cluster starts, in seconds. Tests shorten them.
-
-    Attributes:
-        poll: Between two looks at the cluster.
-        queue: Between two tries while a quota is used up.
-        image: For an image to be pulled, and a Secret to appear.
-        operator: For a first sign of KubeRay's operator.
-    """
-
-    poll: float = 2.0
-    queue: float = 10.0
-    image: float = 180.0
-    operator: float = 60.0
 
 
 @dataclass
@@ -86,9 +53,6 @@ class ClusterStart:
     manifest: dict[str, Any]
     progress: StartProgress
     timing: StartTiming
-    _heads: set[str] = field(default_factory=set[str])
-    _pods: Sequence[PodObject] = ()
-    _away_since: float | None = None
 
     @property
     def name(self) -> str:
@@ -108,16 +72,17 @@ class ClusterStart:
         """
         await self._end_earlier()
         created = await self._created()
+        look = ClusterLook(self.client, self.asked, self.namespace, self.name, self.timing)
         while True:
-            found, cluster = await self._look(created.uid)
+            found, cluster = await look.look(created.uid)
             if cluster is not None:
                 return cluster
             if found.state is ClusterState.ABSENT:
-                raise _failed(
+                raise start_failed(
                     Category.CLUSTER_DELETED, f"The RayCluster {self.name} was deleted.", retry=True
                 )
             if found.is_final:
-                raise await self._failure(found)
+                raise await look.failure(found)
             if found.sentence:
                 self.progress.waits(f"Cluster {self.name}: {found.sentence}.")
             await anyio.sleep(self.timing.poll)
@@ -141,9 +106,9 @@ class ClusterStart:
                 self.progress.waits(f"Cluster {self.name}: the Kubernetes API is away: {said}")
                 pause = backoff.next()
             except KubernetesError as exc:
-                raise _refused(exc, self.namespace) from exc
+                raise start_refused(exc, self.namespace) from exc
             if anyio.current_time() + pause - began >= self.asked.start_timeout_seconds:
-                raise _failed(category, said)
+                raise start_failed(category, said)
             await anyio.sleep(pause)
 
     async def _create_or_read(self) -> RayClusterObject | None:
@@ -168,91 +133,11 @@ class ClusterStart:
         labels = self.manifest["metadata"]["labels"]
         ours = all(cluster.labels.get(k) == labels[k] for k in (RUN_LABEL, ATTEMPT_LABEL))
         if not ours:
-            raise _failed(
+            raise start_failed(
                 Category.CLUSTER_SPEC_INVALID,
                 f"There is a RayCluster {self.name} that was not made for this run.",
             )
         return cluster
-
-    async def _look(self, uid: str) -> tuple[Reading, Cluster | None]:
-        """Return how far the cluster is, and the cluster once it takes jobs."""
-        try:
-            evidence, cluster = await self._evidence(uid)
-            self._away_since = None
-        except KubernetesUnreachable as exc:
-            # Nothing is known, so nothing is decided, for as long as a start may take.
-            now = anyio.current_time()
-            self._away_since = now if self._away_since is None else self._away_since
-            is_long = now - self._away_since >= self.asked.start_timeout_seconds
-            away = f"the Kubernetes API does not answer ({exc})"
-            category = Category.KUBERNETES_UNREACHABLE
-            return Reading(ClusterState.PROVISIONING, away, category, is_final=is_long), None
-        except KubernetesError as exc:
-            raise _refused(exc, self.namespace) from exc
-        found = reading(
-            evidence,
-            ready_when=self.asked.ready_when,
-            patience=StartPatience(
-                self.asked.start_timeout_seconds, self.timing.image, self.timing.operator
-            ),
-            now=datetime.now(UTC),
-        )
-        return found, cluster if found.state is ClusterState.ANSWERING else None
-
-    async def _evidence(self, uid: str) -> tuple[Evidence, Cluster | None]:
-        client, namespace = self.client, self.namespace
-        try:
-            there = await client.get_cluster(namespace, self.name)
-        except ObjectMissing:
-            return Evidence(None), None
-        if there.uid != uid:
-            return Evidence(None), None
-        self._pods = await client.pods(namespace, self.name)
-        ours = [pod for pod in self._pods if pod.belongs_to(uid)]
-        self._heads |= {pod.uid for pod in ours if pod.is_head}
-        events = await client.events(namespace, uid)
-        cluster, silence = None, ""
-        up = there.is_true("HeadPodReady") or any(p.is_head and p.is_ready for p in ours)
-        if up and not there.is_terminating:
-            cluster = await reached(client, there, self.asked)
-            silence = "KubeRay has not made the Secret with its token yet"
-            if not there.has_token or cluster.connection.token != TokenSource():
-                silence = await _silence_of(cluster)
-        answers = cluster is not None and not silence
-        evidence = Evidence(
-            there, self._pods, events, answers, silence, heads=max(len(self._heads), 1)
-        )
-        return evidence, cluster
-
-    async def _failure(self, found: Reading) -> ClusterFailed:
-        category = found.category or Category.CLUSTER_START_TIMEOUT
-        lines: list[str] = []
-        if category is Category.HEAD_CRASH_LOOP:
-            lines = await self._last_words()
-        cause = f"The RayCluster {self.name} did not start: {found.sentence}."
-        retry = category is Category.CLUSTER_DELETED
-        return _failed(category, cause, lines=lines, retry=retry)
-
-    async def _last_words(self) -> list[str]:
-        """Return the end of the head's log, from before its last crash if it is there."""
-        head = next((pod for pod in self._pods if pod.is_head), None)
-        if head is None or not head.main_containers:
-            return []
-        container = max(head.main_containers, key=lambda c: c.restarts).name
-        for previous in (True, False):
-            try:
-                text = await self.client.pod_log(
-                    self.namespace,
-                    head.name,
-                    _LINES_OF_HEAD,
-                    container=container,
-                    previous=previous,
-                )
-            except KubernetesError as exc:
-                return [f"(The log of the head cannot be read: {exc})"]
-            if text.strip():
-                return clean(text)[-_LINES_OF_HEAD:]
-        return []
 
     async def _end_earlier(self) -> None:
         """Delete the clusters of earlier attempts at the run, and wait for the end of their pods.
@@ -269,13 +154,13 @@ class ClusterStart:
                 self.progress.waits(f"Cluster {self.name}: the Kubernetes API is away: {exc}")
                 left = ["?"]
                 if anyio.current_time() >= deadline:
-                    raise _failed(Category.KUBERNETES_UNREACHABLE, str(exc)) from exc
+                    raise start_failed(Category.KUBERNETES_UNREACHABLE, str(exc)) from exc
             except KubernetesError as exc:
-                raise _refused(exc, self.namespace) from exc
+                raise start_refused(exc, self.namespace) from exc
             if not left:
                 return
             if anyio.current_time() >= deadline:
-                raise _failed(
+                raise start_failed(
                     Category.CLUSTER_START_TIMEOUT,
                     f"The pods of the cluster of an earlier attempt have not ended within "
                     f"{limit:g} s: {', '.join(left)}.",
@@ -302,44 +187,3 @@ class ClusterStart:
             if any(pod.belongs_to(cluster.uid) for pod in pods):
                 left.append(cluster.name)
         return left
-
-
-async def _silence_of(cluster: Cluster) -> str:
-    """Return why a cluster does not take jobs yet; empty if it does.
-
-    Raises:
-        ClusterFailed: It refuses the worker, or the API server does in its place.
-    """
-    try:
-        with anyio.fail_after(_ANSWER_SECONDS):
-            async with JobsClient(cluster.connection) as ray:
-                await ray.version()
-    except NotAuthorized as exc:
-        raise _failed(Category.CLUSTER_FORBIDDEN, str(exc)) from exc
-    except JobsApiError as exc:
-        return str(exc).rstrip(".")
-    except TimeoutError:
-        return f"no answer within {_ANSWER_SECONDS:g} s"
-    return ""
-
-
-def _failed(
-    category: Category, cause: str, *, lines: Sequence[str] = (), retry: bool = False
-) -> ClusterFailed:
-    why = diagnosed(category, cause, lines=lines)
-    return ClusterFailed(str(why), category=category.label, may_retry=retry)
-
-
-def _refused(exc: KubernetesError, namespace: str) -> ClusterFailed:
-    """Return what an answer of the API server means that another try does not change."""
-    match exc:
-        case KubeRayMissing():
-            return _failed(Category.KUBERAY_MISSING, str(exc))
-        case KubernetesForbidden() | KubernetesUnauthorized():
-            return _failed(Category.CLUSTER_FORBIDDEN, str(exc))
-        case NamespaceTerminating():
-            return _failed(Category.CLUSTER_NAMESPACE_GONE, str(exc))
-        case ObjectMissing() if exc.resource == "namespaces":
-            return _failed(Category.CLUSTER_NAMESPACE_GONE, f"There is no namespace {namespace!r}.")
-        case _:
-            return _failed(Category.CLUSTER_SPEC_INVALID, str(exc))

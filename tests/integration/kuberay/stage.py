@@ -11,8 +11,8 @@ from uuid import UUID
 import pytest
 from prefect.client.schemas.objects import FlowRun, StateType
 
+from prefect_ray_worker.clusters.kuberay.look import StartTiming
 from prefect_ray_worker.clusters.kuberay.source import KubeRayClusters
-from prefect_ray_worker.clusters.kuberay.start import StartTiming
 from tests.fake_kubernetes import FakeHeads, FakeKubernetes, RealHeads
 from tests.fake_ray import FakeJob, FakeRay
 from tests.fake_ray.script import RUNS_FOREVER

@@ -1,0 +1,204 @@
+"""`ClusterLook`: looks at one RayCluster that is being waited for, and says why it is not ready."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import anyio
+
+from prefect_ray_worker.clusters.kuberay.reach import reached
+from prefect_ray_worker.clusters.kuberay.reading import (
+    ClusterState,
+    Evidence,
+    Reading,
+    StartPatience,
+    reading,
+)
+from prefect_ray_worker.clusters.source import Cluster
+from prefect_ray_worker.config.kuberay import KubeRay
+from prefect_ray_worker.diagnosis.text import clean
+from prefect_ray_worker.errors import (
+    ClusterFailed,
+    JobsApiError,
+    KubeRayMissing,
+    KubernetesError,
+    KubernetesForbidden,
+    KubernetesUnauthorized,
+    KubernetesUnreachable,
+    NamespaceTerminating,
+    NotAuthorized,
+    ObjectMissing,
+)
+from prefect_ray_worker.kubernetes_api.client import KubernetesClient
+from prefect_ray_worker.kubernetes_api.models import PodObject
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.tokens import TokenSource
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import diagnosed
+
+_LINES_OF_HEAD = 50
+_ANSWER_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class StartTiming:
+    """Waits while a cluster starts, in seconds. Tests shorten them.
+
+    Attributes:
+        poll: Between two looks at the cluster.
+        queue: Between two tries while a quota is used up.
+        image: For an image to be pulled, and a Secret to appear.
+        operator: For a first sign of KubeRay's operator.
+    """
+
+    poll: float = 2.0
+    queue: float = 10.0
+    image: float = 180.0
+    operator: float = 60.0
+
+
+@dataclass
+class ClusterLook:
+    """Looks at one RayCluster, again and again.
+
+    Attributes:
+        client: Of the Kubernetes cluster.
+        asked: The job variable.
+        namespace: The cluster's.
+        name: The cluster's.
+        timing: Waits.
+    """
+
+    client: KubernetesClient
+    asked: KubeRay
+    namespace: str
+    name: str
+    timing: StartTiming
+    _heads: set[str] = field(default_factory=set[str])
+    _pods: Sequence[PodObject] = ()
+    _away_since: float | None = None
+
+    async def look(self, uid: str) -> tuple[Reading, Cluster | None]:
+        """Return how far the cluster is, and the cluster once it takes jobs."""
+        try:
+            evidence, cluster = await self._evidence(uid)
+            self._away_since = None
+        except KubernetesUnreachable as exc:
+            # Nothing is known, so nothing is decided, for as long as a start may take.
+            now = anyio.current_time()
+            self._away_since = now if self._away_since is None else self._away_since
+            is_long = now - self._away_since >= self.asked.start_timeout_seconds
+            away = f"the Kubernetes API does not answer ({exc})"
+            category = Category.KUBERNETES_UNREACHABLE
+            return Reading(ClusterState.PROVISIONING, away, category, is_final=is_long), None
+        except KubernetesError as exc:
+            raise start_refused(exc, self.namespace) from exc
+        found = reading(
+            evidence,
+            ready_when=self.asked.ready_when,
+            patience=StartPatience(
+                self.asked.start_timeout_seconds, self.timing.image, self.timing.operator
+            ),
+            now=datetime.now(UTC),
+        )
+        return found, cluster if found.state is ClusterState.ANSWERING else None
+
+    async def _evidence(self, uid: str) -> tuple[Evidence, Cluster | None]:
+        client, namespace = self.client, self.namespace
+        try:
+            there = await client.get_cluster(namespace, self.name)
+        except ObjectMissing:
+            return Evidence(None), None
+        if there.uid != uid:
+            return Evidence(None), None
+        self._pods = await client.pods(namespace, self.name)
+        ours = [pod for pod in self._pods if pod.belongs_to(uid)]
+        self._heads |= {pod.uid for pod in ours if pod.is_head}
+        events = await client.events(namespace, uid)
+        cluster, silence = None, ""
+        up = there.is_true("HeadPodReady") or any(p.is_head and p.is_ready for p in ours)
+        if up and not there.is_terminating:
+            cluster = await reached(client, there, self.asked)
+            silence = "KubeRay has not made the Secret with its token yet"
+            if not there.has_token or cluster.connection.token != TokenSource():
+                silence = await _silence_of(cluster)
+        answers = cluster is not None and not silence
+        evidence = Evidence(
+            there, self._pods, events, answers, silence, heads=max(len(self._heads), 1)
+        )
+        return evidence, cluster
+
+    async def failure(self, found: Reading) -> ClusterFailed:
+        """Return what a final reading means for the runs that wait for the cluster."""
+        category = found.category or Category.CLUSTER_START_TIMEOUT
+        lines: list[str] = []
+        if category is Category.HEAD_CRASH_LOOP:
+            lines = await self._last_words()
+        cause = f"The RayCluster {self.name} did not start: {found.sentence}."
+        retry = category is Category.CLUSTER_DELETED
+        return start_failed(category, cause, lines=lines, retry=retry)
+
+    async def _last_words(self) -> list[str]:
+        """Return the end of the head's log, from before its last crash if it is there."""
+        head = next((pod for pod in self._pods if pod.is_head), None)
+        if head is None or not head.main_containers:
+            return []
+        container = max(head.main_containers, key=lambda c: c.restarts).name
+        for previous in (True, False):
+            try:
+                text = await self.client.pod_log(
+                    self.namespace,
+                    head.name,
+                    _LINES_OF_HEAD,
+                    container=container,
+                    previous=previous,
+                )
+            except KubernetesError as exc:
+                return [f"(The log of the head cannot be read: {exc})"]
+            if text.strip():
+                return clean(text)[-_LINES_OF_HEAD:]
+        return []
+
+
+async def _silence_of(cluster: Cluster) -> str:
+    """Return why a cluster does not take jobs yet; empty if it does.
+
+    Raises:
+        ClusterFailed: It refuses the worker, or the API server does in its place.
+    """
+    try:
+        with anyio.fail_after(_ANSWER_SECONDS):
+            async with JobsClient(cluster.connection) as ray:
+                await ray.version()
+    except NotAuthorized as exc:
+        raise start_failed(Category.CLUSTER_FORBIDDEN, str(exc)) from exc
+    except JobsApiError as exc:
+        return str(exc).rstrip(".")
+    except TimeoutError:
+        return f"no answer within {_ANSWER_SECONDS:g} s"
+    return ""
+
+
+def start_failed(
+    category: Category, cause: str, *, lines: Sequence[str] = (), retry: bool = False
+) -> ClusterFailed:
+    """Return the error for a cluster that does not become ready."""
+    why = diagnosed(category, cause, lines=lines)
+    return ClusterFailed(str(why), category=category.label, may_retry=retry)
+
+
+def start_refused(exc: KubernetesError, namespace: str) -> ClusterFailed:
+    """Return what an answer of the API server means that another try does not change."""
+    match exc:
+        case KubeRayMissing():
+            return start_failed(Category.KUBERAY_MISSING, str(exc))
+        case KubernetesForbidden() | KubernetesUnauthorized():
+            return start_failed(Category.CLUSTER_FORBIDDEN, str(exc))
+        case NamespaceTerminating():
+            return start_failed(Category.CLUSTER_NAMESPACE_GONE, str(exc))
+        case ObjectMissing() if exc.resource == "namespaces":
+            return start_failed(
+                Category.CLUSTER_NAMESPACE_GONE, f"There is no namespace {namespace!r}."
+            )
+        case _:
+            return start_failed(Category.CLUSTER_SPEC_INVALID, str(exc))
