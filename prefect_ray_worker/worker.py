@@ -389,5 +389,5 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             if follower.attempt.cluster is opened:
                 flow_run = follower.attempt.flow_run.model_copy(deep=True)
                 configuration = await self._configuration_of(flow_run)
-                return await self._sources.find(configuration, follower.attempt.job_id)
+                return await self._sources.find(configuration, follower.attempt.job_id, opened.ref)
         return None

@@ -50,22 +50,34 @@ class ClusterSources:
             LocalClusters(state_directory(prefect_home), in_use=not default_address),
         )
 
-    async def plan(self, configuration: RayJobConfiguration, job_id: str | None) -> ClusterPlan:
+    async def plan(
+        self,
+        configuration: RayJobConfiguration,
+        job_id: str | None,
+        recorded: ClusterRef | None = None,
+    ) -> ClusterPlan:
         """Return what a run will get; see `ClusterSource.plan`."""
-        return (await self._choose(configuration, job_id))[1]
+        return (await self._choose(configuration, job_id, recorded))[1]
 
     async def acquire(
-        self, configuration: RayJobConfiguration, job_id: str, progress: StartProgress
+        self,
+        configuration: RayJobConfiguration,
+        job_id: str,
+        progress: StartProgress,
+        recorded: ClusterRef | None = None,
     ) -> Cluster:
         """Return the cluster of a run, and start it if needed; see `ClusterSource.acquire`."""
-        source, plan = await self._choose(configuration, job_id)
+        source, plan = await self._choose(configuration, job_id, recorded)
         return await source.acquire(plan, progress)
 
     async def find(
-        self, configuration: RayJobConfiguration, job_id: str | None = None
+        self,
+        configuration: RayJobConfiguration,
+        job_id: str | None = None,
+        recorded: ClusterRef | None = None,
     ) -> Cluster | None:
         """Return the cluster of a run without starting it; see `ClusterSource.look`."""
-        source, plan = await self._choose(configuration, job_id)
+        source, plan = await self._choose(configuration, job_id, recorded)
         return await source.look(plan)
 
     async def find_named(
@@ -82,7 +94,9 @@ class ClusterSources:
             pool_configuration: That of a run which sets nothing; None if it cannot be read.
         """
         for configuration in (pool_configuration, RayJobConfiguration()):
-            cluster = None if configuration is None else await self.find(configuration, job_id)
+            if configuration is None:
+                continue
+            cluster = await self.find(configuration, job_id, ref)
             if cluster is not None and cluster.ref == ref:
                 return cluster
         return Cluster(ref, Connection(str(ref), off_limits=True))
@@ -129,11 +143,14 @@ class ClusterSources:
         self._ended.add(submission_id)
 
     async def _choose(
-        self, configuration: RayJobConfiguration, job_id: str | None
+        self,
+        configuration: RayJobConfiguration,
+        job_id: str | None,
+        recorded: ClusterRef | None,
     ) -> tuple[ClusterSource, ClusterPlan]:
         self._prepare_for(configuration)
         for source in self._sources:
-            plan = await source.plan(configuration, job_id)
+            plan = await source.plan(configuration, job_id, recorded)
             if plan is not None:
                 return source, plan
         raise RuntimeError("The last cluster source must plan for every run.")

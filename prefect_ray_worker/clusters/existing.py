@@ -36,7 +36,10 @@ class ExistingClusters:
         )
 
     async def plan(
-        self, configuration: RayJobConfiguration, job_id: str | None
+        self,
+        configuration: RayJobConfiguration,
+        job_id: str | None,
+        recorded: ClusterRef | None = None,
     ) -> ClusterPlan | None:
         """Return the cluster that the run or the setting names, or None."""
         connection = configuration.connection()

@@ -29,6 +29,7 @@ class OpenCluster:
     Attributes:
         ref: Identifies it.
         reachable_from: Name of the only machine that can reach it; None if others can.
+        is_on_demand: Whether workers make it when a run needs it, and delete it afterwards.
         is_for_one_run: Whether it was made for one attempt at a run, and goes after it.
         dashboard: Where people find its dashboard, if not where the worker does.
         client: Client of its Jobs API.
@@ -39,6 +40,7 @@ class OpenCluster:
 
     ref: ClusterRef
     reachable_from: str | None
+    is_on_demand: bool
     is_for_one_run: bool
     dashboard: str | None
     client: JobsClient
@@ -145,6 +147,7 @@ class OpenClusters:
         opened = OpenCluster(
             ref,
             cluster.reachable_from,
+            cluster.is_on_demand,
             cluster.is_for_one_run,
             cluster.dashboard,
             client,
@@ -154,7 +157,7 @@ class OpenClusters:
                 renew=self._renew,
                 why_gone=None if why_gone is None else lambda: why_gone(ref),
                 # A series for each cluster that comes and goes would fill the memory of both sides.
-                label=ref.kind if cluster.is_for_one_run else None,
+                label=ref.kind if cluster.is_on_demand else None,
             ),
             ClusterLogs(logs),
             anyio.CapacityLimiter(_SUBMISSIONS_AT_ONCE),

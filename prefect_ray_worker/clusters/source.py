@@ -21,6 +21,8 @@ class Cluster:
         ref: Identifies it, in this process and in others.
         connection: How this process reaches it, with credentials.
         reachable_from: Name of the only machine that can reach it; None if others can.
+        is_on_demand: Whether workers make it when a run needs it, and delete it afterwards. Its
+            reference then has a uid.
         is_for_one_run: Whether it was made for one attempt at a run, and goes after it.
         dashboard: Where people find its dashboard; None if only programs reach it.
     """
@@ -28,6 +30,7 @@ class Cluster:
     ref: ClusterRef
     connection: Connection
     reachable_from: str | None = None
+    is_on_demand: bool = False
     is_for_one_run: bool = False
     dashboard: str | None = None
 
@@ -38,25 +41,46 @@ class ClusterPlan:
 
     Attributes:
         cluster: The cluster, where it is known before anything is started.
-        ref: Its name, where that is known before it is started.
+        ref: Its name, where that is known before it is started: it follows from the attempt, or
+            the run's record has it.
+        is_on_demand: Whether any worker can make the cluster, which can take minutes.
+        is_for_one_run: Whether it is made for the attempt alone.
     """
 
     cluster: Cluster | None = None
     ref: ClusterRef | None = None
+    is_on_demand: bool = False
+    is_for_one_run: bool = False
 
     @property
-    def is_started_for_run(self) -> bool:
-        """Whether the cluster is made for the run, by any worker."""
-        return self.cluster is None and self.ref is not None
+    def may_have_job(self) -> bool:
+        """Whether a cluster that is made on demand can have the attempt's job already.
+
+        A shared one is recorded with its uid before the job is submitted to it.
+        """
+        if not self.is_on_demand or self.ref is None:
+            return False
+        return self.is_for_one_run or self.ref.uid is not None
 
     def names(self, ref: ClusterRef) -> bool:
         """Return whether a recorded reference can be to the planned cluster."""
         planned = self.cluster.ref if self.cluster is not None else self.ref
-        return planned is not None and planned in (ref, ref.planned)
+        return planned is not None and planned.may_be(ref)
 
 
 class StartProgress(Protocol):
     """Told how far the start of a cluster is."""
+
+    async def will_use(self, ref: ClusterRef) -> None:
+        """Record on the run which cluster it gets, before that is created or joined.
+
+        Call it if the cluster's name was not in the plan. Another worker that goes on with the run
+        then gets the name as `recorded`, and finds the same cluster.
+
+        Raises:
+            Exception: It cannot be recorded: change nothing.
+        """
+        ...
 
     def tell(self, line: str) -> None:
         """Take one line for the user: what was started or found."""
@@ -115,6 +139,17 @@ class PoolView(Protocol):
         """
         ...
 
+    async def in_use(self) -> frozenset[ClusterRef]:
+        """Return the planned references of all clusters that a run of the pool names.
+
+        That is each run that goes on, and each whose log is still forwarded. A run names its
+        cluster before it joins it; so read the cluster first, then this.
+
+        Raises:
+            Exception: Prefect did not answer.
+        """
+        ...
+
 
 class ClusterSource(Protocol):
     """Provides clusters of one kind.
@@ -124,20 +159,26 @@ class ClusterSource(Protocol):
     """
 
     async def plan(
-        self, configuration: RayJobConfiguration, job_id: str | None
+        self,
+        configuration: RayJobConfiguration,
+        job_id: str | None,
+        recorded: ClusterRef | None = None,
     ) -> ClusterPlan | None:
         """Return what a run will get, without asking anything; None for a run of another source.
 
         Args:
             configuration: Of the run; of the pool if there is no run.
             job_id: The submission id of the attempt's job; None if there is no run.
+            recorded: The cluster that the record of this attempt names, if it does. Plan that one
+                if it can be the source's own, whatever the configuration has become.
         """
         ...
 
     async def acquire(self, plan: ClusterPlan, progress: StartProgress) -> Cluster:
         """Return a planned cluster that takes jobs, and start it if it is not there. Idempotent.
 
-        Cancel it to stop waiting; a cluster that was started meanwhile stays.
+        Cancel it to stop waiting; a cluster that was started meanwhile stays. If the plan names a
+        cluster with its uid, the attempt's job may be there: return that cluster, or fail.
 
         Args:
             plan: From `plan`.

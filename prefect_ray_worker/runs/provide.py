@@ -1,7 +1,7 @@
 """`Provision`: gives an attempt its cluster, and tells the run what that waits for.
 
 A cluster can take minutes to start. Meanwhile the run may be cancelled, settled or deleted: the
-start is then given up, and the cluster goes.
+start is then given up, and a cluster that was made for the run alone goes.
 """
 
 import logging
@@ -20,7 +20,7 @@ from prefect_ray_worker.clusters.source import Cluster, ClusterPlan
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import ClusterFailed, InvalidConfiguration
 from prefect_ray_worker.prefect_api.flow_runs import type_of_state
-from prefect_ray_worker.runs.recovery.labels import unfinished_label
+from prefect_ray_worker.runs.recovery.labels import labelled_cluster, unfinished_label
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.shared.ids import ClusterRef, attempt_in, attempt_name
 
@@ -63,6 +63,7 @@ class Provision:
         self._run_id = flow_run.id
         self._configuration = configuration
         self._job_id = job_id
+        self._recorded = labelled_cluster(flow_run.labels, attempt_in(job_id))
         self._log = services.logger_of(flow_run)
 
     async def cluster(self, *, may_start: bool) -> Cluster | None:
@@ -76,16 +77,16 @@ class Provision:
 
         Returns:
             None if the run ended, or went on, while its cluster started, or the cluster failed:
-            the run is settled then.
+            the run is settled then, or another worker's.
 
         Raises:
             RayWorkerError: There is no cluster for the run.
         """
         sources = self._services.sources
-        plan = await sources.plan(self._configuration, self._job_id)
+        plan = await sources.plan(self._configuration, self._job_id, self._recorded)
         planned = plan.cluster
-        if not plan.is_started_for_run:
-            planned = await sources.find(self._configuration, self._job_id)
+        if not plan.is_on_demand:
+            planned = await sources.find(self._configuration, self._job_id, self._recorded)
             if planned is None and not may_start:
                 raise InvalidConfiguration(_NO_CLUSTER_FOR_A_CALLER)
         host = planned.reachable_from if planned is not None else None
@@ -94,17 +95,30 @@ class Provision:
         if planned is None or may_start:
             cluster = await self._started(plan)
         if cluster is not None and cluster != planned:
-            await self._record(cluster.ref, cluster.reachable_from)
+            try:
+                await self._record_anew(cluster.ref, cluster.reachable_from)
+            except _TakenOver:
+                return None
         return cluster
 
     async def _record(self, ref: ClusterRef | None, host: str | None) -> None:
         await self._own(self._run_id, self._job_id, ref, host)
 
+    async def _record_anew(self, ref: ClusterRef, host: str | None = None) -> None:
+        """Record what was found out about the cluster since the owner was recorded.
+
+        Raises:
+            _TakenOver: Another worker goes on with the attempt.
+        """
+        if not await self._services.lease.holds(self._run_id, self._job_id):
+            raise _TakenOver
+        await self._record(ref, host)
+
     async def _started(self, plan: ClusterPlan) -> Cluster | None:
-        """Return the cluster when it takes jobs; None once the run is over."""
-        told = _StartNews(self._log)
-        if not plan.is_started_for_run:
-            return await self._services.sources.acquire(self._configuration, self._job_id, told)
+        """Return the cluster when it takes jobs; None once the run is over, or another worker's."""
+        told = _StartNews(self._log, self._record_anew)
+        if not plan.is_on_demand:
+            return await self._acquired(told)
         run_id, services = self._run_id, self._services
         cluster: Cluster | None = None
         failure: Exception | None = None
@@ -121,20 +135,23 @@ class Provision:
                 tasks.start_soon(call_off)
                 tasks.start_soon(self._show, told)
                 try:
-                    cluster = await services.sources.acquire(
-                        self._configuration, self._job_id, told
-                    )
+                    cluster = await self._acquired(told)
                 except Exception as exc:  # noqa: BLE001 (raised below: not as a group of one)
                     failure = exc
                 tasks.cancel_scope.cancel()
-        if is_over:
+        if is_over or isinstance(failure, ObjectNotFound):
             await self._called_off(plan)
             return None
         if isinstance(failure, ClusterFailed):
             await self._failed(plan, failure)
-        elif failure is not None:
+        elif failure is not None and not isinstance(failure, _TakenOver):
             raise failure
         return cluster
+
+    async def _acquired(self, told: "_StartNews") -> Cluster:
+        return await self._services.sources.acquire(
+            self._configuration, self._job_id, told, self._recorded
+        )
 
     async def _is_over(self) -> None:
         """Return once the run is being cancelled, was settled or was deleted."""
@@ -160,7 +177,7 @@ class Provision:
                 return
 
     async def _called_off(self, plan: ClusterPlan) -> None:
-        """Delete the cluster of a run that was cancelled, settled or deleted while it started."""
+        """Let go of the cluster of a run that was cancelled, settled or deleted meanwhile."""
         flow_runs = self._services.flow_runs
         if not await self._services.lease.holds(self._run_id, self._job_id):
             return  # another worker goes on with the attempt
@@ -168,6 +185,11 @@ class Provision:
         run = await flow_runs.read(self._run_id)
         if run is not None and type_of_state(run) == StateType.CANCELLING:
             message = "Cancelled while the run's cluster was starting; the cluster is deleted."
+            if not plan.is_for_one_run:
+                message = (
+                    "Cancelled while the shared cluster was starting; other runs can use it, and "
+                    "it is deleted when it is idle."
+                )
             await flow_runs.cancelled(self._run_id, message)
         await self._finish()
 
@@ -213,14 +235,27 @@ class Provision:
             await self._services.flow_runs.label(self._run_id, label)
 
 
+class _TakenOver(Exception):
+    """Another worker goes on with the attempt."""
+
+
 class _StartNews:
     """Takes what the start of a cluster waits for, and logs each reason once."""
 
-    def __init__(self, log: "Logger | LoggerAdapter[Any]") -> None:
+    def __init__(
+        self,
+        log: "Logger | LoggerAdapter[Any]",
+        record: Callable[[ClusterRef], Awaitable[None]],
+    ) -> None:
         self._log = log
+        self._record = record
         self._told_at: dict[str, float] = {}
         self.reason = ""
         self.news = anyio.Event()
+
+    async def will_use(self, ref: ClusterRef) -> None:
+        """Record on the run which cluster it gets."""
+        await self._record(ref)
 
     def tell(self, line: str) -> None:
         """Log a line."""

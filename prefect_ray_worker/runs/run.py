@@ -77,7 +77,7 @@ class RunAttempt:
     def dashboard_page(self) -> str | None:
         """The job's page in the Ray dashboard, for people; None if only the worker reaches it."""
         dashboard = self.cluster.dashboard
-        if not self.cluster.is_for_one_run:
+        if not self.cluster.is_on_demand:
             dashboard = self.configuration.dashboard_of(self.address)
         return None if dashboard is None else f"{dashboard}/#/jobs/{self.job_id}"
 

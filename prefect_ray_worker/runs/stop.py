@@ -146,9 +146,9 @@ async def cluster_of_pid(
         InfrastructureNotAvailable: The run is configured for another cluster, or nothing says
             whether the cluster is there.
     """
-    plan = await sources.plan(configuration, pid.submission_id)
+    plan = await sources.plan(configuration, pid.submission_id, pid.cluster)
     try:
-        cluster = await sources.find(configuration, pid.submission_id)
+        cluster = await sources.find(configuration, pid.submission_id, pid.cluster)
     except KubernetesError as exc:
         raise InfrastructureNotAvailable(str(exc)) from exc
     if cluster is None and plan.names(pid.cluster):

@@ -55,6 +55,11 @@ class ClusterRef:
             return self
         return ClusterRef(self.kind, self.name.partition("@")[0])
 
+    def may_be(self, other: "ClusterRef") -> bool:
+        """Return whether both can be to one cluster: one of them may lack the uid."""
+        uids = {self.uid, other.uid} - {None}
+        return self.planned == other.planned and len(uids) <= 1
+
     @property
     def uid(self) -> str | None:
         """Identifies the one cluster of this name that is meant; None if it is not known yet."""

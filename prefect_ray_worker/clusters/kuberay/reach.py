@@ -54,6 +54,7 @@ async def reached(client: KubernetesClient, cluster: RayClusterObject, asked: Ku
     return Cluster(
         ref_of(cluster.namespace, cluster.name, cluster.uid),
         _connection(client, cluster, asked, token, published),
+        is_on_demand=True,
         is_for_one_run=asked.scope == "run",
         dashboard=published,
     )

@@ -90,7 +90,10 @@ class KubeRayClusters:
         self._told: set[str] = set()
 
     async def plan(
-        self, configuration: RayJobConfiguration, job_id: str | None
+        self,
+        configuration: RayJobConfiguration,
+        job_id: str | None,
+        recorded: ClusterRef | None = None,
     ) -> ClusterPlan | None:
         """Return the cluster that the attempt has or will have, by name; None if it asks for none.
 
@@ -108,7 +111,17 @@ class KubeRayClusters:
             self._homes[ref] = client
             self._places.add((key, namespace))
         pool_id = configuration.labels.get(POOL_LABEL, "")
-        return KubeRayPlan(None, ref, asked, client, namespace, job_id, pool_id)
+        return KubeRayPlan(
+            None,
+            ref,
+            is_on_demand=True,
+            is_for_one_run=True,
+            asked=asked,
+            client=client,
+            namespace=namespace,
+            job_id=job_id,
+            pool_id=pool_id,
+        )
 
     async def acquire(self, plan: ClusterPlan, progress: StartProgress) -> Cluster:
         """Create the planned cluster, unless it is there, and return it when it takes jobs.

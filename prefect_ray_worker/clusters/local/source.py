@@ -33,7 +33,10 @@ class LocalClusters:
         self._holds = False
 
     async def plan(
-        self, configuration: RayJobConfiguration, job_id: str | None
+        self,
+        configuration: RayJobConfiguration,
+        job_id: str | None,
+        recorded: ClusterRef | None = None,
     ) -> ClusterPlan | None:
         """Plan the local cluster for every run. Its address is unknown until it has started."""
         return ClusterPlan()

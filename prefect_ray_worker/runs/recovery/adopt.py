@@ -37,17 +37,16 @@ from prefect_ray_worker.shared.ids import (
 )
 
 _ANSWER_SECONDS = 5.0
+_NO_PLAN = ClusterPlan()
 
 
 class ConfigurationOf(Protocol):
     """Builds the prepared configuration of a run, as for its submission."""
 
     async def __call__(self, flow_run: FlowRun) -> RayJobConfiguration:
-        """Return the configuration.
+        """Return the configuration, or raise if it cannot be used, or Prefect does not answer.
 
-        Raises:
-            Exception: The Prefect API does not answer, or the configuration cannot be used any
-                more: `is_passing_error` tells these apart.
+        `is_passing_error` tells these apart.
         """
         ...
 
@@ -76,19 +75,19 @@ class _Plan:
         cluster: The cluster that it names; None if it is not there, or not known.
         trouble: Why the configuration cannot be used any more; None if it can.
         named: The cluster that it names, also if it cannot be opened as the configuration says.
-        plan: What its source will give; None if the configuration cannot be used.
+        plan: What its source will give; nothing if the configuration cannot be used.
     """
 
     configuration: RayJobConfiguration
     cluster: Cluster | None
     trouble: Exception | None = None
     named: ClusterRef | None = None
-    plan: ClusterPlan | None = None
+    plan: ClusterPlan = _NO_PLAN
 
     def is_for(self, ref: ClusterRef) -> bool:
         """Return whether a recorded reference is to the cluster of this plan."""
         found = self.cluster is not None and self.cluster.ref == ref
-        return found or (self.plan is not None and self.plan.names(ref))
+        return found or self.plan.names(ref)
 
 
 class Adoption:
@@ -97,7 +96,7 @@ class Adoption:
     Args:
         services: What the worker's runs share.
         followed: Where the adopted runs are followed.
-        configuration_of: Builds the configuration of a run, as for its submission.
+        configuration_of: Builds that of a run, as for its submission.
         queues: The queues that this worker polls; none means all.
         pool_configuration: Builds that of a run which sets nothing; None if it cannot be read.
         own: Writes the owner's labels.
@@ -139,7 +138,7 @@ class Adoption:
         flow_run = await self._flow_runs.read(run.id)
         if flow_run is None:
             return Place.UNSERVED  # it was deleted meanwhile
-        plan = await self._plan(flow_run, job_of_attempt(run.id, attempt))
+        plan = await self._plan(flow_run, job_of_attempt(run.id, attempt), named)
         if plan.trouble is not None:
             return Place.OURS  # no worker can do more for it than say so
         if named is not None:
@@ -164,14 +163,14 @@ class Adoption:
             metrics.ADOPTIONS.inc()
             await self._followed.follow(follower)
 
-    async def _plan(self, flow_run: FlowRun, job_id: str) -> _Plan:
+    async def _plan(self, flow_run: FlowRun, job_id: str, recorded: ClusterRef | None) -> _Plan:
         named: ClusterRef | None = None
         try:
             configuration = await self._configuration_of(flow_run)
-            plan = await self._sources.plan(configuration, job_id)
-            if plan.is_started_for_run:
+            plan = await self._sources.plan(configuration, job_id, recorded)
+            if plan.is_on_demand:
                 return _Plan(configuration, None, plan=plan)
-            cluster = await self._sources.find(configuration, job_id)
+            cluster = await self._sources.find(configuration, job_id, recorded)
             if cluster is not None:
                 named = cluster.ref
                 await self._services.clusters.get(cluster)
@@ -182,14 +181,16 @@ class Adoption:
         return _Plan(configuration, cluster, named=named, plan=plan)
 
     async def _follower(self, found: OrphanedRun) -> Follower | None:
-        plan = await self._plan(found.flow_run, found.job_id)
-        waits = found.pid is None and type_of_state(found.flow_run) == StateType.PENDING
-        if plan.plan is not None and plan.plan.is_started_for_run and not waits:
+        pid, attempt = found.pid, attempt_in(found.job_id)
+        recorded = pid.cluster if pid else labelled_cluster(found.flow_run.labels, attempt)
+        plan = await self._plan(found.flow_run, found.job_id, recorded)
+        waits = pid is None and type_of_state(found.flow_run) == StateType.PENDING
+        if plan.plan.may_have_job and not waits:
             # Raises while Kubernetes does not say whether it is there: asked with the next look.
-            cluster = await self._sources.find(plan.configuration, found.job_id)
+            cluster = await self._sources.find(plan.configuration, found.job_id, recorded)
             plan = replace(plan, cluster=cluster)
-        if found.pid is not None:
-            return await self._with_pid(found, found.pid, plan)
+        if pid is not None:
+            return await self._with_pid(found, pid, plan)
         if plan.trouble is not None:
             await self._end_without_cluster(found, plan.trouble)
             return None
@@ -205,9 +206,11 @@ class Adoption:
         elif cluster is None or cluster.ref != pid.cluster:
             pool = await self._pool_configuration()
             cluster = await self._sources.find_named(pid.cluster, found.job_id, pool)
-            if plan.plan is not None and plan.plan.names(pid.cluster):
+            if plan.plan.names(pid.cluster):
                 # It is gone: its run learns why, and what is left of it is let go of.
-                cluster = replace(cluster, is_for_one_run=True)
+                cluster = replace(
+                    cluster, is_on_demand=True, is_for_one_run=plan.plan.is_for_one_run
+                )
         attempt = await self._attempt(found, plan, cluster)
         if attempt is None:
             return None
@@ -269,7 +272,7 @@ class Adoption:
             await self._flow_runs.cancelled(found.flow_run.id, "Cancelled before Ray had the job.")
         if _is_over(found.flow_run):
             await self._forget(found)
-        if state == StateType.RUNNING and plan.plan is not None and plan.plan.is_started_for_run:
+        if state == StateType.RUNNING and plan.plan.may_have_job:
             gone = of_deleted_cluster(f"Kubernetes does not have {plan.plan.ref} any more")
             await self._flow_runs.crash(found.flow_run.id, gone.message)
         return None

@@ -6,9 +6,9 @@ only jobs of the worker's own pool, including those of workers that are gone.
 
 import logging
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -27,17 +27,30 @@ from prefect_ray_worker.prefect_api.active_runs import GOES_ON, ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import TERMINAL_STATUSES, JobDetails
-from prefect_ray_worker.runs.recovery.labels import is_unfinished, labelled_owner
+from prefect_ray_worker.runs.recovery.labels import (
+    CLUSTER_LABEL,
+    is_unfinished,
+    labelled_cluster,
+    labelled_owner,
+)
 from prefect_ray_worker.runs.recovery.ownership import REMEMBER_SECONDS, heir
 from prefect_ray_worker.settings import worker_settings
 from prefect_ray_worker.shared.backoff import jittered
-from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY, attempt_in, run_of_job
+from prefect_ray_worker.shared.ids import (
+    DELETE_AFTER_KEY,
+    ClusterRef,
+    InfrastructurePid,
+    attempt_in,
+    run_of_job,
+)
 
 _INTERVAL_SECONDS = 60.0
 # A record that is deleted less than about 2 s after its job's end comes back without metadata
 # (observed on 2.60).
 _SHORTEST_STAY_SECONDS = 5.0
 _AT_ONCE = 4
+# For so long after the end of its run, the log of a job is still forwarded from a shared cluster.
+_DRAIN_SECONDS = 600.0
 _MILLISECONDS = 1000
 
 _log = logging.getLogger("prefect.workers.ray.sweeper")
@@ -228,6 +241,19 @@ class PoolRuns:
         runs = await self.flow_runs.some({of.run_id for of in attempts})
         return {of: _seen_from(runs[of.run_id], of.attempt) for of in attempts if of.run_id in runs}
 
+    async def in_use(self) -> frozenset[ClusterRef]:
+        """Return the planned references of all clusters that a run of the pool names."""
+        since = datetime.now(UTC) - timedelta(seconds=_DRAIN_SECONDS)
+        # In this order: a run that ends in between is in the second answer.
+        active = await self.flow_runs.active(self.pool_id)
+        ended = await self.flow_runs.ended(self.pool_id, since)
+        named = {ref for run in active.values() for ref in _named_by(run)}
+        for run in ended.values():
+            labelled = labelled_owner(run.labels)
+            if labelled is not None and is_unfinished(run.labels, labelled[0]):
+                named |= _named_by(run)
+        return frozenset(ref.planned for ref in named)
+
 
 def _seen_from(run: ActiveRun, attempt: str) -> RunOfCluster:
     labelled = labelled_owner(run.labels)
@@ -238,6 +264,17 @@ def _seen_from(run: ActiveRun, attempt: str) -> RunOfCluster:
         is_unfinished=is_unfinished(run.labels, attempt),
         age=run.age,
     )
+
+
+def _named_by(run: ActiveRun) -> set[ClusterRef]:
+    """Return the clusters that a run names, an earlier attempt's included: it may be at its end."""
+    named: set[ClusterRef] = set()
+    attempt, _, _ = str(run.labels.get(CLUSTER_LABEL, "")).partition(" ")
+    if (labelled := labelled_cluster(run.labels, attempt)) is not None:
+        named.add(labelled)
+    with suppress(ValueError):
+        named.add(InfrastructurePid.parse(run.infrastructure_pid or "").cluster)
+    return named
 
 
 @contextmanager
