@@ -2,7 +2,7 @@
 
 import sys
 
-from prefect_ray_worker.cli import main
+from prefect_ray_worker.commands.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,13 +3,13 @@
 With `--check` it writes nothing and fails if a page is stale; `make check` and a test do that.
 """
 
-import argparse
+import inspect
 import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from prefect_ray_worker.cli import parser
+from prefect_ray_worker.commands.app import app
 from prefect_ray_worker.config.secrets import TRAVELS
 from prefect_ray_worker.doctor.report import CheckSubject, Grade, KubeRaySubject
 from prefect_ray_worker.metrics import ALL
@@ -155,8 +155,6 @@ def metrics() -> str:
 
 def cli() -> str:
     """Return the page of the command line."""
-    # Not `format_help`: that is another text in each version of Python.
-    (commands,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))  # noqa: SLF001
     subjects, of_kuberay = (
         [f"| `{subject.label}` | {_cell(subject.meaning)} |" for subject in kind]
         for kind in (CheckSubject, KubeRaySubject)
@@ -164,10 +162,10 @@ def cli() -> str:
     grades = [f"| `{grade.label}` | {_cell(grade.meaning)} |" for grade in Grade]
     parts = [
         "# Command line",
-        _generated("prefect_ray_worker/cli.py"),
+        _generated("prefect_ray_worker/commands"),
         "Call `prefect-ray-worker` or `python -m prefect_ray_worker`. To start a worker, call "
         "`prefect worker start --pool <pool> --type ray`.",
-        *(_command(name, command) for name, command in commands.choices.items()),
+        *(_command(name) for name in ("doctor", "status", "logs", "sweep")),
         "### Checks",
         "In this order. A check is not run if one that it needs failed.",
         "\n".join(["| subject | question |", "|---|---|", *subjects]),
@@ -183,17 +181,29 @@ def cli() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _command(name: str, command: argparse.ArgumentParser) -> str:
+def _command(name: str) -> str:
+    """Return the section of a command, from the parameters and the docstring of its function."""
+    commands = app()
+    command = commands[name]
+    arguments = command.assemble_argument_collection(
+        default_parameter=commands.default_parameter, parse_docstring=True
+    )
     rows: list[str] = []
-    for action in command._actions:  # noqa: SLF001
-        names = ", ".join(action.option_strings) or str(action.metavar)
-        value = f" {action.metavar}" if action.option_strings and action.metavar else ""
-        meaning = (action.help or "").replace("%(default)g", str(action.default))
-        rows.append(f"| `{_cell(names + value)}` | {_cell(meaning)} |")
-    options = "\n".join(["| argument | meaning |", "|---|---|", *rows])
-    description, epilog = command.description or "", command.epilog or ""
+    for argument in arguments:
+        parameter = argument.parameter
+        default = argument.field_info.default
+        shown = "" if default in (None, False) or argument.required else f" Default: `{default}`."
+        names = ", ".join(f"`{word}`" for word in argument.names)
+        rows.append(
+            f"| {_cell(names)} | {_cell(' '.join((parameter.help or '').split()))}{shown} |"
+        )
+    prose, _, _ = inspect.cleandoc(command.default_command.__doc__ or "").partition("\nArgs:\n")
     return "\n\n".join(
-        [f"## `prefect-ray-worker {name}`", description, options, epilog.replace("\n", "\n\n")]
+        [
+            f"## `prefect-ray-worker {name}`",
+            prose.strip(),
+            "\n".join(["| argument | meaning |", "|---|---|", *rows]),
+        ]
     )
 
 

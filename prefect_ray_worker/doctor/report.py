@@ -129,15 +129,12 @@ def skipped(subject: CheckSubject | KubeRaySubject, says: str) -> Check:
 
 # What a sentence of ours begins with: a capital letter, or code.
 _BEGINNINGS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ`"
-_COLOURS = {Grade.OK: 32, Grade.WARNING: 33, Grade.FAILED: 31, Grade.SKIPPED: 90}
 _GRADE_WIDTH = max(len(grade.label) for grade in Grade)
 
 
-def line_of(check: Check, *, colours: bool) -> str:
+def line_of(check: Check) -> str:
     """Return a check as one line: grade, subject, finding and advice."""
     grade = check.grade.label.ljust(_GRADE_WIDTH)
-    if colours:
-        grade = f"\x1b[{_COLOURS[check.grade]}m{grade}\x1b[0m"
     # What others have sent must not look like a line of ours.
     return f"{grade} {check.subject.label}: {' '.join(plain(str(check)).split())}"
 

@@ -1,28 +1,27 @@
 """`Target`: the cluster to examine and its job variables, from what the user named."""
 
 import json
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-from prefect.client.orchestration import PrefectClient, get_client
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+from prefect.client.orchestration import PrefectClient
+from prefect.settings import PREFECT_HOME
 
 from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.kuberay import KubeRay
-from prefect_ray_worker.config.secrets import without_userinfo
-from prefect_ray_worker.config.variables import RayWorkerVariables
-from prefect_ray_worker.diagnosis.text import clean
+from prefect_ray_worker.config.work_pool import (
+    default_template,
+    open_prefect,
+    read_ray_pool,
+)
 from prefect_ray_worker.errors import InvalidConfiguration
-from prefect_ray_worker.prefect_api.answers import is_gone
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.settings import RayWorkerSettings
 
-_POOL_TYPE = "ray"
+_WITHOUT_PREFECT = "name only the address of the cluster, http://<head>:8265"
+_OF_ADDRESSES = "An address begins with http:// or https://."
 _NOWHERE = "http://127.0.0.1:9/api"
 
 
@@ -79,16 +78,20 @@ async def find_target(
     if named is None or "://" in named:
         # The user has named the address, as a worker's setting does: it may have our token.
         address = named or settings.address
-        template = _default_template()
+        template = default_template()
         if not _refers_to_prefect(job_variables):
             # Never opened and never asked. Without a client Prefect would make one and, where
             # PREFECT_API_URL is not set, start a server for it (3.8.8).
             unused = PrefectClient(_NOWHERE)
             return await _target(template, job_variables, address, client=unused, pool=None)
-        async with _prefect(named or "the job variables") as client:
+        async with open_prefect(named or "the job variables", _WITHOUT_PREFECT) as client:
             return await _target(template, job_variables, address, client=client, pool=None)
-    async with _prefect(f"work pool {named!r}") as client:
-        template = await _template_of(named, client)
+    async with open_prefect(f"work pool {named!r}", _WITHOUT_PREFECT) as client:
+        try:
+            pool = await read_ray_pool(named, client)
+        except InvalidConfiguration as exc:
+            raise InvalidConfiguration(f"{exc} {_OF_ADDRESSES}") from None
+        template = pool.base_job_template or default_template()
         return await _target(template, job_variables, settings.address, client=client, pool=named)
 
 
@@ -96,29 +99,6 @@ def _refers_to_prefect(job_variables: Mapping[str, Any]) -> bool:
     """Return whether a value refers to a block or a variable in Prefect."""
     written = json.dumps(job_variables)
     return "$ref" in written or "{{" in written
-
-
-@asynccontextmanager
-async def _prefect(wanted: str) -> AsyncGenerator[PrefectClient, None]:
-    """Open a client; an error says in one sentence why Prefect cannot be asked."""
-    api = PREFECT_API_URL.value()
-    if not api:
-        raise InvalidConfiguration(
-            f"PREFECT_API_URL is not set, so {wanted} cannot be looked up. Set it as for a worker, "
-            "or name only the address of the cluster, http://<head>:8265."
-        )
-    try:
-        async with get_client() as client:
-            yield client
-    # Prefect's client raises a RuntimeError when it is opened and nothing answers (3.8.8).
-    except (PrefectHTTPStatusError, httpx.HTTPError, httpx.InvalidURL, RuntimeError) as exc:
-        cause = exc.__cause__ or exc
-        reason = next(iter(clean(str(cause))), type(cause).__name__)  # without credentials
-        raise InvalidConfiguration(
-            f"The Prefect API at {without_userinfo(api)} cannot be asked for {wanted} "
-            f"({reason}). Correct PREFECT_API_URL or the credentials, or "
-            "name only the address of the cluster."
-        ) from exc
 
 
 async def _target(
@@ -153,28 +133,3 @@ async def _local_ray() -> Connection | None:
     sources = ClusterSources.of_worker(PREFECT_HOME.value(), None)
     cluster = await sources.find(RayJobConfiguration())
     return None if cluster is None else cluster.connection
-
-
-async def _template_of(name: str, client: PrefectClient) -> dict[str, Any]:
-    try:
-        pool = await client.read_work_pool(name)
-    except ObjectNotFound as exc:
-        if not is_gone(exc):
-            raise exc.http_exc from None
-        api = without_userinfo(PREFECT_API_URL.value() or "")
-        raise InvalidConfiguration(
-            f"The Prefect API at {api} has no work pool {name!r}. `prefect "
-            "work-pool ls` lists those that it has; an address begins with http:// or https://."
-        ) from None
-    if pool.type != _POOL_TYPE:
-        raise InvalidConfiguration(
-            f"Work pool {name!r} is of type {pool.type!r}; only pools of type "
-            f"{_POOL_TYPE!r} run on Ray."
-        )
-    return pool.base_job_template or _default_template()
-
-
-def _default_template() -> dict[str, Any]:
-    """Return the template of a new work pool, as `RayWorker` offers it."""
-    variables = RayWorkerVariables.model_json_schema()
-    return {"job_configuration": RayJobConfiguration.json_template(), "variables": variables}

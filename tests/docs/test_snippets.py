@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from cyclopts import CycloptsError
 from prefect.cli._app import _app
 
 import prefect_ray_worker
-from prefect_ray_worker import cli, metrics
+from prefect_ray_worker import metrics
 from prefect_ray_worker.adhoc.decorator import RayJobVariables
+from prefect_ray_worker.commands.app import app, parse
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.doctor.report import CheckSubject, Grade
 from tests.docs.test_docs import PAGES, README, ROOT
@@ -156,7 +158,7 @@ def check_command(words: list[str]) -> None:
         arguments = [word for word in arguments if word != "--no-prompt"]  # its session's
         _app.parse_args(arguments, exit_on_error=False, print_error=False)
     elif program == "prefect-ray-worker" and "--version" not in arguments:
-        cli.parser().parse_args(arguments)
+        parse(app(), arguments)
     elif program == "make":
         targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.M))
         named = {word for word in arguments if re.fullmatch(r"[a-z][a-z-]*", word)}
@@ -166,7 +168,7 @@ def check_command(words: list[str]) -> None:
 def test_mistake_in_a_command_is_found() -> None:
     with pytest.raises(Exception, match="poool"):
         check_command(["prefect", "worker", "start", "--poool", "x"])
-    with pytest.raises(SystemExit):
+    with pytest.raises(CycloptsError):
         check_command(["prefect-ray-worker", "doctr"])
 
 

@@ -14,7 +14,6 @@ import pytest
 from aiohttp import web
 from prefect.exceptions import PrefectHTTPStatusError
 
-from prefect_ray_worker import cli
 from prefect_ray_worker.doctor import probe
 from prefect_ray_worker.doctor.examine import examine
 from prefect_ray_worker.doctor.report import Check, CheckSubject, Grade
@@ -216,13 +215,3 @@ async def test_advice_of_an_error_is_in_the_field_for_advice() -> None:
     failure = await failure_of(f"http://127.0.0.1:{free_port()}")
     assert "Check that" not in failure.says
     assert failure.advice.startswith("Check that its dashboard runs")
-
-
-@pytest.mark.parametrize("arguments", [["doctor", "-jv", "novalue"], ["doctor", "--wait", "0"], []])
-def test_bad_call_is_refused_with_the_argument(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as refused:
-        cli.main(arguments)
-    assert refused.value.code == 2
-    assert (arguments[-1] if arguments else "COMMAND") in capsys.readouterr().err

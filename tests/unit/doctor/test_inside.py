@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from prefect_ray_worker._version import __version__
-from prefect_ray_worker.doctor import probe, report, target
+from prefect_ray_worker.config.work_pool import default_template
+from prefect_ray_worker.doctor import probe, report
 from prefect_ray_worker.doctor.inside import checks_of, compare_clocks
 from prefect_ray_worker.doctor.probe_job import Findings, ProbeRun, read_findings
 from prefect_ray_worker.doctor.report import CheckSubject, Grade, failed, ok
@@ -139,9 +140,8 @@ def test_report_has_a_line_for_each_check_and_the_same_as_json() -> None:
         ok(CheckSubject.DASHBOARD, "It answers."),
         failed(CheckSubject.TLS, "No.\nReally", "Do it."),
     ]
-    lines = [report.line_of(check, colours=False) for check in checks]
+    lines = [report.line_of(check) for check in checks]
     assert lines == ["ok      dashboard: It answers.", "failed  tls: No. Really Do it."]
-    assert report.line_of(checks[1], colours=True).startswith("\x1b[31mfailed")
     assert report.summary_of(checks).startswith("1 ok, 1 failed, ")
     document = json.loads(report.json_of(checks))
     assert document["ok"] is False
@@ -157,7 +157,7 @@ def test_skipped_and_warned_is_not_failed() -> None:
 
 def test_template_without_a_pool_is_that_of_a_new_pool() -> None:
     offered = RayWorker.get_default_base_job_template()
-    ours = target._default_template()
+    ours = default_template()
     assert ours["job_configuration"] == offered["job_configuration"]
     assert ours["variables"]["properties"] == offered["variables"]["properties"]
 

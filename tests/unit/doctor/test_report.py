@@ -10,7 +10,7 @@ FORGED = "2.60\n\x1b[2K\x1b[32mok     \x1b[0m prefect-api: all is well\u202e"
 
 def test_answer_of_a_cluster_cannot_fake_a_line() -> None:
     for check in (ok(CheckSubject.RAY_VERSION, FORGED), failed(CheckSubject.RAY_VERSION, FORGED)):
-        line = report.line_of(check, colours=False)
+        line = report.line_of(check)
         assert "\n" not in line
         assert "\x1b" not in line
         assert "\u202e" not in line

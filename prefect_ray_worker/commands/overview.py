@@ -1,0 +1,357 @@
+"""`Overview`: what a work pool's workers, clusters and runs do now."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import anyio
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterId
+from prefect.client.schemas.objects import StateType, Worker, WorkerStatus, WorkPool
+from prefect.settings import PREFECT_HOME
+
+from prefect_ray_worker.clusters.choice import ClusterSources
+from prefect_ray_worker.clusters.source import Cluster
+from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.errors import JobsApiError, RayWorkerError
+from prefect_ray_worker.prefect_api.active_runs import type_in_effect
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.runs.recovery.labels import (
+    labelled_cluster,
+    labelled_owner,
+    submitter_in,
+)
+from prefect_ray_worker.settings import worker_settings
+from prefect_ray_worker.shared.ids import ClusterRef, InfrastructurePid, job_of_attempt
+
+# All that an attempt has begun on and not ended, and what waits for a worker.
+_ACTIVE = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
+# A cluster that is fine answers in milliseconds.
+_ANSWER_SECONDS = 3.0
+# The end of a reason that the worker writes for the page of the run.
+_UNTIL_NEWS = " Should that change, the run's log says so."
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WorkerSeen:
+    """A worker of the pool.
+
+    Attributes:
+        name: As Prefect knows it.
+        is_online: Whether Prefect has heard of it lately.
+        silent_seconds: Since its last heartbeat; None if it sent none.
+        runs: How many runs it owns.
+    """
+
+    name: str
+    is_online: bool
+    silent_seconds: float | None
+    runs: int
+
+
+@dataclass(frozen=True)
+class ClusterSeen:
+    """A cluster that runs of the pool use, or would use.
+
+    Attributes:
+        cluster: Its address, or its kind and name.
+        answers: Whether it does; None if it was not asked.
+        says: Which Ray it has, or why it was not asked or does not answer.
+        runs: How many runs have a job there.
+    """
+
+    cluster: str
+    answers: bool | None
+    says: str
+    runs: int
+
+
+@dataclass(frozen=True)
+class RunSeen:
+    """A run of the pool that is due, or goes on.
+
+    Attributes:
+        id: The flow run.
+        name: Its name.
+        state: The name of its state.
+        state_seconds: Since it came into that state.
+        job_id: The submission id of its present job; None if it has none yet.
+        cluster: Where that job is, or is to go.
+        worker: Who owns the run.
+        waits_for: A sentence; None for a run that waits for nothing.
+    """
+
+    id: UUID
+    name: str
+    state: str
+    state_seconds: float
+    job_id: str | None
+    cluster: str | None
+    worker: str | None
+    waits_for: str | None
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What a work pool does at one moment.
+
+    Attributes:
+        pool: The pool's name.
+        state: `READY`, `PAUSED` or `NOT_READY`, as Prefect calls it.
+        limit: How many runs it allows at once; None for any number.
+        slots: How many slots of the limit are taken; None without a limit.
+        workers: Those that are online, and those that own a run.
+        clusters: Those of the runs, and the pool's own.
+        runs: The oldest first.
+        more_runs: How many were left out.
+    """
+
+    pool: str
+    state: str
+    limit: int | None
+    slots: int | None
+    workers: tuple[WorkerSeen, ...]
+    clusters: tuple[ClusterSeen, ...]
+    runs: tuple[RunSeen, ...]
+    more_runs: int
+
+
+async def overview_of(client: PrefectClient, pool: WorkPool, *, most_runs: int) -> Overview:
+    """Return what a work pool does now.
+
+    Args:
+        client: An open client.
+        pool: The pool, just read.
+        most_runs: How many runs to show; more are counted.
+
+    Raises:
+        Exception: Prefect did not answer.
+    """
+    records, total = await _records(client, pool, most_runs)
+    workers = await _workers(client, pool.name)
+    online = frozenset(worker.name for worker in workers if worker.status == WorkerStatus.ONLINE)
+    now = datetime.now(UTC)
+    runs = tuple(_run_of(record, pool, online, now) for record in records)
+    return Overview(
+        pool=pool.name,
+        state=str(pool.status.value if pool.status else "PAUSED" if pool.is_paused else "READY"),
+        limit=pool.concurrency_limit,
+        slots=pool.active_slots if pool.concurrency_limit is not None else None,
+        workers=tuple(_seen_workers(workers, runs, now)),
+        clusters=await _seen_clusters(client, pool, records),
+        runs=runs,
+        more_runs=max(0, total - len(runs)),
+    )
+
+
+async def _records(client: PrefectClient, pool: WorkPool, most: int) -> tuple[list[Record], int]:
+    of_pool = WorkPoolFilter(id=WorkPoolFilterId(any_=[pool.id])).model_dump(mode="json")
+    due = {"next_scheduled_start_time": {"before_": datetime.now(UTC).isoformat()}}
+    begun = {"state": {"type": {"any_": [kind.value for kind in _ACTIVE]}}}
+    waiting = {"state": {"type": {"any_": [StateType.SCHEDULED.value]}}, **due}
+    found: list[Record] = []
+    total = 0
+    for filters in (begun, waiting):
+        body = {"flow_runs": filters, "work_pools": of_pool}
+        total += (await client.request("POST", "/flow_runs/count", json=body)).json()
+        oldest_first = {**body, "sort": "EXPECTED_START_TIME_ASC"}
+        read = 0
+        while len(found) < most and (page := await _page(client, {**oldest_first, "offset": read})):
+            read += len(page)
+            found += [record for record in page if record["state"]]
+    return found[:most], total
+
+
+async def _page(client: PrefectClient, body: Record) -> list[Record]:
+    return (await client.request("POST", "/flow_runs/filter", json=body)).json()
+
+
+async def _workers(client: PrefectClient, pool: str) -> list[Worker]:
+    found: list[Worker] = []
+    while page := await client.read_workers_for_work_pool(pool, offset=len(found)):
+        found += page
+    return found
+
+
+def _run_of(record: Record, pool: WorkPool, online: frozenset[str], now: datetime) -> RunSeen:
+    state, labels = record["state"], record.get("labels") or {}
+    name = state["name"] or state["type"].title()
+    is_due = _type_of(record) == StateType.SCHEDULED
+    job, ref = (None, None) if is_due else _job_of(record)
+    owner = None if is_due else _owner_in(labels)
+    since = datetime.fromisoformat(state["timestamp"])
+    if is_due:
+        since = datetime.fromisoformat(record["next_scheduled_start_time"])
+    return RunSeen(
+        id=UUID(record["id"]),
+        name=record["name"],
+        state=name,
+        state_seconds=max(0.0, (now - since).total_seconds()),
+        job_id=job,
+        cluster=None if ref is None else str(ref),
+        worker=owner,
+        waits_for=_reason(record, pool, online, owner),
+    )
+
+
+def _type_of(record: Record) -> StateType:
+    state = record["state"]
+    details = state.get("state_details") or {}
+    retry_type = (record.get("empirical_policy") or {}).get("retry_type")
+    kind = StateType(state["type"])
+    return type_in_effect(kind, retry_type, details.get("pause_reschedule"))
+
+
+def _job_of(record: Record) -> tuple[str | None, ClusterRef | None]:
+    """Return the job of a run's present attempt, and its cluster, as its labels and pid tell."""
+    labels: Mapping[str, object] = record.get("labels") or {}
+    owned = labelled_owner(labels)
+    attempt = owned[0] if owned is not None else None
+    try:
+        pid = InfrastructurePid.parse(record.get("infrastructure_pid") or "")
+    except ValueError:
+        pid = None
+    if attempt is None:
+        return (None, None) if pid is None else (pid.submission_id, pid.cluster)
+    job = job_of_attempt(UUID(record["id"]), attempt)
+    if pid is not None and pid.submission_id == job:
+        return job, pid.cluster
+    return None, labelled_cluster(labels, attempt)
+
+
+def _owner_in(labels: Mapping[str, object]) -> str | None:
+    owned = labelled_owner(labels)
+    return submitter_in(labels) if owned is None else owned[1].name
+
+
+def _reason(
+    record: Record, pool: WorkPool, online: frozenset[str], owner: str | None
+) -> str | None:
+    state = record["state"]
+    kind, message = _type_of(record), (state.get("message") or "").removesuffix(_UNTIL_NEWS)
+    if kind == StateType.SCHEDULED:
+        return _reason_of_due(state["name"], message, pool, online)
+    if owner is not None and owner not in online and kind != StateType.PAUSED:
+        return f"Its worker {owner} is offline; another worker of the pool takes it over."
+    if kind == StateType.PENDING:
+        return message or "Its worker submits it."
+    if kind == StateType.CANCELLING:
+        return "The end of its job."
+    if kind == StateType.PAUSED:
+        return "Somebody to resume it."
+    if state["type"] == StateType.SCHEDULED.value:
+        return f"Its next try, {state['name']}."
+    return None
+
+
+def _reason_of_due(
+    state_name: str | None, message: str, pool: WorkPool, online: frozenset[str]
+) -> str:
+    if pool.is_paused:
+        return f"The work pool is paused: `prefect work-pool resume {pool.name}`."
+    if not online:
+        return f"No worker of the pool is online: `prefect worker start --pool {pool.name}`."
+    limit, slots = pool.concurrency_limit, pool.active_slots or 0
+    if limit is not None and slots >= limit:
+        return f"A slot of the work pool: {slots} of {limit} are taken."
+    if state_name == "AwaitingConcurrencySlot":
+        return message or "A slot of its deployment's limit."
+    return "A worker's next look, or a slot of its work queue or of a worker's --limit."
+
+
+def _seen_workers(
+    workers: Iterable[Worker], runs: Iterable[RunSeen], now: datetime
+) -> Iterable[WorkerSeen]:
+    owned: dict[str, int] = {}
+    for run in runs:
+        if run.worker is not None:
+            owned[run.worker] = owned.get(run.worker, 0) + 1
+    for worker in sorted(workers, key=lambda worker: worker.name):
+        is_online = worker.status == WorkerStatus.ONLINE
+        if is_online or worker.name in owned:
+            beat = worker.last_heartbeat_time
+            silent = None if beat is None else max(0.0, (now - beat).total_seconds())
+            yield WorkerSeen(worker.name, is_online, silent, owned.get(worker.name, 0))
+
+
+async def _seen_clusters(
+    client: PrefectClient, pool: WorkPool, records: Iterable[Record]
+) -> tuple[ClusterSeen, ...]:
+    runs: dict[ClusterRef, list[str]] = {}
+    for record in records:
+        if _type_of(record) != StateType.SCHEDULED:
+            job, ref = _job_of(record)
+            if ref is not None:
+                runs.setdefault(ref, []).append(job or "")
+    configuration = await _configuration(client, pool)
+    sources = ClusterSources.of_worker(PREFECT_HOME.value(), worker_settings().address)
+    try:
+        found = [await _found(sources, ref, jobs, configuration) for ref, jobs in runs.items()]
+        own = await _own(sources, configuration)
+        if own is not None and own.ref not in runs:
+            found.append((own.ref, own, 0))
+        seen: list[ClusterSeen | None] = [None] * len(found)
+
+        async def look(index: int, ref: ClusterRef, cluster: Cluster | None, jobs: int) -> None:
+            seen[index] = await _look(ref, cluster, jobs)
+
+        async with anyio.create_task_group() as tasks:
+            for index, (ref, cluster, jobs) in enumerate(found):
+                tasks.start_soon(look, index, ref, cluster, jobs)
+    finally:
+        await sources.close(lambda _: None)
+    return tuple(one for one in seen if one is not None)
+
+
+async def _configuration(client: PrefectClient, pool: WorkPool) -> RayJobConfiguration | None:
+    """Return the configuration of a run which sets nothing; None if there is none."""
+    try:
+        return await RayJobConfiguration.from_template_and_values(
+            pool.base_job_template, {}, client
+        )
+    except Exception:  # noqa: BLE001 (a template can be wrong in many ways; the doctor says which)
+        return None
+
+
+async def _found(
+    sources: ClusterSources,
+    ref: ClusterRef,
+    jobs: list[str],
+    configuration: RayJobConfiguration | None,
+) -> tuple[ClusterRef, Cluster | None, int]:
+    try:
+        cluster = await sources.find_named(ref, jobs[0], configuration)
+    except RayWorkerError:
+        cluster = None
+    return ref, cluster, len(jobs)
+
+
+async def _own(
+    sources: ClusterSources, configuration: RayJobConfiguration | None
+) -> Cluster | None:
+    if configuration is None or configuration.kuberay is not None:
+        return None
+    try:
+        return await sources.find(configuration)
+    except RayWorkerError:
+        return None
+
+
+async def _look(ref: ClusterRef, cluster: Cluster | None, runs: int) -> ClusterSeen:
+    if cluster is None or cluster.connection.off_limits:
+        why = "Not asked: neither the work pool nor this machine's settings name it."
+        return ClusterSeen(str(ref), None, why, runs)
+    try:
+        with anyio.fail_after(_ANSWER_SECONDS):
+            async with JobsClient(cluster.connection) as client:
+                version = await client.version()
+    except TimeoutError:
+        says = f"It does not answer within {_ANSWER_SECONDS:g} s from this machine."
+        return ClusterSeen(str(ref), False, says, runs)
+    except JobsApiError as exc:
+        return ClusterSeen(str(ref), False, str(exc), runs)
+    return ClusterSeen(str(ref), True, f"Ray {version.ray_version}", runs)

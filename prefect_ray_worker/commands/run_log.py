@@ -1,0 +1,126 @@
+"""`RunLog`: the log of a flow run, each line once, also while the run goes on."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import anyio
+from anyio.streams.memory import MemoryObjectSendStream
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterTimestamp
+from prefect.client.schemas.objects import FlowRun, Log
+from prefect.client.schemas.sorting import LogSort
+from prefect.logging.clients import get_logs_subscriber
+
+# Also where the server streams its logs: what a broken connection has missed comes at once then.
+_READ_SECONDS = 1.0
+# Worker, driver and tasks send their lines in batches, so an older line can arrive later.
+_OVERLAP = timedelta(seconds=15)
+# Where nothing says that a log is complete: the driver's process sends its lines every 2 s (3.8.8).
+_QUIET_SECONDS = 4.0
+_LONGEST_DRAIN_SECONDS = 60.0
+_WAITING_LINES = 10_000
+
+IsComplete = Callable[[FlowRun], bool | None]
+
+
+class RunLog:
+    """Reads the log of a flow run.
+
+    Attributes:
+        run: The run, as it was when it was last looked at.
+
+    Args:
+        client: An open client.
+        run: The run.
+    """
+
+    def __init__(self, client: PrefectClient, run: FlowRun) -> None:
+        self._client = client
+        self.run = run
+        self._shown: dict[tuple[datetime, str, str], None] = {}
+        self._newest: datetime | None = None
+
+    async def lines(self) -> list[Log]:
+        """Return the lines that Prefect has and that were not returned yet, in order of time."""
+        return await self._unread(None)
+
+    async def follow(self, show: Callable[[Log], None], is_complete: IsComplete) -> None:
+        """Show each line as it arrives, until the run has ended and its log is complete.
+
+        Lines come through Prefect's stream of logs where the server has it switched on
+        (`PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED`), and are read once a second everywhere.
+
+        Args:
+            show: Takes a line.
+            is_complete: Returns whether all lines of an ended run are in Prefect; None if nothing
+                tells: then the end of the log is what stays quiet for 4 s.
+        """
+        send, receive = anyio.create_memory_object_stream[Log](_WAITING_LINES)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_stream, self.run.id, send, name="log-stream")
+            ended_at = quiet_since = 0.0
+            while True:
+                for line in await self._unread(self._newest):
+                    quiet_since = anyio.current_time()
+                    show(line)
+                if ended_at and await self._is_over(is_complete, ended_at, quiet_since):
+                    break
+                with anyio.move_on_after(_READ_SECONDS):
+                    async for line in receive:
+                        if self._is_new(line):
+                            show(line)
+                if not ended_at:
+                    self.run = await self._client.read_flow_run(self.run.id)
+                    if self.run.state is not None and self.run.state.is_final():
+                        ended_at = quiet_since = anyio.current_time()
+            tasks.cancel_scope.cancel()
+        # A line that is older than the overlap, and was sent late, is in the whole log only.
+        for line in await self._unread(None):
+            show(line)
+
+    async def _is_over(self, is_complete: IsComplete, ended_at: float, quiet_since: float) -> bool:
+        now = anyio.current_time()
+        if now - ended_at > _LONGEST_DRAIN_SECONDS:
+            return True
+        said = is_complete(self.run)
+        if said is False:
+            self.run = await self._client.read_flow_run(self.run.id)
+            return False
+        # The last lines may have arrived between the look at the log and the look at the run.
+        return now - quiet_since > (_READ_SECONDS if said else _QUIET_SECONDS)
+
+    async def _unread(self, since: datetime | None) -> list[Log]:
+        wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[self.run.id]))
+        if since is not None:
+            after = {"after_": since - _OVERLAP}
+            wanted.timestamp = LogFilterTimestamp.model_validate(after)
+        found: list[Log] = []
+        read = 0
+        while page := await self._client.read_logs(wanted, offset=read, sort=LogSort.TIMESTAMP_ASC):
+            read += len(page)
+            # A late line moves those after it on to the next page.
+            found += [line for line in page if self._is_new(line)]
+        return found
+
+    def _is_new(self, line: Log) -> bool:
+        """Take note of a line; return whether it is a new one. The stream gives it another id."""
+        key = (line.timestamp, line.name, line.message)
+        if key in self._shown:
+            return False
+        self._shown[key] = None
+        self._newest = max(self._newest or line.timestamp, line.timestamp)
+        return True
+
+
+async def _stream(run_id: UUID, lines: MemoryObjectSendStream[Log]) -> None:
+    """Pass on what the server streams; a server that does not is no error."""
+    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
+    async with lines:
+        try:
+            async with get_logs_subscriber(wanted) as subscriber:
+                async for line in subscriber:
+                    await lines.send(line)
+        except Exception:  # noqa: BLE001 (Prefect raises many kinds; the lines are read anyway)
+            await anyio.sleep_forever()
+        await anyio.sleep_forever()

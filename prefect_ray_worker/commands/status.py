@@ -1,0 +1,159 @@
+"""`prefect-ray-worker status`: shows what a work pool's workers, clusters and runs do now."""
+
+import asyncio
+import json as json_module
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+from rich import box
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from prefect_ray_worker.commands.terminal import console, length_of, print_line
+from prefect_ray_worker.shared.plain_text import plain
+
+if TYPE_CHECKING:
+    from prefect_ray_worker.commands.overview import Overview
+
+_WATCH_SECONDS = 2.0
+_STYLES = {
+    "Running": "blue",
+    "Pending": "yellow",
+    "InfrastructurePending": "yellow",
+    "Late": "red",
+    "Cancelling": "magenta",
+}
+
+
+async def status(
+    *,
+    pool: Annotated[str, Parameter(name=["--pool", "-p"])],
+    watch: bool = False,
+    json: bool = False,
+    most: Annotated[int, Parameter(validator=Number(gte=1))] = 100,
+) -> int:
+    """Show the workers, clusters and runs of a work pool.
+
+    Each run that is due or goes on is shown with its state, for how long it has been in it, its Ray
+    Job, and what it waits for. Nothing is changed. A cluster is asked only if the work pool, or
+    this machine's settings, name it.
+
+    Exit code: 0, or 2 for a bad call, or if Prefect cannot be asked.
+
+    Example: `prefect-ray-worker status --pool research --watch`
+
+    Args:
+        pool: Name of the work pool.
+        watch: Show it again every two seconds, until Ctrl-C.
+        json: Print one JSON document; with `--watch`, one in each line.
+        most: The most runs to show, the oldest first; more are counted.
+    """
+    if not watch:
+        overview = await _look(pool, most)
+        if json:
+            print_line(json_of(overview, indent=2))
+        else:
+            console().print(table_of(overview))
+        return 0
+    shows_live = console().is_terminal and not json
+    live = Live(console=console(), auto_refresh=False) if shows_live else None
+    with live or nullcontext():
+        while True:
+            overview = await _look(pool, most)
+            if live is not None:
+                live.update(table_of(overview), refresh=True)
+            elif json:
+                print_line(json_of(overview))
+            else:
+                console().print(table_of(overview))
+            await asyncio.sleep(_WATCH_SECONDS)
+
+
+async def _look(pool: str, most: int) -> "Overview":
+    from prefect_ray_worker.commands.overview import overview_of
+    from prefect_ray_worker.config.work_pool import open_prefect, read_ray_pool
+
+    async with open_prefect(f"work pool {pool!r}") as client:
+        found = await read_ray_pool(pool, client)
+        return await overview_of(client, found, most_runs=most)
+
+
+def json_of(overview: "Overview", *, indent: int | None = None) -> str:
+    """Return an overview for machines; the fields are those of `Overview`, times in seconds."""
+    return json_module.dumps(asdict(overview), indent=indent, default=str)
+
+
+def table_of(overview: "Overview") -> RenderableType:
+    """Return an overview for people."""
+    slots = "" if overview.limit is None else f", {overview.slots} of {overview.limit} slots taken"
+    return Group(
+        Text(f"Work pool {overview.pool}: {overview.state}{slots}", style="bold"),
+        Text(),
+        _workers(overview),
+        Text(),
+        _clusters(overview),
+        Text(),
+        _runs(overview),
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _workers(overview: "Overview") -> RenderableType:
+    if not overview.workers:
+        return Text(
+            f"No worker is online: prefect worker start --pool {overview.pool}", style="red"
+        )
+    table = _table("WORKER", "STATUS", "LAST HEARTBEAT", "RUNS")
+    for worker in overview.workers:
+        seen = worker.silent_seconds
+        table.add_row(
+            plain(worker.name),
+            Text("online", "green") if worker.is_online else Text("offline", "red"),
+            "never" if seen is None else f"{length_of(seen)} ago",
+            str(worker.runs),
+        )
+    return table
+
+
+def _clusters(overview: "Overview") -> RenderableType:
+    if not overview.clusters:
+        return Text("No cluster is in use.")
+    table = _table("CLUSTER", "ANSWERS", "", "RUNS")
+    for cluster in overview.clusters:
+        answers = {True: Text("yes", "green"), False: Text("no", "red"), None: Text("-")}
+        table.add_row(
+            plain(cluster.cluster),
+            answers[cluster.answers],
+            plain(cluster.says),
+            str(cluster.runs),
+        )
+    return table
+
+
+def _runs(overview: "Overview") -> RenderableType:
+    if not overview.runs:
+        return Text("No run is due or goes on.")
+    table = _table("RUN", "STATE", "FOR", "RAY JOB", "WORKER", "WAITS FOR")
+    for run in overview.runs:
+        table.add_row(
+            plain(run.name),
+            Text(run.state, _STYLES.get(run.state, "")),
+            length_of(run.state_seconds),
+            run.job_id or "-",
+            plain(run.worker or "-"),
+            plain(run.waits_for or ""),
+        )
+    if not overview.more_runs:
+        return table
+    return Group(table, Text(f"and {overview.more_runs} more runs (--most)"))

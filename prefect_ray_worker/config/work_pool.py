@@ -1,0 +1,81 @@
+"""Finds a work pool for a command, and says in one sentence why it cannot."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import WorkPool
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL
+
+from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.config.secrets import without_userinfo
+from prefect_ray_worker.config.variables import RayWorkerVariables
+from prefect_ray_worker.diagnosis.text import clean
+from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.prefect_api.answers import is_gone
+
+_POOL_TYPE = "ray"
+
+
+@asynccontextmanager
+async def open_prefect(wanted: str, otherwise: str = "") -> AsyncGenerator[PrefectClient, None]:
+    """Open a client; an error, also a later one, says in one sentence why Prefect cannot be asked.
+
+    Args:
+        wanted: What is looked up, for the message: `work pool 'research'`.
+        otherwise: What the user can do without Prefect: `name only the address of the cluster`.
+
+    Raises:
+        InvalidConfiguration: There is no Prefect, or it does not answer.
+    """
+    api = PREFECT_API_URL.value()
+    or_else = f", or {otherwise}" if otherwise else ""
+    if not api:
+        raise InvalidConfiguration(
+            f"PREFECT_API_URL is not set, so {wanted} cannot be looked up. Set it as for a "
+            f"worker{or_else}."
+        )
+    try:
+        async with get_client() as client:
+            yield client
+    # Prefect's client raises a RuntimeError when it is opened and nothing answers (3.8.8).
+    except (PrefectHTTPStatusError, httpx.HTTPError, httpx.InvalidURL, RuntimeError) as exc:
+        cause = exc.__cause__ or exc
+        reason = next(iter(clean(str(cause))), type(cause).__name__)  # without credentials
+        raise InvalidConfiguration(
+            f"The Prefect API at {without_userinfo(api)} cannot be asked for {wanted} "
+            f"({reason}). Correct PREFECT_API_URL or the credentials{or_else}."
+        ) from exc
+
+
+async def read_ray_pool(name: str, client: PrefectClient) -> WorkPool:
+    """Return a work pool of our type.
+
+    Raises:
+        InvalidConfiguration: There is none of this name.
+    """
+    try:
+        pool = await client.read_work_pool(name)
+    except ObjectNotFound as exc:
+        if not is_gone(exc):
+            raise exc.http_exc from None
+        api = without_userinfo(PREFECT_API_URL.value() or "")
+        raise InvalidConfiguration(
+            f"The Prefect API at {api} has no work pool {name!r}. `prefect work-pool ls` lists "
+            "those that it has."
+        ) from None
+    if pool.type != _POOL_TYPE:
+        raise InvalidConfiguration(
+            f"Work pool {name!r} is of type {pool.type!r}; only pools of type "
+            f"{_POOL_TYPE!r} run on Ray."
+        )
+    return pool
+
+
+def default_template() -> dict[str, Any]:
+    """Return the template of a new work pool, as `RayWorker` offers it."""
+    variables = RayWorkerVariables.model_json_schema()
+    return {"job_configuration": RayJobConfiguration.json_template(), "variables": variables}

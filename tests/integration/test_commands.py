@@ -1,0 +1,158 @@
+"""`prefect-ray-worker status` and `logs`, on a real Prefect server, while a worker has runs."""
+
+import json
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import anyio
+import pytest
+from prefect.client.schemas.actions import LogCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import StateType
+from prefect.settings import PREFECT_API_URL
+
+from prefect_ray_worker.commands.logs import logs
+from prefect_ray_worker.commands.status import status
+from prefect_ray_worker.errors import InvalidConfiguration
+from tests.fake_ray.nodes import FakeNode
+from tests.fake_ray.script import PENDING_FOREVER
+from tests.integration.harness import Pool, set_timing
+from tests.integration.stage import Stage
+from tests.waiting import wait_until
+
+
+async def seen(pool: Pool, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert await status(pool=pool.name, json=True) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+async def write_line(pool: Pool, run_id: UUID, message: str, *, age: float = 0.0) -> None:
+    when = datetime.now(UTC) - timedelta(seconds=age)
+    line = LogCreate(name="test", level=20, message=message, timestamp=when, flow_run_id=run_id)
+    await pool.client.create_logs([line])
+
+
+async def test_status_shows_workers_clusters_and_what_runs_wait_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_timing(monkeypatch, explain_after=0.5, explain_refresh=1.0, explain_tick=0.5)
+    stage.ray.nodes = [FakeNode({"CPU": 4})]
+    async with stage.pool.working() as (worker,):
+        running, job = await stage.running()
+        stage.ray.on_submit = PENDING_FOREVER
+        waiting = await stage.start(entrypoint_num_cpus=8)
+
+        async def explained() -> bool:
+            run = await stage.pool.read(waiting)
+            return run.state is not None and "asks for 8 CPU" in (run.state.message or "")
+
+        await wait_until(explained, timeout=20, description="the reason")
+        overview = await seen(stage.pool, capsys)
+        console = await status(pool=stage.pool.name)
+        shown = capsys.readouterr().out
+    runs = {run["id"]: run for run in overview["runs"]}
+    assert runs[str(running)]["state"] == "Running"
+    assert runs[str(running)]["job_id"] == job.submission_id
+    assert runs[str(running)]["waits_for"] is None
+    assert "asks for 8 CPU" in runs[str(waiting)]["waits_for"]
+    assert not runs[str(waiting)]["waits_for"].endswith("says so.")
+    assert {run["worker"] for run in runs.values()} == {worker.name}
+    assert [(w["name"], w["is_online"], w["runs"]) for w in overview["workers"]] == [
+        (worker.name, True, 2)
+    ]
+    (cluster,) = overview["clusters"]
+    assert cluster["cluster"] == stage.ray.address
+    assert cluster["runs"] == 2
+    assert cluster["answers"] is None  # a deployment named it: no credentials are sent there
+    assert console == 0
+    assert job.submission_id in shown
+    assert worker.name in shown
+
+
+async def test_status_says_why_due_runs_do_not_begin(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = await stage.start()
+    (due,) = (await seen(stage.pool, capsys))["runs"]
+    assert due["id"] == str(run_id)
+    assert "No worker of the pool is online" in due["waits_for"]
+    assert due["job_id"] is None
+    await stage.pool.client.update_work_pool(stage.pool.name, WorkPoolUpdate(is_paused=True))
+    (due,) = (await seen(stage.pool, capsys))["runs"]
+    assert "prefect work-pool resume" in due["waits_for"]
+
+
+async def test_status_asks_the_cluster_that_the_pool_names(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = await stage.pool.client.read_work_pool(stage.pool.name)
+    template = pool.base_job_template
+    template["variables"]["properties"]["address"]["default"] = stage.ray.address
+    await stage.pool.client.update_work_pool(
+        stage.pool.name, WorkPoolUpdate(base_job_template=template)
+    )
+    (cluster,) = (await seen(stage.pool, capsys))["clusters"]
+    assert (cluster["answers"], cluster["runs"]) == (True, 0)
+    assert cluster["says"].startswith("Ray ")
+    await stage.ray.stop_listening()
+    (cluster,) = (await seen(stage.pool, capsys))["clusters"]
+    assert cluster["answers"] is False
+
+
+async def test_status_of_a_pool_that_is_not_there_names_the_pool(stage: Stage) -> None:
+    del stage
+    with pytest.raises(InvalidConfiguration, match="no work pool 'nowhere'"):
+        await status(pool="nowhere")
+
+
+async def test_followed_log_has_each_line_once_and_ends_with_the_run(stage: Stage) -> None:
+    async with stage.pool.working():
+        run_id, job = await stage.running()
+        run = await stage.pool.read(run_id)
+        env = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+        command = [sys.executable, "-m", "prefect_ray_worker", "logs", run.name, "--follow"]
+        async with await anyio.open_process(command, env=env) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            said = ""
+            with anyio.fail_after(60):
+                while "is RUNNING" not in said:
+                    said += (await process.stdout.receive()).decode()
+                # Late: a task's line that is older than many that have been printed.
+                await write_line(stage.pool, run_id, "an old line", age=120)
+                job.print("the driver's last line\n")
+                await stage.play(run_id, StateType.FAILED, message="no data")
+                job.set("SUCCEEDED")
+                async for chunk in process.stdout:
+                    said += chunk.decode()
+                told = b"".join([chunk async for chunk in process.stderr]).decode()
+                code = await process.wait()
+    messages = [line.split(" | ", 2)[2] for line in said.splitlines() if line]
+    assert sorted(messages) == sorted(await stage.pool.logs(run_id))
+    assert len(messages) == len(set(messages))
+    assert {"an old line", "the driver's last line"} <= set(messages)
+    assert f"Flow run {run.name} is Failed: no data" in told
+    assert code == 1
+
+
+async def test_log_of_a_run_is_found_by_its_page_and_cut_to_its_tail(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = await stage.start()
+    for number in range(5):
+        await write_line(stage.pool, run_id, f"line {number} \x1b[2J", age=10 - number)
+    assert await logs(f"http://127.0.0.1:4200/runs/flow-run/{run_id}", tail=2) == 0
+    out = capsys.readouterr().out
+    assert "line 3" in out
+    assert "line 4" in out
+    assert "line 2" not in out
+    assert "\x1b" not in out
+
+
+async def test_log_of_a_run_that_is_not_there_says_how_to_list_runs(stage: Stage) -> None:
+    del stage
+    with pytest.raises(InvalidConfiguration, match="prefect flow-run ls"):
+        await logs("no-such-run")

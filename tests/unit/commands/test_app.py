@@ -1,0 +1,68 @@
+"""The command line: what is a bad call, and what help says."""
+
+import re
+from itertools import pairwise
+
+import pytest
+
+from prefect_ray_worker.commands.app import app, main, parse
+from prefect_ray_worker.commands.terminal import length_of
+
+COMMANDS = ("doctor", "status", "logs", "sweep")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["doctor", "-jv", "novalue"], "novalue"),
+        (["doctor", "--job-variable", "=1"], "=1"),
+        (["doctor", "--wait", "0"], "--wait"),
+        (["doctor", "--wait", "inf"], "--wait"),
+        (["doctr"], "doctor"),
+        (["status"], "--pool"),
+        (["status", "--pool", "p", "--most", "0"], "--most"),
+        (["logs"], "RUN"),
+        (["logs", "run", "--tail", "-1"], "--tail"),
+        (["sweep"], "--pool"),
+    ],
+)
+def test_bad_call_is_refused_with_the_argument(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command_has_an_example_that_is_a_good_call(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    example = re.search(r"Example: prefect-ray-worker ([^╭]+)", shown)
+    assert example is not None
+    parse(app(), example[1].split())
+
+
+def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert all(command in capsys.readouterr().out for command in ("doctor",))
+
+
+def test_without_prefect_a_command_says_what_to_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--pool", "research"]) == 2
+    assert "PREFECT_API_URL is not set" in capsys.readouterr().err
+
+
+def test_lengths_of_time_have_two_units_and_grow() -> None:
+    seconds = (0, 59, 60, 61, 3_600, 3_660, 90_061)
+    assert [length_of(s) for s in seconds] == [
+        "0 s",
+        "59 s",
+        "1 m",
+        "1 m 1 s",
+        "1 h",
+        "1 h 1 m",
+        "1 d 1 h",
+    ]
+    assert all(length_of(a) != length_of(b) for a, b in pairwise(seconds))
