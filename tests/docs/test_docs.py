@@ -21,7 +21,7 @@ REFERENCE = DOCS / "reference"
 GENERATED = {
     REFERENCE / f"{name}.md"
     for name in (
-        "commands",
+        "cli",
         "compatibility",
         "diagnosis",
         "events",
