@@ -6,7 +6,7 @@ A flow run walks through these folders. Each says in its `__init__` what enters 
     cluster side:  driver (claim -> prepare -> run -> report), task_runner (submit -> run -> result)
 
 `ray_api` talks to Ray, `prefect_api` to Prefect, and `shared` is what both sides know. `worker` is
-what Prefect calls, `cli` has the commands, and `doctor` examines a cluster. The page
+what Prefect calls, `commands` has the command line, and `doctor` examines a cluster. The page
 `docs/explanation/architecture.md` has the pictures, and a table "From a symptom to a file".
 
 The public names below are imported on first use, so that `import prefect_ray_worker` costs
