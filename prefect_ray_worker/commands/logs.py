@@ -45,7 +45,7 @@ async def logs(
         tail: Begin with so many of the last lines.
     """
     from prefect_ray_worker.commands.run_log import RunLog
-    from prefect_ray_worker.config.work_pool import open_prefect
+    from prefect_ray_worker.doctor.work_pool import open_prefect
 
     async with open_prefect(f"the flow run {run!r}") as client:
         found = await _find(client, run)

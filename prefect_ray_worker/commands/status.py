@@ -76,7 +76,7 @@ async def status(
 
 async def _look(pool: str, most: int) -> "Overview":
     from prefect_ray_worker.commands.overview import overview_of
-    from prefect_ray_worker.config.work_pool import open_prefect, read_ray_pool
+    from prefect_ray_worker.doctor.work_pool import open_prefect, read_ray_pool
 
     async with open_prefect(f"work pool {pool!r}") as client:
         found = await read_ray_pool(pool, client)

@@ -11,7 +11,7 @@ from prefect.settings import PREFECT_HOME
 from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.kuberay import KubeRay
-from prefect_ray_worker.config.work_pool import (
+from prefect_ray_worker.doctor.work_pool import (
     default_template,
     open_prefect,
     read_ray_pool,

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from prefect_ray_worker._version import __version__
-from prefect_ray_worker.config.work_pool import default_template
 from prefect_ray_worker.doctor import probe, report
 from prefect_ray_worker.doctor.inside import checks_of, compare_clocks
 from prefect_ray_worker.doctor.probe_job import Findings, ProbeRun, read_findings
 from prefect_ray_worker.doctor.report import CheckSubject, Grade, failed, ok
+from prefect_ray_worker.doctor.work_pool import default_template
 from prefect_ray_worker.errors import RayWorkerError
 from prefect_ray_worker.ray_api.models import JobDetails
 from prefect_ray_worker.worker import RayWorker
