@@ -269,9 +269,10 @@ class KubernetesClient:
             cached=cached,
         )
 
-    async def events(self, namespace: str, uid: str) -> list[EventObject]:
-        """Return the events about an object, oldest first. Kubernetes keeps them for an hour."""
-        about = f"involvedObject.uid={segment(uid, what='uid')}"
+    async def events(self, namespace: str, uid: str | None = None) -> list[EventObject]:
+        """Return the events about an object, or all RayClusters, oldest first; kept for an hour."""
+        of_object = uid and f"uid={segment(uid, what='uid')}"
+        about = f"involvedObject.{of_object or 'kind=RayCluster'}"
         request = core_request("list", namespace, "events", parameters=(("fieldSelector", about),))
         found = await self._server.list(request, EventObject)
         return sorted(found, key=lambda event: event.at.timestamp() if event.at else 0.0)

@@ -234,9 +234,11 @@ class EventObject(_Read):
     """An event about an object, core/v1 or events.k8s.io; both are listed by core/v1.
 
     Attributes:
+        about: The uid of the object.
         type: `Normal` or `Warning`.
     """
 
+    about: str = Field(default="", validation_alias=_at("involvedObject", "uid"))
     type: str = "Normal"
     reason: str = ""
     message: str = ""

@@ -14,6 +14,7 @@ from prefect_ray_worker.clusters.kuberay.reading import (
     StartPatience,
     reading,
 )
+from prefect_ray_worker.clusters.kuberay.snapshots import Snapshots
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.diagnosis.text import clean
@@ -67,6 +68,7 @@ class ClusterLook:
         namespace: The cluster's.
         name: The cluster's.
         timing: Waits.
+        snapshots: Of the namespace.
     """
 
     client: KubernetesClient
@@ -74,6 +76,7 @@ class ClusterLook:
     namespace: str
     name: str
     timing: StartTiming
+    snapshots: Snapshots
     _heads: set[str] = field(default_factory=set[str])
     _pods: Sequence[PodObject] = ()
     _away_since: float | None = None
@@ -104,27 +107,22 @@ class ClusterLook:
         return found, cluster if found.state is ClusterState.ANSWERING else None
 
     async def _evidence(self, uid: str) -> tuple[Evidence, Cluster | None]:
-        client, namespace = self.client, self.namespace
-        try:
-            there = await client.get_cluster(namespace, self.name)
-        except ObjectMissing:
+        found = await self.snapshots.objects(self.name, uid)
+        if found is None:
             return Evidence(None), None
-        if there.uid != uid:
-            return Evidence(None), None
-        self._pods = await client.pods(namespace, self.name)
+        there, self._pods = found.cluster, found.pods
         ours = [pod for pod in self._pods if pod.belongs_to(uid)]
         self._heads |= {pod.uid for pod in ours if pod.is_head}
-        events = await client.events(namespace, uid)
         cluster, silence = None, ""
         up = there.is_true("HeadPodReady") or any(p.is_head and p.is_ready for p in ours)
         if up and not there.is_terminating:
-            cluster = await reached(client, there, self.asked)
+            cluster = await reached(self.client, there, self.asked)
             silence = "KubeRay has not made the Secret with its token yet"
             if not there.has_token or cluster.connection.token != TokenSource():
                 silence = await _silence_of(cluster)
         answers = cluster is not None and not silence
         evidence = Evidence(
-            there, self._pods, events, answers, silence, heads=max(len(self._heads), 1)
+            there, self._pods, found.events, answers, silence, heads=max(len(self._heads), 1)
         )
         return evidence, cluster
 

@@ -20,6 +20,7 @@ from prefect_ray_worker.clusters.kuberay.manifest import (
 )
 from prefect_ray_worker.clusters.kuberay.orphans import run_in_labels, seconds_in, why_orphaned
 from prefect_ray_worker.clusters.kuberay.reach import place_in, reached, ref_of
+from prefect_ray_worker.clusters.kuberay.snapshots import Snapshots
 from prefect_ray_worker.clusters.kuberay.start import ClusterStart
 from prefect_ray_worker.clusters.source import (
     Cluster,
@@ -87,6 +88,7 @@ class KubeRayClusters:
         # Of each planned cluster its Kubernetes cluster: a reference in a pid has no credentials.
         self._homes: dict[ClusterRef, KubernetesClient] = {}
         self._places: set[tuple[Kubeconfig | None, str]] = set()
+        self._snapshots: dict[tuple[int, str], Snapshots] = {}
         self._told: set[str] = set()
 
     async def plan(
@@ -136,7 +138,8 @@ class KubeRayClusters:
         manifest = ray_cluster(
             asked, job_id=plan.job_id, pool_id=plan.pool_id, namespace=plan.namespace
         )
-        return await ClusterStart(client, asked, manifest, progress, self.timing).run()
+        snapshots = self._snapshots_of(client, plan.namespace)
+        return await ClusterStart(client, asked, manifest, progress, self.timing, snapshots).run()
 
     async def look(self, plan: ClusterPlan) -> Cluster | None:
         """Return the planned cluster if Kubernetes has it, whether or not it takes jobs.
@@ -259,6 +262,13 @@ class KubeRayClusters:
             f"The RayCluster {cluster.namespace}/{cluster.name} has been under deletion for "
             f"{seconds:.0f} s; what holds it: {held}."
         )
+
+    def _snapshots_of(self, client: KubernetesClient, namespace: str) -> Snapshots:
+        """Return what all runs share that wait for a cluster in a namespace."""
+        key = (id(client), namespace)
+        if key not in self._snapshots:
+            self._snapshots[key] = Snapshots(client, namespace, max_age=self.timing.poll)
+        return self._snapshots[key]
 
     async def _client(self, key: Kubeconfig | None) -> KubernetesClient:
         async with self._opening:

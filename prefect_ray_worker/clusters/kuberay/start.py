@@ -17,6 +17,7 @@ from prefect_ray_worker.clusters.kuberay.look import (
 )
 from prefect_ray_worker.clusters.kuberay.manifest import ATTEMPT_LABEL, POOL_LABEL, RUN_LABEL
 from prefect_ray_worker.clusters.kuberay.reading import ClusterState
+from prefect_ray_worker.clusters.kuberay.snapshots import Snapshots
 from prefect_ray_worker.clusters.source import Cluster, StartProgress
 from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.errors import (
@@ -46,6 +47,7 @@ class ClusterStart:
         manifest: The RayCluster.
         progress: Told what it waits for.
         timing: Waits.
+        snapshots: Of the namespace.
     """
 
     client: KubernetesClient
@@ -53,6 +55,7 @@ class ClusterStart:
     manifest: dict[str, Any]
     progress: StartProgress
     timing: StartTiming
+    snapshots: Snapshots
 
     @property
     def name(self) -> str:
@@ -72,7 +75,9 @@ class ClusterStart:
         """
         await self._end_earlier()
         created = await self._created()
-        look = ClusterLook(self.client, self.asked, self.namespace, self.name, self.timing)
+        look = ClusterLook(
+            self.client, self.asked, self.namespace, self.name, self.timing, self.snapshots
+        )
         while True:
             found, cluster = await look.look(created.uid)
             if cluster is not None:
