@@ -59,7 +59,7 @@ TEMPLATES = {
     "kuberay.json": with_defaults(
         kuberay={
             "namespace": "ray",
-            "image": "CHANGE_ME_REGISTRY/ray:2.60.0-py311",
+            "image": "CHANGE_ME_REGISTRY/ray-prefect:2.60.0-3.8.8",
             "secrets": {"PREFECT_API_KEY": "prefect-api/api-key"},
             "token_secret": "ray-token",
             "head": {"cpus": 1, "memory": "4GiB"},

@@ -130,6 +130,18 @@ class KubeRayWorkerGroup(KubeRayNode):
         return self.min if self.max is None else self.max
 
 
+def _in_the_form(schema: dict[str, Any]) -> None:
+    """Have the form offer blocks, and the server accept a reference to one.
+
+    The server checks job variables, and does not look up a block that is referred to below a
+    variable: with required fields it refused each run of such a pool (Prefect 3.8.8).
+    """
+    schema.pop("required")
+    schema["block_type_slug"] = CONFIG_BLOCK_SLUG
+    schema["secret_fields"] = []
+    schema["block_schema_references"] = {}
+
+
 class KubernetesConfig(BaseModel):
     """The content of a `kubernetes-cluster-config` block of Prefect.
 
@@ -139,11 +151,7 @@ class KubernetesConfig(BaseModel):
     model_config = ConfigDict(
         extra="ignore",
         title="Kubernetes Cluster Config",
-        json_schema_extra={
-            "block_type_slug": CONFIG_BLOCK_SLUG,
-            "secret_fields": [],
-            "block_schema_references": {},
-        },
+        json_schema_extra=_in_the_form,
     )
 
     config: dict[str, Any] = Field(
