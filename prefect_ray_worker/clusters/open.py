@@ -109,9 +109,10 @@ class OpenClusters:
         return await self._stack.__aexit__(exc_type, exc, traceback)
 
     @property
-    def clients(self) -> tuple[JobsClient, ...]:
-        """The clients of all clusters that were used so far, and not forgotten."""
-        return tuple(held.opened.client for held in self._open.values())
+    def clients_to_sweep(self) -> tuple[JobsClient, ...]:
+        """The clients of the clusters in use that outlive a run, and so gather records of jobs."""
+        opened = (held.opened for held in self._open.values())
+        return tuple(cluster.client for cluster in opened if not cluster.is_for_one_run)
 
     @property
     def refs(self) -> frozenset[ClusterRef]:

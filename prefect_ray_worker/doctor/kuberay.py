@@ -43,13 +43,13 @@ _Right = tuple[str, str, str, str]
 """Verb, group, resource and subresource."""
 _SECRETS: _Right = ("get", "", "secrets", "")
 _ALWAYS: tuple[_Right, ...] = (
-    *((verb, "ray.io", "rayclusters", "") for verb in ("create", "get", "list", "patch", "delete")),
+    *((verb, "ray.io", "rayclusters", "") for verb in ("create", "get", "list", "delete")),
     ("list", "", "pods", ""),
     ("get", "", "pods", "log"),
     ("list", "", "events", ""),
 )
 _THROUGH_THE_PROXY: tuple[_Right, ...] = tuple(
-    (verb, "", "services", "proxy") for verb in ("get", "create", "update", "delete")
+    (verb, "", "services", "proxy") for verb in ("get", "create", "update")
 )
 
 

@@ -96,7 +96,9 @@ class Endpoints:
             verb = _VERBS[request.method]
             verb = "list" if verb == "get" and not name else verb
         asked = f"{resource}/{part}" if part else resource
-        if not user.may(verb, statuses.GROUPS.get(resource, ""), asked, namespace, name):
+        group = statuses.GROUPS.get(resource, "")
+        user.used.add((verb, group, asked))
+        if not user.may(verb, group, asked, namespace, name):
             raise statuses.forbidden(user.name, verb, asked, namespace, name)
 
     async def _object(

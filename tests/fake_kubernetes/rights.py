@@ -31,10 +31,12 @@ class User:
     Attributes:
         name: As it stands in a refusal.
         rules: What it may do; change them in a test.
+        used: What it has done, as verb, group and resource.
     """
 
     name: str
     rules: list[Rule]
+    used: set[tuple[str, str, str]] = field(default_factory=set[tuple[str, str, str]])
 
     def may(self, verb: str, group: str, resource: str, namespace: str, name: str = "") -> bool:
         return any(rule.allows(verb, group, resource, namespace, name) for rule in self.rules)

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from tests.fake_kubernetes.rights import Rule
+
 ROOT = Path(__file__).parents[2]
 TEMPLATES = ROOT / "deployment-templates"
 FOLDERS = sorted(path for path in TEMPLATES.iterdir() if path.is_dir())
@@ -41,4 +43,20 @@ def containers(manifest: dict[str, Any]) -> list[dict[str, Any]]:
         container
         for pod in pods
         for container in [*pod.get("initContainers", []), *pod["containers"]]
+    ]
+
+
+def rules_of(folder: str, *names: str) -> list[Rule]:
+    """Return the rules of the Roles in some files of a folder."""
+    return [
+        Rule(
+            rule["apiGroups"],
+            rule["resources"],
+            rule["verbs"],
+            names=rule.get("resourceNames", ["*"]),
+        )
+        for name in names
+        for document in yaml.safe_load_all((TEMPLATES / folder / name).read_text())
+        if document["kind"] == "Role"
+        for rule in document["rules"]
     ]

@@ -13,28 +13,10 @@ from prefect_ray_worker.errors import KubernetesForbidden
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.kubernetes_api.credentials import Kubeconfig
 from tests.fake_kubernetes import FakeKubernetes
-from tests.fake_kubernetes.rights import Rule, of_a_worker
-from tests.templates.folders import TEMPLATES
+from tests.templates.folders import TEMPLATES, rules_of
 from tests.waiting import wait_until
 
 FOLDER = TEMPLATES / "kuberay-per-run"
-
-
-def rules_of(*names: str) -> list[Rule]:
-    documents = (
-        document for name in names for document in yaml.safe_load_all((FOLDER / name).read_text())
-    )
-    return [
-        Rule(
-            rule["apiGroups"],
-            rule["resources"],
-            rule["verbs"],
-            names=rule.get("resourceNames", ["*"]),
-        )
-        for document in documents
-        if document["kind"] == "Role"
-        for rule in document["rules"]
-    ]
 
 
 def asked(kubernetes: FakeKubernetes, **fields: Any) -> KubeRay:
@@ -43,30 +25,12 @@ def asked(kubernetes: FakeKubernetes, **fields: Any) -> KubeRay:
     return KubeRay(**{**variables, "kubeconfig": config, **fields})
 
 
-def test_both_files_together_are_what_a_worker_needs() -> None:
-    granted = {
-        (group, resource, verb)
-        for rule in rules_of("rbac.yaml", "rbac-outside.yaml")
-        for group in rule.groups
-        for resource in rule.resources
-        for verb in rule.verbs
-    }
-    needed = {
-        (group, resource, verb)
-        for rule in of_a_worker()
-        for group in rule.groups
-        for resource in rule.resources
-        for verb in rule.verbs
-    }
-    assert granted == needed
-
-
 @pytest.mark.parametrize("inside", [True, False])
 async def test_the_doctor_is_content_with_the_role(
     kubernetes: FakeKubernetes, inside: bool
 ) -> None:
     files = ("rbac.yaml",) if inside else ("rbac.yaml", "rbac-outside.yaml")
-    kubernetes.worker.rules = rules_of(*files)
+    kubernetes.worker.rules = rules_of("kuberay-per-run", *files)
     variables = asked(kubernetes, access="service" if inside else "proxy")
     checks = [check async for check in examine_kuberay(variables, wait=5)]
     assert [(check.subject, check.grade) for check in checks] == [
@@ -75,7 +39,7 @@ async def test_the_doctor_is_content_with_the_role(
 
 
 async def test_the_role_lets_the_worker_read_no_other_secret(kubernetes: FakeKubernetes) -> None:
-    kubernetes.worker.rules = rules_of("rbac.yaml", "rbac-outside.yaml")
+    kubernetes.worker.rules = rules_of("kuberay-per-run", "rbac.yaml", "rbac-outside.yaml")
     for name in ("ray-token", "prefect-api"):
         data = {"auth_token": "dG9rZW4="}
         kubernetes.store.create("secrets", "ray", {"metadata": {"name": name}, "data": data})
@@ -109,7 +73,7 @@ async def test_a_cluster_of_the_job_variables_starts_with_the_pools_token(
 async def test_the_doctor_says_that_the_role_lacks_the_secrets_of_single_clusters(
     kubernetes: FakeKubernetes,
 ) -> None:
-    kubernetes.worker.rules = rules_of("rbac.yaml")
+    kubernetes.worker.rules = rules_of("kuberay-per-run", "rbac.yaml")
     variables = asked(kubernetes, access="service", token_secret=None)
     checks = {check.subject: check async for check in examine_kuberay(variables, wait=5)}
     assert checks[KubeRaySubject.RIGHTS].grade is Grade.FAILED

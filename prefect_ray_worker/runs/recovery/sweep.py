@@ -102,7 +102,7 @@ class Sweeper:
                     await self._clusters.get(home)
             except Exception as exc:  # noqa: BLE001 (the next sweep tries again)
                 _log.warning("Cannot open the pool's own cluster now: %s", exc)
-            for client in self._clusters.clients:
+            for client in self._clusters.clients_to_sweep:
                 await self._sweep_if_possible(client)
             try:
                 await self.sweep_clusters()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 
 import anyio
 import httpx
@@ -336,6 +337,17 @@ async def test_equal_connections_share_a_poll_and_others_do_not(ray: FakeRay) ->
         assert await clusters.get(cluster_at(Connection(ray.address))) is first
         other = await clusters.get(cluster_at(Connection(ray.address, TokenSource(literal="t"))))
         assert other is not first
+
+
+async def test_a_cluster_that_goes_with_its_run_is_not_swept_of_records(ray: FakeRay) -> None:
+    """With a thousand of them, a list of each went through the API server every minute."""
+    async with OpenClusters(interval=INTERVAL) as clusters:
+        lasting = await clusters.get(cluster_at(Connection(ray.address)))
+        made_for_one = replace(
+            cluster_at(Connection(ray.address, TokenSource(literal="t"))), is_for_one_run=True
+        )
+        await clusters.get(made_for_one)
+        assert clusters.clients_to_sweep == (lasting.client,)
 
 
 async def test_a_cluster_that_is_down_does_not_slow_the_others(ray: FakeRay) -> None:

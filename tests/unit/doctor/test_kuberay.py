@@ -64,12 +64,12 @@ async def test_an_older_kuberay_without_tokens_is_named() -> None:
 
 
 async def test_missing_rights_are_listed(kubernetes: FakeKubernetes) -> None:
-    kubernetes.worker.take_away("rayclusters", "patch")
+    kubernetes.worker.take_away("rayclusters", "list")
     kubernetes.worker.take_away("services/proxy")
     checks = await examined(asked(kubernetes))
     said = checks[KubeRaySubject.RIGHTS]
     assert said.grade is Grade.FAILED
-    assert "patch rayclusters.ray.io" in said.says
+    assert "list rayclusters.ray.io" in said.says
     assert "update services/proxy" in said.says
 
 
