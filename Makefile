@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help quickstart quickstart-stop test test-tasks test-extra chaos compat dist benchmark check docs clean
+.PHONY: help quickstart quickstart-kuberay quickstart-stop test test-tasks test-extra chaos compat dist benchmark check docs clean
 
 help: ## Show the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 quickstart: $(VENV)/.server ## Run a Prefect deployment as a Ray Job, on this machine (KEEP=1 leaves it up)
 	@$(BIN)/python docs/examples/quickstart/run.py
+
+quickstart-kuberay: $(VENV)/.kuberay ## Watch a RayCluster come and go with a run: real Ray, simulated Kubernetes
+	@$(BIN)/python docs/examples/quickstart/kuberay.py
 
 quickstart-stop: $(VENV)/.server ## Stop what KEEP=1 has left up
 	@$(BIN)/python docs/examples/quickstart/run.py --stop
@@ -44,7 +47,7 @@ benchmark: $(VENV)/.dev ## Measure the driver, the logs, a thousand runs and the
 	$(BIN)/python -m tests.benchmarks.chatty_runs
 	$(BIN)/python -m tests.benchmarks.thousand_runs
 	$(BIN)/python -m tests.benchmarks.memory
-	$(BIN)/python -m tests.benchmarks.kubernetes_client
+	$(BIN)/python -m tests.benchmarks.kuberay
 
 check: $(VENV)/.dev ## Run ruff, pyright and the import contracts
 	$(BIN)/ruff check .
@@ -72,9 +75,13 @@ $(VENV)/.server: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[server]'
 	@touch $@
 
+$(VENV)/.kuberay: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[server,kuberay]'
+	@touch $@ $(VENV)/.server
+
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	@touch $@ $(VENV)/.server
+	@touch $@ $(VENV)/.server $(VENV)/.kuberay
 
 $(VENV)/.docs: $(VENV)/.dev
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,docs]'

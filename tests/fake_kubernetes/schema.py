@@ -32,6 +32,12 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "number": (int, float),
 }
 Cause = tuple[str, str, str]
+ANY_SPEC: Document = {
+    "type": "object",
+    "required": ["spec"],
+    "properties": {"spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+}
+"""A schema that takes every spec."""
 
 
 @functools.cache

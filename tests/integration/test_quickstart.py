@@ -1,22 +1,31 @@
-"""`make quickstart`, as the README shows it."""
+"""`make quickstart` and `make quickstart-kuberay`, as the README shows them."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from uuid import uuid4
 
+import psutil
 import pytest
 
-RUN = Path(__file__).parents[2] / "docs" / "examples" / "quickstart" / "run.py"
+FOLDER = Path(__file__).parents[2] / "docs" / "examples" / "quickstart"
+MARKER = "QUICKSTART_TEST"
 
 pytestmark = [pytest.mark.ray, pytest.mark.extra, pytest.mark.timeout(600)]
 
 
+def clean() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_"))}
+
+
 def quickstart(state: Path, *arguments: str, **env: str) -> str:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_"))}
     done = subprocess.run(
-        [sys.executable, RUN, *arguments],
-        env={**clean, "QUICKSTART_STATE": str(state), **env},
+        [sys.executable, FOLDER / "run.py", *arguments],
+        env={**clean(), "QUICKSTART_STATE": str(state), **env},
         capture_output=True,
         text=True,
         timeout=280,
@@ -39,3 +48,75 @@ def test_log_is_shown_once_to_its_end_and_a_kept_stack_stays_up(tmp_path: Path) 
             assert output.count(line) == 1, output
         assert output.count("is SUCCEEDED") == 1, output
         assert "is Completed" in output
+
+
+class KubeRayQuickstart:
+    """`make quickstart-kuberay` in a process; whatever it starts inherits a marker."""
+
+    def __init__(self, folder: Path) -> None:
+        self.marker = uuid4().hex
+        folder.mkdir()
+        self._output = folder / "output"
+        with self._output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, FOLDER / "kuberay.py"],
+                env={**clean(), MARKER: self.marker, "TMPDIR": str(folder)},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    def says(self, text: str) -> None:
+        deadline = time.monotonic() + 120
+        while text not in self.output:
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.2)
+
+    def left(self) -> list[str]:
+        """Return the command of each process that it started and that still runs."""
+        found: list[str] = []
+        for process in psutil.process_iter():
+            try:
+                is_its = process.environ().get(MARKER) == self.marker
+                if is_its and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(" ".join(process.cmdline())[:100])
+            except psutil.Error:
+                continue
+        return found
+
+
+def test_a_raycluster_comes_and_goes_with_its_run_also_twice_at_once(tmp_path: Path) -> None:
+    both = [KubeRayQuickstart(tmp_path / name) for name in ("one", "other")]
+    for one in both:
+        assert one.process.wait(280) == 0, one.output
+        output = one.output
+        order = [
+            "a simulated Kubernetes",
+            "Kubernetes: There is a new RayCluster: ray-",
+            "The head pod is ready",
+            "digits in 12 tasks",
+            "% read correctly",
+            "Kubernetes: The RayCluster is being deleted",
+            "Kubernetes: The RayCluster is gone",
+            "is Completed",
+            "RayClusters made: 1, left: 0",
+        ]
+        places = [output.index(text) for text in order]
+        assert places == sorted(places), output
+        assert "\033" not in output, "colours belong on terminals"
+        assert one.left() == []
+
+
+def test_ctrl_c_leaves_nothing_of_it(tmp_path: Path) -> None:
+    one = KubeRayQuickstart(tmp_path / "state")
+    one.says("The head pod is ready")
+    assert one.left()
+    one.process.send_signal(signal.SIGINT)
+    assert one.process.wait(120) == 130, one.output
+    assert one.left() == []
+    assert re.findall(r"prw-quickstart-\w+", str(list((tmp_path / "state").iterdir()))) == []

@@ -1,11 +1,13 @@
 """`make quickstart`: runs a Prefect deployment as a Ray Job on this machine, and shows its log."""
 
 import os
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
-import stack
 from stack import POOL, STATE, Stack, environment
 
 os.environ.update(environment())
@@ -26,12 +28,19 @@ STRAGGLER_SECONDS = 4
 PAGE = 200
 
 
-def say(text: str = "") -> None:
+BOLD, CYAN = "1", "36"
+
+
+def say(text: str = "", style: str = "") -> None:
+    """Print a line; with a style only on a terminal."""
+    if style and sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        text = f"\033[{style}m{text}\033[0m"
     print(text, flush=True)
 
 
 def step(text: str) -> None:
-    say(f"\n==> {text}")
+    say()
+    say(f"==> {text}", BOLD)
 
 
 async def until_pool_exists(client: PrefectClient) -> None:
@@ -45,7 +54,7 @@ async def until_pool_exists(client: PrefectClient) -> None:
                 return
 
 
-async def deploy(client: PrefectClient) -> FlowRun:
+async def deploy(client: PrefectClient, **job_variables: Any) -> FlowRun:
     """Create the deployment and a run of it, as `prefect deploy` and `… run` would."""
     here = str(Path(__file__).resolve().parent)
     flow_id = await client.create_flow_from_name("read-handwriting")
@@ -56,6 +65,7 @@ async def deploy(client: PrefectClient) -> FlowRun:
         pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": here}}],
         parameter_openapi_schema={"type": "object", "properties": {}},
         work_pool_name=POOL,
+        job_variables=job_variables,
     )
     return await client.create_flow_run_from_deployment(deployment, state=Scheduled())
 
@@ -116,34 +126,37 @@ async def show(up: Stack) -> bool:
         step("Deploying docs/examples/quickstart/flow.py and running it as a Ray Job")
         run = await deploy(client)
         say(f"    {up.ui_url}/runs/flow-run/{run.id}")
-        ended = await follow(client, run)
-    completed = ended.state is not None and ended.state.is_completed()
-    state = ended.state.name if ended.state else "unknown"
-    message = f": {ended.state.message}" if ended.state and ended.state.message else ""
-    step(f"Flow run '{ended.name}' is {state}{message}")
+        return is_completed(await follow(client, run))
+
+
+def is_completed(run: FlowRun) -> bool:
+    """Say how a run has ended, and return whether it is Completed."""
+    completed = run.state is not None and run.state.is_completed()
+    state = run.state.name if run.state else "unknown"
+    message = f": {run.state.message}" if run.state and run.state.message else ""
+    step(f"Flow run '{run.name}' is {state}{message}")
     if not completed:
         say(f"    The worker's log is in {STATE / 'worker.log'}")
     return completed
 
 
-def start() -> Stack:
+def start_prefect(up: Stack, *, usual_port: bool = True, **worker_env: str) -> None:
+    """Start what is missing of the server, and the worker."""
     if os.environ.get("PREFECT_API_URL"):
         step("Using the Prefect server of PREFECT_API_URL")
     else:
         step("prefect server start")
-    url, server = stack.start_server()
-    say(f"    {url.removesuffix('/api')}")
+    up.start_server(usual_port=usual_port)
+    say(f"    {up.ui_url}")
     step(f"prefect worker start --pool {POOL} --type ray")
     say("    The worker creates the pool.")
-    say("    No address is configured, so it starts a local Ray cluster.")
-    up = Stack(api_url=url, worker=stack.start_worker(url), server=server)
-    up.remember()
-    return up
+    up.start_worker(**worker_env)
 
 
 NEXT = """
 What to try next
     make quickstart KEEP=1                 leaves it up: see the graph and the artifacts in the UI
+    make quickstart-kuberay                a RayCluster for the run, on a simulated Kubernetes
     README.md, "Connect a cluster"         run your own deployments on your own Ray cluster
     docs/tutorial/first-run.md             the same by hand, command by command"""
 
@@ -167,8 +180,12 @@ def main() -> int:
     kept = Stack.kept()
     if kept:
         step(f"Using the Prefect server and the worker that are still up ({kept.ui_url})")
-    up = kept or start()
+    up = kept or Stack()
     try:
+        if not kept:
+            start_prefect(up)
+            say("    No address is configured, so it starts a local Ray cluster.")
+            up.remember()
         with temporary_settings({PREFECT_API_URL: up.api_url}):
             completed = anyio.run(show, up)
     except BaseException:
@@ -185,8 +202,15 @@ def main() -> int:
     return 0 if completed else 1
 
 
-if __name__ == "__main__":
+def run_until_interrupted(main: Callable[[], int]) -> NoReturn:
+    """Exit with what `main` returns; Ctrl-C and SIGTERM end it in order."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())
     except KeyboardInterrupt:
+        say("Interrupted. All of it was stopped.")
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    run_until_interrupted(main)

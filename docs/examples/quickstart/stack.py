@@ -1,4 +1,4 @@
-"""The processes of the quickstart: a Prefect server and a worker, recorded by process id."""
+"""The processes of the quickstarts: a Prefect server, a worker, a simulated Kubernetes."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.request import urlopen
@@ -22,21 +23,24 @@ _STREAMS = {
     "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
 }
 _STOP_SECONDS = 40
+_KUBERNETES = Path(__file__).with_name("simulated_kubernetes.py")
 
 
 @dataclass
 class Stack:
-    """What runs for the quickstart.
+    """What runs for a quickstart.
 
     Attributes:
         api_url: The Prefect API.
         worker: Process id of the worker.
         server: Process id of the server, or None if PREFECT_API_URL named one.
+        kubernetes: Process id of the simulated Kubernetes, if there is one.
     """
 
-    api_url: str
-    worker: int
-    server: int | None
+    api_url: str = ""
+    worker: int | None = None
+    server: int | None = None
+    kubernetes: int | None = None
 
     @property
     def ui_url(self) -> str:
@@ -53,39 +57,47 @@ class Stack:
             stack = cls(**json.loads((STATE / "stack.json").read_text()))
         except (OSError, ValueError, TypeError):
             return None
-        pids = [stack.worker] if stack.server is None else [stack.worker, stack.server]
+        pids = [pid for pid in (stack.worker, stack.server) if pid is not None]
         return stack if all(_is_ours(pid) for pid in pids) and _answers(stack.api_url) else None
 
+    def start_server(self, *, usual_port: bool = True) -> None:
+        """Start a Prefect server, unless PREFECT_API_URL names one.
+
+        Args:
+            usual_port: Whether it listens where people expect it, if nobody else does.
+        """
+        if url := os.environ.get("PREFECT_API_URL"):
+            self.api_url = url
+            return
+        port = _port((4200, 0) if usual_port else (0,))
+        self.api_url = f"http://127.0.0.1:{port}/api"
+        command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        self.server = _spawn(command, "server.log", {"PREFECT_API_URL": self.api_url, **_STREAMS})
+        _wait_for(self.server, lambda: _answers(self.api_url), "The Prefect server", "server.log")
+
+    def start_worker(self, **env: str) -> None:
+        """Start the worker; it creates its pool."""
+        command = ["-m", "prefect", "worker", "start", "--pool", POOL, "--type", "ray"]
+        self.worker = _spawn(command, "worker.log", {"PREFECT_API_URL": self.api_url, **env})
+
+    def start_kubernetes(self) -> Path:
+        """Start the simulated Kubernetes, and return the worker's kubeconfig for it."""
+        kubeconfig = STATE / "kubeconfig.yaml"
+        self.kubernetes = _spawn([str(_KUBERNETES), str(STATE)], "kubernetes.log", {})
+        _wait_for(self.kubernetes, kubeconfig.exists, "The simulated Kubernetes", "kubernetes.log")
+        return kubeconfig
+
     def stop(self) -> None:
-        """Stop the worker, and with it the Ray that it started; then the server."""
-        _end(self.worker, signal.SIGINT)
-        if self.server is not None:
+        """Stop the worker, and with it the Ray that it started; then the rest."""
+        # A second Ctrl-C must not leave half of it behind; each wait has an end.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            _end(self.worker, signal.SIGINT)
+            _end(self.kubernetes, signal.SIGTERM)
             _end(self.server, signal.SIGTERM)
-        (STATE / "stack.json").unlink(missing_ok=True)
-
-
-def start_server() -> tuple[str, int | None]:
-    """Start a Prefect server, unless PREFECT_API_URL names one; return its URL and pid."""
-    if url := os.environ.get("PREFECT_API_URL"):
-        return url, None
-    port = _port()
-    url = f"http://127.0.0.1:{port}/api"
-    command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    pid = _spawn(command, "server.log", {"PREFECT_API_URL": url, **_STREAMS})
-    deadline = time.monotonic() + _START_SECONDS
-    while not _answers(url):
-        if not _is_ours(pid) or time.monotonic() > deadline:
-            _end(pid, signal.SIGKILL)
-            log = (STATE / "server.log").read_text()[-2000:]
-            raise SystemExit(f"The Prefect server did not start:\n{log}")
-        time.sleep(0.2)
-    return url, pid
-
-
-def start_worker(api_url: str) -> int:
-    """Start the worker; it creates its pool."""
-    command = ["worker", "start", "--pool", POOL, "--type", "ray"]
-    return _spawn(command, "worker.log", {"PREFECT_API_URL": api_url})
+            (STATE / "stack.json").unlink(missing_ok=True)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def environment() -> dict[str, str]:
@@ -99,12 +111,12 @@ def environment() -> dict[str, str]:
     }
 
 
-def _spawn(command: list[str], log: str, extra: dict[str, str]) -> int:
-    STATE.mkdir(exist_ok=True)
+def _spawn(arguments: list[str], log: str, extra: dict[str, str]) -> int:
+    STATE.mkdir(parents=True, exist_ok=True)
     with (STATE / log).open("wb") as output:
         # In a separate session: Ctrl-C ends the quickstart, which then stops these in order.
         return subprocess.Popen(
-            [sys.executable, "-m", "prefect", *command],
+            [sys.executable, *arguments],
             env={**environment(), **extra},
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -115,7 +127,18 @@ def _spawn(command: list[str], log: str, extra: dict[str, str]) -> int:
         ).pid
 
 
-def _end(pid: int, how: signal.Signals) -> None:
+def _wait_for(pid: int, is_up: Callable[[], bool], what: str, log: str) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not is_up():
+        if not _is_ours(pid) or time.monotonic() > deadline:
+            _end(pid, signal.SIGKILL)
+            raise SystemExit(f"{what} did not start:\n{(STATE / log).read_text()[-2000:]}")
+        time.sleep(0.2)
+
+
+def _end(pid: int | None, how: signal.Signals) -> None:
+    if pid is None:
+        return
     deadline = time.monotonic() + _STOP_SECONDS
     if _is_ours(pid):
         os.kill(pid, how)
@@ -127,7 +150,7 @@ def _end(pid: int, how: signal.Signals) -> None:
 
 
 def _is_ours(pid: int) -> bool:
-    """Return whether a process runs and is a `prefect`, not a later one with the same id."""
+    """Return whether a process runs and is one of ours, not a later one with the same id."""
     import psutil
 
     try:
@@ -135,7 +158,8 @@ def _is_ours(pid: int) -> bool:
         if process.status() == psutil.STATUS_ZOMBIE:
             process.wait(0)
             return False
-        return "prefect" in process.cmdline()
+        command = process.cmdline()
+        return "prefect" in command or str(_KUBERNETES) in command
     except psutil.Error:
         return False
 
@@ -148,9 +172,9 @@ def _answers(api_url: str) -> bool:
         return False
 
 
-def _port() -> int:
-    """Return Prefect's usual port if it is free, else another one."""
-    for candidate in (4200, 0):
+def _port(candidates: tuple[int, ...]) -> int:
+    """Return the first port that is free; 0 stands for any."""
+    for candidate in candidates:
         with socket.socket() as probe:
             # As the server will do: connections of a server that just ended do not count.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
