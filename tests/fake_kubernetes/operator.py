@@ -33,14 +33,22 @@ class Operator:
         self._store = store
         self._scripts = scripts
         self._done_with: set[tuple[str, int]] = set()
+        self._seen: tuple[str, str] | None = None
         self.writes_new_events = True
 
     def reconcile_all(self) -> None:
-        """Do one round."""
+        """Do one round, if anything has changed since the last: with many clusters it is long."""
+        if self._seen == (seen := self._signature()):
+            return
         for cluster in self._store.all("rayclusters"):
             script = self._scripts.of(cluster["metadata"]["name"])
             if not script.ignored:
                 self._reconcile(cluster, script)
+        self._seen = seen
+
+    def _signature(self) -> tuple[str, str]:
+        told = (self._scripts.default, dict(self._scripts))
+        return self._store.version, f"{told} {self._store.quotas} {self._store.namespaces}"
 
     def _reconcile(self, cluster: Document, script: Script) -> None:
         metadata = cluster["metadata"]

@@ -81,11 +81,12 @@ class Store:
 
     def all(self, resource: str, namespace: str | None = None) -> list[Document]:
         """Return the objects themselves, in order of their names."""
-        return [
-            document
-            for (kind, where, _), document in sorted(self._objects.items())
+        of_kind = (
+            (where, name, document)
+            for (kind, where, name), document in self._objects.items()
             if kind == resource and namespace in (None, where)
-        ]
+        )
+        return [document for *_, document in sorted(of_kind, key=lambda found: found[:2])]
 
     def create(
         self, resource: str, namespace: str, document: Document, *, dry_run: bool = False

@@ -30,6 +30,8 @@ class Needs(Enum):
     NODE = "a cluster of its own, with a second node"
     REDIS = "a cluster of its own, with a second node and a Redis"
     PREFECT = "a Prefect server of its own, with its database in a file"
+    KUBERNETES = "a Kubernetes with KubeRay, simulated, where each run gets a real Ray"
+    KUBERNETES_WORKER = "the same, and a worker besides that can be hurt"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Fault:
     needs: Needs
     strike: Callable[[Scene], Awaitable[None]]
 
+    @property
+    def hurts_worker(self) -> bool:
+        """Whether it strikes a worker, which then must not be the one that goes on."""
+        return self.needs in (Needs.WORKER, Needs.KUBERNETES_WORKER)
+
 
 async def _over_to_steady(scene: Scene) -> None:
     state = (await scene.read()).state
@@ -53,7 +60,7 @@ async def _over_to_steady(scene: Scene) -> None:
         await scene.taken_over_by(STEADY)
 
 
-async def _signal_worker(number: signal.Signals, scene: Scene) -> None:
+async def signal_worker(number: signal.Signals, scene: Scene) -> None:
     process = scene.world.workers[VICTIM]
     process.send_signal(number)
     await anyio.to_thread.run_sync(partial(process.wait, PATIENCE_SECONDS))
@@ -142,7 +149,7 @@ async def _disturb_network(mode: Mode, scene: Scene) -> None:
     await between.mend()
 
 
-async def _cut_network(scene: Scene) -> None:
+async def cut_network(scene: Scene) -> None:
     await scene.world.between.cut()
     await anyio.sleep(AWAY_SECONDS)
     await scene.world.between.mend()
@@ -164,8 +171,8 @@ async def _fail_by_hand(scene: Scene) -> None:
         (await client.post(f"/flow_runs/{scene.run_id}/set_state", json=body)).raise_for_status()
 
 
-WORKER_KILLED = Fault("worker, SIGKILL", Needs.WORKER, partial(_signal_worker, signal.SIGKILL))
-WORKER_TERMINATED = Fault("worker, SIGTERM", Needs.WORKER, partial(_signal_worker, signal.SIGTERM))
+WORKER_KILLED = Fault("worker, SIGKILL", Needs.WORKER, partial(signal_worker, signal.SIGKILL))
+WORKER_TERMINATED = Fault("worker, SIGTERM", Needs.WORKER, partial(signal_worker, signal.SIGTERM))
 WORKER_PAUSED = Fault("worker, SIGSTOP, later SIGCONT", Needs.WORKER, _pause_worker)
 GUARD = Fault("driver's guard, SIGKILL", Needs.SHARED, partial(_kill, guard_of))
 SUPERVISOR = Fault("driver's supervisor, SIGKILL", Needs.SHARED, partial(_kill, supervisor_of))
@@ -192,7 +199,7 @@ STUCK_RECORD = Fault(
     Needs.REDIS,
     _restart_head_then_kill,
 )
-NETWORK_CUT = Fault("network to the head, cut for 8 s", Needs.SHARED, _cut_network)
+NETWORK_CUT = Fault("network to the head, cut for 8 s", Needs.SHARED, cut_network)
 NETWORK_HANGS = Fault(
     "head that takes requests and is silent for 8 s",
     Needs.SHARED,

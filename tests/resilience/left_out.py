@@ -15,6 +15,9 @@ LEFT_OUT = (
     "with Redis.",
     "The driver's node at *submitting* and *pending*: no process of the run is on a node yet.",
     "The head for good at *pending*: for the worker the same as at *running*.",
+    "KubeRay at *submitting*, *pending*, *paused* and *finishing*: while its job goes on, a "
+    "cluster of its own differs from any other only in what its loss means. Crash loops, quotas, "
+    "images, rights: `tests/integration/kuberay/test_kuberay_troubles.py`.",
     "The parts of a Prefect server: it is one process here.",
     "Answers 502, a login page, a token that expires, a record that vanishes, a run or a "
     "deployment that is deleted, a proposal that is rejected: real Ray and Prefect cannot be "

@@ -6,6 +6,7 @@ from typing import Any
 from prefect.client.schemas.objects import StateType
 
 from tests.resilience import faults as f
+from tests.resilience import kuberay as k
 from tests.resilience.cluster import NODE
 from tests.resilience.faults import Fault
 from tests.resilience.stages import (
@@ -126,4 +127,16 @@ PAIRS = (
     Pair(f.PREFECT_RESTARTED, RUNNING, COMPLETED),
     Pair(f.PREFECT_RESTARTED, CANCELLING, CANCELLED),
     Pair(f.PREFECT_RESTARTED, FINISHING, COMPLETED),
+    Pair(k.WORKER_KILLED, k.STARTING, COMPLETED),
+    Pair(k.WORKER_KILLED, RUNNING, COMPLETED),
+    Pair(k.WORKER_KILLED, k.RELEASING, COMPLETED, within=180),
+    Pair(k.HEAD_KILLED, RUNNING, CRASHED),
+    Pair(k.HEAD_KILLED, RUNNING, COMPLETED, executions=2, variables=_ONE_RETRY, within=180),
+    Pair(k.API_AWAY, k.STARTING, COMPLETED),
+    Pair(k.API_AWAY, RUNNING, COMPLETED),
+    Pair(k.API_AWAY, CANCELLING, CANCELLED),
+    Pair(k.API_AWAY, k.RELEASING, COMPLETED),
+    Pair(k.CLUSTER_DELETED, k.STARTING, CRASHED, 0, says="ClusterDeleted"),
+    Pair(k.CLUSTER_DELETED, RUNNING, CRASHED, says="ClusterDeleted"),
+    Pair(k.CLUSTER_DELETED, RUNNING, COMPLETED, executions=2, variables=_ONE_RETRY, within=180),
 )

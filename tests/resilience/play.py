@@ -13,11 +13,14 @@ from tests.integration.harness import settings_of
 from tests.resilience.cluster import cluster
 from tests.resilience.faults import Needs
 from tests.resilience.killable_server import KillableServer
+from tests.resilience.kuberay import clusters_made, new_kubernetes_world, no_cluster_left
 from tests.resilience.pairs import Pair
 from tests.resilience.scene import STEADY, VICTIM, Scene, World, new_world
 
 _SHARED = frozenset({Needs.SHARED, Needs.WORKER})
 _GONE_SECONDS = 150.0
+# A sweep leaves a cluster for 2 min after the end of its run, and comes about once a minute.
+_SWEPT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Result:
         cancellation_hooks: How often its `on_cancellation` hook was begun.
         message: Of the final state.
         settled: Seconds from the fault to the final state; None if that was there before.
-        gone: Seconds from the fault until no process of the run was left.
+        gone: Seconds from the fault until no process of the run was left, and no RayCluster.
         wrong: What is not as it has to be; empty if all is.
     """
 
@@ -48,7 +51,7 @@ class Result:
 async def play(world: World, pair: Pair) -> Result:
     """Bring a run to a stage, strike, let it go on, and look at what came of it."""
     number = len(list(world.folder.iterdir()))
-    hurts_worker = pair.fault.needs is Needs.WORKER
+    hurts_worker = pair.fault.hurts_worker
     scene = Scene(
         world,
         world.folder / f"run-{number}",
@@ -81,6 +84,8 @@ async def _play(scene: Scene, pair: Pair) -> Result:
         await pair.stage.leave(scene)
     run = await scene.settled(pair.within)
     await scene.all_gone(_GONE_SECONDS)
+    if scene.world.kubernetes is not None:
+        await no_cluster_left(scene.world.kubernetes, _SWEPT_SECONDS)
     gone = time.monotonic() - began
     await scene.leaves_no_task_running()
     if pair.state is StateType.COMPLETED:
@@ -98,10 +103,11 @@ async def _play(scene: Scene, pair: Pair) -> Result:
         settled=None if was_final else final.state.timestamp.timestamp() - struck_at,
         gone=gone,
     )
-    return replace(result, wrong=_wrong_with(result))
+    made = None if scene.world.kubernetes is None else clusters_made(scene.world.kubernetes)
+    return replace(result, wrong=_wrong_with(result, made))
 
 
-def _wrong_with(result: Result) -> str:
+def _wrong_with(result: Result, clusters: int | None) -> str:
     pair = result.pair
     hooks = 1 if result.state is StateType.CANCELLED and pair.executions else 0
     wrong = [
@@ -110,6 +116,7 @@ def _wrong_with(result: Result) -> str:
             ("the state", result.state, pair.state),
             ("the number of executions", result.executions, pair.executions),
             ("the number of cancellation hooks", result.cancellation_hooks, hooks),
+            ("the number of Rays", clusters, None if clusters is None else pair.executions),
         )
         if found != wanted
     ]
@@ -135,6 +142,10 @@ async def _failed(scene: Scene, pair: Pair, wrong: str) -> Result:
 @asynccontextmanager
 async def world_for(server: KillableServer, needs: Needs, folder: Path) -> AsyncIterator[World]:
     """Set up what a fault needs."""
+    if needs in (Needs.KUBERNETES, Needs.KUBERNETES_WORKER):
+        async with new_kubernetes_world(server, folder) as world:
+            yield world
+        return
     with cluster(node=needs in (Needs.NODE, Needs.REDIS), redis=needs is Needs.REDIS) as running:
         async with new_world(server, running, folder, ends=needs is Needs.END) as world:
             yield world

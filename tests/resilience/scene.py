@@ -19,6 +19,7 @@ from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
 from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL
+from tests.fake_kubernetes import FakeKubernetes
 from tests.integration.harness import Pool, new_pool
 from tests.integration.processes import of_run
 from tests.integration.worker_process import worker_process
@@ -44,20 +45,24 @@ class World:
 
     Attributes:
         server: The Prefect server.
-        cluster: The Ray.
-        between: The proxy between workers and the cluster's dashboard.
+        between: The proxy between workers and the cluster's dashboard, or the Kubernetes API.
         pool: The work pool.
         folder: Where homes and marks are.
+        cluster: The Ray, if all runs use one.
+        kubernetes: Where each run gets a Ray of its own, otherwise.
         ends: Whether the head is killed for good.
+        worker_env: More environment variables of the workers.
         workers: The worker processes by their names.
     """
 
     server: KillableServer
-    cluster: ChaosCluster
     between: Proxy
     pool: Pool
     folder: Path
+    cluster: ChaosCluster | None = None
+    kubernetes: FakeKubernetes | None = None
     ends: bool = False
+    worker_env: dict[str, str] = field(default_factory=dict)
     workers: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
 
     @contextmanager
@@ -71,6 +76,7 @@ class World:
             "PREFECT_WORKER_HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS),
             "PREFECT_API_REQUEST_TIMEOUT": "10",
             "PREFECT_INTEGRATIONS_RAY_WORKER_UNREACHABLE_LIMIT_SECONDS": str(limit),
+            **self.worker_env,
         }
         home = self.folder / f"home-{name}"
         options = ("--name", name, "--work-queue", name)
@@ -228,14 +234,14 @@ async def new_world(
     """Set up a pool behind a proxy, and its steady worker."""
     folder.mkdir(exist_ok=True)
     async with proxy(cluster.port) as between, new_pool({}) as pool:
-        await _point(pool, between.address)
-        world = World(server, cluster, between, pool, folder, ends)
+        await set_default(pool, "address", between.address)
+        world = World(server, between, pool, folder, cluster, ends=ends)
         with world.worker(STEADY):
             yield world
 
 
-async def _point(pool: Pool, address: str) -> None:
-    """Have all runs of the pool go to one cluster."""
+async def set_default(pool: Pool, variable: str, value: object) -> None:
+    """Set what all runs of the pool have."""
     template = (await pool.client.read_work_pool(pool.name)).base_job_template
-    template["variables"]["properties"]["address"]["default"] = address
+    template["variables"]["properties"][variable]["default"] = value
     await pool.client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=template))

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tests.resilience.kuberay import RELEASING, STARTING
 from tests.resilience.left_out import LEFT_OUT
 from tests.resilience.pairs import PAIRS, Pair
 from tests.resilience.play import Result
@@ -26,7 +27,7 @@ class Row:
         executions: How often the user's code was begun.
         hooks: How often its `on_cancellation` hook was begun.
         settled: Seconds from the fault to the final state; None if that was there before.
-        gone: Seconds from the fault until no process of the run was left.
+        gone: Seconds from the fault until no process of the run was left, and no RayCluster.
         on: The day.
     """
 
@@ -89,7 +90,9 @@ def page() -> str:
     rows = kept()
     days = sorted(row.on for row in rows.values())
     body = "\n".join(_row(pair, rows[pair.name]) for pair in PAIRS if pair.name in rows)
-    stages = "\n".join(f"- **{stage.name}**: {stage.meaning}." for stage in STAGES)
+    stages = "\n".join(
+        f"- **{stage.name}**: {stage.meaning}." for stage in (*STAGES, STARTING, RELEASING)
+    )
     made_with = ", ".join(f"{what} {which}" for what, which in _results()["made with"].items())
     missing = "\n".join(f"- {pair.name}" for pair in PAIRS if pair.name not in rows)
     missing = missing and f"\nPlayed by `make chaos`, and not measured yet:\n\n{missing}\n"
@@ -105,6 +108,11 @@ and head; processes are killed by signals. A row is only written if the state, t
 executions and the number of cancellation hooks are the ones that have to be, and if no process of
 the run is left.
 
+In the rows that begin with KubeRay, each run gets
+[a cluster of its own](../how-to/cluster-per-run.md). There Kubernetes and KubeRay's operator are
+simulated, and the head of each RayCluster is a real Ray. Such a row is only written if there was
+one Ray for each execution and no RayCluster is left.
+
 Measured from {days[0] if days else ""} to {days[-1] if days else ""} by `make chaos`:
 {made_with}; two cores shared with other work, which makes the seconds long. Workers send a
 heartbeat every 2 s (Prefect's default is 30 s, and it misses three of them) and count a head
@@ -114,7 +122,7 @@ Stages:
 
 {stages}
 
-| fault | stage | the run ends | executions | cancel hooks | settled after | processes gone after |
+| fault | stage | the run ends | executions | cancel hooks | settled after | all gone after |
 |---|---|---|---|---|---|---|
 {body}
 

@@ -1,16 +1,18 @@
 """Submits and follows runs with one `RayWorker`, without Prefect's own loop.
 
-    python -m tests.benchmarks.measured.worker <pool> <address> [at once] <file with ids of runs>
+    python -m tests.benchmarks.measured.worker <pool> <cluster> [at once] <file with ids of runs>
 
-On SQLite, that loop takes minutes for a hundred runs. The file may still grow: an empty line is its
-end.
+The cluster is an address, or job variables as JSON. On SQLite, that loop takes minutes for a
+hundred runs. The file may still grow: an empty line is its end.
 """
 
 import gc
+import json
 import math
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import anyio
@@ -33,7 +35,7 @@ async def ids_in(file: Path) -> AsyncIterator[str]:
                 await anyio.sleep(0.1)
 
 
-async def main(pool: str, address: str, at_once: float, file: Path) -> None:
+async def main(pool: str, variables: dict[str, Any], at_once: float, file: Path) -> None:
     codes: list[int] = []
     meter = Meter(lambda: len(codes))
     meter.time_callbacks()
@@ -45,7 +47,7 @@ async def main(pool: str, address: str, at_once: float, file: Path) -> None:
         async with running:
             async with preparing:
                 flow_run = await worker.client.read_flow_run(UUID(flow_run_id))
-                configuration = RayJobConfiguration(address=address)
+                configuration = RayJobConfiguration(**variables)
                 configuration.prepare_for_flow_run(flow_run)
             codes.append((await worker.run(flow_run, configuration)).status_code)
 
@@ -62,5 +64,6 @@ async def main(pool: str, address: str, at_once: float, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    pool, address, *at_once, file = sys.argv[1:]
-    anyio.run(main, pool, address, int(at_once[0]) if at_once else math.inf, Path(file))
+    pool, cluster, *at_once, file = sys.argv[1:]
+    variables = json.loads(cluster) if cluster.startswith("{") else {"address": cluster}
+    anyio.run(main, pool, variables, int(at_once[0]) if at_once else math.inf, Path(file))
