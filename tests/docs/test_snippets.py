@@ -18,6 +18,7 @@ from prefect_ray_worker import metrics
 from prefect_ray_worker.adhoc.decorator import RayJobVariables
 from prefect_ray_worker.commands.app import app, parse
 from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.config.kuberay import over_pool_default
 from prefect_ray_worker.doctor.report import CheckSubject, Grade
 from tests.docs.test_docs import PAGES, README, ROOT
 
@@ -25,10 +26,14 @@ _BLOCK = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULT
 _LANGUAGES = {"mermaid", "console", "python", "yaml", "json", "dockerfile", "text", ""}
 # Programs that are not ours; that they are written right is theirs to say.
 _OTHERS = {
-    ".", "#", "cat", "cd", "cp", "curl", "docker", "echo", "export", "install", "kubectl", "make",
-    "mkdir", "python", "python3", "python3.11", "ray", "set", "source", "systemctl", "terraform",
-    "tail", "useradd", "pip", "rm", "sed", "grep", "bash", "prefect", "prefect-ray-worker", "git",
+    "#", ".", "bash", "cat", "cd", "cp", "curl", "docker", "echo", "export", "git", "grep",
+    "helm", "install", "kind", "kubectl", "make", "mkdir", "pip", "prefect", "prefect-ray-worker",
+    "python", "python3", "python3.11", "ray", "rm", "sed", "set", "source", "systemctl", "tail",
+    "terraform", "useradd",
 }  # fmt: skip
+
+# A deployment may set single fields of its pool's cluster.
+_POOL = {"variables": {"properties": {"kuberay": {"default": {"image": "example/ray:2.60.0"}}}}}
 
 
 class Snippet(NamedTuple):
@@ -112,7 +117,8 @@ def test_python_calls_us_with_arguments_that_exist(snippet: Snippet) -> None:
 @pytest.mark.parametrize("snippet", of("yaml", "json"))
 def test_yaml_parses_and_its_job_variables_are_taken(snippet: Snippet) -> None:
     for document in yaml.safe_load_all(snippet.text):
-        for variables in job_variables(document):
+        for given in job_variables(document):
+            variables = over_pool_default(_POOL, given)
             RayJobConfiguration.model_validate(
                 {key: value for key, value in variables.items() if key != "cluster"}
             )
