@@ -25,7 +25,7 @@ from tests.fake_ray.script import PENDING_FOREVER
 from tests.integration.harness import Pool
 from tests.integration.stage import Stage
 from tests.prefect_server import PrefectServer, prefect_server, send_what_is_left
-from tests.waiting import wait_until
+from tests.waiting import patience, wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/automations/pause-a-pool-without-prefect.yaml"
 NODE_DIED = (Path(__file__).parents[1] / "unit/diagnosis/job_messages/node-died.txt").read_text()
@@ -189,7 +189,7 @@ async def test_no_run_waits_for_an_events_api_that_is_away(stage: Stage) -> None
     EventsWorker.set_client_override(Refusing)  # type: ignore[arg-type]
     try:
         async with stage.pool.working():
-            with anyio.fail_after(30):
+            with anyio.fail_after(30 * patience()):
                 await stage.is_served()
     finally:
         EventsWorker.set_client_override(None)

@@ -23,7 +23,7 @@ from tests.fake_ray import FakeRay, Fault, Kind
 from tests.fake_ray.script import PENDING_FOREVER, FakeJob
 from tests.integration.harness import new_pool, set_timing
 from tests.integration.stage import MISSED_SECONDS, Stage
-from tests.waiting import wait_until
+from tests.waiting import patience, wait_until
 
 
 async def claimed_run(stage: Stage, labels: dict[str, str] | None = None, **variables: Any) -> UUID:
@@ -72,7 +72,7 @@ async def test_worker_of_the_same_name_goes_on_at_once(stage: Stage, tmp_path: P
         run_id, job = await stage.running()
         process.kill()
     job.set("FAILED", driver_exit_code=7)
-    with anyio.fail_after(12):
+    with anyio.fail_after(12 * patience()):
         async with stage.heir(name="same", heartbeat_interval_seconds=30):
             await stage.ends(run_id, StateType.CRASHED, "exit code 7")
 

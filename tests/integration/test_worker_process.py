@@ -15,7 +15,7 @@ from tests.integration.harness import FLOWS, Pool
 from tests.integration.test_cancelling_and_timeouts import job_of
 from tests.integration.worker_process import worker_process
 from tests.real_ray import RealRay
-from tests.waiting import wait_until
+from tests.waiting import patience, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -32,7 +32,7 @@ async def test_shutting_down_leaves_the_jobs_running(
         await wait_until(marker.exists, timeout=90, description="the flow to run")
         process.send_signal(ending)
         await wait_until(
-            lambda: process.poll() is not None, timeout=10, description="the worker to end"
+            lambda: process.poll() is not None, timeout=30, description="the worker to end"
         )
     assert await pool.state(run_id) == StateType.RUNNING
     assert not (await job_of(pool, run_id)).is_terminal
@@ -82,7 +82,7 @@ async def test_worker_of_a_type_creates_its_pool_and_never_imports_ray(
         assert run.state is not None
         assert run.state.type == StateType.COMPLETED
         process.send_signal(signal.SIGINT)
-        with anyio.fail_after(15):
+        with anyio.fail_after(15 * patience()):
             await process.wait()
         assert process.stdout is not None
         output = b"".join([chunk async for chunk in process.stdout]).decode()

@@ -17,7 +17,7 @@ from prefect_ray_worker.ray_api import client
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.tokens import TokenSource
 from tests.fake_ray import FakeRay, Fault, Kind
-from tests.waiting import wait_until
+from tests.waiting import patience, wait_until
 
 INTERVAL = 0.2
 LONGEST_PAUSE = INTERVAL * 1.2
@@ -34,13 +34,13 @@ async def watching(ray: FakeRay, token: str | None = None) -> AsyncIterator[Open
 
 
 async def news(watch: JobWatch, seconds: float = 5) -> Observation:
-    with anyio.fail_after(seconds):
+    with anyio.fail_after(seconds * patience()):
         return await watch.next()
 
 
 async def news_of(watch: JobWatch, kind: type[Observation], seconds: float = 5) -> Observation:
     """Wait for an observation of a kind; what was seen before it does not matter."""
-    with anyio.fail_after(seconds):
+    with anyio.fail_after(seconds * patience()):
         while not isinstance(observation := await watch.next(), kind):
             pass
     return observation
@@ -126,7 +126,7 @@ async def test_an_end_is_told_within_two_intervals(ray: FakeRay) -> None:
             watch = many(stack, ray, cluster)[17]
             await news(watch)
             ray.jobs["j17"].set("FAILED")
-            with anyio.fail_after(2 * INTERVAL + 0.2):
+            with anyio.fail_after((2 * INTERVAL + 0.2) * patience()):
                 while True:
                     observation = await watch.next()
                     if isinstance(observation, Seen) and observation.details.is_terminal:
@@ -364,7 +364,7 @@ async def test_a_cluster_that_is_down_does_not_slow_the_others(ray: FakeRay) -> 
 
 async def test_closing_ends_requests_that_hang(ray: FakeRay) -> None:
     ray.faults.add(Fault("*", "", kind=Kind.HANG, times=None))
-    with anyio.fail_after(2):
+    with anyio.fail_after(2 * patience()):
         async with watching(ray) as cluster:
             with cluster.poller.watch("a"):
                 await wait_until(lambda: ray.requests.in_flight, description="a look hangs")
