@@ -17,6 +17,7 @@ from prefect.logging.handlers import APILogWorker
 
 from tests.ports import free_port
 
+_START = Path(__file__).with_name("start_server.py")
 _START_SECONDS = 90
 _STOP_SECONDS = 15
 
@@ -59,6 +60,8 @@ def prefect_server(
         "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
         "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+        # Whoever saves a block registers its type.
+        "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
         # Workers that tests kill are to be missed soon.
         "PREFECT_SERVER_SERVICES_FOREMAN_LOOP_SECONDS": "1",
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
@@ -67,10 +70,13 @@ def prefect_server(
     home.mkdir(parents=True, exist_ok=True)
     with (home / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1",
-             "--port", str(port)],
-            env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            # -P: its folder has others with the names of packages, as `packaging`.
+            [sys.executable, "-P", str(_START), str(port)],
+            env=env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         _wait_until_healthy(f"http://127.0.0.1:{port}/api/health", process, home / "server.log")
         yield PrefectServer(f"http://127.0.0.1:{port}/api", home, process)
