@@ -34,6 +34,7 @@ TERMS = {
 _READY_SECONDS = 60
 _GRACE_SECONDS = 6
 _ATTEMPTS = 3
+_START = Path(__file__).with_name("start_ray.py")
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ def head_command(
         "temp-dir": temp_dir,
         **{name.replace("_", "-"): value for name, value in (more or {}).items()},
     }
-    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    # -P: its folder has others with the names of packages, as `packaging`.
+    start = [sys.executable, "-P", str(_START), "start", "--head", "--block"]
     return [*start, *(f"--{key}={value}" for key, value in options.items())]
 
 

@@ -1,0 +1,33 @@
+"""`ray start` for tests, without what no test looks at and each head would pay for.
+
+Written for Ray 2.60; other versions start everything.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray._private import services
+from ray.scripts import scripts
+
+# Each of the dashboard's modules is a process; those of Serve, Train, Data, events and metrics are
+# left out.
+_MODULES = ("JobHead", "NodeHead", "ReportHead", "StateHead", "UsageStatsHead")
+_MORE: dict[str, list[str]] = {
+    "dashboard": [f"--modules-to-load={','.join(_MODULES)}"],
+    # No job takes these: each has variables, and so a runtime environment, of its own.
+    "raylet": ["--num_prestart_python_workers=0"],
+}
+
+
+def _sparing(start: Callable[..., Any]) -> Callable[..., Any]:
+    def start_process(command: list[str], process_type: str, *args: Any, **kwargs: Any) -> Any:
+        return start([*command, *_MORE.get(process_type, [])], process_type, *args, **kwargs)
+
+    return start_process
+
+
+if __name__ == "__main__":
+    if ray.__version__.startswith("2.60."):
+        services.start_ray_process = _sparing(services.start_ray_process)
+    scripts.main()
