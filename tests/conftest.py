@@ -1,5 +1,7 @@
 """Offers the shared fixtures to every test, and puts the long files first."""
 
+import os
+
 import pytest
 
 from tests.fixtures import (
@@ -12,6 +14,7 @@ from tests.fixtures import (
     prefect_settings,
     ray,
     ray_cluster,
+    shared_prefect_api,
     stage,
 )
 
@@ -25,8 +28,12 @@ __all__ = [
     "prefect_settings",
     "ray",
     "ray_cluster",
+    "shared_prefect_api",
     "stage",
 ]
+
+# Without it each process that tests start compiles all that it imports, for seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Files that start servers and wait for them. The many short ones fill the gaps at the end, where
 # otherwise one process would wait for the other's last long file.

@@ -42,10 +42,16 @@ async def client(ray: FakeRay) -> AsyncIterator[JobsClient]:
 
 
 @pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+def shared_prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     """A real Prefect server for the whole session, without a UI and without stored events."""
     with prefect_server(tmp_path_factory.mktemp("prefect-server")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def prefect_api(shared_prefect_api: PrefectServer) -> PrefectServer:
+    """The server of a suite's tests: the shared one, unless the suite needs another kind."""
+    return shared_prefect_api
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A real Prefect server and a real Ray, joined once: processes of tasks are warm after a while."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,20 +7,22 @@ import pytest
 
 from prefect_ray_worker import RayTaskRunner
 from tests.integration.harness import settings_of
-from tests.prefect_server import PrefectServer, prefect_server
+from tests.prefect_server import PrefectServer, prefect_server, send_what_is_left
 from tests.real_ray import TERMS, RealRay, real_ray
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     home = tmp_path_factory.mktemp("prefect-server")
+    send_what_is_left()  # Prefect's sender holds on to the server that it began with
     # The tests of assets read events.
     extra = {"PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "true"}
     with prefect_server(home, extra) as server:
         yield server
+        send_what_is_left()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def prefect_settings(
     prefect_api: PrefectServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
@@ -30,7 +31,7 @@ def prefect_settings(
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[RealRay]:
     """A Ray with four CPUs, two GPUs that are none, two of a resource `seat`, and a label."""
     with real_ray(num_cpus=4, num_gpus=2, resources='{"seat": 2}', labels="zone=a") as ray:
@@ -42,14 +43,21 @@ def joined(cluster: RealRay, session_connection: None) -> RealRay:
     return cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def session_connection(cluster: RealRay, prefect_settings: None) -> Iterator[None]:
-    os.environ.update(TERMS)  # Ray reads some of them when it is imported
     import ray
+    from ray._private import ray_constants
 
-    ray.init(cluster.gcs_address, namespace="prefect", log_to_driver=False)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in TERMS.items():
+            patch.setenv(name, value)
+        # Ray 2.60 reads one of them when it is imported, which another suite may have done before.
+        # With its default a driver replaces 127.0.0.1 by the machine's address, where this head
+        # does not listen, and `ray.init` hangs.
+        patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+        ray.init(cluster.gcs_address, namespace="prefect", log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture

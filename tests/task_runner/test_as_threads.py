@@ -41,25 +41,26 @@ def behaviours(script: str) -> list[str]:
 
 SCRIPTS = sorted(p.stem for p in FOLDER.glob("*.py") if behaviours(p.stem))
 ALL = [(script, name) for script in SCRIPTS for name in behaviours(script)]
-# What depends on the files of the second node. The others are there in `make test-extra`.
-_ABOUT_FILES = ("imports", "values")
+# What a place may change: 2 CPUs what waits for a CPU, the second node what depends on its files.
+# `make test-extra` runs the others there too.
+_MATTERS = {"1": SCRIPTS, "2": ["nested"], "far": ["imports", "values"]}
 CASES = [
     pytest.param(
         *(script, name, where),
         id=f"{script}-{name}-{where}",
-        marks=[pytest.mark.extra] if where == "far" and script not in _ABOUT_FILES else [],
+        marks=[] if script in scripts else [pytest.mark.extra],
     )
-    for where in ("1", "2", "far")
+    for where, scripts in _MATTERS.items()
     for script, name in ALL
 ]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def prefect_settings() -> None:
     """Leave the settings of this process alone: other suites share it in `make test`."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the behaviours in a folder below: only the driver's node has it."""
     project = tmp_path_factory.mktemp("as-threads") / "project"
@@ -67,7 +68,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return project
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def far(project: Path) -> Iterator[RealRay]:
     """A cluster whose only CPUs are on a node that does not have the flow's files."""
     if not can_hide_files():
@@ -76,19 +77,19 @@ def far(project: Path) -> Iterator[RealRay]:
         yield ray
 
 
-@pytest.fixture(scope="session")
-def environment(prefect_api: PrefectServer, project: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def environment(shared_prefect_api: PrefectServer, project: Path) -> dict[str, str]:
     return {
         **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PREFECT_"))},
         **TERMS,
-        "PREFECT_API_URL": prefect_api.api_url,
+        "PREFECT_API_URL": shared_prefect_api.api_url,
         "PREFECT_HOME": str(project.parent / "home"),
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest, environment: dict[str, str], project: Path) -> Any:
     """A function that returns what all behaviours of a script come to."""
 

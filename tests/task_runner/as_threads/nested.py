@@ -22,7 +22,7 @@ def _flow(runner: Any, body: Any) -> Any:
 
 
 def result_in_as_many_tasks_as_there_are_cpus(runner: Any) -> Any:
-    return _flow(runner, lambda: middle.map(range(4)).result())
+    return _flow(runner, lambda: middle.map(range(3)).result())
 
 
 def three_levels(runner: Any) -> Any:
@@ -30,7 +30,7 @@ def three_levels(runner: Any) -> Any:
     def outer(x: int) -> int:
         return sum(middle.map([x, x]).result())
 
-    return _flow(runner, lambda: outer.map(range(4)).result())
+    return _flow(runner, lambda: outer.map(range(3)).result())
 
 
 def wait_with_and_without_a_time_limit(runner: Any) -> Any:
@@ -59,7 +59,7 @@ def tasks_that_are_not_waited_for(runner: Any) -> Any:
         middle.map([x, x])
         return x
 
-    return _flow(runner, lambda: outer.map(range(4)).result())
+    return _flow(runner, lambda: outer.map(range(3)).result())
 
 
 def futures_as_parameters_of_nested_submits(runner: Any) -> Any:
@@ -68,7 +68,7 @@ def futures_as_parameters_of_nested_submits(runner: Any) -> Any:
         first = inner.submit(x)
         return inner.submit(first, wait_for=[inner.submit(x)]).result()
 
-    return _flow(runner, lambda: outer.map(range(4)).result())
+    return _flow(runner, lambda: outer.map(range(3)).result())
 
 
 def subflows_in_tasks(runner: Any) -> Any:
