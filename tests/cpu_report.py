@@ -14,7 +14,7 @@ import pytest
 _VERSION_1 = Path("/sys/fs/cgroup/cpuacct")
 _VERSION_2 = Path("/sys/fs/cgroup")
 _SHOWN = 25
-_OUTPUT = "cpu_report"
+_TEST, _FIXTURE = "cpu-test", "cpu-fixture"
 
 
 class _Group:
@@ -42,24 +42,12 @@ class _Group:
 
 
 class _Measure:
-    """Measures in a process that runs tests."""
+    """Adds to each report what was used since the one before."""
 
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
+    def __init__(self) -> None:
         self._group = _Group()
-        self.files: Counter[str] = Counter()
-        self.tests: Counter[str] = Counter()
-        self.fixtures: Counter[str] = Counter()
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        before = self._group.seconds()
-        try:
-            return (yield)  # type: ignore[return-value]
-        finally:
-            cost = self._group.seconds() - before
-            self.tests[item.nodeid] += cost
-            self.files[item.nodeid.partition("::")[0]] += cost
+        self._last = self._group.seconds()
+        self._fixtures: list[tuple[str, float]] = []
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[object]) -> Iterator[None]:
@@ -68,29 +56,39 @@ class _Measure:
             return (yield)  # type: ignore[return-value]
         finally:
             name = f"{fixturedef.baseid}::{fixturedef.argname} ({fixturedef.scope})"
-            self.fixtures[name] += self._group.seconds() - before
+            self._fixtures.append((name, self._group.seconds() - before))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self) -> Iterator[None]:
+        report: pytest.TestReport = yield  # type: ignore[assignment]
+        now = self._group.seconds()
+        report.user_properties = [(_TEST, now - self._last), (_FIXTURE, self._fixtures)]
+        self._last, self._fixtures = now, []
+        return report  # type: ignore[return-value]
 
     def pytest_sessionfinish(self) -> None:
-        self.files["(start and collection)"] += self._group.seconds() - self.files.total()
         self._group.remove()
-        if hasattr(self._config, "workeroutput"):
-            self._config.workeroutput[_OUTPUT] = [self.files, self.tests, self.fixtures]  # type: ignore[attr-defined]
 
 
 class _Report:
     """Adds up what the processes measured, and prints it."""
 
-    def __init__(self, own: _Measure | None) -> None:
-        self._found = [own.files, own.tests, own.fixtures] if own else [Counter() for _ in "123"]
+    def __init__(self) -> None:
+        self._files: Counter[str] = Counter()
+        self._tests: Counter[str] = Counter()
+        self._fixtures: Counter[str] = Counter()
 
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: object) -> None:
-        measured = getattr(node, "workeroutput", {}).get(_OUTPUT, [])
-        for ours, theirs in zip(self._found, measured, strict=False):
-            ours.update(theirs)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        found = dict(report.user_properties)
+        self._tests[report.nodeid] += found.get(_TEST, 0)
+        self._files[report.nodeid.partition("::")[0]] += found.get(_TEST, 0)
+        for name, seconds in found.get(_FIXTURE, []):
+            self._fixtures[name] += seconds
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for what, found in zip(("files", "tests", "fixtures"), self._found, strict=True):
+        for what, found in (
+            ("files", self._files), ("tests", self._tests), ("fixtures", self._fixtures)
+        ):  # fmt: skip
             terminalreporter.section(f"CPU seconds of {what}: {found.total():.0f}")
             for name, seconds in found.most_common(_SHOWN):
                 terminalreporter.write_line(f"{seconds:8.1f}  {name}")
@@ -98,9 +96,7 @@ class _Report:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Measure where tests run; report in the process that the user sees."""
-    distributes = bool(config.getoption("numprocesses", 0))
-    measure = None if distributes else _Measure(config)
-    if measure:
-        config.pluginmanager.register(measure, "cpu-measure")
-    if not hasattr(config, "workeroutput"):
-        config.pluginmanager.register(_Report(measure), "cpu-report")
+    if not config.getoption("numprocesses", 0) or hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Measure(), "cpu-measure")
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Report(), "cpu-report")

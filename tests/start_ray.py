@@ -10,19 +10,15 @@ import ray
 from ray._private import services
 from ray.scripts import scripts
 
-# Each of the dashboard's modules is a process; those of Serve, Train, Data, events and metrics are
+# Each of the dashboard's modules is a process: those of Serve, Train, Data, events and metrics are
 # left out.
 _MODULES = ("JobHead", "NodeHead", "ReportHead", "StateHead", "UsageStatsHead")
-_MORE: dict[str, list[str]] = {
-    "dashboard": [f"--modules-to-load={','.join(_MODULES)}"],
-    # No job takes these: each has variables, and so a runtime environment, of its own.
-    "raylet": ["--num_prestart_python_workers=0"],
-}
 
 
 def _sparing(start: Callable[..., Any]) -> Callable[..., Any]:
     def start_process(command: list[str], process_type: str, *args: Any, **kwargs: Any) -> Any:
-        return start([*command, *_MORE.get(process_type, [])], process_type, *args, **kwargs)
+        more = [f"--modules-to-load={','.join(_MODULES)}"] if process_type == "dashboard" else []
+        return start([*command, *more], process_type, *args, **kwargs)
 
     return start_process
 
