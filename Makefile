@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help quickstart quickstart-kuberay quickstart-stop test test-tasks test-extra chaos compat dist benchmark check docs clean
+.PHONY: help quickstart quickstart-kuberay quickstart-stop test test-fast test-tasks test-extra chaos compat dist benchmark check docs clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -23,6 +23,9 @@ IN_PROCESS := tests/task_runner/long $(filter-out %/test_as_threads.py,$(wildcar
 
 test: $(VENV)/.dev ## Run all tests but most of the task runner's own (ARGS= is passed to pytest)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --reruns 2 --durations 15 $(addprefix --ignore=,$(IN_PROCESS)) $(ARGS)
+
+test-fast: $(VENV)/.dev ## Run what needs neither a Prefect server nor a Ray, in a minute
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not extra and not ray and not server" tests/unit tests/docs tests/templates $(ARGS)
 
 test-tasks: $(VENV)/.dev ## Run the task runner's own tests
 	$(BIN)/python -m pytest --reruns 2 tests/task_runner $(ARGS)

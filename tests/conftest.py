@@ -41,8 +41,12 @@ _LONG = ("tests/integration/", "tests/fundamentals/")
 _LONGEST = "tests/task_runner/"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the files that `--dist loadfile --no-loadscope-reorder` hands out in turn."""
+    """Mark what needs a server, and order the files that `--dist loadfile` hands out in turn."""
+    for item in items:
+        if "shared_prefect_api" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.server)
     items.sort(
         key=lambda item: (not item.nodeid.startswith(_LONGEST), not item.nodeid.startswith(_LONG))
     )
