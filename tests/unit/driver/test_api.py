@@ -79,15 +79,15 @@ def test_an_answer_of_many_lines_becomes_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "says"),
+    ("scheme", "variable", "value", "says"),
     [
-        ("PREFECT_API_SSL_CERT_FILE", "/no/such.pem", "/no/such.pem"),
-        ("PREFECT_API_REQUEST_TIMEOUT", "hunter2", "valid number"),
-        ("PREFECT_LOGGING_LEVEL", "hunter2", "'DEBUG'"),
-        ("PREFECT_CLIENT_MAX_RETRIES", "hunter2", "valid integer"),
+        ("http", "PREFECT_API_SSL_CERT_FILE", "/no/such.pem", "/no/such.pem"),
+        ("https", "PREFECT_API_SSL_CERT_FILE", "/no/such.pem", "/no/such.pem"),
+        ("http", "PREFECT_API_REQUEST_TIMEOUT", "hunter2", "valid number"),
+        ("http", "PREFECT_LOGGING_LEVEL", "hunter2", "'DEBUG'"),
+        ("https", "PREFECT_CLIENT_MAX_RETRIES", "hunter2", "valid integer"),
     ],
 )
-@pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_driver_that_cannot_start_for_a_setting_says_which(
     scheme: str, variable: str, value: str, says: str, tmp_path: Path
 ) -> None:
