@@ -43,7 +43,7 @@ from prefect_ray_worker.runs.attended import Attendance
 from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.follow import Follower
 from prefect_ray_worker.runs.lease import Lease
-from prefect_ray_worker.runs.provide import Provision
+from prefect_ray_worker.runs.provide import Provision, settled_unsent
 from prefect_ray_worker.runs.recovery.labels import Worker
 from prefect_ray_worker.runs.recovery.recovery import Recovery
 from prefect_ray_worker.runs.registry import FollowedRuns
@@ -329,6 +329,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         logger = self.get_flow_run_logger(flow_run)
         with self._followed.in_hand(flow_run.id):
             history = await self._services.flow_runs.states(flow_run.id)
+            if await settled_unsent(self._services, flow_run, history):
+                return None
             job_id = submission_id(flow_run.id, present_claim(history) or flow_run.id)
             lease_id = slot_lease_in(history)
             with (

@@ -18,6 +18,8 @@ from prefect.events.filters import (
 )
 from prefect.events.schemas.events import ResourceSpecification
 
+from prefect_ray_worker.shared.ids import AWAITING_CODE
+
 Change = Literal["scheduled", "cancelling"]
 
 _RUN = "prefect.flow-run."
@@ -65,6 +67,8 @@ async def changes_of_runs(pool_id: UUID) -> AsyncGenerator[RunChange | None, Non
 
 
 def _change_in(event: Event) -> RunChange | None:
+    if event.resource.get("prefect.state-name") == AWAITING_CODE:
+        return None  # not due: a look now would delay the one that finds it
     kind = _CHANGES.get(event.resource.get("prefect.state-type") or "")
     run_id = event.resource.id.removeprefix(_RUN)
     with suppress(ValueError):

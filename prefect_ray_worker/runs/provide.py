@@ -5,14 +5,14 @@ start is then given up, and a cluster that was made for the run alone goes.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from logging import Logger, LoggerAdapter
 from typing import Any
 from uuid import UUID
 
 import anyio
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 
 from prefect_ray_worker import metrics
@@ -22,7 +22,9 @@ from prefect_ray_worker.errors import ClusterFailed, InvalidConfiguration
 from prefect_ray_worker.prefect_api.flow_runs import type_of_state
 from prefect_ray_worker.runs.recovery.labels import labelled_cluster, unfinished_label
 from prefect_ray_worker.runs.services import Services
-from prefect_ray_worker.shared.ids import ClusterRef, attempt_in, attempt_name
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import diagnosed
+from prefect_ray_worker.shared.ids import ClusterRef, attempt_in, attempt_name, was_never_sent
 
 Own = Callable[[UUID, str, ClusterRef | None, str | None], Awaitable[None]]
 """Writes on a run that this process owns an attempt; see `Recovery.own`."""
@@ -233,6 +235,32 @@ class Provision:
         label = unfinished_label(attempt_in(self._job_id), False)
         with suppress(ObjectNotFound):  # deleted meanwhile
             await self._services.flow_runs.label(self._run_id, label)
+
+
+async def settled_unsent(
+    services: Services, flow_run: FlowRun, history: Sequence[State[Any]]
+) -> bool:
+    """Settle a run whose caller ended before it had sent the flow's code: that needs no cluster.
+
+    Args:
+        services: What the worker's runs share.
+        flow_run: The run.
+        history: Its states.
+
+    Returns:
+        Whether it was such a run.
+    """
+    if not was_never_sent(history):
+        return False
+    why = diagnosed(
+        Category.BUNDLE_MISSING,
+        "The process that called the flow ended before it had sent the flow's code.",
+        advice="Call the flow again.",
+    )
+    if await services.flow_runs.crash(flow_run.id, str(why)):
+        metrics.CRASHES.labels(why.category.label).inc()
+        services.logger_of(flow_run).error("%s", why)
+    return True
 
 
 class _TakenOver(Exception):

@@ -20,6 +20,21 @@ INFRASTRUCTURE_RETRY = "AwaitingInfrastructureRetry"
 STARTING = "Starting"
 """Name of the Pending state that a driver puts its run into: the server grants it only once."""
 
+AWAITING_CODE = "AwaitingCode"
+"""Name of the Scheduled state of a run whose caller is still sending its code."""
+
+LOG_END_LABEL = "prefect-ray-worker.log-end"
+"""Label of a flow run: `<attempt>`, once all that its flow has printed is in Prefect.
+
+Written only for runs without a deployment: their callers wait for it.
+"""
+
+UNFINISHED_LABEL = "prefect-ray-worker.unfinished"
+"""Begins the label of a flow run, followed by a dot and the attempt: `yes` or `no`.
+
+`yes` as long as the log of the attempt's job is not in Prefect to its end, also after the run.
+"""
+
 BUNDLE_FOLDER_VARIABLE = "PREFECT_RAY_WORKER_BUNDLE_FOLDER"
 """Names the folder with the files of a flow without a deployment; its tasks get that folder."""
 
@@ -28,6 +43,7 @@ _OUR_ID = re.compile(r"prefect-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-[0-
 _PATH = "/api/jobs/"
 _RUN_KEY = "prefect.io/flow-run-id"
 _POOL_KEY = "prefect.io/work-pool-id"
+_LATE = "Late"
 
 
 @dataclass(frozen=True)
@@ -168,6 +184,18 @@ def attempt_number(history: Iterable[StateOfRun], claim_id: UUID) -> int:
     """
     claims = _claims(history)
     return claims.index(claim_id) + 1 if claim_id in claims else max(len(claims), 1)
+
+
+def was_never_sent(history: Iterable[StateOfRun]) -> bool:
+    """Return whether the process that called a run's flow ended before it had sent the code.
+
+    Args:
+        history: The run's states, in any order.
+    """
+    states = sorted(history, key=lambda state: state.timestamp)
+    # Prefect's own states of a run that waits, such as Late, say nothing about its caller.
+    named = [state.name for state in states if state.type == "SCHEDULED"]
+    return AWAITING_CODE in named and set(named) <= {AWAITING_CODE, _LATE}
 
 
 def is_claim(state: StateOfRun) -> bool:

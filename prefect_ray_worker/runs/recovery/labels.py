@@ -7,7 +7,7 @@ for programs; no page of the UI shows them.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prefect_ray_worker.shared.ids import ClusterRef
+from prefect_ray_worker.shared.ids import UNFINISHED_LABEL, ClusterRef
 
 OWNER_LABEL = "prefect-ray-worker.owner"
 """Label of a flow run: `<attempt> <process> <host or -> <worker name>`."""
@@ -17,12 +17,6 @@ UPLOADING_LABEL = "prefect-ray-worker.uploading"
 
 CLUSTER_LABEL = "prefect-ray-worker.cluster"
 """Label of a flow run: `<attempt> <cluster>`. The cluster that gets the attempt's job."""
-
-UNFINISHED_LABEL = "prefect-ray-worker.unfinished"
-"""Begins the label of a flow run, followed by a dot and the attempt: `yes` or `no`.
-
-`yes` as long as the log of the attempt's job is not in Prefect to its end, also after the run.
-"""
 
 # Set by Prefect's own worker after its claim, before our label (3.8.8).
 _SUBMITTER_LABEL = "prefect.worker.name"

@@ -12,6 +12,7 @@ from prefect_ray_worker.shared.ids import (
     attempt_number,
     is_job_of,
     submission_id,
+    was_never_sent,
 )
 
 RUN = UUID("11111111-2222-3333-4444-555555555555")
@@ -99,3 +100,29 @@ def test_attempts_are_counted_by_their_claims() -> None:
     assert attempt_number(reversed(states), states[1].id) == 1
     assert attempt_number(states, states[5].id) == 2
     assert attempt_number([], uuid4()) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "never_sent"),
+    [
+        (["AwaitingCode", "Pending"], True),
+        (["AwaitingCode", "Late", "Pending"], True),
+        (["AwaitingCode", "Scheduled", "Pending"], False),
+        (["AwaitingCode", "Scheduled", "Late", "Pending"], False),
+        (["Scheduled", "Late", "Pending"], False),
+        (["Pending"], False),
+        ([], False),
+    ],
+)
+def test_run_whose_caller_never_sent_its_code(names: list[str], never_sent: bool) -> None:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    states = [
+        SimpleNamespace(
+            id=uuid4(),
+            type="PENDING" if name == "Pending" else "SCHEDULED",
+            name=name,
+            timestamp=start + timedelta(seconds=second),
+        )
+        for second, name in enumerate(names)
+    ]
+    assert was_never_sent(reversed(states)) is never_sent
