@@ -10,7 +10,7 @@ from uuid import UUID
 import anyio
 import anyio.to_thread
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.futures import PrefectFlowRunFuture
 from prefect.results import (
     ResultRecordMetadata,  # pyright: ignore[reportPrivateImportUsage]
@@ -24,7 +24,12 @@ from prefect_ray_worker.adhoc.log_tail import LogTail
 from prefect_ray_worker.bundles.answers import FlowAnswer, read_answer
 from prefect_ray_worker.bundles.carriers import patiently
 from prefect_ray_worker.errors import AnswerMissing
-from prefect_ray_worker.shared.ids import attempt_name, present_claim
+from prefect_ray_worker.shared.ids import (
+    LOG_END_LABEL,
+    UNFINISHED_LABEL,
+    attempt_name,
+    present_claim,
+)
 
 R = TypeVar("R")
 Begin = Callable[[], "RayFlowRunFuture[Any]"]
@@ -33,9 +38,10 @@ _INTERVAL_SECONDS = 0.5
 _API_AWAY_SECONDS = 600.0
 # A flow that is told to stop from outside has a grace period of 30 s by default.
 _PARENT_WAITS_SECONDS = 30.0
-# Logs arrive in batches, and a driver sends its last ones when it has reported the final state.
-_QUIET_SECONDS = 1.5
-_LONGEST_DRAIN_SECONDS = 6.0
+# The last lines come after the final state: from the driver when it ends, and from the worker,
+# which reads the job's output about once a second. The worker says when all are there.
+_DRAIN_INTERVAL_SECONDS = 0.2
+_LONGEST_DRAIN_SECONDS = 20.0
 _NO_VALUE = (
     "To have large values back, give the work pool a storage block (`prefect work-pool storage "
     "configure`), or the flow a result_storage; to have none, return None."
@@ -43,7 +49,13 @@ _NO_VALUE = (
 
 
 class RayFlowRunFuture(PrefectFlowRunFuture[R]):
-    """The run of a flow that `ray_job` has bound."""
+    """The run of a flow that `ray_job` has bound.
+
+    Attributes:
+        attempt: Name of the attempt that has ended; None before, and if there was none.
+    """
+
+    attempt: str | None = None
 
     def cancel(self) -> None:
         """Ask for the run to be cancelled. Does nothing if it has ended."""
@@ -94,9 +106,10 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
             await self.wait_async(timeout)
         return await anyio.to_thread.run_sync(self._outcome, raise_on_failure, timeout)
 
-    def ended(self, state: State[Any]) -> None:
-        """Take note of the run's final state."""
+    def ended(self, state: State[Any], claim: UUID | None) -> None:
+        """Take note of the run's final state, and of the claim that began its last attempt."""
         self._final_state = state
+        self.attempt = attempt_name(claim) if claim is not None else None
 
     def state_with_data(self) -> State[Any]:
         """Return the final state, with the flow's value or exception where it came back."""
@@ -136,14 +149,14 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
 
     def _answer(self, state: State[Any]) -> FlowAnswer | None:
         with get_client(sync_client=True) as client:
-            history = patiently(lambda: client.read_flow_run_states(self.flow_run_id))
-            claim = present_claim(history)
-            if claim is None:
-                return None
+            attempt = self.attempt
+            if attempt is None:
+                history = patiently(lambda: client.read_flow_run_states(self.flow_run_id))
+                if (claim := present_claim(history)) is None:
+                    return None
+                self.attempt = attempt = attempt_name(claim)
             try:
-                return patiently(
-                    lambda: read_answer(client, self.flow_run_id, attempt_name(claim), state)
-                )
+                return patiently(lambda: read_answer(client, self.flow_run_id, attempt, state))
             except (ImportError, AttributeError) as exc:
                 raise AnswerMissing(
                     f"The answer of the flow run {page_of(self.flow_run_id)} cannot be unpickled "
@@ -165,7 +178,6 @@ class Following:
         self._client: SyncPrefectClient = get_client(sync_client=True)
         self._tail = LogTail(self._run_id) if stream_logs else None
         self._ended_at: float | None = None
-        self._quiet_since = 0.0
 
     def __enter__(self) -> Self:
         """Open the client."""
@@ -179,35 +191,48 @@ class Following:
     def go_on(self, deadline: float | None = None) -> None:
         """Follow the run to its end, or until a moment of the monotonic clock."""
         while not self._step() and not _is_over(deadline):
-            time.sleep(_INTERVAL_SECONDS)
+            time.sleep(self._pause)
 
     async def go_on_async(self, deadline: float | None = None) -> None:
         """Do what `go_on` does without blocking the event loop."""
         while not await anyio.to_thread.run_sync(self._step):
             if _is_over(deadline):
                 return
-            await anyio.sleep(_INTERVAL_SECONDS)
+            await anyio.sleep(self._pause)
+
+    @property
+    def _pause(self) -> float:
+        return _INTERVAL_SECONDS if self._ended_at is None else _DRAIN_INTERVAL_SECONDS
 
     def _step(self) -> bool:
         """Look once; return whether the run has ended and its logs have been printed."""
-        if self._ended_at is None:
-            run: FlowRun = patiently(
-                lambda: self._client.read_flow_run(self._run_id), _API_AWAY_SECONDS
-            )
-            if self._tail is not None:
-                self._tail.run_name = run.name
-            if run.state is not None and run.state.is_final():
-                self._future.ended(run.state)
-                self._ended_at = self._quiet_since = time.monotonic()
+        run: FlowRun = patiently(
+            lambda: self._client.read_flow_run(self._run_id), _API_AWAY_SECONDS
+        )
+        if self._ended_at is None and run.state is not None and run.state.is_final():
+            history = patiently(lambda: self._client.read_flow_run_states(self._run_id))
+            self._future.ended(run.state, present_claim(history))
+            self._ended_at = time.monotonic()
         if self._tail is None:
             return self._ended_at is not None
-        printed = self._tail.print_new(self._client)
-        if self._ended_at is None:
+        self._tail.run_name = run.name
+        # Asked before the lines are read, so that none comes in between.
+        is_complete = self._ended_at is not None and self._has_whole_log(run)
+        self._tail.print_new(self._client)
+        if self._ended_at is None or is_complete:
+            return is_complete
+        if time.monotonic() - self._ended_at <= _LONGEST_DRAIN_SECONDS:
             return False
-        now = time.monotonic()
-        self._quiet_since = now if printed else self._quiet_since
-        is_quiet = now - self._quiet_since > _QUIET_SECONDS
-        return is_quiet or now - self._ended_at > _LONGEST_DRAIN_SECONDS
+        _say(f"The last lines of the log may be missing here; see {page_of(self._run_id)}.")
+        return True
+
+    def _has_whole_log(self, run: FlowRun) -> bool:
+        """Return whether all that the flow has printed is in Prefect, as the worker says."""
+        attempt = self._future.attempt
+        if attempt is None or run.labels.get(LOG_END_LABEL) == attempt:
+            return True
+        had_no_job = run.infrastructure_pid is None and run.state_type != StateType.COMPLETED
+        return had_no_job or run.labels.get(f"{UNFINISHED_LABEL}.{attempt}") != "yes"
 
 
 def follow(begin: Begin, stream_logs: bool, *, return_state: bool = False) -> Any:

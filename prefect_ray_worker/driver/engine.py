@@ -7,6 +7,8 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from prefect_ray_worker.driver.last_words import explained
@@ -15,11 +17,12 @@ from prefect_ray_worker.driver.supervise.processes import hold_lifeline
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import diagnosed
 from prefect_ray_worker.shared.exits import DriverExit
-from prefect_ray_worker.shared.log_marks import mark, seal_of
+from prefect_ray_worker.shared.log_marks import end_of_output, mark, seal_of
 
 # Ray expands a reference to a variable that the node does not have to an empty text. Prefect would
 # take that for a key, and a wrong one.
 _MAY_BE_EMPTY = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_CLIENT_CUSTOM_HEADERS")
+_COMMAND_LINE = "httpx._main"
 
 
 def main(arguments: list[str]) -> int:
@@ -42,12 +45,13 @@ def main(arguments: list[str]) -> int:
     # time of the imports (Prefect 3.8.8, Python 3.11).
     gc.disable()
     try:
-        # First, because without it everything that it brings along is missing too.
-        import prefect  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        with _httpx_without_its_command():
+            # First, because without it everything that it brings along is missing too.
+            import prefect  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
-        from prefect_ray_worker.driver.flow_process import run_attempt
-        from prefect_ray_worker.prefect_api import marking
-        from prefect_ray_worker.prefect_api.compat import serve_client_metrics_if_possible
+            from prefect_ray_worker.driver.flow_process import run_attempt
+            from prefect_ray_worker.prefect_api import marking
+            from prefect_ray_worker.prefect_api.compat import serve_client_metrics_if_possible
     except ImportError as exc:
         if (exc.name or "").partition(".")[0] != "prefect":
             raise
@@ -59,7 +63,21 @@ def main(arguments: list[str]) -> int:
     marking.install(seal_of(attempt))
     serve_client_metrics_if_possible()
     code = run_attempt(flow_run_id, attempt, termination=termination)
-    return leave(code, wait_for_threads=not termination.delivered)
+    return leave(code, seal_of(attempt), wait_for_threads=not termination.delivered)
+
+
+@contextmanager
+def _httpx_without_its_command() -> Generator[None]:
+    """Import httpx without its command line, for which it would import click and pygments.
+
+    That takes a tenth of the time in which Prefect is imported. httpx has a stand-in for it
+    (`httpx/__init__.py`, 0.28), and `import httpx._main` works later.
+    """
+    sys.modules[_COMMAND_LINE] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        sys.modules.pop(_COMMAND_LINE, None)
 
 
 def _introduce(flow_run_id: str, attempt: str) -> None:
@@ -105,7 +123,7 @@ def _with_bad_setting(exc: ValueError, attempt: str) -> int:
     return explained(DriverExit.BAD_SETTING, why, attempt)
 
 
-def leave(code: int, *, wait_for_threads: bool) -> NoReturn:
+def leave(code: int, seal: str, *, wait_for_threads: bool) -> NoReturn:
     """Exit after all exit functions have run, but without finalizing the interpreter.
 
     With all that Prefect imports, that takes a third of a second, for which the run would hold its
@@ -113,13 +131,16 @@ def leave(code: int, *, wait_for_threads: bool) -> NoReturn:
 
     Args:
         code: The exit code.
+        seal: The attempt's.
         wait_for_threads: Whether to wait for threads that are no daemons, as Python does. False
             after an interrupted flow, whose threads could go on for ever.
     """
     waited_for = [t for t in threading.enumerate() if not t.daemon] if wait_for_threads else []
     if waited_for in ([], [threading.main_thread()]):
+        # That of `logging` waits until Prefect has all logs of this process.
         atexit._run_exitfuncs()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         sys.stdout.flush()
+        sys.stderr.write(f"{end_of_output(seal, time.time())}\n")
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

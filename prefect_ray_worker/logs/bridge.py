@@ -1,7 +1,7 @@
 """`LogBridge`: forwards everything that one job prints to the logs of its flow run."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, datetime
 
 import anyio
@@ -51,6 +51,8 @@ class LogBridge:
         reads: The log side of its cluster.
         sink: The logs of its run.
         longest: The most characters of a log, as JSON.
+        on_end: Awaited once all that the flow has printed is in Prefect, if its driver says when
+            that is. The job has not ended by then.
 
     Attributes:
         bytes_read: How much of the job's log has been read.
@@ -67,12 +69,14 @@ class LogBridge:
         reads: ClusterLogs,
         sink: LogSink,
         longest: int,
+        on_end: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._job = submission_id
         self._attempt = attempt
         self._reads = reads
         self._sink = sink
         self._longest = longest
+        self._on_end = on_end
         self._sender = Sender(sink)
         self._details: JobDetails | None = None
         self._news = anyio.Event()
@@ -220,6 +224,9 @@ class LogBridge:
             await self._collect(self._shaped(self._splitter.feed(part), read_ms))
             self._progress.advance(part)
         await self._flush()
+        if self._shaper.has_ended and self._on_end is not None:
+            on_end, self._on_end = self._on_end, None
+            await on_end()
 
     def _shaped(self, lines: Iterable[str], read_ms: int) -> Iterator[Line]:
         """Yield what the lines become, without what Prefect has already."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from prefect_ray_worker.shared.ids import attempt_in
-from prefect_ray_worker.shared.log_marks import Mark, find_mark, seal_of
+from prefect_ray_worker.shared.log_marks import END_OF_OUTPUT, Mark, find_mark, seal_of
 from prefect_ray_worker.shared.plain_text import plain
 from prefect_ray_worker.shared.verdict_line import without_verdicts
 
@@ -204,6 +204,8 @@ class Shaper:
         self._tracebacks: OrderedDict[str, Traceback] = OrderedDict()
         self.marked_ms: int | None = None
         """When the last marked line was logged, by the node's clock."""
+        self.has_ended = False
+        """Whether the driver has said that its flow prints no more."""
 
     def shape(self, line: str, *, now_ms: int) -> Iterator[Shaped]:
         """Yield what a line becomes: mostly one log, or none; two if two writers share it.
@@ -226,6 +228,7 @@ class Shaper:
             yield from self._unmarked(source + own)
             source = ""
         self.marked_ms = mark.when_ms
+        self.has_ended = self.has_ended or (mark.is_sent and plain(after) == END_OF_OUTPUT)
         if not mark.is_sent:
             found = recognize(plain(after))
             # Ray logs its own messages with `logging` as well.

@@ -29,6 +29,7 @@ class LogForwarding:
         sink: The logs of its flow run.
         owns: Returns whether this process still owns the attempt.
         log: Logs to the flow run.
+        on_end: Awaited once all that the flow has printed is in Prefect; see `LogBridge`.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class LogForwarding:
         sink: LogSink,
         owns: Owns,
         log: "Logger | LoggerAdapter[Any]",
+        on_end: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._log = log
         self._lines = self._bytes = 0
@@ -49,6 +51,7 @@ class LogForwarding:
             reads=reads,
             sink=_OwnedLogs(sink, owns),
             longest=longest_message(),
+            on_end=on_end,
         )
 
     @property

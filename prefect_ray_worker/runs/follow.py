@@ -22,7 +22,7 @@ from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.settle import Settlement
 from prefect_ray_worker.runs.submit import Submitter
 from prefect_ray_worker.runs.watch import Watched
-from prefect_ray_worker.shared.ids import attempt_in
+from prefect_ray_worker.shared.ids import LOG_END_LABEL, attempt_in
 
 # What leaves the end of the job unseen.
 _NO_JOB = (Verdict.LOST, Verdict.CLUSTER_GONE, Verdict.SILENT_TOO_LONG)
@@ -298,7 +298,15 @@ def _logs_of(services: Services, attempt: RunAttempt) -> LogForwarding | None:
         sink=services.logs_of(attempt.run_id),
         owns=partial(services.lease.holds, attempt.run_id, attempt.job_id),
         log=attempt.log,
+        on_end=None if attempt.flow_run.deployment_id else partial(_tell_caller, services, attempt),
     )
+
+
+async def _tell_caller(services: Services, attempt: RunAttempt) -> None:
+    """Tell the process that called a flow that all of its output is in Prefect."""
+    label = {LOG_END_LABEL: attempt_in(attempt.job_id)}
+    with suppress(Exception):  # the caller waits a little longer then
+        await services.flow_runs.label(attempt.run_id, label)
 
 
 def _monotonic(moment: datetime | None) -> float | None:

@@ -13,9 +13,13 @@ The first sequence is the seal of the attempt: a flow that prints the log of ano
 earlier attempt, prints the seal of that one, and the worker takes it for plain text.
 """
 
+import logging
 import re
 import zlib
 from dataclasses import dataclass
+
+END_OF_OUTPUT = "The flow prints no more."
+"""Text of the last line of a driver."""
 
 _HIGHEST_LEVEL = 99
 # 11.5 days: longer than any delay between a line and its reading.
@@ -65,6 +69,19 @@ def mark(text: str, *, seal: str, is_sent: bool, level: int, when: float) -> str
     level = min(max(level, 0), _HIGHEST_LEVEL)
     sign = f"{seal}\x1b[9{int(is_sent)}{level:02};9{ms[:3]};9{ms[3:6]};9{ms[6:]}m"
     return sign + text.replace("\n", "\n" + sign)
+
+
+def end_of_output(seal: str, when: float) -> str:
+    """Return the line with which a driver says that its flow prints no more.
+
+    All that it has logged is in Prefect by then. The worker leaves the line out, as one of an
+    older release does.
+
+    Args:
+        seal: The attempt's.
+        when: The present, in seconds since the epoch.
+    """
+    return mark(END_OF_OUTPUT, seal=seal, is_sent=True, level=logging.DEBUG, when=when)
 
 
 def find_mark(line: str, *, seal: str, now_ms: int) -> "tuple[str, Mark, str] | None":

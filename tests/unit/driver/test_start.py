@@ -54,3 +54,14 @@ def test_the_first_process_imports_the_standard_library_alone() -> None:
     out = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True,
                          check=False, env={"PYTHONPATH": str(PACKAGE.parent)})  # fmt: skip
     assert out.stdout.strip() == "['__main__']" or out.stdout.strip() == "[]", out
+
+
+def test_prefect_is_imported_without_what_it_does_not_need() -> None:
+    """The command line of httpx brings click and pygments along; it can be had all the same."""
+    code = (
+        "import sys\nfrom prefect_ray_worker.driver.engine import _httpx_without_its_command\n"
+        "with _httpx_without_its_command():\n    import httpx\n"
+        "assert not {'click', 'pygments'} & set(sys.modules)\n"
+        "import httpx._main\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

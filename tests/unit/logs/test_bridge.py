@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.logs import LogsClient
 from prefect_ray_worker.ray_api.models import JobDetails
+from prefect_ray_worker.shared.log_marks import END_OF_OUTPUT, end_of_output, mark, seal_of
 from tests.fake_ray import FakeRay, Fault, Kind
 from tests.ports import free_port
 from tests.unit.logs.kit import LONGEST, MemoryPrefect
@@ -67,6 +69,38 @@ async def test_line_is_there_soon_and_the_rest_at_the_end(ray: FakeRay) -> None:
     assert texts(sink) == ["first", "no end"]
     assert bridge.bytes_read == len("first\nno end")
     assert bridge.lines_forwarded == 2
+
+
+async def test_end_of_the_output_is_told_before_the_job_has_ended(ray: FakeRay) -> None:
+    """A caller that prints the log waits for its last line, and not for the job's status."""
+    job, sink = ray.add_job("prefect-run-0123456789ab"), MemoryPrefect()
+    seal = seal_of("0123456789ab")
+    shown: list[list[str]] = []
+
+    async def note() -> None:
+        shown.append(texts(sink))
+
+    async with LogsClient(Connection(ray.address)) as client:
+        bridge = LogBridge(
+            job.submission_id,
+            attempt=1,
+            reads=ClusterLogs(client),
+            sink=sink,
+            longest=LONGEST,
+            on_end=note,
+        )
+        show(ray, job.submission_id, bridge)
+        task = asyncio.create_task(bridge.run())
+        job.print(mark("Driver.", seal=seal, is_sent=True, level=10, when=time.time()) + "\n")
+        job.print(f"{END_OF_OUTPUT}\n")  # a flow may print these words as well
+        await wait_until(lambda: texts(sink), timeout=5, description="a line")
+        assert shown == []
+        job.print(f"the last one{end_of_output(seal, time.time())}\n")
+        await wait_until(lambda: shown, timeout=5, description="the end")
+        job.set("SUCCEEDED")
+        show(ray, job.submission_id, bridge)
+        await asyncio.wait_for(task, 10)
+    assert shown == [[END_OF_OUTPUT, "the last one"]]
 
 
 async def test_job_that_never_began_has_no_log(ray: FakeRay) -> None:
