@@ -1,35 +1,51 @@
 """Creates the flow run of a call, gives it its bundle, and makes it due.
 
-The run is created Scheduled for ten minutes ahead, which no worker takes yet and which cancels
-cleanly. It becomes due once its bundle is complete. So a caller that dies at any moment takes no
-slot: its run becomes due without a bundle, and the driver marks it Crashed.
+The run is created AwaitingCode, which is Scheduled for ten minutes ahead: no worker takes it yet,
+and it cancels cleanly. It becomes Scheduled once its bundle is complete. So a caller that dies at
+any moment takes no slot: after the ten minutes a worker finds the run AwaitingCode, and settles it.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import StateType, WorkerStatus, WorkPool
+from prefect.client.schemas.actions import FlowRunCreate
+from prefect.client.schemas.objects import (
+    FlowRun,
+    FlowRunPolicy,
+    State,
+    StateType,
+    Worker,
+    WorkerStatus,
+    WorkPool,
+)
 from prefect.context import FlowRunContext, TagsContext
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.filesystems import WritableFileSystem
 from prefect.futures import PrefectFuture, resolve_futures_to_results
-from prefect.results import get_default_result_storage, resolve_result_storage
-from prefect.states import Failed, Scheduled
+from prefect.results import resolve_result_storage
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
+from prefect.states import Failed, Scheduled, to_state_create
 from prefect.tasks import Task
 from prefect.utilities.asyncutils import run_coro_as_sync
 
 from prefect_ray_worker.adhoc.dependencies import requirements_of
 from prefect_ray_worker.adhoc.following import RayFlowRunFuture
-from prefect_ray_worker.bundles.carriers import HEADER_KEY, read_input, send_bundle
+from prefect_ray_worker.adhoc.large import store
+from prefect_ray_worker.bundles.carriers import HEADER_KEY, patiently, read_input, send_bundle
+from prefect_ray_worker.bundles.header import BundleHeader
 from prefect_ray_worker.bundles.packing import pack
 from prefect_ray_worker.config.block import RayCluster
 from prefect_ray_worker.config.refusals import refuse_unknown
 from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.errors import BundleMissing, InvalidConfiguration, NoWorkerOnline
 from prefect_ray_worker.prefect_api.compat import saved_block_id
+from prefect_ray_worker.shared.ids import AWAITING_CODE
 
 if TYPE_CHECKING:
     from prefect_ray_worker.adhoc.flow import CallTerms, RayBoundFlow
@@ -66,10 +82,11 @@ def begin(call: FlowCall) -> RayFlowRunFuture[Any]:
     for awaited in call.wait_for:
         awaited.wait()
     parameters: dict[str, Any] = resolve_futures_to_results(call.parameters)
-    with get_client(sync_client=True) as client:
-        pool = _usable_pool(client, call.flow.work_pool)
+    with get_client(sync_client=True) as client, ThreadPoolExecutor(2) as beside:
+        default = beside.submit(copy_context().run, _default_storage, client)
+        pool = _usable_pool(client, call.flow.work_pool, beside)
         variables = _variables(call, pool)
-        storage = _storage_of_pool(pool)
+        storage = _storage_of_pool(pool, default)
         flow = _with_storage(call.flow, storage)
         bundle = pack(
             flow,
@@ -78,19 +95,44 @@ def begin(call: FlowCall) -> RayFlowRunFuture[Any]:
             include_files_base_dir=call.terms.include_files_base_dir,
             values_by_inputs=flow.result_storage is None,
         )
-        bundle.check_size(has_storage=storage is not None)
-        run_id = _create(client, call, pool.name, bundle.parameters, variables)
-        future = RayFlowRunFuture[Any](run_id)
+        header = None
+        if not bundle.is_small:
+            large = store(bundle, storage, pool, variables)
+            header, variables = large.header, _with_module(variables, pool, large.package)
+        run = _create(client, call, pool.name, bundle.parameters, variables)
+        future = RayFlowRunFuture[Any](run.id)
         try:
-            send_bundle(client, run_id, bundle.content, storage)
-            client.set_flow_run_state(run_id, Scheduled())
+            send_bundle(client, run.id, bundle.content, header)
+            _make_due(client, run)
         except Exception as exc:
-            _give_up(client, run_id, exc)
+            _give_up(client, run.id, exc)
             raise
         except BaseException:  # Ctrl-C
             future.cancel()
             raise
     return future
+
+
+def _make_due(client: SyncPrefectClient, run: FlowRun) -> None:
+    """Schedule a run whose bundle is complete, once.
+
+    A worker may have taken the run when the answer got lost. Scheduled again, it would run twice;
+    so the run is read first, and Prefect's client repeats nothing by itself (3.8.8).
+    """
+    prepared = run.state.id if run.state is not None else None
+    was_asked = False
+
+    def ask() -> None:
+        nonlocal was_asked
+        if was_asked:
+            state = client.read_flow_run(run.id).state
+            if state is not None and state.id != prepared:
+                return
+        was_asked = True
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+            client.set_flow_run_state(run.id, Scheduled())
+
+    patiently(ask)
 
 
 def run_again(flow_run_id: UUID) -> RayFlowRunFuture[Any]:
@@ -100,16 +142,23 @@ def run_again(flow_run_id: UUID) -> RayFlowRunFuture[Any]:
         BundleMissing: It has none.
     """
     with get_client(sync_client=True) as client:
-        if read_input(client, flow_run_id, HEADER_KEY) is None:
+        text = read_input(client, flow_run_id, HEADER_KEY)
+        if text is None:
             raise BundleMissing(
-                f"The flow run {flow_run_id} has no bundle to run again. FlowCall the flow anew."
+                f"The flow run {flow_run_id} has no bundle to run again. Call the flow anew."
+            )
+        if BundleHeader.parse(text).carrier == "cluster":
+            raise BundleMissing(
+                f"The bundle of the flow run {flow_run_id} was in the store of the Ray cluster, "
+                "which drops it with its job. Call the flow anew."
             )
         # Without `force` the server refuses a run without a deployment (3.8.8).
         client.set_flow_run_state(flow_run_id, Scheduled(), force=True)
     return RayFlowRunFuture[Any](flow_run_id)
 
 
-def _usable_pool(client: SyncPrefectClient, name: str) -> WorkPool:
+def _usable_pool(client: SyncPrefectClient, name: str, beside: ThreadPoolExecutor) -> WorkPool:
+    asked = beside.submit(copy_context().run, client.read_workers_for_work_pool, name)
     try:
         pool = client.read_work_pool(name)
     except ObjectNotFound:
@@ -125,7 +174,7 @@ def _usable_pool(client: SyncPrefectClient, name: str) -> WorkPool:
         raise NoWorkerOnline(
             f"The work pool {name!r} is paused. Resume it with `prefect work-pool resume {name}`."
         )
-    workers = client.read_workers_for_work_pool(name)
+    workers: list[Worker] = asked.result()
     if not any(worker.status == WorkerStatus.ONLINE for worker in workers):
         raise NoWorkerOnline(
             f"No worker of the work pool {name!r} is online. Start one where it reaches the Ray "
@@ -155,8 +204,24 @@ def _variables(call: FlowCall, pool: WorkPool) -> dict[str, Any]:
         variables["cluster"] = {"$ref": {"block_document_id": str(block_id)}}
     packages = requirements_of(call.terms.dependencies)
     if packages:
-        variables["runtime_env"] = _with_packages(variables.get("runtime_env") or {}, packages)
+        variables["runtime_env"] = _with_packages(_runtime_env(variables, pool), packages)
     return variables
+
+
+def _runtime_env(variables: dict[str, Any], pool: WorkPool) -> dict[str, Any]:
+    """Return the runtime_env of a call: its own, or else the one that the pool has by default."""
+    offered = pool.base_job_template.get("variables", {}).get("properties", {})
+    default = offered.get("runtime_env", {}).get("default")
+    return {**(variables.get("runtime_env") or default or {})}
+
+
+def _with_module(variables: dict[str, Any], pool: WorkPool, package: str | None) -> dict[str, Any]:
+    """Return job variables with which Ray brings a package to the job's nodes."""
+    if package is None:
+        return variables
+    runtime_env = _runtime_env(variables, pool)
+    modules = [package, *(runtime_env.get("py_modules") or [])]
+    return {**variables, "runtime_env": {**runtime_env, "py_modules": modules}}
 
 
 def _with_packages(runtime_env: dict[str, Any], packages: list[str]) -> dict[str, Any]:
@@ -174,13 +239,25 @@ def _with_packages(runtime_env: dict[str, Any], packages: list[str]) -> dict[str
     return {**runtime_env, "uv": [*packages, *own]}
 
 
-def _storage_of_pool(pool: WorkPool) -> WritableFileSystem | None:
+def _storage_of_pool(
+    pool: WorkPool, default: "Future[UUID | str | None]"
+) -> WritableFileSystem | None:
     """Return the saved block in which the pool keeps results, or else the one by setting."""
-    block_id = pool.storage_configuration.default_result_storage_block_id
-    if block_id is not None:
-        return resolve_result_storage(block_id, _sync=True)  # pyright: ignore[reportCallIssue]
-    default = get_default_result_storage(_sync=True)  # pyright: ignore[reportCallIssue]
-    return default if saved_block_id(default) is not None else None
+    block = pool.storage_configuration.default_result_storage_block_id or default.result()
+    if block is None:
+        return None
+    return resolve_result_storage(block, _sync=True)  # pyright: ignore[reportCallIssue]
+
+
+def _default_storage(client: SyncPrefectClient) -> UUID | str | None:
+    """Return the block that keeps results by a setting, here or on the server."""
+    named = get_current_settings().results.default_storage_block
+    if named is not None:
+        return named
+    try:
+        return client.read_server_default_result_storage().default_result_storage_block_id
+    except (PrefectHTTPStatusError, httpx.HTTPError, AttributeError):
+        return None  # a server, or a client, that is older than this default
 
 
 def _with_storage(
@@ -198,7 +275,7 @@ def _create(
     pool_name: str,
     parameters: dict[str, Any],
     variables: dict[str, Any],
-) -> UUID:
+) -> FlowRun:
     flow, parent = call.flow, None
     if context := FlowRunContext.get():
         # So that the UI shows the run as a subflow (`submit_to_work_pool`, 3.8.8).
@@ -206,19 +283,31 @@ def _create(
         parent = run_coro_as_sync(
             task.create_run(flow_run_context=context, parameters=call.parameters)
         )
-    tags = TagsContext.get().current_tags
-    run = client.create_flow_run(
-        flow,
+    asked = FlowRunCreate(
+        flow_id=patiently(lambda: client.create_flow(flow)),
+        flow_version=flow.version,
         parameters=parameters,
-        state=Scheduled(
-            scheduled_time=datetime.now(UTC) + _PREPARING, message="The flow's code is being sent."
+        state=to_state_create(_awaiting_code()),
+        empirical_policy=FlowRunPolicy(
+            retries=flow.retries, retry_delay=int(flow.retry_delay_seconds or 0)
         ),
+        # After a lost answer the client asks again (3.8.8); without a key there were two runs.
+        idempotency_key=uuid4().hex,
         job_variables=variables,
         work_pool_name=pool_name,
-        tags=tags,
+        tags=list(TagsContext.get().current_tags),
         parent_task_run_id=getattr(parent, "id", None),
+    ).model_dump(mode="json", exclude_unset=True)
+    answer = patiently(lambda: client.request("POST", "/flow_runs/", json=asked))
+    return FlowRun.model_validate(answer.json())
+
+
+def _awaiting_code() -> State[Any]:
+    state: State[Any] = Scheduled(
+        scheduled_time=datetime.now(UTC) + _PREPARING, message="The flow's code is being sent."
     )
-    return run.id
+    state.name = AWAITING_CODE
+    return state
 
 
 def _give_up(client: SyncPrefectClient, flow_run_id: UUID, exc: Exception) -> None:

@@ -5,6 +5,7 @@ the state finds it. Each attempt has answers of its own: an earlier one is never
 later one's. A caller unpickles what the cluster sent, as it does with Prefect's result storage.
 """
 
+import base64
 import hashlib
 import json
 import pickle
@@ -23,6 +24,8 @@ from prefect.results import (
 
 from prefect_ray_worker.bundles.carriers import (
     MOST_BYTES_IN_INPUTS,
+    MOST_BYTES_IN_ONE,
+    decoded,
     read_parts,
     send_parts,
     write_input,
@@ -95,13 +98,17 @@ class Answering:
             content = b""
         key = f"{self._attempt}-{self._count:04d}"
         self._count += 1
-        parts = send_parts(self._client, self._run_id, f"{_PREFIX}-part-{key}", content)
-        told = {
+        told: dict[str, Any] = {
             "kind": kind,
-            "parts": parts,
             "sha256": hashlib.sha256(content).hexdigest(),
             "text": text,
         }
+        parts = 0
+        if len(content) <= MOST_BYTES_IN_ONE:
+            told["content"] = base64.b64encode(content).decode()
+        else:
+            prefix = f"{_PREFIX}-part-{key}"
+            told["parts"] = parts = send_parts(self._client, self._run_id, prefix, content)
         write_input(self._client, self._run_id, f"{_PREFIX}-{key}", json.dumps(told))
         self._forget_last()
         parts_of_it = [f"{_PREFIX}-part-{key}-{number}" for number in range(parts)]
@@ -140,8 +147,11 @@ def read_answer(
         return None
     if told["kind"] == "none":
         return FlowAnswer("none", text=told["text"])
-    key = last.key.removeprefix(f"{_PREFIX}-")
-    content = read_parts(client, flow_run_id, f"{_PREFIX}-part-{key}", told["parts"])
+    if "content" in told:
+        content = decoded(told["content"], "The answer")
+    else:
+        key = last.key.removeprefix(f"{_PREFIX}-")
+        content = read_parts(client, flow_run_id, f"{_PREFIX}-part-{key}", told["parts"])
     if hashlib.sha256(content).hexdigest() != told["sha256"]:
         raise BundleUnusable(f"The answer of the flow run {flow_run_id} is damaged.")
     return FlowAnswer(told["kind"], pickle.loads(content), told["text"])  # noqa: S301 (see above)

@@ -1,13 +1,17 @@
-"""How bundles travel: in the inputs of the flow run, or in the pool's result storage.
+"""How bundles travel: in the inputs of the flow run, in the pool's result storage, or through Ray.
 
 Inputs are deleted with the run and are in no list of it. Prefect Cloud takes requests of 5 MiB, and
-an nginx before a server takes 1 MiB, so content is cut into parts.
+an nginx before a server takes 1 MiB, so content is cut into parts. Small content, as most flows
+are, is in the header itself: one request instead of two, on both sides.
 """
 
 import base64
 import binascii
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
@@ -28,8 +32,9 @@ MOST_BYTES_IN_INPUTS = 4 * 1024 * 1024
 
 HEADER_KEY = "ray-bundle"
 
-_PART_CHARACTERS = 512 * 1024
-_PART_BYTES = _PART_CHARACTERS // 4 * 3
+MOST_BYTES_IN_ONE = 384 * 1024
+"""How much one input holds: 512 KiB in base 64."""
+
 _ASK_SECONDS = 30.0
 _NOT_FOUND, _CONFLICT, _TOO_LARGE = 404, 409, 413
 
@@ -42,39 +47,57 @@ class BlockStorage(Protocol):
         ...
 
 
+def header_of_stored(content: bytes, storage: WritableFileSystem) -> BundleHeader:
+    """Store content that is too large for the inputs of a run, and return its header.
+
+    Args:
+        content: The bundle.
+        storage: A saved block.
+
+    Raises:
+        BundleRefused: The block is not saved, so no driver could find it.
+    """
+    block_id = saved_block_id(storage)
+    if block_id is None:
+        raise BundleRefused("The storage block for a large bundle is not saved.")
+    header = BundleHeader.of(content, carrier="storage", block=str(block_id))
+    header = replace(header, path=f"ray-bundles/{header.sha256}.zip")
+    written: Any = storage.write_path(header.path or "", content)
+    _finished(written)
+    return header
+
+
 def send_bundle(
     client: SyncPrefectClient,
     flow_run_id: UUID,
     content: bytes,
-    storage: WritableFileSystem | None = None,
+    header: BundleHeader | None = None,
 ) -> BundleHeader:
-    """Give a flow run its bundle; its header, which comes last, makes it valid.
+    """Give a flow run its bundle; return its header, which comes last and makes it valid.
 
     Args:
         client: An open client.
         flow_run_id: The run.
         content: The bundle.
-        storage: A saved block for content that is too large for the run's inputs.
+        header: Says where the content is, if that is elsewhere already.
 
     Raises:
-        BundleRefused: The content is too large for the ways there are.
+        BundleRefused: It is too large, or the run has another bundle.
     """
-    if len(content) <= MOST_BYTES_IN_INPUTS:
-        prefix = f"{HEADER_KEY}-part"
-        parts = send_parts(client, flow_run_id, prefix, content)
-        header = BundleHeader.of(content, parts=parts)
-    else:
-        block_id = saved_block_id(storage) if storage is not None else None
-        if storage is None or block_id is None:
-            raise BundleRefused("The bundle is too large for the inputs of a flow run.")
-        path = f"ray-bundles/{flow_run_id}.zip"
-        written: Any = storage.write_path(path, content)
-        _finished(written)
-        header = BundleHeader.of(
-            content, parts=0, carrier="storage", block=str(block_id), path=path
-        )
+    header = header or _header_of_inputs(client, flow_run_id, content)
     write_input(client, flow_run_id, HEADER_KEY, header.to_json())
     return header
+
+
+def _header_of_inputs(client: SyncPrefectClient, flow_run_id: UUID, content: bytes) -> BundleHeader:
+    """Return the header of content that travels in the run; write what it does not hold itself."""
+    if len(content) <= MOST_BYTES_IN_ONE:
+        text = base64.b64encode(content).decode()
+        return BundleHeader.of(content, carrier="header", content=text)
+    if len(content) > MOST_BYTES_IN_INPUTS:
+        raise BundleRefused("The bundle is too large for the inputs of a flow run.")
+    parts = send_parts(client, flow_run_id, f"{HEADER_KEY}-part", content)
+    return BundleHeader.of(content, carrier="inputs", parts=parts)
 
 
 def read_header(client: SyncPrefectClient, flow_run_id: UUID) -> BundleHeader:
@@ -105,25 +128,43 @@ def read_content(
         BundleMissing: A part of it does not exist.
         BundleDamaged: It is something else.
     """
-    if header.carrier == "inputs":
-        content = read_parts(client, flow_run_id, f"{HEADER_KEY}-part", header.parts)
-    else:
-        try:
-            storage = load(UUID(header.block or ""))
-            content = _finished(storage.read_path(header.path or ""))
-        except (OSError, ValueError, ObjectNotFound) as exc:
-            raise BundleMissing(
-                f"The bundle is not at {header.path} of its storage block ({exc})."
-            ) from exc
+    match header.carrier:
+        case "header":
+            content = decoded(header.content or "", "The bundle")
+        case "inputs":
+            content = read_parts(client, flow_run_id, f"{HEADER_KEY}-part", header.parts)
+        case "cluster":
+            content = _brought_by_ray(header.path or "")
+        case _:
+            content = _stored(header, load)
     header.check_content(content)
     return content
 
 
+def _stored(header: BundleHeader, load: BlockStorage) -> bytes:
+    try:
+        storage = load(UUID(header.block or ""))
+        return _finished(storage.read_path(header.path or ""))
+    except (OSError, ValueError, ObjectNotFound) as exc:
+        raise BundleMissing(
+            f"The bundle is not at {header.path} of its storage block ({exc})."
+        ) from exc
+
+
+def _brought_by_ray(name: str) -> bytes:
+    """Return a file of one of the job's `py_modules`, which Ray puts on Python's path."""
+    for folder in sys.path:
+        path = Path(folder) / Path(name).name
+        if path.is_file():
+            return path.read_bytes()
+    raise BundleMissing(f"The file {name} is in none of the py_modules of this job.")
+
+
 def send_parts(client: SyncPrefectClient, flow_run_id: UUID, prefix: str, content: bytes) -> int:
     """Write content into inputs of a run whose keys begin with a prefix; return how many."""
-    starts = range(0, len(content), _PART_BYTES)
+    starts = range(0, len(content), MOST_BYTES_IN_ONE)
     for number, start in enumerate(starts):
-        text = base64.b64encode(content[start : start + _PART_BYTES]).decode()
+        text = base64.b64encode(content[start : start + MOST_BYTES_IN_ONE]).decode()
         write_input(client, flow_run_id, f"{prefix}-{number}", text)
     return len(starts)
 
@@ -140,11 +181,20 @@ def read_parts(client: SyncPrefectClient, flow_run_id: UUID, prefix: str, parts:
         text = read_input(client, flow_run_id, f"{prefix}-{number}")
         if text is None:
             raise BundleMissing(f"Part {number + 1} of {parts} is not among the run's inputs.")
-        try:
-            found.append(base64.b64decode(text, validate=True))
-        except binascii.Error:
-            raise BundleDamaged(f"Part {number + 1} of {parts} is damaged.") from None
+        found.append(decoded(text, f"Part {number + 1} of {parts}"))
     return b"".join(found)
+
+
+def decoded(text: str, what: str) -> bytes:
+    """Return what a text in base 64 stands for.
+
+    Raises:
+        BundleDamaged: It is something else.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise BundleDamaged(f"{what} is damaged.") from None
 
 
 def write_input(client: SyncPrefectClient, flow_run_id: UUID, key: str, value: str) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from prefect_ray_worker.errors import BundleDamaged, BundlePythonMismatch
@@ -11,7 +11,8 @@ from prefect_ray_worker.errors import BundleDamaged, BundlePythonMismatch
 FORMAT = 1
 """Of the header and the content. A driver refuses any other."""
 
-Carrier = Literal["inputs", "storage"]
+Carrier = Literal["header", "inputs", "storage", "cluster"]
+"""Where the content of a bundle is: in its header, in inputs of the run, or elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,10 @@ class BundleHeader:
         python: Version of the Python that packed it, `X.Y`.
         prefect: Version of its Prefect.
         cloudpickle: Version of its cloudpickle.
-        carrier: Where the content is: in the run's inputs, or in a storage block.
+        carrier: Where the content is.
         block: Id of the storage block.
-        path: Path in that storage.
+        path: Path in that storage, or name of the file that Ray has brought to the node.
+        content: The content itself, in base 64, if it is small.
         format: Of header and content.
     """
 
@@ -40,17 +42,18 @@ class BundleHeader:
     carrier: Carrier = "inputs"
     block: str | None = None
     path: str | None = None
+    content: str | None = field(default=None, repr=False)
     format: int = FORMAT
 
     @classmethod
-    def of(cls, content: bytes, *, parts: int, **place: Any) -> "BundleHeader":
+    def of(cls, packed: bytes, *, parts: int = 0, **place: Any) -> "BundleHeader":
         """Describe content that this process has packed."""
         import cloudpickle
         import prefect
 
         return cls(
-            sha256=hashlib.sha256(content).hexdigest(),
-            size=len(content),
+            sha256=hashlib.sha256(packed).hexdigest(),
+            size=len(packed),
             parts=parts,
             python=present_python(),
             prefect=prefect.__version__,

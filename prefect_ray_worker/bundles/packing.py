@@ -48,24 +48,25 @@ class PackedBundle:
     parameters: dict[str, Any]
     sizes: dict[str, int] = field(default_factory=dict)
 
-    def check_size(self, *, has_storage: bool) -> None:
-        """Refuse a bundle that is too large for the ways there are.
+    @property
+    def is_small(self) -> bool:
+        """Whether it travels in the inputs of its run."""
+        return len(self.content) <= MOST_BYTES_IN_INPUTS
+
+    def too_large(self, why: str) -> BundleRefused:
+        """Return the refusal of a bundle that no way takes; it names the largest files.
 
         Args:
-            has_storage: Whether the work pool has a storage block for it.
-
-        Raises:
-            BundleRefused: It names the largest files and the ways out.
+            why: Why Ray's own store does not take it, in a sentence.
         """
-        if has_storage or len(self.content) <= MOST_BYTES_IN_INPUTS:
-            return
         biggest = sorted(self.sizes.items(), key=lambda item: -item[1])[:_BIGGEST]
         listed = ", ".join(f"{name} ({size / _MIB:.1f} MiB)" for name, size in biggest)
-        raise BundleRefused(
+        return BundleRefused(
             f"The flow has {len(self.content) / _MIB:.1f} MiB packed, more than "
-            f"{MOST_BYTES_IN_INPUTS // _MIB} MiB. The largest files: {listed}. Leave them out of "
-            "include_files, have the flow read them from storage, or give the work pool a storage "
-            "block (`prefect work-pool storage configure`)."
+            f"{MOST_BYTES_IN_INPUTS // _MIB} MiB, which is the most that a flow run holds. {why} "
+            f"The largest files: {listed}. Leave them out of include_files, have the flow read "
+            "them from storage, or give the work pool a storage block (`prefect work-pool storage "
+            "configure`)."
         )
 
 

@@ -30,6 +30,7 @@ _BROWSER_HEADERS = (
     "Access-Control-Request-Headers",
 )
 _LABEL_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?")
+_LARGEST_PACKAGE = 100 * 1024 * 1024
 _sessions = itertools.count(1)
 
 
@@ -145,7 +146,7 @@ class FakeRay:
 
     async def listen_again(self) -> None:
         """Be reachable again, on the same port."""
-        app = web.Application(middlewares=[self._middleware])
+        app = web.Application(client_max_size=_LARGEST_PACKAGE, middlewares=[self._middleware])
         app.add_routes(
             [
                 web.get("/api/version", self._version),

@@ -1,6 +1,6 @@
 """A front of a Prefect API that refuses some requests, as a proxy or a rate limit does."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import httpx
@@ -10,19 +10,28 @@ from tests.ports import free_port
 
 Refuses = Callable[[web.Request], web.Response | None]
 
+LOST = web.Response(status=599)
+"""Says that a request is passed on, and that its answer gets lost."""
+
 
 @asynccontextmanager
-async def busy_api(api_url: str, refuses: Refuses) -> AsyncGenerator[str]:
+async def busy_api(
+    api_url: str,
+    refuses: Refuses,
+    *,
+    after: Callable[[web.Request], Awaitable[None]] | None = None,
+) -> AsyncGenerator[str]:
     """Yield the URL of an API in front of another one.
 
     Args:
         api_url: The API behind it.
-        refuses: Returns the answer to a request that is not passed on.
+        refuses: Returns the answer to a request that is not passed on, or `LOST`.
+        after: Awaited after each request that was passed on, before its answer is.
     """
 
     async def answer(request: web.Request) -> web.Response:
         refused = refuses(request)
-        if refused is not None:
+        if refused is not None and refused is not LOST:
             return refused
         body = await request.read()
         passed = await behind.request(
@@ -31,6 +40,10 @@ async def busy_api(api_url: str, refuses: Refuses) -> AsyncGenerator[str]:
             content=body,
             headers={k: v for k, v in request.headers.items() if k.lower() not in _OF_A_HOP},
         )
+        if after is not None:
+            await after(request)
+        if refused is LOST and request.transport is not None:
+            request.transport.abort()
         kind = passed.headers.get("content-type", "application/json")
         return web.Response(
             status=passed.status_code, body=passed.content, headers={"content-type": kind}

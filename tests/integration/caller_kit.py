@@ -5,10 +5,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -35,17 +36,25 @@ class Laptop:
         pool: The work pool that it calls.
         folder: Empty for everybody else.
         env: More environment variables for its processes.
+        extra_files: More files for its folder.
     """
 
     pool: Pool
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
+    extra_files: list[Path] = field(default_factory=list)
 
-    def start(self, *arguments: str, python: str = sys.executable) -> "subprocess.Popen[str]":
-        """Start `calls.py` with arguments."""
+    def start(
+        self,
+        *arguments: str,
+        python: str = sys.executable,
+        program: Sequence[str] = ("calls.py",),
+    ) -> "subprocess.Popen[str]":
+        """Start `calls.py`, or another program in its folder, with arguments."""
         home = self.folder / "project"
         home.mkdir(parents=True, exist_ok=True)
-        run = f"cd {home} && exec {shlex.join([python, 'calls.py', *arguments])}"
+        extra = "".join(f"cp {file} {home} && " for file in self.extra_files)
+        run = f"{extra}cd {home} && exec {shlex.join([python, *program, *arguments])}"
         if can_hide_files():
             hidden = f"mount -t tmpfs none {home} && cp -r {FILES}/. {home} && {run}"
             command = ["unshare", "-m", "sh", "-c", hidden]
@@ -70,9 +79,9 @@ class Laptop:
             preexec_fn=heed_interrupts,
         )
 
-    async def call(self, *arguments: str) -> str:
+    async def call(self, *arguments: str, **options: Any) -> str:
         """Run `calls.py` to its end; return what it printed."""
-        process = self.start(*arguments)
+        process = self.start(*arguments, **options)
         said, _ = await anyio.to_thread.run_sync(
             lambda: process.communicate(timeout=CALLER_SECONDS)
         )
@@ -95,11 +104,12 @@ class Laptop:
         return found
 
 
-async def set_address(pool: Pool) -> None:
-    """Give the pool the address of its cluster: callers name none."""
+async def set_address(pool: Pool, **defaults: Any) -> None:
+    """Give the pool the address of its cluster, as callers name none, and other defaults."""
     found = await pool.client.read_work_pool(pool.name)
     template = found.base_job_template
-    template["variables"]["properties"]["address"]["default"] = pool.defaults["address"]
+    for name, value in {"address": pool.defaults["address"], **defaults}.items():
+        template["variables"]["properties"][name]["default"] = value
     await pool.client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=template))
 
 

@@ -9,11 +9,11 @@ import pytest
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import StateType
 
+from prefect_ray_worker.bundles.carriers import HEADER_KEY
+from prefect_ray_worker.bundles.header import BundleHeader
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
-from prefect_ray_worker.shared.category import Category
 from tests.integration.caller_kit import CALLER_SECONDS, Laptop, online, set_address
-from tests.integration.driver_kit import ends
 from tests.integration.harness import Pool
 
 pytestmark = pytest.mark.ray
@@ -59,8 +59,8 @@ def unpacked(inputs: list) -> str:
     import io
     import zipfile
 
-    parts = sorted((i for i in inputs if "bundle-part" in i.key), key=lambda i: i.key)
-    content = b"".join(base64.b64decode(part.value) for part in parts)
+    (header,) = (BundleHeader.parse(i.value) for i in inputs if i.key == HEADER_KEY)
+    content = base64.b64decode(header.content or "")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         assert "files/parts/maths.py" in archive.namelist()
         return "".join(archive.read(name).decode("latin-1") for name in archive.namelist())
@@ -86,28 +86,6 @@ async def test_interrupt_cancels_the_run_and_waits(laptop: Laptop) -> None:
     assert "Cancelling the flow run" in said
     assert "the hook of the flow" in said, "the end of the run is printed as well"
     assert (await laptop.pool.read(run.id)).state_type == StateType.CANCELLED
-
-
-@pytest.mark.parametrize("step", ["parts", "header"])
-async def test_killed_caller_leaves_no_slot_taken(laptop: Laptop, step: str) -> None:
-    """Prefect's own way leaves a Pending run, which holds its slot for ever."""
-    async with online(laptop.pool):
-        process = laptop.start("dies", step)
-        await anyio.to_thread.run_sync(lambda: process.communicate(timeout=CALLER_SECONDS))
-        assert process.returncode == -signal.SIGKILL
-        run = await laptop.run()
-        assert run.state_type == StateType.SCHEDULED
-        assert run.expected_start_time is not None
-        if step == "header":
-            await make_due(laptop, run.id)
-            await ends(laptop.pool, run.id, StateType.CRASHED, Category.BUNDLE_MISSING.label)
-
-
-async def make_due(laptop: Laptop, run_id: object) -> None:
-    """Have the ten minutes pass that a caller has for its preparations."""
-    from prefect.states import Scheduled
-
-    await laptop.pool.client.set_flow_run_state(run_id, Scheduled(), force=True)
 
 
 async def test_without_a_worker_the_call_says_how_to_start_one(laptop: Laptop) -> None:

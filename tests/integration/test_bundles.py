@@ -10,16 +10,15 @@ from uuid import UUID
 
 import anyio.to_thread
 import pytest
-from aiohttp import web
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.filesystems import LocalFileSystem
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending, Scheduled
 
 from prefect_ray_worker.bundles.carriers import (
     HEADER_KEY,
+    header_of_stored,
     read_content,
     read_header,
     send_bundle,
@@ -30,7 +29,6 @@ from prefect_ray_worker.bundles.header import BundleHeader
 from prefect_ray_worker.bundles.packing import pack
 from prefect_ray_worker.errors import BundleDamaged, BundleMissing, BundleRefused
 from prefect_ray_worker.shared.category import Category
-from tests.integration.busy_api import busy_api
 from tests.integration.driver_kit import driver, ends, output, present_attempt
 from tests.integration.harness import Pool
 
@@ -64,34 +62,15 @@ async def content_of(run_id: UUID) -> bytes:
     return await ask(lambda c: read_content(c, run_id, read_header(c, run_id), load_block))
 
 
-async def test_four_mib_pass_a_proxy_that_takes_one(here: Pool) -> None:
-    """nginx refuses more than 1 MiB a request unless it is told otherwise."""
-    run_id, content = await new_run(here), secrets.token_bytes(4 * MIB)
-
-    def refuses(request: web.Request) -> web.Response | None:
-        size = request.content_length or 0
-        return web.Response(status=413) if size > MIB else None
-
-    async with busy_api(str(PREFECT_API_URL.value()), refuses) as url:
-        with temporary_settings({PREFECT_API_URL: url}):
-            header = await ask(lambda c: send_bundle(c, run_id, content))
-    assert header.parts == 11
+@pytest.mark.parametrize(("size", "parts"), [(384 * 1024, 0), (384 * 1024 + 1, 2), (4 * MIB, 11)])
+async def test_content_is_in_the_header_or_in_parts(here: Pool, size: int, parts: int) -> None:
+    """Most bundles are small: one request to send them, and one to read them."""
+    run_id, content = await new_run(here), secrets.token_bytes(size)
+    header = await ask(lambda c: send_bundle(c, run_id, content))
+    assert header.parts == parts
     assert await content_of(run_id) == content
     run = await here.read(run_id)
     assert run.parameters == {"a": 1, "b": 2}, "reading a run does not read its bundle"
-
-
-async def test_a_smaller_limit_is_named(here: Pool) -> None:
-    run_id = await new_run(here)
-    refuse = web.Response(status=413)
-
-    def refuses(request: web.Request) -> web.Response | None:
-        return refuse if request.path.endswith("/input") else None
-
-    async with busy_api(str(PREFECT_API_URL.value()), refuses) as url:
-        told = pytest.raises(BundleRefused, match=r"HTTP 413\)\. Have its administrator")
-        with temporary_settings({PREFECT_API_URL: url}), told:
-            await ask(lambda c: send_bundle(c, run_id, b"content"))
 
 
 async def test_writing_again_does_no_harm_and_replaces_nothing(here: Pool) -> None:
@@ -110,14 +89,15 @@ async def test_more_than_four_mib_go_to_a_storage_block(here: Pool, tmp_path: Pa
         await ask(lambda c: send_bundle(c, run_id, content))
     block = LocalFileSystem(basepath=str(tmp_path))
     await block.save(f"bundles-{here.name}")
-    header = await ask(lambda c: send_bundle(c, run_id, content, block))
+    stored = await anyio.to_thread.run_sync(header_of_stored, content, block)
+    header = await ask(lambda c: send_bundle(c, run_id, content, stored))
     assert (header.carrier, header.parts) == ("storage", 0)
     assert await content_of(run_id) == content
-    (stored,) = (tmp_path / "ray-bundles").iterdir()
-    stored.write_bytes(b"something else")
+    (file,) = (tmp_path / "ray-bundles").iterdir()
+    file.write_bytes(b"something else")
     with pytest.raises(BundleDamaged):
         await content_of(run_id)
-    stored.unlink()
+    file.unlink()
     with pytest.raises(BundleMissing):
         await content_of(run_id)
 
@@ -128,7 +108,7 @@ async def bundle_with(
     """Return a run whose bundle is not as its caller packed it."""
     run_id = await new_run(here)
     content = pack(adds, {"a": 1, "b": 2}).content
-    text = json.loads(BundleHeader.of(content, parts=1).to_json())
+    text = json.loads(BundleHeader.of(content, carrier="inputs", parts=1).to_json())
     if not lacks_part:
         sent = base64.b64encode(part or content).decode()
         await here.client.create_flow_run_input(run_id, f"{HEADER_KEY}-part-0", sent)

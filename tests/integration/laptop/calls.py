@@ -5,12 +5,15 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from parts import maths
 from prefect import flow, get_client, tags, task
 
-from prefect_ray_worker import RayTaskRunner, ray_job
+from prefect_ray_worker import RayTaskRunner, ray_job, remote_options
 from prefect_ray_worker.errors import AnswerMissing
 
 POOL = os.environ["POOL"]
@@ -58,6 +61,36 @@ def fans_out(count: int) -> int:
 @task
 def where(number: int) -> int:
     return maths.twice(number) + len(Path("parts/maths.py").read_text()) * 0
+
+
+@task
+def elsewhere(number: int) -> tuple[int, bool]:
+    found = Path("config.yaml").read_text() == "rate: 7\n" and Path("parts/maths.py").exists()
+    return maths.twice(number), found
+
+
+@ray_job(work_pool=POOL, include_files=["config.yaml"])
+@flow(task_runner=RayTaskRunner())
+def spreads(count: int) -> list[tuple[int, bool]]:
+    with remote_options(resources={"elsewhere": 0.1}):
+        futures = [elsewhere.submit(n) for n in range(count)]
+    return [future.result() for future in futures]
+
+
+@ray_job(work_pool=POOL, runtime_env={"uv": ["prefect==3.8.2"]})
+@flow(log_prints=True)
+def with_older_prefect() -> str:
+    import prefect
+
+    print("here is", prefect.__version__)
+    return prefect.__version__
+
+
+@flow
+def imports(name: str) -> str:
+    import importlib
+
+    return importlib.import_module(name).__version__
 
 
 @ray_job(work_pool=POOL)
@@ -146,14 +179,23 @@ def dies(step: str) -> None:
     from prefect_ray_worker.adhoc import calling
     from prefect_ray_worker.bundles import carriers
 
-    if step == "header":
-        write = carriers.write_input
-        carriers.write_input = lambda *a: (
-            os.kill(os.getpid(), signal.SIGKILL) if a[2] == carriers.HEADER_KEY else write(*a)
-        )
-    else:
-        calling.send_bundle = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-    train(1)
+    steps = ["created", "parts", "header", "unscheduled", "scheduled"]
+    keys = {"parts": f"{carriers.HEADER_KEY}-part-1", "header": carriers.HEADER_KEY}
+    send, write, make_due = calling.send_bundle, carriers.write_input, calling._make_due
+
+    def die_at(name: str, act: Callable[..., Any], *arguments: Any) -> Any:
+        if name == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return act(*arguments)
+
+    def write_or_die(*arguments: Any) -> None:
+        die_at(step if arguments[2] == keys.get(step) else "", write, *arguments)
+
+    calling.send_bundle = partial(die_at, "created", send)
+    carriers.write_input = write_or_die
+    calling._make_due = partial(die_at, "unscheduled", make_due)
+    train.submit(steps.index(step), Model(os.urandom(1024 * 1024)))
+    die_at("scheduled", print)
 
 
 if __name__ == "__main__":
@@ -180,6 +222,12 @@ if __name__ == "__main__":
             print("value", parent())
         case ["states"]:
             states()
+        case ["spreads"]:
+            print("value", spreads(2))
+        case ["older"]:
+            print("value", with_older_prefect())
+        case ["imports", name, dependencies]:
+            print("value", ray_job(work_pool=POOL, dependencies=dependencies)(imports)(name))
         case ["dies", step]:
             dies(step)
         case other:
