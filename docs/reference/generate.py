@@ -4,6 +4,7 @@ With `--check` it writes nothing and fails if a page is stale; `make check` and 
 """
 
 import inspect
+import json
 import sys
 import tomllib
 from pathlib import Path
@@ -19,6 +20,7 @@ from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.worker import RayWorker
 
 HERE = Path(__file__).parent
+TOUR = HERE.parent / "examples" / "notebook" / "tour.ipynb"
 Schema = dict[str, Any]
 
 
@@ -236,7 +238,30 @@ def compatibility() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def notebook() -> str:
+    """Return the tutorial's notebook as a page, with the outputs of its execution."""
+    parts: list[str] = []
+    for cell in json.loads(TOUR.read_text())["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            # The links of the notebook begin in its own folder.
+            parts.append(text.replace("](../../tutorial/", "](").replace("](../../", "](../"))
+            continue
+        parts.append(f"```python\n{text}\n```")
+        if shown := "".join(_output(output) for output in cell["outputs"]).strip("\n"):
+            parts.append(f"```text\n{shown}\n```")
+    title, _, rest = parts[0].partition("\n\n")
+    page = [title, _generated("docs/examples/notebook/tour.ipynb"), rest, *parts[1:]]
+    return "\n\n".join(page) + "\n"
+
+
+def _output(output: dict[str, Any]) -> str:
+    text = output.get("text") or output.get("data", {}).get("text/plain", "")
+    return "".join(text).rstrip("\n") + "\n"
+
+
 PAGES = {
+    "../tutorial/from-a-notebook.md": notebook,
     "cli.md": cli,
     "compatibility.md": compatibility,
     "diagnosis.md": diagnosis,
