@@ -1,18 +1,25 @@
 """More ways to call a flow without a deployment. See `test_adhoc.py` for the core."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import anyio
 import anyio.to_thread
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import StateType, WorkPoolStorageConfiguration
-from prefect.filesystems import LocalFileSystem
+from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
-from tests.integration.caller_kit import CALLER_SECONDS, Laptop, online, set_address
+from prefect_ray_worker.bundles.carriers import read_header
+from tests.integration.caller_kit import CALLER_SECONDS, FILES, Laptop, online, set_address
+from tests.integration.driver_kit import children_of, ends
 from tests.integration.harness import Pool
+from tests.results.test_results import s3
 
+__all__ = ["s3"]
 pytestmark = [pytest.mark.ray, pytest.mark.extra]
 
 
@@ -20,6 +27,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.extra]
 async def laptop(pool: Pool, tmp_path: Path) -> Laptop:
     await set_address(pool)
     return Laptop(pool, tmp_path / "laptop")
+
+
+async def store_in(pool: Pool, block_id: UUID) -> None:
+    """Have the pool keep results in a storage block."""
+    storage = WorkPoolStorageConfiguration(default_result_storage_block_id=block_id)
+    await pool.client.update_work_pool(pool.name, WorkPoolUpdate(storage_configuration=storage))
 
 
 async def test_async_flow_is_awaited(laptop: Laptop) -> None:
@@ -54,14 +67,7 @@ async def test_large_value_and_large_bundle_go_through_the_storage_of_the_pool(
 ) -> None:
     """A folder that both see stands for NFS."""
     block_id = await LocalFileSystem(basepath=str(tmp_path / "nfs")).save(f"nfs-{laptop.pool.name}")
-    await laptop.pool.client.update_work_pool(
-        laptop.pool.name,
-        WorkPoolUpdate(
-            storage_configuration=WorkPoolStorageConfiguration(
-                default_result_storage_block_id=block_id
-            )
-        ),
-    )
+    await store_in(laptop.pool, block_id)
     async with online(laptop.pool):
         assert "value 5242880" in await laptop.call("large", "5")
         assert "value 6291456" in await laptop.call("sends", "6")
@@ -97,3 +103,45 @@ async def test_states_hold_values_and_exceptions(laptop: Laptop) -> None:
     assert "Completed 6" in said
     assert "Failed TooFew" in said
     assert "crashed CrashedRun" in said
+
+
+async def test_prefects_command_retries_a_run(laptop: Laptop) -> None:
+    async with online(laptop.pool):
+        await laptop.call("called")
+        run = await laptop.run()
+        command = ["-m", "prefect", "flow-run", "retry", str(run.id)]
+        said = await laptop.call("--entrypoint", "calls.py:train", program=command)
+    assert "completed successfully" in said
+    assert (await laptop.pool.read(run.id)).run_count == 2
+
+
+async def test_deployed_flow_calls_one_without_a_deployment(laptop: Laptop) -> None:
+    """The process that calls is a driver in the cluster."""
+    pool = replace(laptop.pool, flows=FILES)
+    async with online(pool):
+        run_id = await pool.start(
+            "parent", entrypoint="calls.py:parent", job_variables={"env": {"POOL": pool.name}}
+        )
+        await ends(pool, run_id, StateType.COMPLETED, seconds=90)
+    (child,) = await children_of(pool, run_id)
+    assert child.state_type == StateType.COMPLETED
+    assert child.deployment_id is None
+    assert child.infrastructure_pid is not None, "in a job of its own"
+
+
+async def test_large_bundle_goes_through_the_store_of_ray(laptop: Laptop) -> None:
+    async with online(laptop.pool):
+        assert "value 6291456" in await laptop.call("sends", "6")
+        run = await laptop.run()
+        with get_client(sync_client=True) as client:
+            assert read_header(client, run.id).carrier == "cluster"
+
+
+async def test_large_value_and_large_bundle_go_through_s3(laptop: Laptop, s3: str) -> None:
+    """Of the work pool's result storage, in a bucket that the caller and the nodes reach."""
+    settings = {"key": "testing", "secret": "testing", "client_kwargs": {"endpoint_url": s3}}
+    block = RemoteFileSystem(basepath="s3://results/prefect", settings=settings)
+    await store_in(laptop.pool, await block.save(f"s3-{laptop.pool.name}"))
+    async with online(laptop.pool):
+        assert "value 5242880" in await laptop.call("large", "5")
+        assert "value 6291456" in await laptop.call("sends", "6")
