@@ -113,24 +113,24 @@ def begin(call: FlowCall) -> RayFlowRunFuture[Any]:
     return future
 
 
-def _make_due(client: SyncPrefectClient, run: FlowRun) -> None:
+def _make_due(client: SyncPrefectClient, run: FlowRun, *, force: bool = False) -> None:
     """Schedule a run whose bundle is complete, once.
 
     A worker may have taken the run when the answer got lost. Scheduled again, it would run twice;
     so the run is read first, and Prefect's client repeats nothing by itself (3.8.8).
     """
-    prepared = run.state.id if run.state is not None else None
+    before = run.state.id if run.state is not None else None
     was_asked = False
 
     def ask() -> None:
         nonlocal was_asked
         if was_asked:
             state = client.read_flow_run(run.id).state
-            if state is not None and state.id != prepared:
+            if state is not None and state.id != before:
                 return
         was_asked = True
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-            client.set_flow_run_state(run.id, Scheduled())
+            client.set_flow_run_state(run.id, Scheduled(), force=force)
 
     patiently(ask)
 
@@ -140,8 +140,15 @@ def run_again(flow_run_id: UUID) -> RayFlowRunFuture[Any]:
 
     Raises:
         BundleMissing: It has none.
+        InvalidConfiguration: It has not ended.
     """
     with get_client(sync_client=True) as client:
+        run = patiently(lambda: client.read_flow_run(flow_run_id))
+        if run.state is None or not run.state.is_final():
+            raise InvalidConfiguration(
+                f"The flow run {flow_run_id} is {run.state_name}: only a run that has ended can "
+                "run again."
+            )
         text = read_input(client, flow_run_id, HEADER_KEY)
         if text is None:
             raise BundleMissing(
@@ -153,7 +160,7 @@ def run_again(flow_run_id: UUID) -> RayFlowRunFuture[Any]:
                 "which drops it with its job. Call the flow anew."
             )
         # Without `force` the server refuses a run without a deployment (3.8.8).
-        client.set_flow_run_state(flow_run_id, Scheduled(), force=True)
+        _make_due(client, run, force=True)
     return RayFlowRunFuture[Any](flow_run_id)
 
 

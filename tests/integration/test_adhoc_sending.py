@@ -4,6 +4,7 @@ No job runs here: the fake Ray, or nothing, stands for the cluster.
 """
 
 import io
+import re
 import secrets
 import signal
 import zipfile
@@ -19,18 +20,20 @@ from aiohttp import web
 from prefect import flow
 from prefect.client.schemas.objects import FlowRun, State, StateDetails, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Pending
+from prefect.states import Completed, Pending
 
 from prefect_ray_worker import ray_job
+from prefect_ray_worker.adhoc.calling import run_again
 from prefect_ray_worker.bundles.carriers import read_content, read_header
 from prefect_ray_worker.bundles.content import load_block, unpack, unpickle
-from prefect_ray_worker.errors import BundleMissing, BundleRefused
+from prefect_ray_worker.errors import BundleMissing, BundleRefused, InvalidConfiguration
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.ids import AWAITING_CODE
 from tests.fake_ray import FakeRay
 from tests.fake_ray.script import RUNS_FOREVER
 from tests.integration.busy_api import LOST, Refuses, busy_api
 from tests.integration.caller_kit import CALLER_SECONDS, Laptop, is_online, online, set_address
+from tests.integration.driver_kit import driver, output, present_attempt
 from tests.integration.harness import Pool, new_pool
 from tests.integration.stage import Stage
 from tests.integration.test_bundles import ask
@@ -141,26 +144,34 @@ async def test_lost_answer_doubles_nothing(served: Pool, path: str) -> None:
     assert await arrived(run_id) == content
 
 
-async def test_run_that_a_worker_has_taken_is_not_scheduled_again(served: Pool) -> None:
+@pytest.mark.parametrize("again", [False, True])
+async def test_run_that_a_worker_has_taken_is_not_scheduled_again(
+    served: Pool, again: bool
+) -> None:
     """A worker is quicker than a caller who waits for a lost answer: it would run twice."""
-    taken: list[str] = []
-
-    async def take(run_id: str) -> None:
-        taken.append(run_id)
-        await served.client.set_flow_run_state(UUID(run_id), Pending())
+    run_id = await submit(served, b"content") if again else None
+    if run_id is not None:
+        await served.client.set_flow_run_state(run_id, Completed(), force=True)
+    taken: list[UUID] = []
 
     def refuses(request: web.Request) -> web.Response | None:
         return LOST if request.path.endswith("/set_state") and not taken else None
 
-    async def after(request: web.Request) -> None:
+    async def take(request: web.Request) -> None:
         if request.path.endswith("/set_state") and not taken:
-            await take(request.path.split("/")[-2])
+            taken.append(UUID(request.path.split("/")[-2]))
+            await served.client.set_flow_run_state(taken[0], Pending())
 
-    async with busy_api(str(PREFECT_API_URL.value()), refuses, after=after) as url:
+    async with busy_api(str(PREFECT_API_URL.value()), refuses, after=take) as url:
         with temporary_settings({PREFECT_API_URL: url}):
-            run_id = await submit(served, b"content")
-    assert taken == [str(run_id)]
+            if run_id is None:
+                run_id = await submit(served, b"content")
+            else:
+                await anyio.to_thread.run_sync(run_again, run_id)
+    assert taken == [run_id]
     assert await served.state(run_id) == StateType.PENDING
+    with pytest.raises(InvalidConfiguration, match="only a run that has ended"):
+        await anyio.to_thread.run_sync(run_again, run_id)
 
 
 async def make_due(pool: Pool, run: FlowRun) -> None:
@@ -303,3 +314,38 @@ async def test_worker_is_not_woken_by_a_run_whose_code_is_being_sent(stage: Stag
         run_id = await submit(stage.pool, b"content")
         await stage.job_of(run_id)
     assert len(looks) == 1, looks
+
+
+def noted(requests: list[str]) -> Refuses:
+    """Refuse nothing, and note the requests, ids left out."""
+
+    def refuses(request: web.Request) -> None:
+        path = re.sub(r"[0-9a-f-]{36}", "{id}", request.path.removeprefix("/api"))
+        requests.append(f"{request.method} {re.sub(r'/ray-[0-9a-f]{8}', '/{pool}', path)}")
+
+    return refuses
+
+
+async def test_requests_of_a_call_and_of_its_driver_before_user_code(served: Pool) -> None:
+    """Each takes a tenth of a second with Prefect Cloud."""
+    of_call: list[str] = []
+    async with busy_api(str(PREFECT_API_URL.value()), noted(of_call)) as url:
+        with temporary_settings({PREFECT_API_URL: url}):
+            run_id = await submit(served, b"content")
+    # The first three go out side by side.
+    assert sorted(of_call[:3]) == [
+        "GET /admin/storage", "GET /work_pools/{pool}", "POST /work_pools/{pool}/workers/filter",
+    ]  # fmt: skip
+    assert of_call[3:] == [
+        "POST /flows/", "POST /flow_runs/", "POST /flow_runs/{id}/input",
+        "POST /flow_runs/{id}/set_state",
+    ]  # fmt: skip
+    await served.client.set_flow_run_state(run_id, Pending())
+    of_driver: list[str] = []
+    async with busy_api(str(PREFECT_API_URL.value()), noted(of_driver)) as url:
+        process = driver(run_id, await present_attempt(served, run_id), api_url=url)
+        await anyio.to_thread.run_sync(output, process)
+    states = [n for n, request in enumerate(of_driver) if request.endswith("/set_state")]
+    of_flow = [request for request in of_driver[: states[1] + 1] if "/logs" not in request]
+    print(of_flow)
+    assert len(of_flow) <= 9
