@@ -1,14 +1,17 @@
 """Where access to the API server comes from: a kubeconfig of a block, the pod, or the environment.
 
 lightkube reads all of it: contexts, certificates, rotating token files and exec plugins. This file
-only chooses among its ways, and refuses what a block must not do on the worker's machine.
+only chooses among its ways, and refuses what a block must not do on the worker's machine, and what
+lightkube would ignore: the worker would then reach another server, or as another user, than the
+kubeconfig says.
 """
 
 import json
+import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from prefect_ray_worker.errors import InvalidConfiguration
@@ -20,6 +23,25 @@ if TYPE_CHECKING:
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 """Where a pod finds the token of its service account."""
+
+# What lightkube 1.0.1 does not read (`config/models.py`), and the way out.
+_IGNORED_OF_CLUSTER = {
+    "proxy-url": "Set HTTPS_PROXY in the worker's environment instead",
+    "tls-server-name": "Let `server` name a host that the certificate is for",
+}
+_AS_ITSELF = "Give the rights to the worker's own user or service account, and remove it"
+_IGNORED_OF_USER = {
+    "as": _AS_ITSELF,
+    "as-uid": _AS_ITSELF,
+    "as-groups": _AS_ITSELF,
+    "as-user-extra": _AS_ITSELF,
+    "auth-provider": "Kubernetes 1.26 has removed it. Use an exec plugin, a token or a certificate",
+}
+# `config/client_adapter.py`: with any other version each request fails.
+_EXEC_VERSIONS = (
+    "client.authentication.k8s.io/v1beta1",
+    "client.authentication.k8s.io/v1alpha1",
+)
 
 _MISSING = (
     "KubeRay needs the package `lightkube`. Install the extra on the worker's machine: "
@@ -111,10 +133,13 @@ def load_access(kubeconfig: Kubeconfig | None) -> Access:
     where = "`config` of the kubeconfig's block" if kubeconfig is not None else "the kubeconfig"
     try:
         if kubeconfig is not None:
-            found = KubeConfig.from_dict(json.loads(kubeconfig.content)).get(kubeconfig.context)
+            raw = json.loads(kubeconfig.content)
+            found = KubeConfig.from_dict(raw).get(kubeconfig.context)
         else:
             found = KubeConfig.from_env(SERVICE_ACCOUNT).get()
+            raw = _raw(found)
     except (ConfigError, OSError) as exc:
+        _refuse_several_files()
         raise InvalidConfiguration(f"There is no access to Kubernetes: {exc}.") from exc
     except Exception as exc:  # noqa: BLE001 (a YAML or JSON of any shape; the cause can quote it)
         raise InvalidConfiguration(
@@ -125,6 +150,7 @@ def load_access(kubeconfig: Kubeconfig | None) -> Access:
     _check_server(found.cluster.server)
     if kubeconfig is not None:
         _refuse_what_is_on_this_machine(found)
+    _refuse_what_is_ignored(raw, found)
     token_file = found.user.token_file if found.user is not None else None
     return Access(
         server=found.cluster.server.rstrip("/"),
@@ -150,6 +176,71 @@ def _check_server(server: str) -> None:
             "`server` of the kubeconfig must begin with https://: the worker's credentials would "
             "cross the network in plain text. http is for this machine only (`kubectl proxy`)."
         )
+
+
+def _raw(found: "SingleConfig | None") -> object:
+    """Return the content of the kubeconfig's file; None for the service account of a pod."""
+    if found is None or found.fname is None:
+        return None
+    import yaml  # lightkube needs it, too
+
+    return yaml.safe_load(found.fname.expanduser().read_text())
+
+
+def _refuse_several_files() -> None:
+    named = os.environ.get("KUBECONFIG", "")
+    if os.pathsep in named:
+        raise InvalidConfiguration(
+            "KUBECONFIG names several files, and lightkube reads one. Merge them with "
+            "`kubectl config view --flatten`, and name the result."
+        )
+
+
+def _refuse_what_is_ignored(raw: object, found: "SingleConfig") -> None:
+    """Refuse what lightkube does not read, by the name of its field."""
+    cluster = _entry(raw, "clusters", "cluster", found.context.cluster)
+    user = _entry(raw, "users", "user", found.context.user)
+    wrong = [
+        f"`clusters[].cluster.{name}`. {way_out}"
+        for name, way_out in _IGNORED_OF_CLUSTER.items()
+        if cluster.get(name)
+    ]
+    wrong += [
+        f"`users[].user.{name}`. {way_out}"
+        for name, way_out in _IGNORED_OF_USER.items()
+        if user.get(name)
+    ]
+    plugin = user.get("exec")
+    if isinstance(plugin, dict) and "token" not in user and "tokenFile" not in user:
+        wrong += _ignored_of_plugin(cast("dict[str, Any]", plugin))
+    if wrong:
+        raise InvalidConfiguration(
+            "The kubeconfig has what lightkube, with which this worker asks Kubernetes, does not "
+            f"support: {'; '.join(wrong)}."
+        )
+
+
+def _ignored_of_plugin(plugin: dict[str, Any]) -> list[str]:
+    wrong: list[str] = []
+    if plugin.get("apiVersion") not in _EXEC_VERSIONS:
+        wrong.append(
+            "this `users[].user.exec.apiVersion`. Write client.authentication.k8s.io/v1beta1: the "
+            "plugins of EKS, GKE and AKS speak that as well"
+        )
+    if plugin.get("provideClusterInfo"):
+        wrong.append(
+            "`users[].user.exec.provideClusterInfo`. Give the plugin what it needs by `args` or "
+            "`env`, and remove it"
+        )
+    return wrong
+
+
+def _entry(raw: object, kind: str, inner: str, name: str | None) -> dict[str, Any]:
+    listed = cast("dict[str, Any]", raw).get(kind) if isinstance(raw, dict) else None
+    for entry in listed or []:
+        if entry.get("name") == name:
+            return entry.get(inner) or {}
+    return {}
 
 
 def _refuse_what_is_on_this_machine(found: "SingleConfig") -> None:

@@ -94,6 +94,62 @@ async def test_an_address_that_cannot_work_is_refused_without_its_password(serve
     assert "s3cret" not in said
 
 
+PLUGIN = {"apiVersion": "client.authentication.k8s.io/v1beta1", "command": "s3cret"}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "user", "field", "way_out"),
+    [
+        ({"proxy-url": "http://u:s3cret@p"}, {}, "clusters[].cluster.proxy-url", "HTTPS_PROXY"),
+        ({"tls-server-name": "kube.a"}, {}, "clusters[].cluster.tls-server-name", "`server`"),
+        ({}, {"token": "s3cret", "as": "admin"}, "users[].user.as`", "rights"),
+        ({}, {"auth-provider": {"name": "gcp"}}, "users[].user.auth-provider", "exec plugin"),
+        (
+            {},
+            {"exec": {**PLUGIN, "apiVersion": "client.authentication.k8s.io/v1"}},
+            "users[].user.exec.apiVersion",
+            "client.authentication.k8s.io/v1beta1",
+        ),
+        (
+            {},
+            {"exec": {**PLUGIN, "provideClusterInfo": True}},
+            "users[].user.exec.provideClusterInfo",
+            "`args`",
+        ),
+    ],
+)
+async def test_what_lightkube_would_ignore_is_refused_by_name(
+    cluster: dict[str, Any],
+    user: dict[str, Any],
+    field: str,
+    way_out: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = block(**user)
+    content["clusters"][0]["cluster"].update(cluster)
+    path = tmp_path / "kubeconfig"
+    path.write_text(json.dumps(content))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    said = await refusal()
+    assert f"`{field}" in said
+    assert way_out in said
+    assert "s3cret" not in said
+
+
+async def test_a_block_must_not_have_what_lightkube_would_ignore() -> None:
+    content = block(token="a")
+    content["clusters"][0]["cluster"]["proxy-url"] = "http://proxy:8080"
+    assert "proxy-url" in await refusal(Kubeconfig.of_block(content))
+
+
+async def test_several_files_in_the_environment_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", f"{tmp_path}/a:{tmp_path}/b")
+    assert "kubectl config view --flatten" in await refusal()
+
+
 def test_a_kubeconfig_is_hashable_and_shows_no_secret() -> None:
     one, two = (Kubeconfig.of_block(block(token="s3cret")) for _ in range(2))
     assert {one: 1}[two] == 1
