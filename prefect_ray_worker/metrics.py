@@ -2,7 +2,7 @@
 
 Prefect serves that endpoint if `PREFECT_CLIENT_METRICS_ENABLED` is set, on
 `PREFECT_CLIENT_METRICS_PORT`. Counting without the endpoint costs next to nothing. No label names
-a run or a job: each would be a time series of its own.
+a run, a job or a cluster that comes and goes: each would be a time series of its own.
 """
 
 import time
@@ -13,6 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
 _POLL_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_START_BUCKETS = (5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600, 900, 1800, 3600)
 _LAG_BUCKETS = (0.25, 0.5, 1, 2, 5, 10, 15, 30, 60, 300)
 
 SUBMISSIONS = Counter(
@@ -65,6 +66,28 @@ CRASHES = Counter(
     "Runs that this worker marked Crashed, by the category of the diagnosis.",
     ["category"],
 )
+CLUSTERS_CREATED = Counter(
+    "prefect_ray_clusters_created",
+    "Clusters that this worker created for runs, by the source that makes them, such as kuberay.",
+    ["source"],
+)
+CLUSTERS_FAILED = Counter(
+    "prefect_ray_clusters_failed",
+    "Clusters that could not be created or did not take jobs in time, by source and by the "
+    "category of the diagnosis.",
+    ["source", "category"],
+)
+CLUSTERS_DELETED = Counter(
+    "prefect_ray_clusters_deleted",
+    "Clusters whose deletion this worker asked for, by source.",
+    ["source"],
+)
+CLUSTER_READY_SECONDS = Histogram(
+    "prefect_ray_cluster_ready_seconds",
+    "Time from the claim of a run until the cluster that was made for it takes jobs, by source.",
+    ["source"],
+    buckets=_START_BUCKETS,
+)
 
 ALL: tuple[MetricWrapperBase, ...] = (
     SUBMISSIONS,
@@ -78,6 +101,10 @@ ALL: tuple[MetricWrapperBase, ...] = (
     STOPS,
     ERRORS,
     CRASHES,
+    CLUSTERS_CREATED,
+    CLUSTERS_FAILED,
+    CLUSTERS_DELETED,
+    CLUSTER_READY_SECONDS,
 )
 """Every metric, for the documentation."""
 

@@ -28,6 +28,7 @@ from prefect_ray_worker.config.secrets import Delivery, warnings_of
 from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.errors import unwrapped
 from prefect_ray_worker.prefect_api.answers import outlast
+from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
 from prefect_ray_worker.prefect_api.compat import (
     exit_stack,
     read_work_pool,
@@ -74,6 +75,7 @@ _LINKS_AT_ONCE = 2
 # A worker whose looks come late may have been frozen. Others take its runs after three heartbeats,
 # which are six looks.
 _FRESH_LOOKS = 4
+_NO_RUN = RayJobConfiguration()
 
 
 class RayWorkerResult(BaseWorkerResult):
@@ -146,7 +148,9 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         # which need clusters and the cancelling loop to the last, then these.
         settings = worker_settings()
         self._looks = anyio.Lock()
-        self._sources = ClusterSources.of_worker(PREFECT_HOME.value(), settings.address)
+        # Prefect opens its client later.
+        events = ClusterEvents(lambda: self.client, partial(related_resources, self, _NO_RUN))
+        self._sources = ClusterSources.of_worker(PREFECT_HOME.value(), settings.address, events)
         self._followed = FollowedRuns(self._sources.count_as_ended)
         self._attendance = Attendance(
             lambda: (self.client, self.work_pool.id), settings.poll_interval_seconds

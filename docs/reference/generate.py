@@ -14,6 +14,7 @@ from prefect_ray_worker.commands.app import app
 from prefect_ray_worker.config.secrets import TRAVELS
 from prefect_ray_worker.doctor.report import CheckSubject, Grade, KubeRaySubject
 from prefect_ray_worker.metrics import ALL
+from prefect_ray_worker.prefect_api.cluster_events import ClusterHappening, ClusterLabel
 from prefect_ray_worker.prefect_api.events import Happening, Label
 from prefect_ray_worker.settings import RayWorkerSettings
 from prefect_ray_worker.shared.category import Category
@@ -99,32 +100,49 @@ def diagnosis() -> str:
 
 
 def events() -> str:
-    """Return the page of the events of jobs."""
+    """Return the page of the events of jobs and clusters."""
     names = [f"| `{h.event}` | {h.meaning} | {h.occurred} |" for h in Happening]
     labels = [f"| `{label.label}` | {_cell(label.meaning)} |" for label in Label]
+    clusters = [f"| `{h.event}` | {h.meaning} |" for h in ClusterHappening]
+    cluster_labels = [f"| `{label.label}` | {_cell(label.meaning)} |" for label in ClusterLabel]
     parts = [
         "# Events",
-        _generated("prefect_ray_worker/prefect_api/events.py"),
-        "React to what happens to a job, with automations or in the event feed. The worker sends "
+        _generated("prefect_ray_worker/prefect_api/events.py and cluster_events.py"),
+        "React to what happens to a job, or to a cluster that the worker makes, with automations "
+        "or in the event feed. The worker sends "
         "an event when it notices the change, through Prefect's own sender, in the background. It "
         "sends each event once, also after a restart. If the API is down for long, some events are "
         "lost, so use them only where a lost event does no harm. "
         "[Debug a run](../how-to/debug-a-run.md) has an automation.",
+        "## Jobs",
         "\n".join(["| event | meaning | time of the event |", "|---|---|---|", *names]),
         "The events that end a job come when its run is settled: an automation finds the run in "
         "its final state. A job that starts and ends between two polls has no `running`.",
-        "## Labels of the resource",
+        "### Labels of the resource",
         "The resource is `prefect.ray.job.<submission id>`. It has the name of the job: the job "
         "variable `name`, else the flow run's name. Unknown labels are left out.",
         "\n".join(["| label | meaning |", "|---|---|", *labels]),
-        "## Related resources",
+        "### Related resources",
         "The same as for Prefect's own workers, in the same roles: `flow-run`, `flow`, "
         "`deployment`, `work-pool`, `worker` and `tag`.",
-        "## Payload",
+        "### Payload",
         "`message`: on an event that ends a job, the message of the run's state.",
-        "## Ids",
+        "### Ids",
         "An event's id derives from the submission id and the event's name. `follows` names the "
         "previous event, unless that is more than 5 minutes older: Prefect would delay the event.",
+        "## Clusters",
+        "For clusters that the worker makes, with the job variable `kuberay` or `cluster_source`.",
+        "\n".join(["| event | meaning |", "|---|---|", *clusters]),
+        "The resource is `prefect.ray.cluster.<uid>`, with the uid of the RayCluster. Before the "
+        "cluster exists (`requested`, and `failed` if it cannot be created) an id that follows "
+        "from its name stands in: match the label `prefect.ray.cluster` to get all of them.",
+        "\n".join(["| label | meaning |", "|---|---|", *cluster_labels]),
+        "Related resources: the work pool, the worker, and the flow run that the cluster is for; "
+        "up to `ready` also its flow, deployment and tags. `message` in the payload: the reason, "
+        "on `failed`, `deleting` and `stuck`. Ids derive from the resource and the event's name; "
+        "for `joined` also from the job.",
+        "`created` has the time of Kubernetes, all others that of the worker. If every worker ends "
+        "while a cluster is being deleted, its `gone` is never sent.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -149,8 +167,8 @@ def metrics() -> str:
         "describe one process and begin at 0 when it starts.",
         "\n".join(["| metric | type | labels | meaning |", "|---|---|---|---|", *rows]),
         "Alert on `prefect_ray_poll_age_seconds` above a minute (a cluster does not answer) and on "
-        "an unusual rate of `prefect_ray_crashes_total`. For a single job there are "
-        "[events](events.md).",
+        "an unusual rate of `prefect_ray_crashes_total` or `prefect_ray_clusters_failed_total`. "
+        "For a single job or cluster there are [events](events.md).",
     ]
     return "\n\n".join(parts) + "\n"
 

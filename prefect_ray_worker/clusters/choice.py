@@ -15,6 +15,7 @@ from prefect_ray_worker.clusters.source import (
     Tell,
 )
 from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.shared.ids import ClusterRef
 
@@ -27,20 +28,29 @@ class ClusterSources:
 
     Args:
         sources: In order of precedence. The last one must plan for every run.
+        events: Takes what happens to clusters that are made; by default Prefect is told, and
+            never asked.
+
+    Attributes:
+        events: The same.
     """
 
-    def __init__(self, *sources: ClusterSource) -> None:
+    def __init__(self, *sources: ClusterSource, events: ClusterEvents | None = None) -> None:
         self._sources = sources
+        self.events = events or ClusterEvents()
         self._has_kuberay = False
         self._ended: set[str] = set()
 
     @classmethod
-    def of_worker(cls, prefect_home: Path, default_address: str | None) -> Self:
+    def of_worker(
+        cls, prefect_home: Path, default_address: str | None, events: ClusterEvents | None = None
+    ) -> Self:
         """Return the sources of a worker, or of a tool that looks where a worker would.
 
         Args:
             prefect_home: Below it, the local Ray keeps its state.
             default_address: The setting `PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS`.
+            events: See the class.
 
         Raises:
             InvalidConfiguration: The setting is no address.
@@ -48,6 +58,7 @@ class ClusterSources:
         return cls(
             ExistingClusters(default_address),
             LocalClusters(state_directory(prefect_home), in_use=not default_address),
+            events=events,
         )
 
     async def plan(
@@ -161,5 +172,5 @@ class ClusterSources:
         # Imported here: a worker whose pools make no clusters needs no client of Kubernetes.
         from prefect_ray_worker.clusters.kuberay.source import KubeRayClusters
 
-        self._sources = (KubeRayClusters(), *self._sources)
+        self._sources = (KubeRayClusters(self.events), *self._sources)
         self._has_kuberay = True

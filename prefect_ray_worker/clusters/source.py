@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.prefect_api.cluster_events import ClusterHappening
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.shared.ids import ClusterRef
 
@@ -82,12 +84,35 @@ class StartProgress(Protocol):
         """
         ...
 
+    @property
+    def began(self) -> datetime:
+        """When the attempt began: every worker that goes on with it counts its limits from here."""
+        ...
+
     def tell(self, line: str) -> None:
         """Take one line for the user: what was started or found."""
         ...
 
     def waits(self, reason: str) -> None:
         """Take a sentence: why the cluster is not ready yet. Called again and again."""
+        ...
+
+    async def happened(
+        self,
+        happening: ClusterHappening,
+        ref: ClusterRef,
+        *,
+        is_news: bool = True,
+        occurred: datetime | None = None,
+    ) -> None:
+        """Take what happened to the cluster, for the events: REQUESTED, CREATED or JOINED.
+
+        Args:
+            happening: What happened.
+            ref: The cluster; with its uid as soon as it has one.
+            is_news: False if another worker may have said so: a cluster was found, not created.
+            occurred: When it happened; by default now.
+        """
         ...
 
 

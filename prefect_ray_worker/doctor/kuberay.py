@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 
-from prefect_ray_worker.clusters.kuberay.manifest import ray_cluster
+from prefect_ray_worker.clusters.kuberay.manifest import PROBE_LABELS, ray_cluster
 from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.doctor.report import (
     Check,
@@ -30,9 +30,6 @@ from prefect_ray_worker.errors import (
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.kubernetes_api.credentials import Kubeconfig
 from prefect_ray_worker.shared.ids import submission_id
-
-PROBE_LABEL = "prefect-ray-worker/doctor"
-"""On the probe's RayCluster, so that one that is left behind can be found."""
 
 # The operator acts within a second; it may be busy with other clusters.
 _OPERATOR_SECONDS = 60.0
@@ -188,7 +185,7 @@ def _probe_of(manifest: dict[str, Any]) -> dict[str, Any]:
     metadata = {
         "name": f"ray-doctor-{uuid.uuid4().hex[:8]}",
         "namespace": manifest["metadata"]["namespace"],
-        "labels": {PROBE_LABEL: "probe"},
+        "labels": dict(PROBE_LABELS),
     }
     return {**manifest, "metadata": metadata, "spec": {**manifest["spec"], "suspend": True}}
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import anyio
-from prefect.events import Event, RelatedResource
-from prefect.events.related import object_as_related_resource
+from prefect.events import Event
 
 from prefect_ray_worker.errors import JobsApiError
 from prefect_ray_worker.metrics import ActiveJob
@@ -225,16 +224,8 @@ class _JobEvents:
                 Label.DASHBOARD: attempt.dashboard_page,
                 Label.SESSION: self._session,
             },
-            related=self._related(),
+            related=self._services.related_to(attempt.flow_run, attempt.configuration),
         )
-
-    def _related(self) -> list[RelatedResource]:
-        related = list(self._services.related(self._attempt.configuration))
-        if not any(resource.role == "flow-run" for resource in related):
-            # The configuration of an adopted run could no longer be read.
-            run = self._attempt.flow_run
-            related.append(object_as_related_resource("flow-run", "flow-run", run))
-        return related
 
 
 def _with_the_drivers_verdict(job: JobDetails, decided: Outcome) -> Outcome:

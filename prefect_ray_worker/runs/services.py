@@ -9,6 +9,7 @@ from uuid import UUID
 import anyio
 from prefect.client.schemas.objects import FlowRun
 from prefect.events import RelatedResource
+from prefect.events.related import object_as_related_resource
 
 from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.open import OpenClusters
@@ -21,6 +22,8 @@ from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.lease import Lease
 from prefect_ray_worker.runs.slots import DeploymentSlots
 from prefect_ray_worker.runs.timing import Timing
+
+_FLOW_RUN = "flow-run"
 
 InBackground = Callable[[Callable[[], Awaitable[object]], str], None]
 
@@ -69,3 +72,13 @@ class Services:
     links: anyio.CapacityLimiter
     in_background: InBackground
     timing: Timing
+
+    def related_to(
+        self, flow_run: FlowRun, configuration: RayJobConfiguration
+    ) -> list[RelatedResource]:
+        """Return what the events of a run's job, or of its cluster, are related to."""
+        related = list(self.related(configuration))
+        if not any(resource.role == _FLOW_RUN for resource in related):
+            # The configuration of an adopted run could no longer be read.
+            related.append(object_as_related_resource(_FLOW_RUN, _FLOW_RUN, flow_run))
+        return related

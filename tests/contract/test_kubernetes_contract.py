@@ -168,6 +168,18 @@ async def test_a_quota_holds_against_many_at_once(kube: Subject) -> None:
     assert "exceeded quota" in str(refusals[0])
 
 
+async def test_a_quota_is_checked_before_the_name(kube: Subject) -> None:
+    """Admission comes before storage. Read in Kubernetes' source, not yet observed on a real one.
+
+    So a cluster that fills the quota is not `AlreadyThere` for a worker that creates it again.
+    """
+    created = await kube.create("ray-first")
+    await kube.limit_clusters(1)
+    with pytest.raises(QuotaExceeded):
+        await kube.create("ray-first")
+    assert (await kube.client.get_cluster(kube.namespace, "ray-first")).uid == created.uid
+
+
 async def test_an_annotation_changes_the_version_and_an_equal_one_does_not(kube: Subject) -> None:
     created = await kube.create()
     place = (kube.namespace, created.name)

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -12,17 +12,29 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import StateType
 from prefect.events import Event
 from prefect.events.clients import AssertingEventsClient
-from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
+from prefect.events.filters import (
+    EventFilter,
+    EventNameFilter,
+    EventRelatedFilter,
+    EventResourceFilter,
+)
 from prefect.events.worker import EventsWorker
 
+from prefect_ray_worker.prefect_api.cluster_events import (
+    ClusterEvents,
+    ClusterHappening,
+    cluster_event_id,
+)
 from prefect_ray_worker.prefect_api.events import Happening, event_id, resource_id
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
 from prefect_ray_worker.shared.exits import DriverExit
-from prefect_ray_worker.shared.ids import InfrastructurePid, attempt_in
+from prefect_ray_worker.shared.ids import ClusterRef, InfrastructurePid, attempt_in
 from prefect_ray_worker.shared.verdict_line import format_verdict
+from tests.fake_kubernetes import CRD, MISSING_CRD
 from tests.fake_ray.script import PENDING_FOREVER
 from tests.integration.harness import Pool
+from tests.integration.kuberay.stage import KubeRayStage, new_kuberay_stage
 from tests.integration.stage import Stage
 from tests.prefect_server import PrefectServer, prefect_server, send_what_is_left
 from tests.waiting import patience, wait_until
@@ -255,3 +267,87 @@ async def test_on_a_real_ray(pool: Pool) -> None:
         artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
     )
     assert f"{pid.cluster.name}/#/jobs/{pid.submission_id}" in str(artifact.data)
+
+
+@pytest.fixture
+async def kuberay(
+    prefect_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[KubeRayStage]:
+    """A pool whose runs get clusters of a fake Kubernetes."""
+    if not CRD.exists():
+        pytest.skip(MISSING_CRD)
+    async with new_kuberay_stage(tmp_path, monkeypatch) as staged:
+        yield staged
+
+
+async def cluster_events_of(pool: Pool, run_id: UUID) -> list[Event]:
+    """Return the events of a run's cluster in the order in which they occurred."""
+    wanted = EventFilter(
+        related=EventRelatedFilter(id=[f"prefect.flow-run.{run_id}"]),
+        event=EventNameFilter(prefix=["prefect.ray.cluster."]),
+    )
+    return list(reversed((await pool.client.read_events(wanted, limit=50)).events))
+
+
+async def test_life_of_a_cluster_arrives_once_with_two_workers(kuberay: KubeRayStage) -> None:
+    pool = kuberay.pool
+    async with pool.working(2) as workers:
+        run_id, _, job = await kuberay.running()
+        name = await kuberay.name_of(run_id)
+        pid = InfrastructurePid.parse((await pool.read(run_id)).infrastructure_pid or "")
+        await kuberay.completes(run_id, job)
+        await kuberay.ends(run_id, StateType.COMPLETED)
+        await kuberay.is_gone(run_id)
+
+        async def is_told_gone() -> bool:
+            for worker in workers:  # each sees that it has gone
+                await worker._recovery._sweeper.sweep_clusters()
+            told = await cluster_events_of(pool, run_id)
+            return told[-1].event == ClusterHappening.GONE.event
+
+        await wait_until(is_told_gone, timeout=30, description="the event of its end")
+        # What a worker sends that has just been started, and knows nothing of the first two.
+        for happening in (ClusterHappening.CREATED, ClusterHappening.READY):
+            await ClusterEvents().tell(happening, pid.cluster, run_id=run_id)
+        anew = ClusterEvents(lambda: pool.client)
+        assert not await anew.tell(ClusterHappening.READY, pid.cluster, may_be_told=True)
+        assert await anew.tell(ClusterHappening.STUCK, pid.cluster, run_id=run_id)
+
+        async def is_stuck() -> bool:
+            return len(await cluster_events_of(pool, run_id)) == 6
+
+        await wait_until(is_stuck, timeout=20, description="the last event")
+    told = {
+        event.event.rpartition(".")[2]: event for event in await cluster_events_of(pool, run_id)
+    }
+    assert list(told) == ["requested", "created", "ready", "deleting", "gone", "stuck"]
+    for happening in list(ClusterHappening):
+        if happening.label in told:
+            ref = pid.cluster.planned if happening.label == "requested" else pid.cluster
+            assert told[happening.label].id == cluster_event_id(ref, happening)
+    assert told["ready"].resource.id == f"prefect.ray.cluster.{pid.cluster.uid}"
+    for event in told.values():
+        assert event.resource.name == name
+        assert event.resource.root["prefect.ray.cluster"] == f"kuberay:ray/{name}"
+        assert "127.0.0.1" not in event.model_dump_json(), "no address"
+    roles = {role for event in told.values() for role in event.resources_in_role}
+    assert {"flow-run", "work-pool", "worker", "flow", "deployment"} <= roles
+    assert told["deleting"].payload["message"] == "Its run has ended."
+
+
+async def test_cluster_that_fails_tells_its_category(kuberay: KubeRayStage) -> None:
+    kuberay.kubernetes.worker.take_away("rayclusters", "create")
+    async with kuberay.pool.working():
+        run_id = await kuberay.start()
+        await kuberay.ends(run_id, StateType.CRASHED, "^ClusterForbidden: ")
+
+        async def has_failed() -> list[Event]:
+            told = await cluster_events_of(kuberay.pool, run_id)
+            return told if len(told) == 2 else []
+
+        _, failed = await wait_until(has_failed, timeout=20, description="the event")
+    assert failed.event == "prefect.ray.cluster.failed"
+    assert failed.resource.root["prefect.ray.diagnosis"] == "ClusterForbidden"
+    assert failed.payload["message"].startswith("ClusterForbidden: ")
+    planned = ClusterRef.parse(failed.resource.root["prefect.ray.cluster"])
+    assert failed.id == cluster_event_id(planned, ClusterHappening.FAILED)

@@ -26,6 +26,9 @@ SCOPE_LABEL = "prefect-ray-worker/scope"
 ATTEMPT_LABEL = "prefect-ray-worker/attempt"
 SPEC_LABEL = "prefect-ray-worker/spec"
 
+PROBE_LABELS = {"prefect-ray-worker/doctor": "probe"}
+"""Of the suspended RayCluster by which `doctor` examines the operator; the sweep looks for it."""
+
 KEEP_FAILED = "prefect-ray-worker/keep-failed-seconds"
 MAX_LIFETIME = "prefect-ray-worker/max-lifetime-seconds"
 START_TIMEOUT = "prefect-ray-worker/start-timeout-seconds"

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import anyio
 
+from prefect_ray_worker.clusters.kuberay.deletion import Deletions
 from prefect_ray_worker.clusters.kuberay.look import StartTiming
 from prefect_ray_worker.clusters.kuberay.manifest import (
     ATTEMPT_LABEL,
@@ -37,18 +38,18 @@ from prefect_ray_worker.errors import (
     KubernetesError,
     KubernetesUnreachable,
     ObjectMissing,
-    ObjectReplaced,
 )
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.kubernetes_api.credentials import Kubeconfig
 from prefect_ray_worker.kubernetes_api.models import RayClusterObject
+from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
 from prefect_ray_worker.settings import worker_settings
 from prefect_ray_worker.shared.backoff import Backoff
 from prefect_ray_worker.shared.ids import ClusterRef
 
 _RELEASE_SECONDS = 30.0
-# A deletion that takes longer is held by a finalizer, or by a node that does not answer.
-_STUCK_SECONDS = 300.0
+# What a killed `doctor` has left is looked for with every so many sweeps, from the first.
+_SWEEPS_PER_LOOK_FOR_PROBES = 10
 
 _log = logging.getLogger("prefect.workers.ray.kuberay")
 
@@ -75,13 +76,17 @@ class KubeRayPlan(ClusterPlan):
 class KubeRayClusters:
     """Makes and deletes RayClusters for one worker.
 
+    Args:
+        events: Takes what happens to them.
+
     Attributes:
         timing: Waits while a cluster starts; tests shorten them.
     """
 
     timing: StartTiming = StartTiming()
 
-    def __init__(self) -> None:
+    def __init__(self, events: ClusterEvents) -> None:
+        self._deletions = Deletions(events)
         self._clients: dict[Kubeconfig | None, KubernetesClient] = {}
         self._opening = anyio.Lock()
         self._stack = AsyncExitStack()
@@ -89,7 +94,7 @@ class KubeRayClusters:
         self._homes: dict[ClusterRef, KubernetesClient] = {}
         self._places: set[tuple[Kubeconfig | None, str]] = set()
         self._snapshots: dict[tuple[int, str], Snapshots] = {}
-        self._told: set[str] = set()
+        self._sweeps = 0
 
     async def plan(
         self,
@@ -139,7 +144,10 @@ class KubeRayClusters:
             asked, job_id=plan.job_id, pool_id=plan.pool_id, namespace=plan.namespace
         )
         snapshots = self._snapshots_of(client, plan.namespace)
-        return await ClusterStart(client, asked, manifest, progress, self.timing, snapshots).run()
+        start = ClusterStart(
+            client, asked, manifest, progress, self.timing, snapshots, self._deletions
+        )
+        return await start.run()
 
     async def look(self, plan: ClusterPlan) -> Cluster | None:
         """Return the planned cluster if Kubernetes has it, whether or not it takes jobs.
@@ -187,7 +195,7 @@ class KubeRayClusters:
         with anyio.move_on_after(_RELEASE_SECONDS):
             while True:
                 try:
-                    said = await _let_go(client, ref, failed=failed)
+                    said = await self._let_go(client, ref, failed=failed)
                 except KubernetesUnreachable as exc:
                     _log.debug("%s is not deleted yet: %s", ref, exc)
                     await anyio.sleep(backoff.next())
@@ -216,9 +224,14 @@ class KubeRayClusters:
             client = await self._client(key)
             self._places.add((key, _allowed(asked.namespace or client.access.namespace)))
         trouble: KubernetesError | None = None
+        looks_for_probes = self._sweeps % _SWEEPS_PER_LOOK_FOR_PROBES == 0
+        self._sweeps += 1
         for key, namespace in list(self._places):
             try:
-                await self._sweep(await self._client(key), namespace, view, tell)
+                client = await self._client(key)
+                await self._sweep(client, namespace, view, tell)
+                if looks_for_probes:
+                    await self._deletions.sweep_probes(client, namespace, view, tell)
             except KubernetesError as exc:
                 trouble = exc
         if trouble is not None:
@@ -234,34 +247,18 @@ class KubeRayClusters:
         self, client: KubernetesClient, namespace: str, view: PoolView, tell: Tell
     ) -> None:
         labels = {**MANAGED_BY, POOL_LABEL: str(view.pool_id)}
-        found = await client.list_clusters(namespace, labels)
+        found = await self._deletions.list(client, namespace, labels, view, tell)
         mine = [cluster for cluster in found if view.is_mine(cluster.uid)]
         # Read after the clusters: a run that is not there has not begun since.
         runs = await view.runs(frozenset(_attempts(mine)))
         now = datetime.now(UTC)
         for cluster in mine:
-            if cluster.deleted_at is not None:
-                self._tell_if_stuck(cluster, (now - cluster.deleted_at).total_seconds(), tell)
-                continue
             of = _attempt_of(cluster)
             why = None if of is None else why_orphaned(cluster, runs.get(of), now=now)
             if why is None:
                 continue
-            try:
-                await client.delete_cluster(namespace, cluster.name, uid=cluster.uid)
-            except (ObjectMissing, ObjectReplaced):
-                continue  # another worker, or a user, was quicker
-            tell(f"Deleting the RayCluster {namespace}/{cluster.name}: {why}.")
-
-    def _tell_if_stuck(self, cluster: RayClusterObject, seconds: float, tell: Tell) -> None:
-        if seconds < _STUCK_SECONDS or cluster.uid in self._told:
-            return
-        self._told.add(cluster.uid)
-        held = ", ".join(cluster.finalizers) or "its pods"
-        tell(
-            f"The RayCluster {cluster.namespace}/{cluster.name} has been under deletion for "
-            f"{seconds:.0f} s; what holds it: {held}."
-        )
+            if await self._deletions.delete(client, cluster, f"{why[0].upper()}{why[1:]}."):
+                tell(f"Deleting the RayCluster {namespace}/{cluster.name}: {why}.")
 
     def _snapshots_of(self, client: KubernetesClient, namespace: str) -> Snapshots:
         """Return what all runs share that wait for a cluster in a namespace."""
@@ -270,18 +267,14 @@ class KubeRayClusters:
             self._snapshots[key] = Snapshots(client, namespace, max_age=self.timing.poll)
         return self._snapshots[key]
 
-    async def _client(self, key: Kubeconfig | None) -> KubernetesClient:
-        async with self._opening:
-            if key not in self._clients:
-                opened = await self._stack.enter_async_context(KubernetesClient(key))
-                self._clients[key] = opened
-            return self._clients[key]
-
-
-async def _let_go(client: KubernetesClient, ref: ClusterRef, *, failed: bool) -> str | None:
-    namespace, name = place_in(ref)
-    try:
-        cluster = await client.get_cluster(namespace, name)
+    async def _let_go(
+        self, client: KubernetesClient, ref: ClusterRef, *, failed: bool
+    ) -> str | None:
+        namespace, name = place_in(ref)
+        try:
+            cluster = await client.get_cluster(namespace, name)
+        except ObjectMissing:
+            return None
         if cluster.is_terminating or (ref.uid is not None and cluster.uid != ref.uid):
             return None
         kept = seconds_in(cluster.annotations, KEEP_FAILED) or 0.0
@@ -290,10 +283,16 @@ async def _let_go(client: KubernetesClient, ref: ClusterRef, *, failed: bool) ->
                 f"The RayCluster {namespace}/{name} stays for {kept:g} s, for a look at it "
                 "(keep_failed_seconds)."
             )
-        await client.delete_cluster(namespace, name, uid=cluster.uid)
-    except (ObjectMissing, ObjectReplaced):
-        return None
-    return f"Deleting the RayCluster {namespace}/{name}."
+        if not await self._deletions.delete(client, cluster, "Its run has ended."):
+            return None
+        return f"Deleting the RayCluster {namespace}/{name}."
+
+    async def _client(self, key: Kubeconfig | None) -> KubernetesClient:
+        async with self._opening:
+            if key not in self._clients:
+                opened = await self._stack.enter_async_context(KubernetesClient(key))
+                self._clients[key] = opened
+            return self._clients[key]
 
 
 def _complete(plan: ClusterPlan) -> tuple[KubeRayPlan, KubeRay, KubernetesClient]:

@@ -5,10 +5,12 @@ second cluster. After an unclear answer the name is read back.
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
 
+from prefect_ray_worker.clusters.kuberay.deletion import Deletions
 from prefect_ray_worker.clusters.kuberay.look import (
     ClusterLook,
     StartTiming,
@@ -16,6 +18,7 @@ from prefect_ray_worker.clusters.kuberay.look import (
     start_refused,
 )
 from prefect_ray_worker.clusters.kuberay.manifest import ATTEMPT_LABEL, POOL_LABEL, RUN_LABEL
+from prefect_ray_worker.clusters.kuberay.reach import ref_of
 from prefect_ray_worker.clusters.kuberay.reading import ClusterState
 from prefect_ray_worker.clusters.kuberay.snapshots import Snapshots
 from prefect_ray_worker.clusters.source import Cluster, StartProgress
@@ -25,11 +28,11 @@ from prefect_ray_worker.errors import (
     KubernetesError,
     KubernetesUnreachable,
     ObjectMissing,
-    ObjectReplaced,
     QuotaExceeded,
 )
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.kubernetes_api.models import RayClusterObject
+from prefect_ray_worker.prefect_api.cluster_events import ClusterHappening
 from prefect_ray_worker.shared.backoff import Backoff, jittered
 from prefect_ray_worker.shared.category import Category
 
@@ -48,6 +51,7 @@ class ClusterStart:
         progress: Told what it waits for.
         timing: Waits.
         snapshots: Of the namespace.
+        deletions: Deletes the clusters of earlier attempts.
     """
 
     client: KubernetesClient
@@ -56,6 +60,8 @@ class ClusterStart:
     progress: StartProgress
     timing: StartTiming
     snapshots: Snapshots
+    deletions: Deletions
+    _is_new: bool = False
 
     @property
     def name(self) -> str:
@@ -74,6 +80,8 @@ class ClusterStart:
             ClusterFailed: It cannot be created, or did not become ready in time.
         """
         await self._end_earlier()
+        ref = ref_of(self.namespace, self.name)
+        await self.progress.happened(ClusterHappening.REQUESTED, ref)
         created = await self._created()
         look = ClusterLook(
             self.client, self.asked, self.namespace, self.name, self.timing, self.snapshots
@@ -94,12 +102,12 @@ class ClusterStart:
 
     async def _created(self) -> RayClusterObject:
         """Create the RayCluster unless it is there; return it."""
-        backoff, began = Backoff(), anyio.current_time()
+        backoff = Backoff()
         while True:
             try:
                 cluster = await self._create_or_read()
                 if cluster is not None:
-                    return self._ours(cluster)
+                    return await self._ours(cluster)
                 pause = self.timing.poll
                 category, said = Category.CLUSTER_DELETED, "Its name is not free."
             except QuotaExceeded as exc:
@@ -112,29 +120,33 @@ class ClusterStart:
                 pause = backoff.next()
             except KubernetesError as exc:
                 raise start_refused(exc, self.namespace) from exc
-            if anyio.current_time() + pause - began >= self.asked.start_timeout_seconds:
+            # From the claim, which Prefect records: an heir does not wait in line anew.
+            waited = (datetime.now(UTC) - self.progress.began).total_seconds()
+            if waited + pause >= self.asked.start_timeout_seconds:
                 raise start_failed(category, said)
             await anyio.sleep(pause)
 
     async def _create_or_read(self) -> RayClusterObject | None:
         """Return the cluster; None if it went away in between, and is to be created again."""
-        trouble: KubernetesError | None = None
+        trouble: KubernetesError
         try:
             created = await self.client.create_cluster(self.manifest)
-        except (AlreadyThere, KubernetesUnreachable) as exc:
-            # It may be there in spite of a lost answer, or an earlier worker has created it.
+        except (AlreadyThere, QuotaExceeded, KubernetesUnreachable) as exc:
+            # It may be there in spite of a lost answer, or an earlier worker has created it. The
+            # quota is checked before the name is looked up: this cluster may be what fills it.
             trouble = exc
         else:
             self.progress.tell(f"Created the RayCluster {self.namespace}/{self.name}.")
+            self._is_new = True
             return created
         try:
             return await self.client.get_cluster(self.namespace, self.name)
         except ObjectMissing:
-            if isinstance(trouble, KubernetesUnreachable):
+            if not isinstance(trouble, AlreadyThere):
                 raise trouble from None
             return None
 
-    def _ours(self, cluster: RayClusterObject) -> RayClusterObject:
+    async def _ours(self, cluster: RayClusterObject) -> RayClusterObject:
         labels = self.manifest["metadata"]["labels"]
         ours = all(cluster.labels.get(k) == labels[k] for k in (RUN_LABEL, ATTEMPT_LABEL))
         if not ours:
@@ -142,6 +154,12 @@ class ClusterStart:
                 Category.CLUSTER_SPEC_INVALID,
                 f"There is a RayCluster {self.name} that was not made for this run.",
             )
+        await self.progress.happened(
+            ClusterHappening.CREATED,
+            ref_of(self.namespace, self.name, cluster.uid),
+            is_news=self._is_new,
+            occurred=cluster.created_at,
+        )
         return cluster
 
     async def _end_earlier(self) -> None:
@@ -183,11 +201,11 @@ class ClusterStart:
         for cluster in await self.client.list_clusters(self.namespace, wanted):
             if cluster.name == self.name:
                 continue
-            if not cluster.is_terminating:
-                try:
-                    await self.client.delete_cluster(self.namespace, cluster.name, uid=cluster.uid)
-                except (ObjectMissing, ObjectReplaced):
-                    continue
+            why = "Its run begins again."
+            if not cluster.is_terminating and not await self.deletions.delete(
+                self.client, cluster, why
+            ):
+                continue
             pods = await self.client.pods(self.namespace, cluster.name)
             if any(pod.belongs_to(cluster.uid) for pod in pods):
                 left.append(cluster.name)
