@@ -315,7 +315,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
                 partial(self._followed.follow, follower), f"ray-follow {flow_run.id}"
             )
         else:
-            await self._recovery.give_up(self._services.flow_runs, [follower.attempt])
+            await self._recovery.give_up(self._services.flow_runs, [follower.attempt.left])
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Close the worker. Unwrap what was raised inside: task groups make groups of it."""

@@ -141,8 +141,8 @@ def events() -> str:
         "up to `ready` also its flow, deployment and tags. `message` in the payload: the reason, "
         "on `failed`, `deleting` and `stuck`. Ids derive from the resource and the event's name; "
         "for `joined` also from the job.",
-        "`created` has the time of Kubernetes, all others that of the worker. If every worker ends "
-        "while a cluster is being deleted, its `gone` is never sent.",
+        "The time of an event is when the worker noticed it. If every worker ends while a cluster "
+        "is being deleted, its `gone` is never sent.",
     ]
     return "\n\n".join(parts) + "\n"
 

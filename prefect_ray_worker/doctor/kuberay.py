@@ -1,6 +1,7 @@
 """Checks for a pool whose clusters KubeRay makes: what a run needs of Kubernetes and the operator.
 
 Nothing that costs anything is left behind: the probe is a suspended RayCluster, which has no pods.
+If this process is killed, the sweep of a worker deletes it, after ten minutes.
 """
 
 import uuid
@@ -168,7 +169,7 @@ async def _check_manifest(client: KubernetesClient, manifest: dict[str, Any]) ->
 async def _check_operator(
     client: KubernetesClient, manifest: dict[str, Any], seconds: float
 ) -> Check:
-    probe = _probe_of(manifest)
+    probe = probe_of(manifest)
     namespace, name = probe["metadata"]["namespace"], probe["metadata"]["name"]
     left: Check | None = None
     try:
@@ -180,7 +181,7 @@ async def _check_operator(
     return left or check
 
 
-def _probe_of(manifest: dict[str, Any]) -> dict[str, Any]:
+def probe_of(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return a RayCluster that has no pods, and that no worker of a pool takes for its own."""
     metadata = {
         "name": f"ray-doctor-{uuid.uuid4().hex[:8]}",

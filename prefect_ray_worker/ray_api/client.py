@@ -1,7 +1,7 @@
 """`JobsClient`: one method per endpoint of Ray's Jobs API, no policy beyond a request."""
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 
@@ -11,7 +11,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from prefect_ray_worker import metrics
-from prefect_ray_worker.errors import JobsApiError, PackageNotFound
+from prefect_ray_worker.errors import JobsApiError, PackageNotFound, RequestRejected
 from prefect_ray_worker.ray_api.answers import (
     Effect,
     error_from_illegal_header,
@@ -43,6 +43,14 @@ _MOST_NODES = 10_000
 _CHUNK = 256 * 1024
 # The list of a cluster with 10,000 jobs takes Ray 2.60 some 5 s.
 _LONGEST_ANSWER_SECONDS = 180
+# A label key that is none: the head's agent refuses it before it stores anything of the job.
+_NO_JOB = JobSubmitRequest(
+    entrypoint="true",
+    submission_id="prefect-ray-worker-asks-for-the-agent",
+    runtime_env={},
+    metadata={},
+    entrypoint_label_selector={"-": "-"},
+)
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8)
 
 Method = Literal["GET", "POST", "PUT", "DELETE"]
@@ -55,6 +63,7 @@ class _Options(TypedDict, total=False):
     content: bytes
     effect: Effect
     timeout: httpx.Timeout
+    counts: bool
 
 
 class _Submitted(BaseModel):
@@ -120,6 +129,22 @@ class JobsClient:
         """Return the cluster's versions and session name (`GET /api/version`)."""
         response = await self._request("GET", "/api/version")
         return self._parse(response, ClusterVersion.model_validate_json)
+
+    async def expect_agent(self) -> None:
+        """Return if the head's agent takes jobs; none is made (`POST /api/jobs/`).
+
+        The dashboard answers everything else before there is an agent. This sends a job that the
+        agent refuses before it stores anything: its label is none (`job_manager.py`, Ray 2.60). The
+        agent is ready then: it starts its job manager, which takes seconds, with the first job.
+        A Ray that knows no labels refuses the request itself, and nothing is known of its agent.
+
+        Raises:
+            JobsApiError: There is no agent yet (after 10 s), or the cluster does not answer.
+        """
+        with suppress(RequestRejected):
+            await self._request(
+                "POST", "/api/jobs/", json=_NO_JOB.body(), timeout=_SUBMIT_TIMEOUT, counts=False
+            )
 
     async def submit(self, request: JobSubmitRequest) -> str:
         """Submit a job and return its submission id (`POST /api/jobs/`).
@@ -243,6 +268,7 @@ class JobsClient:
         content: bytes | None = None,
         effect: Effect = "safe",
         timeout: httpx.Timeout | None = None,  # noqa: ASYNC109 (httpx's own, phase by phase)
+        counts: bool = True,
     ) -> AsyncGenerator[httpx.Response, None]:
         """Send a request and yield the answer, whose body has not been read yet."""
         if self._http is None:
@@ -262,7 +288,8 @@ class JobsClient:
             ):
                 if not response.is_success:
                     answer = await beginning(response)
-                    raise _counted(error_from_response(answer, address=address, effect=effect))
+                    error = error_from_response(answer, address=address, effect=effect)
+                    raise _counted(error) if counts else error
                 yield response
         except (httpx.LocalProtocolError, UnicodeEncodeError):
             # `from None`: the cause quotes the header, and a traceback would show it.

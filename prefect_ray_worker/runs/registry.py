@@ -11,7 +11,8 @@ import anyio.abc
 
 from prefect_ray_worker.runs.follow import Follower
 from prefect_ray_worker.runs.judge import UNTOUCHED, Outcome
-from prefect_ray_worker.runs.run import RunAttempt
+from prefect_ray_worker.runs.run import LeftAttempt, RunAttempt
+from prefect_ray_worker.shared.ids import run_in
 
 # From this many runs on, what they hold is left out of full garbage collections.
 _MANY = 200
@@ -33,7 +34,7 @@ class FollowedRuns:
         self._tried_since: dict[str, float] = {}
         self._submitting: dict[str, int] = {}
         self._in_hand: set[UUID] = set()
-        self._interrupted: dict[str, RunAttempt] = {}
+        self._interrupted: dict[str, LeftAttempt] = {}
         self._spared = SparedRuns()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._log_tasks: anyio.abc.TaskGroup | None = None
@@ -47,8 +48,11 @@ class FollowedRuns:
         return tuple(follower for follower, _ in self._followers.values())
 
     @property
-    def interrupted(self) -> tuple[RunAttempt, ...]:
-        """What was submitted, followed or forwarded until this process was told to stop."""
+    def interrupted(self) -> tuple[LeftAttempt, ...]:
+        """What was submitted, followed or forwarded until this process was told to stop.
+
+        Also what waited for its cluster.
+        """
         return tuple(self._interrupted.values())
 
     def open(self, tasks: anyio.abc.TaskGroup, logs: anyio.abc.TaskGroup) -> None:
@@ -94,14 +98,17 @@ class FollowedRuns:
 
         Args:
             job_id: The submission id of its job.
-            attempt: The attempt, if others are to know when this process stops in between.
+            attempt: The attempt, once it has a cluster.
         """
         self._submitting[job_id] = self._submitting.get(job_id, 0) + 1
         try:
             yield
         except anyio.get_cancelled_exc_class():
+            run_id = run_in(job_id)
             if attempt is not None:
-                self._interrupted[job_id] = attempt
+                self._interrupted[job_id] = attempt.left
+            elif run_id is not None:
+                self._interrupted.setdefault(job_id, LeftAttempt(run_id, job_id, is_starting=True))
             raise
         finally:
             self._submitting[job_id] -= 1
@@ -129,7 +136,8 @@ class FollowedRuns:
             except BaseException as exc:
                 self._stop_forwarding(job_id)
                 if isinstance(exc, anyio.get_cancelled_exc_class()) and not scope.cancel_called:
-                    self._interrupted[job_id] = follower.attempt  # this process is being stopped
+                    # This process is being stopped.
+                    self._interrupted[job_id] = follower.attempt.left
                 raise
             finally:
                 del self._followers[job_id]
@@ -165,7 +173,7 @@ class FollowedRuns:
                     if await follower.finish(since):
                         self._tried_since.pop(job_id, None)
             except anyio.get_cancelled_exc_class():
-                self._interrupted[job_id] = attempt  # this process is being stopped
+                self._interrupted[job_id] = attempt.left  # this process is being stopped
                 raise
             finally:
                 if self._forwarding.get(job_id) is scope:

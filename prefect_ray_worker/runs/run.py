@@ -20,6 +20,24 @@ from prefect_ray_worker.shared.resources import Asked
 
 
 @dataclass(frozen=True)
+class LeftAttempt:
+    """An attempt that a process that is being stopped leaves to other workers.
+
+    Attributes:
+        run_id: The flow run.
+        job_id: The submission id of the attempt's job.
+        host: The only machine that can reach its cluster; None if others can, or there is none yet.
+        is_starting: Whether it waited for its cluster. That can take minutes, in which another
+            worker may have taken it over.
+    """
+
+    run_id: UUID
+    job_id: str
+    host: str | None = None
+    is_starting: bool = False
+
+
+@dataclass(frozen=True)
 class RunAttempt:
     """One attempt at one flow run, named by the claim that began it.
 
@@ -58,6 +76,11 @@ class RunAttempt:
     def job_id(self) -> str:
         """The submission id of the attempt's job."""
         return submission_id(self.run_id, self.claim_id)
+
+    @property
+    def left(self) -> LeftAttempt:
+        """What other workers need to go on with it."""
+        return LeftAttempt(self.run_id, self.job_id, self.cluster.reachable_from)
 
     @property
     def address(self) -> str:

@@ -191,6 +191,12 @@ async def test_a_body_that_is_no_object_is_a_bare_500(cluster: Cluster, content:
     assert response.text == "500 Internal Server Error\n\nServer got itself in trouble"
 
 
+async def test_the_agent_that_takes_jobs_is_found_without_a_job(cluster: Cluster) -> None:
+    before = {job.submission_id for job in await cluster.client.list()}
+    await cluster.client.expect_agent()
+    assert {job.submission_id for job in await cluster.client.list()} == before
+
+
 async def test_a_bad_label_selector_is_rejected_with_the_cause(cluster: Cluster) -> None:
     with pytest.raises(RequestRejected, match="Invalid label key name `not a label`"):
         await cluster.submit("true", entrypoint_label_selector={"not a label": "x"})

@@ -47,7 +47,10 @@ class FakeHeads:
 
     Attributes:
         by_cluster: The newest fake Ray of each cluster.
+        without_agent: Whether the heads have no agent yet, which takes jobs, when they start.
     """
+
+    without_agent = False
 
     def __init__(self, prepare: Callable[[FakeRay, str], None] | None = None) -> None:
         self._prepare = prepare
@@ -55,6 +58,7 @@ class FakeHeads:
 
     async def start(self, cluster: str, env: Mapping[str, str]) -> FakeHead:
         ray = FakeRay(token=env.get("RAY_AUTH_TOKEN"))
+        ray.has_agent = not self.without_agent
         if self._prepare is not None:
             self._prepare(ray, cluster)
         await ray.__aenter__()

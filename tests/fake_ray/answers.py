@@ -4,6 +4,7 @@ from typing import Any
 
 MISSING_TOKEN = "Unauthorized: Missing authentication token"
 INVALID_TOKEN = "Forbidden: Invalid authentication token"
+NO_AGENT = "No available agent to submit job, please try again later."
 SERVER_IN_TROUBLE = "500 Internal Server Error\n\nServer got itself in trouble"
 
 _KINDS: dict[str, type | tuple[type, ...]] = {

@@ -95,6 +95,8 @@ class FakeRay:
             as a FAILED ghost. Ray 2.60 does that (about 2 s); 0 leaves it out.
         nodes: Its nodes; nothing takes place on them.
         listed_agent_port: Port of the agents, as the cluster itself lists it; None as before 2.60.
+        has_agent: Whether the head's agent has started. The dashboard waits 10 s for it; here not
+            at all.
         has_monitor: Whether the autoscaler's monitor says what of them is in use.
         requests: What was asked.
         faults: What goes wrong.
@@ -112,6 +114,7 @@ class FakeRay:
         self.ray_version = "2.60.0"
         self.session_name = _new_session_name()
         self.nodes = [FakeNode({"CPU": 2.0, "memory": 8.0 * 1024**3})]
+        self.has_agent = True
         self.has_monitor = True
         self.listed_agent_port: int | None = None
         self.requests = RequestLog()
@@ -239,6 +242,8 @@ class FakeRay:
             return web.Response(status=500, text=answers.SERVER_IN_TROUBLE)
         if problem := answers.problem_with(body):
             return web.Response(status=400, text=answers.bad_request(problem))
+        if not self.has_agent:
+            return web.Response(status=500, text=answers.NO_AGENT)
         submission_id = body.get("submission_id") or body.get("job_id")
         submission_id = submission_id or f"raysubmit_{len(self.jobs):016d}"
         for key in body.get("entrypoint_label_selector", {}):

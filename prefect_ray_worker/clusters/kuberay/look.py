@@ -38,7 +38,9 @@ from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import diagnosed
 
 _LINES_OF_HEAD = 50
-_ANSWER_SECONDS = 10.0
+# The dashboard waits up to 10 s for its agent (`dashboard/consts.py`, Ray 2.60), and that takes
+# seconds for its first job.
+_ANSWER_SECONDS = 25.0
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ async def _silence_of(cluster: Cluster) -> str:
         with anyio.fail_after(_ANSWER_SECONDS):
             async with JobsClient(cluster.connection) as ray:
                 await ray.version()
+                await ray.expect_agent()
     except NotAuthorized as exc:
         raise start_failed(Category.CLUSTER_FORBIDDEN, str(exc)) from exc
     except JobsApiError as exc:

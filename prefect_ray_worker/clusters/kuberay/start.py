@@ -158,7 +158,8 @@ class ClusterStart:
             ClusterHappening.CREATED,
             ref_of(self.namespace, self.name, cluster.uid),
             is_news=self._is_new,
-            occurred=cluster.created_at,
+            # Kubernetes rounds down to seconds: that would be before the request.
+            occurred=None if self._is_new else cluster.created_at,
         )
         return cluster
 

@@ -18,13 +18,14 @@ from prefect_ray_worker.runs.recovery.labels import (
     UPLOADING_LABEL,
     Worker,
     given_up_label,
+    owner_in,
     owner_labels,
 )
 from prefect_ray_worker.runs.recovery.ownership import heirs
 from prefect_ray_worker.runs.recovery.reconcile import Reconciler
 from prefect_ray_worker.runs.recovery.sweep import Sweeper
 from prefect_ray_worker.runs.registry import FollowedRuns
-from prefect_ray_worker.runs.run import RunAttempt
+from prefect_ray_worker.runs.run import LeftAttempt
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.shared.ids import ClusterRef, attempt_in, attempt_name
 
@@ -113,7 +114,7 @@ class Recovery:
         claim_id = await self._flow_runs.claim_id(run_id)
         await self._flow_runs.label(run_id, {UPLOADING_LABEL: attempt_name(claim_id)})
 
-    async def give_up(self, flow_runs: FlowRuns, left: Sequence[RunAttempt]) -> None:
+    async def give_up(self, flow_runs: FlowRuns, left: Sequence[LeftAttempt]) -> None:
         """Leave attempts to other workers, at once.
 
         Without it, they wait until Prefect counts this worker as offline.
@@ -127,7 +128,7 @@ class Recovery:
             for attempt in left:
                 tasks.start_soon(self._give_up, flow_runs, attempt, limiter)
 
-    async def give_up_at_the_end(self, left: Sequence[RunAttempt]) -> None:
+    async def give_up_at_the_end(self, left: Sequence[LeftAttempt]) -> None:
         """Leave attempts to others, at once, with a client of its own: the worker's is closed."""
         with anyio.move_on_after(_GIVE_UP_SECONDS, shield=True):
             async with get_client() as client:
@@ -147,11 +148,19 @@ class Recovery:
             return None
 
     async def _give_up(
-        self, flow_runs: FlowRuns, attempt: RunAttempt, limiter: anyio.CapacityLimiter
+        self, flow_runs: FlowRuns, attempt: LeftAttempt, limiter: anyio.CapacityLimiter
     ) -> None:
-        label = given_up_label(self._me, attempt_in(attempt.job_id), attempt.cluster.reachable_from)
+        label = given_up_label(self._me, attempt_in(attempt.job_id), attempt.host)
         try:
             async with limiter:
-                await flow_runs.label(attempt.run_id, {OWNER_LABEL: label})
+                if not attempt.is_starting or await self._is_mine(flow_runs, attempt):
+                    await flow_runs.label(attempt.run_id, {OWNER_LABEL: label})
         except Exception as exc:  # noqa: BLE001 (others take it over a little later)
             _log.debug("The run %s could not be given up: %s", attempt.run_id, exc)
+
+    async def _is_mine(self, flow_runs: FlowRuns, attempt: LeftAttempt) -> bool:
+        run = await flow_runs.read(attempt.run_id)
+        if run is None:
+            return False
+        owner = owner_in(run.labels, attempt_in(attempt.job_id))
+        return owner.instance in (None, self._me.instance)

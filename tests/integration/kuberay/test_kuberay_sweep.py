@@ -13,6 +13,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
 from prefect_ray_worker.clusters.kuberay.manifest import cluster_name, ray_cluster
 from prefect_ray_worker.config.kuberay import KubeRay
+from prefect_ray_worker.doctor.kuberay import probe_of
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from tests.integration.kuberay.stage import KUBERAY, KubeRayStage
 from tests.waiting import wait_until
@@ -39,11 +40,15 @@ async def left_behind(stage: KubeRayStage, run_id: UUID, *, age: float, **more: 
     async with KubernetesClient() as client:
         await client.create_cluster(manifest)
     name = cluster_name(job_id)
+    set_age(stage, name, age)
+    return name
+
+
+def set_age(stage: KubeRayStage, name: str, age: float) -> None:
     created = datetime.now(UTC) - timedelta(seconds=age)
     document = stage.kubernetes.store.find("rayclusters", "ray", name)
     assert document is not None
     document["metadata"]["creationTimestamp"] = created.strftime("%Y-%m-%dT%H:%M:%SZ")
-    return name
 
 
 async def swept(stage: KubeRayStage, pool: str | None = None) -> tuple[int, str]:
@@ -84,6 +89,23 @@ async def test_the_command_deletes_what_no_run_needs_and_nothing_else(stage: Kub
     )
     assert {needed, young} <= set(stage.kubernetes.clusters())
     assert await swept(stage) == (0, "There is nothing to delete.\n")
+
+
+async def test_the_probe_of_a_killed_doctor_is_deleted(stage: KubeRayStage) -> None:
+    names: list[str] = []
+    async with KubernetesClient() as client:
+        for _ in range(2):
+            job_id = f"prefect-{uuid4()}-0123456789ab"
+            manifest = ray_cluster(KubeRay(**KUBERAY), job_id=job_id, pool_id="", namespace="ray")
+            created = await client.create_cluster(probe_of(manifest))
+            names.append(created.name)
+    old, present = names
+    set_age(stage, old, 1000)
+    code, said = await swept(stage)
+    assert code == 0, said
+    assert said == f"Deleting the RayCluster ray/{old}: a doctor has left it.\n"
+    await wait_until(lambda: old not in stage.kubernetes.clusters(), description="its end")
+    assert present in stage.kubernetes.clusters()
 
 
 async def test_the_command_says_what_it_cannot_do(stage: KubeRayStage) -> None:

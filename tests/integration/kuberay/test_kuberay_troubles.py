@@ -1,14 +1,19 @@
 """Each trouble of a cluster that is made for a run, in words on the run, within its limit."""
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
 from prefect.client.schemas.objects import StateType
 
+from prefect_ray_worker.shared.ids import is_claim
 from tests.fake_kubernetes import NO_NODE, FakeKubernetes, Fault, Kind, Script
+from tests.integration.harness import set_timing
 from tests.integration.kuberay.stage import KubeRayStage
+from tests.integration.stage import HEARTBEAT_SECONDS
 
 
 def script(**fields: Any) -> Callable[[FakeKubernetes], None]:
@@ -140,6 +145,39 @@ async def test_a_run_waits_in_line_for_its_quota(stage: KubeRayStage) -> None:
         run_id = await stage.start()
         await stage.pool.wait_for_log(run_id, "waits for its quota")
         quota.hard = 1
+        _, job = await stage.job_of(run_id)
+        await stage.completes(run_id, job)
+        await stage.ends(run_id, StateType.COMPLETED)
+
+
+async def test_the_time_in_line_counts_from_the_claim(stage: KubeRayStage) -> None:
+    """An heir waited the whole time anew, and so did its heir."""
+    stage.kubernetes.limit(0)
+    async with stage.pool.working():
+        run_id = await stage.start(kuberay={"start_timeout_seconds": 8})
+        await stage.pool.wait_for_log(run_id, "waits for its quota")
+        await anyio.sleep(4)
+    async with stage.pool.working(heartbeat_interval_seconds=HEARTBEAT_SECONDS):
+        began = time.monotonic()
+        await stage.ends(run_id, StateType.CRASHED, "^ClusterQuota: ")
+        claimed = [s for s in await stage.pool.client.read_flow_run_states(run_id) if is_claim(s)]
+        assert len(claimed) == 1
+        assert time.monotonic() - began < 8
+
+
+async def test_a_head_whose_agent_comes_late_takes_its_job(
+    stage: KubeRayStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dashboard answered, the job was submitted, and nobody took it: the run crashed."""
+    set_timing(monkeypatch, submit_patience=1.0)
+    stage.heads.without_agent = True
+    async with stage.pool.working():
+        run_id = await stage.start()
+        await stage.pool.wait_for_log(run_id, "No available agent")
+        name = await stage.name_of(run_id)
+        await anyio.sleep(3)
+        assert not stage.heads.by_cluster[name].jobs
+        stage.heads.by_cluster[name].has_agent = True
         _, job = await stage.job_of(run_id)
         await stage.completes(run_id, job)
         await stage.ends(run_id, StateType.COMPLETED)

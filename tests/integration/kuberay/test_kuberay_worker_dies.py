@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from prefect.client.schemas.objects import StateType
 
+from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL
 from tests.fake_kubernetes import NO_NODE, Fault, Kind, Script
 from tests.integration.kuberay.stage import KubeRayStage
 from tests.integration.stage import HEARTBEAT_SECONDS, MISSED_SECONDS, STAGE_INTERVAL
@@ -70,6 +71,41 @@ async def test_killed_after_the_cluster_is_created(stage: KubeRayStage, tmp_path
     waits.unschedulable = None
     await goes_on_with_an_heir(stage, run_id)
     assert list(stage.heads.by_cluster) == [name], "the heir went on with the same cluster"
+
+
+async def test_stopped_while_the_cluster_starts(stage: KubeRayStage, tmp_path: Path) -> None:
+    """Its run waited until Prefect counted the worker as offline, and ended after it."""
+    stage.kubernetes.scripts.default = waits = Script(unschedulable=NO_NODE)
+    async with stage.pool.working(name="second", heartbeat_interval_seconds=30) as _:
+        pass  # known to the server before the first one ends
+    with victim(stage, tmp_path / "victim") as process:
+        run_id = await stage.start()
+        name = await stage.name_of(run_id)
+        await stage.pool.wait_for_log(run_id, "waits for a node", seconds=40)
+        process.send_signal(signal.SIGTERM)
+        await wait_until(
+            lambda: process.poll() is not None, timeout=20, description="the end of the worker"
+        )
+    owner = str((await stage.pool.read(run_id)).labels[OWNER_LABEL])
+    assert owner.split(" ")[1] == "-", "given up, for the next worker"
+    waits.unschedulable = None
+    await goes_on_with_an_heir(stage, run_id)
+    assert list(stage.heads.by_cluster) == [name], "the heir went on with the same cluster"
+
+
+async def test_an_heir_finds_its_cluster_although_that_fills_the_quota(
+    stage: KubeRayStage, tmp_path: Path
+) -> None:
+    """Kubernetes checks the quota before the name: the heir waited in line for itself."""
+    stage.kubernetes.limit(1)
+    stage.kubernetes.scripts.default = waits = Script(unschedulable=NO_NODE)
+    with victim(stage, tmp_path / "victim") as process:
+        run_id = await stage.start()
+        await stage.pool.wait_for_log(run_id, "waits for a node", seconds=40)
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+    waits.unschedulable = None
+    await goes_on_with_an_heir(stage, run_id)
 
 
 @pytest.mark.extra
