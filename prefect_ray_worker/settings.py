@@ -107,7 +107,9 @@ def worker_settings() -> RayWorkerSettings:
         raise InvalidConfiguration("; ".join(map(_in_words, exc.errors()))) from None
     except SettingsError as exc:
         name = next((n for n in RayWorkerSettings.model_fields if f'"{n}"' in str(exc)), "")
-        raise InvalidConfiguration(f"{_PREFIX}{name.upper()} is not JSON.") from None
+        raise InvalidConfiguration(
+            f"{_PREFIX}{name.upper()} is not JSON. The reference of settings shows how to write it."
+        ) from None
 
 
 def _refuse_misspelt(environment: Mapping[str, str]) -> None:

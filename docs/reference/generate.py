@@ -278,6 +278,14 @@ def _output(output: dict[str, Any]) -> str:
     return "".join(text).rstrip("\n") + "\n"
 
 
+def messages() -> str:
+    """Return the page of what a user can be told."""
+    sys.path.insert(0, str(HERE))  # beside this file, which tests load by its path
+    from messages import page
+
+    return page()
+
+
 PAGES = {
     "../tutorial/from-a-notebook.md": notebook,
     "cli.md": cli,
@@ -285,6 +293,7 @@ PAGES = {
     "diagnosis.md": diagnosis,
     "events.md": events,
     "job-variables.md": job_variables,
+    "messages.md": messages,
     "metrics.md": metrics,
     "settings.md": settings,
 }

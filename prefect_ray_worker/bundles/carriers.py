@@ -59,7 +59,9 @@ def header_of_stored(content: bytes, storage: WritableFileSystem) -> BundleHeade
     """
     block_id = saved_block_id(storage)
     if block_id is None:
-        raise BundleRefused("The storage block for a large bundle is not saved.")
+        raise BundleRefused(
+            "The storage block for a large bundle is not saved. Call its save() first."
+        )
     header = BundleHeader.of(content, carrier="storage", block=str(block_id))
     header = replace(header, path=f"ray-bundles/{header.sha256}.zip")
     written: Any = storage.write_path(header.path or "", content)

@@ -159,7 +159,6 @@ class OpenClusters:
                 why_gone=None if why_gone is None else lambda: why_gone(ref),
                 # A series for each cluster that comes and goes would fill the memory of both sides.
                 label=ref.kind if cluster.is_on_demand else None,
-                crowd=self._number_made_for_runs if cluster.is_for_one_run else lambda: 1,
             ),
             ClusterLogs(logs),
             anyio.CapacityLimiter(_SUBMISSIONS_AT_ONCE),
@@ -172,9 +171,6 @@ class OpenClusters:
 
         tasks.start_soon(poll, name=f"ray-poller {ref}")
         return _Held(opened, resources, polling)
-
-    def _number_made_for_runs(self) -> int:
-        return sum(cluster.is_for_one_run for cluster in self._open)
 
     async def _renew(self, poller: ClusterPoller) -> None:
         """Give a cluster that refuses our credentials those which its runs would have now."""

@@ -24,9 +24,6 @@ from prefect_ray_worker.shared.backoff import Backoff, jittered
 _FEW_ENOUGH_TO_ASK_ONE_BY_ONE = 3
 _FEW_ENOUGH_TO_LOOK_OFTEN = 10
 _QUICK_INTERVAL_SECONDS = 1.0
-# Where each run has a cluster of its own, this is what one worker, or one API server with its
-# service proxy in front of them, has to bear.
-_MOST_LOOKS_PER_SECOND = 50.0
 # A slow answer means a busy head: pause for this many times as long.
 _REST_FACTOR = 4
 _LONGEST_REST_SECONDS = 60.0
@@ -111,8 +108,8 @@ class ClusterPoller:
     """Polls the jobs of one cluster, and delivers what it saw to each watch.
 
     It polls every second for up to 10 jobs, every `interval` seconds for more, and less often
-    while the cluster is slow or does not answer, or the worker polls very many clusters. Up to 3
-    jobs are read one by one; for more, one list serves them all. Without watches it sends nothing.
+    while the cluster is slow or does not answer. Up to 3 jobs are read one by one; for more, one
+    list serves them all. Without watches it sends nothing.
 
     Args:
         client: The cluster.
@@ -120,7 +117,6 @@ class ClusterPoller:
         renew: Called when the cluster refuses our credentials, at most every 30 s.
         why_gone: Asked when the cluster does not answer; returns why it is certainly gone, or None.
         label: Of the cluster in the metrics; its address by default.
-        crowd: Returns how many clusters the worker polls, if all of them share this poller's pace.
     """
 
     def __init__(
@@ -131,12 +127,10 @@ class ClusterPoller:
         renew: "Callable[[ClusterPoller], Awaitable[None]] | None" = None,
         why_gone: Callable[[], Awaitable[str | None]] | None = None,
         label: str | None = None,
-        crowd: Callable[[], int] = lambda: 1,
     ) -> None:
         self._client = client
         self._renew = renew
         self._why_gone = why_gone
-        self._crowd = crowd
         self._refused = False
         self._renewed_at = -_RENEW_SECONDS
         self._interval = interval
@@ -206,10 +200,8 @@ class ClusterPoller:
             _log.warning("The credentials for %s could not be read anew: %s", address, exc)
 
     def _pace(self) -> float:
-        clusters = self._crowd()
-        if max(len(self._watches), clusters) <= _FEW_ENOUGH_TO_LOOK_OFTEN:
-            return min(_QUICK_INTERVAL_SECONDS, self._interval)
-        return max(self._interval, clusters / _MOST_LOOKS_PER_SECOND)
+        few = len(self._watches) <= _FEW_ENOUGH_TO_LOOK_OFTEN
+        return min(_QUICK_INTERVAL_SECONDS, self._interval) if few else self._interval
 
     async def _rest(self, seconds: float, at_least: float) -> None:
         """Sleep for some seconds; after the first `at_least`, a new watch ends the sleep."""

@@ -74,7 +74,10 @@ async def _find(client: "PrefectClient", named: str) -> "FlowRun":
         try:
             return await client.read_flow_run(UUID(ids[-1]))
         except ObjectNotFound:
-            raise InvalidConfiguration(f"Prefect has no flow run {ids[-1]}.") from None
+            raise InvalidConfiguration(
+                f"Prefect has no flow run {ids[-1]}. Check the id, and which server "
+                "PREFECT_API_URL names."
+            ) from None
     runs = await client.read_flow_runs(
         flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[named])),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,

@@ -28,6 +28,7 @@ GENERATED = {
             "diagnosis",
             "events",
             "job-variables",
+            "messages",
             "metrics",
             "settings",
         )

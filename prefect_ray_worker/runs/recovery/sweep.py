@@ -202,12 +202,15 @@ async def sweep_once(pool_name: str, namespaces: Sequence[str], tell: Tell) -> N
         try:
             pool = await client.read_work_pool(pool_name)
         except ObjectNotFound:
-            raise InvalidConfiguration(f"There is no work pool {pool_name!r}.") from None
+            raise InvalidConfiguration(
+                f"There is no work pool {pool_name!r}. `prefect work-pool ls` lists them."
+            ) from None
         template = pool.base_job_template
         configuration = await RayJobConfiguration.from_template_and_values(template, {}, client)
         if configuration.kuberay is None:
             raise InvalidConfiguration(
-                f"Work pool {pool_name!r} has no default for kuberay, so it makes no clusters."
+                f"Work pool {pool_name!r} has no default for kuberay, so it makes no clusters. "
+                "Name the pool whose runs have clusters of their own."
             )
         sources = ClusterSources.of_worker(PREFECT_HOME.value(), worker_settings().address)
         view = PoolRuns(pool.id, FlowRuns(client), lambda _: True)

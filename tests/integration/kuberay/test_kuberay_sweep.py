@@ -110,7 +110,10 @@ async def test_the_probe_of_a_killed_doctor_is_deleted(stage: KubeRayStage) -> N
 
 async def test_the_command_says_what_it_cannot_do(stage: KubeRayStage) -> None:
     code, said = await swept(stage, "no-such-pool")
-    assert (code, said) == (2, "There is no work pool 'no-such-pool'.\n")
+    assert (code, said) == (
+        2,
+        "There is no work pool 'no-such-pool'. `prefect work-pool ls` lists them.\n",
+    )
     stage.kubernetes.worker.take_away("rayclusters", "list")
     code, said = await swept(stage)
     assert code == 1

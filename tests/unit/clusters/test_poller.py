@@ -350,21 +350,6 @@ async def test_a_cluster_that_goes_with_its_run_is_not_swept_of_records(ray: Fak
         assert clusters.clients_to_sweep == (lasting.client,)
 
 
-async def test_many_clusters_of_single_runs_are_looked_at_less_often(ray: FakeRay) -> None:
-    """A thousand runs with a cluster each were a thousand requests a second."""
-    ray.add_job("a")
-    async with OpenClusters(interval=30) as clusters:
-        with ExitStack() as stack:
-            for number in range(12):
-                connection = Connection(ray.address, TokenSource(literal=str(number)))
-                cluster = await clusters.get(replace(cluster_at(connection), is_for_one_run=True))
-                await news(stack.enter_context(cluster.poller.watch("a")))
-            await asyncio.sleep(1.5)  # the first ten pause for a second yet
-            ray.requests.reset()
-            await asyncio.sleep(2)
-            assert len(ray.requests) == 0
-
-
 async def test_a_cluster_that_is_down_does_not_slow_the_others(ray: FakeRay) -> None:
     async with FakeRay() as down, OpenClusters(interval=INTERVAL) as clusters:
         await down.stop_listening()
