@@ -26,6 +26,7 @@ from tests.real_ray import TERMS, RealRay, real_ray
 from tests.task_runner.as_threads.differences import DIFFERENCES, PAGE, written
 from tests.task_runner.as_threads.show import FOLDER, RESULT
 from tests.task_runner.nodes import second_node
+from tests.waiting import patience
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -129,7 +130,7 @@ def show(
         threading.Thread(target=read, daemon=True).start()
         try:
             while len(found) < len(names):
-                line = lines.get(timeout=SECONDS)
+                line = lines.get(timeout=SECONDS * patience())
                 if line is None:
                     found[names[len(found)]] = f"ended with {process.wait()}"
                     break
