@@ -42,7 +42,9 @@ async def flow_runs(tmp_path: Path, trace: str = "pids") -> None:
     )
 
 
-@pytest.mark.parametrize("flow_name", ["has_children", "has_an_async_child"])
+@pytest.mark.parametrize(
+    "flow_name", ["has_children", pytest.param("has_an_async_child", marks=pytest.mark.extra)]
+)
 @pytest.mark.parametrize(("state", "name", "hook"), STATES)
 async def test_a_running_flow_ends_and_the_state_stays(
     here: Pool, tmp_path: Path, flow_name: str, state: StateType, name: str, hook: str
@@ -71,7 +73,10 @@ async def test_a_running_flow_ends_and_the_state_stays(
     assert ran == {each: int(each == hook) for each in HOOKS}
 
 
-@pytest.mark.parametrize(("state", "name", "hook"), STATES)
+@pytest.mark.parametrize(
+    ("state", "name", "hook"),
+    [STATES[0], STATES[3], *(pytest.param(*s, marks=pytest.mark.extra) for s in STATES[1:3])],
+)
 async def test_the_end_of_a_flow_never_overwrites_it(
     here: Pool, tmp_path: Path, state: StateType, name: str, hook: str
 ) -> None:
