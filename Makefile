@@ -66,6 +66,7 @@ docs: $(VENV)/.docs ## Write the generated pages anew, and build the site into s
 	$(BIN)/python docs/reference/generate.py
 	$(BIN)/python deployment-templates/work-pool/generate.py
 	$(BIN)/python -m tests.task_runner.as_threads.differences
+	$(BIN)/python -m tests.benchmarks.page
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Remove the virtual environment and everything generated

@@ -32,6 +32,7 @@ from prefect_ray_worker import RayWorker, ray_job
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
+from tests.benchmarks.record import Chart, record
 from tests.integration.caller_kit import online, set_address
 from tests.integration.harness import Pool, new_pool, settings_of
 from tests.prefect_server import prefect_server
@@ -174,6 +175,7 @@ async def main(rounds: int, look_seconds: str) -> None:
         print(f"    {statistics.median(steps[name][1:]):5.2f} s  {label}")
     for label in ("plain Ray Job", "Prefect's .submit()"):
         print(f"  ray_job is {medians['ray_job'] / medians[label]:.2f} x {label}")
+    record([Chart("From the call to the first line of user code", "s", medians)], rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from prefect.client.schemas.objects import StateType
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.shared.ids import InfrastructurePid
+from tests.benchmarks.record import Chart, record
 from tests.integration.harness import Pool, new_pool, settings_of
 from tests.prefect_server import prefect_server
 from tests.real_ray import real_ray
@@ -35,6 +36,12 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 MEASURES = ("start", "end", "memory", "cancel")
 UNITS = {"memory": "MB"}
+TITLES = {
+    "start": "From the job's submission to the first line of user code",
+    "end": "From the last line of user code to the end of the job",
+    "memory": "Memory of the job's processes (PSS)",
+    "cancel": "From the request to Cancelled, for a flow that loops in Python",
+}
 
 
 async def measure(pool: Pool, folder: Path, variables: dict[str, Any]) -> dict[str, float]:
@@ -109,11 +116,14 @@ async def main(rounds: int) -> None:
                         if index:  # the first round warms the caches of both
                             results[way].append(result)
     print(f"medians of {rounds} rounds")
+    charts: list[Chart] = []
     for measure_name in MEASURES:
         medians = [statistics.median(r[measure_name] for r in results[way]) for way in WAYS]
         unit = UNITS.get(measure_name, "s")
         told = ", ".join(f"{way} {m:.2f} {unit}" for way, m in zip(WAYS, medians, strict=True))
         print(f"{measure_name:7} {told}; ratio {medians[1] / medians[0]:.2f}")
+        charts.append(Chart(TITLES[measure_name], unit, dict(zip(WAYS, medians, strict=True))))
+    record(charts, rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 
 import anyio
 
+from tests.benchmarks.record import Chart, record
 from tests.fake_kubernetes import FakeKubernetes, Script, a_manifest
 
 _CLUSTERS = 1_000
@@ -72,12 +73,15 @@ async def main(rounds: int) -> None:
             for kind, found in figures.items():
                 found.append(await _measure(kind, kubernetes.kubeconfig()))
     base = [statistics.median(column) for column in zip(*figures["without"], strict=True)]
+    start, memory = dict[str, float](), dict[str, float]()
     for kind, found in figures.items():
         seconds, megabytes = (statistics.median(column) for column in zip(*found, strict=True))
+        start[_KINDS[kind]], memory[_KINDS[kind]] = seconds, megabytes
         print(
             f"{_KINDS[kind]:45} {seconds:5.2f} s ({seconds / base[0]:4.2f} x)"
             f" {megabytes:6.1f} MiB ({megabytes / base[1]:4.2f} x)"
         )
+    record([Chart("Time to start", "s", start), Chart("Memory", "MiB", memory)], rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from prefect_ray_worker.prefect_api.logs import LOGGER_NAME
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
+from tests.benchmarks.record import Chart, record
 from tests.bridged import bridged
 from tests.integration.harness import settings_of
 from tests.prefect_server import prefect_server
@@ -139,6 +140,14 @@ async def main(lines: int) -> None:
     print(f"after end   {result['after_end']:.1f} s from the job's end until all is in Prefect")
     print(f"memory      {result['growth'] / 1e6:.1f} MB more at the peak")
     print(f"lag         median {statistics.median(seen):.2f} s, worst {max(seen):.2f} s (one line)")
+    rate = {"from the job to Prefect": result["lines"] / result["seconds"]}
+    lag = {"median": statistics.median(seen), "worst": max(seen)}
+    record(
+        [
+            Chart(f"A burst of {lines:,} lines", "lines/s", rate, "higher"),
+            Chart("From print to Prefect, for a single line", "s", lag),
+        ]
+    )
 
 
 if __name__ == "__main__":

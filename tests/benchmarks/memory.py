@@ -14,6 +14,7 @@ from typing import IO
 import anyio
 
 from tests.benchmarks.measured.process import Measured, claiming_runs, prefect, start_with
+from tests.benchmarks.record import Chart, record
 from tests.fake_ray import FakeRay
 from tests.fake_ray.script import Timeline
 from tests.integration.harness import Pool, new_pool
@@ -58,8 +59,9 @@ async def claim(pool: Pool, runs: int, progress: Progress, file: IO[str]) -> Non
 
 
 async def report(worker: Measured, runs: int, progress: Progress) -> None:
-    """Print the sizes of the worker on its way, and by how much it has grown."""
+    """Print and save the sizes of the worker on its way."""
     sizes: list[float] = []
+    charted: dict[str, float] = {}
     for part in range(1, _PARTS + 1):
         wanted = runs * part // _PARTS
 
@@ -70,8 +72,10 @@ async def report(worker: Measured, runs: int, progress: Progress) -> None:
         size = await wait_until(settled, timeout=_PART_WITHIN, description=f"{wanted} runs")
         assert size is not None
         sizes.append(size)
+        charted[f"{wanted:,} runs settled"] = size
         print(f"  {wanted:6} runs settled: {sizes[-1]:6.1f} MB", flush=True)
     print(f"Growth from {runs // _PARTS} runs to {runs}: {sizes[-1] - sizes[0]:+.1f} MB")
+    record([Chart("Memory of a worker on its way", "MB", charted)])
 
 
 async def main(runs: int) -> None:

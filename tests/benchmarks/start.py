@@ -25,6 +25,7 @@ from prefect.client.schemas.objects import StateType
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
+from tests.benchmarks.record import Chart, record
 from tests.integration.harness import Pool, new_pool, settings_of
 from tests.integration.worker_process import worker_process
 from tests.prefect_server import prefect_server
@@ -108,7 +109,7 @@ async def main(rounds: int) -> None:
                         "Prefect's process worker": way_of(theirs),
                         "a bare Ray Job": way_of_ray(ray.address),
                     }
-                    print_results(await measure_all(ways, folder, rounds))
+                    print_results(await measure_all(ways, folder, rounds), rounds)
 
 
 async def measure_all(ways: dict[str, Way], folder: Path, rounds: int) -> dict[str, list[float]]:
@@ -123,8 +124,8 @@ async def measure_all(ways: dict[str, Way], folder: Path, rounds: int) -> dict[s
     return results
 
 
-def print_results(results: dict[str, list[float]]) -> None:
-    """Print seconds and ratios."""
+def print_results(results: dict[str, list[float]], rounds: int) -> None:
+    """Print seconds and ratios, and save the medians."""
     for way, seconds in results.items():
         low, median, high = statistics.quantiles(seconds, n=4)
         print(
@@ -133,6 +134,8 @@ def print_results(results: dict[str, list[float]]) -> None:
         )
     ours, theirs, bare = (statistics.median(seconds) for seconds in results.values())
     print(f"ours / process worker {ours / theirs:.2f}; ours above a bare job {ours - bare:.2f} s")
+    medians = {way: statistics.median(seconds) for way, seconds in results.items()}
+    record([Chart("From “create run” to the first line of user code", "s", medians)], rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tests.benchmarks.record import Chart, record
 from tests.prefect_server import prefect_server
 from tests.real_ray import TERMS
 
@@ -44,6 +45,19 @@ def table(results: Results) -> str:
         )
         lines.append(f"{row:46}" + "".join(cells))
     return "\n".join(lines)
+
+
+def charts(results: Results) -> list[Chart]:
+    """Return a chart for each measure that two runners have."""
+    found: list[Chart] = []
+    for row in dict.fromkeys(row for result in results.values() for row in result):
+        figures = {name: result[row] for name, result in results.items() if row in result}
+        title, _, unit = row.rpartition(", ")
+        unit, _, part = unit.partition(": ")
+        title = f"{title}: {part}" if part else title
+        if title and len(figures) > 1:
+            found.append(Chart(title, unit, figures, "higher" if unit == "tasks/s" else "lower"))
+    return found
 
 
 def measure(
@@ -89,6 +103,8 @@ def main() -> None:
                 if found is not None:
                     results[name] = found
     print(table(results))
+    if set(options.runners) == set(RUNNERS) and not options.part:
+        record(charts(results))
     if options.save:
         head = f"python -m {__spec__.name} --tasks {options.tasks}, {datetime.now(UTC):%Y-%m-%d}"
         options.save.write_text(f"{head}\n\n{table(results)}\n")

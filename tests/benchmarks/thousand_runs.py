@@ -14,11 +14,13 @@ their own CPU time, so that a noisy machine changes little:
 
 import sys
 import time
+from dataclasses import dataclass
 
 import anyio
 
 from prefect_ray_worker.settings import worker_settings
 from tests.benchmarks.measured.process import Measured, claimed_runs, prefect, start
+from tests.benchmarks.record import Chart, record
 from tests.fake_ray import FakeRay
 from tests.fake_ray.script import RUNS_FOREVER
 from tests.integration.harness import Pool, new_pool
@@ -29,7 +31,16 @@ ENDED_AT_ONCE = 50
 _SUBMITTED_WITHIN = 900.0
 
 
-async def watch(ray: FakeRay, measured: Measured) -> None:
+@dataclass
+class Watching:
+    """What a process costs while it watches jobs."""
+
+    share: float
+    megabytes: float
+    requests: float
+
+
+async def watch(ray: FakeRay, measured: Measured) -> Watching:
     await measured.ask("measure")
     ray.requests.reset()
     await anyio.sleep(WATCHED_SECONDS)
@@ -40,6 +51,7 @@ async def watch(ray: FakeRay, measured: Measured) -> None:
         f"{per_second:.2f} requests/s {dict(ray.requests.by_kind)}, "
         f"longest callback {report['callback'] * 1000:.0f} ms ({report['culprit']})"
     )
+    return Watching(report["cpu"] / report["seconds"] * 100, report["rss"], per_second)
 
 
 async def quiet(ray: FakeRay) -> None:
@@ -51,7 +63,7 @@ async def quiet(ray: FakeRay) -> None:
             await anyio.sleep(worker_settings().poll_interval_seconds * 3)
 
 
-async def ours(ray: FakeRay, pool: Pool, runs: int) -> None:
+async def ours(ray: FakeRay, pool: Pool, runs: int) -> Watching:
     ids = await claimed_runs(pool, runs)
     before = len(ray.jobs)
     worker = await start("worker", pool.name, ray.address, ids=ids)
@@ -67,7 +79,7 @@ async def ours(ray: FakeRay, pool: Pool, runs: int) -> None:
             f"at most {ray.requests.max_in_flight} requests at once"
         )
         await quiet(ray)
-        await watch(ray, worker)
+        watching = await watch(ray, worker)
         for job in [job for job in ray.jobs.values() if not job.is_terminal][:ENDED_AT_ONCE]:
             job.set("FAILED", driver_exit_code=9)
         ended = time.monotonic()
@@ -82,11 +94,12 @@ async def ours(ray: FakeRay, pool: Pool, runs: int) -> None:
             f"  notice: {ENDED_AT_ONCE} ends settled after {time.monotonic() - ended:.1f} s and "
             f"{looks} looks"
         )
+        return watching
     finally:
         await worker.end()
 
 
-async def naive(ray: FakeRay, runs: int) -> None:
+async def naive(ray: FakeRay, runs: int) -> Watching:
     ids = [f"naive-{i}" for i in range(runs)]
     for submission_id in ids:
         ray.add_job(submission_id)
@@ -94,7 +107,7 @@ async def naive(ray: FakeRay, runs: int) -> None:
     try:
         await threads.ask("report")  # all threads have been started
         await anyio.sleep(10)
-        await watch(ray, threads)
+        return await watch(ray, threads)
     finally:
         await threads.end()
 
@@ -107,9 +120,19 @@ async def main(runs: int, records: int) -> None:
         ray.on_submit = RUNS_FOREVER
         async with new_pool({"address": ray.address}) as pool:
             print(f"One worker, {runs} runs, {records} old records:", flush=True)
-            await ours(ray, pool, runs)
+            found = {"our worker": await ours(ray, pool, runs)}
         print("A thread and a poll per job, Ray's own JobSubmissionClient:", flush=True)
-        await naive(ray, runs)
+        found["a thread and a poll per job"] = await naive(ray, runs)
+    titles = {"share": ("CPU", "% of a core"), "megabytes": ("Memory", "MB")}
+    titles["requests"] = ("Requests to the head", "per second")
+    record(
+        Chart(
+            f"{title} while watching {runs:,} runs",
+            unit,
+            {name: float(vars(watching)[field]) for name, watching in found.items()},
+        )
+        for field, (title, unit) in titles.items()
+    )
 
 
 if __name__ == "__main__":
