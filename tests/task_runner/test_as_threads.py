@@ -42,9 +42,9 @@ def behaviours(script: str) -> list[str]:
 
 SCRIPTS = sorted(p.stem for p in FOLDER.glob("*.py") if behaviours(p.stem))
 ALL = [(script, name) for script in SCRIPTS for name in behaviours(script)]
-# What a place may change: 2 CPUs what waits for a CPU, the second node what depends on its files.
-# `make test-extra` runs the others there too.
-_MATTERS = {"1": SCRIPTS, "2": ["nested"], "far": ["imports", "values"]}
+# One CPU is the hardest for tasks that wait for tasks, and the second node matters to what depends
+# on its files. `make test-extra` runs all of them everywhere.
+_MATTERS = {"1": SCRIPTS, "2": [], "far": ["imports", "values"]}
 CASES = [
     pytest.param(
         *(script, name, where),
