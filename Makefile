@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help quickstart quickstart-kuberay quickstart-stop test test-fast test-tasks test-extra chaos compat dist benchmark check docs clean
+.PHONY: help quickstart quickstart-kuberay quickstart-stop test test-fast test-tasks test-extra chaos compat dist benchmark check docs docs-version clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -68,6 +68,15 @@ docs: $(VENV)/.docs ## Write the generated pages anew, and build the site into s
 	$(BIN)/python -m tests.task_runner.as_threads.differences
 	$(BIN)/python -m tests.benchmarks.page
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-version: $(VENV)/.docs ## Commit the site to the branch gh-pages, as the version of the tag or as dev (PUSH=--push)
+	@export NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	tag=$$(git describe --tags --exact-match --match 'v*' 2>/dev/null); version=$${tag#v}; \
+	case "$$tag" in \
+		''|*[abc]*) mike deploy $(PUSH) dev ;; \
+		*) mike deploy $(PUSH) --update-aliases "$${version%.*}" latest && \
+			mike set-default $(PUSH) latest ;; \
+	esac
 
 clean: ## Remove the virtual environment and everything generated
 	rm -rf $(VENV) site dist .quickstart .pytest_cache .ruff_cache .import_linter_cache

@@ -79,6 +79,16 @@ def test_worker_image_has_the_versions_that_were_tested() -> None:
     assert "--constraint /src/constraints.txt" in text
 
 
+def test_worker_image_can_be_built_from_a_released_wheel() -> None:
+    """The release workflow puts a context of the stage's name in its place."""
+    text = (TEMPLATES / "images" / "worker.Dockerfile").read_text()
+    assert re.search(r"^FROM \S+ AS wheel$", text, re.MULTILINE)
+    assert "COPY --from=wheel /prefect_ray_worker-*.whl" in text
+    # Nothing of the checkout's code gets past that stage.
+    after = text.rpartition("\nFROM ")[2]
+    assert re.findall(r"^COPY (?!--from)(.+) \S+$", after, re.MULTILINE) == ["constraints.txt"]
+
+
 def test_files_with_images_say_how_to_pin_them() -> None:
     files = [*TEMPLATES.rglob("*.Dockerfile"), *TEMPLATES.rglob("*.yaml")]
     with_images = [f for f in files if re.search(r"^FROM |^\s+image: ", f.read_text(), re.M)]
@@ -99,7 +109,8 @@ def test_what_is_built_is_there(name: str) -> None:
     context = (FILE.parent / build["context"]).resolve()
     assert context == ROOT
     dockerfile = context / build["dockerfile"]
-    for sources in re.findall(r"^COPY (.+) \S+$", dockerfile.read_text(), re.MULTILINE):
+    # What comes from another stage is not in the context.
+    for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile.read_text(), re.MULTILINE):
         for source in sources.split():
             assert (context / source).exists(), source
             assert f"!{source}" in (context / ".dockerignore").read_text().split()
