@@ -51,7 +51,6 @@ benchmark: $(VENV)/.dev ## Measure the driver, the logs, a thousand runs and the
 	$(BIN)/python -m tests.benchmarks.thousand_runs
 	$(BIN)/python -m tests.benchmarks.memory
 	$(BIN)/python -m tests.benchmarks.kuberay
-	$(BIN)/python -m tests.benchmarks.kubernetes_client
 	$(BIN)/python -m tests.benchmarks.adhoc
 
 check: $(VENV)/.dev ## Run ruff, pyright and the import contracts

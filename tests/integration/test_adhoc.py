@@ -1,5 +1,6 @@
 """Flows without a deployment, called from a process whose files no node sees."""
 
+import re
 import signal
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from prefect_ray_worker.bundles.carriers import HEADER_KEY
 from prefect_ray_worker.bundles.header import BundleHeader
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.shared.ids import LOG_END_LABEL
 from tests.integration.caller_kit import CALLER_SECONDS, Laptop, online, set_address
 from tests.integration.harness import Pool
 
@@ -36,7 +38,13 @@ async def test_value_modules_files_and_logs_come_and_no_secret_goes(laptop: Lapt
     assert "value True 40" in said
     assert "with rate: 7" in said, "a print of the flow"
     assert "training in /tmp/prefect-flow-run-" in said
+    of_loop = [f"line {n} of a {kind}" for n in range(50) for kind in ("print", "write")]
+    for line in (*of_loop, "line of a child", "line of the hook", "line at the exit"):
+        found = re.findall(rf"{line}$", said, re.MULTILINE)
+        assert len(found) == 1, f"{line}: {len(found)} times\n{said}"
+    print(re.findall("waited .*", said))
     run = await laptop.run()
+    assert run.labels[LOG_END_LABEL] in (run.infrastructure_pid or "")
     assert run.deployment_id is None
     assert run.tags == ["from-a-laptop"]
     assert run.parameters == {"rows": 4, "model": "<Model>"}

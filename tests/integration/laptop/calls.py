@@ -1,8 +1,10 @@
 """What a user runs on a laptop: flows without a deployment, called by the first argument."""
 
 import asyncio
+import atexit
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +24,7 @@ POOL = os.environ["POOL"]
 class Model:
     def __init__(self, weight: int) -> None:
         self.weight = weight
+        self.made_at = time.time()
 
 
 @task
@@ -29,12 +32,22 @@ def scaled(number: int, by: int) -> int:
     return number * by
 
 
+def says_goodbye(*_: Any) -> None:
+    print("line of the hook")
+
+
 @ray_job(work_pool=POOL, include_files=["config.yaml"], labels={"team": "research"})
-@flow(log_prints=True)
+@flow(log_prints=True, on_completion=[says_goodbye])
 def train(rows: int, model: Model | None = None) -> Model:
     print(f"training in {Path.cwd()} with {Path('config.yaml').read_text().strip()}")
     weight = model.weight if model else 1
-    return Model(scaled(maths.twice(rows), weight))
+    result = scaled(maths.twice(rows), weight)
+    atexit.register(sys.stdout.write, "line at the exit\n")
+    for number in range(50):
+        print("line", number, "of a print")
+        sys.stdout.write(f"line {number} of a write\n")
+    subprocess.run(["echo", "line of a child"], check=True)
+    return Model(result)
 
 
 @ray_job(work_pool=POOL)
@@ -163,6 +176,7 @@ def called() -> None:
     with tags("from-a-laptop"):
         model = train(4, Model(5))
     print("value", type(model) is Model, model.weight)
+    print("waited", time.time() - model.made_at)
 
 
 def submitted() -> None:
