@@ -20,6 +20,9 @@ _OWN = "prefect_ray_worker"
 _INSTALLED = ("site-packages", "dist-packages")
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "venv", "site-packages"})
 _MAIN = "__main__"
+# How Prefect names a script that it loads from an entrypoint, if the script's own name is taken
+# (`load_script_as_module`, 3.8.8).
+_LOADED_SCRIPT = "__prefect_loader_"
 
 
 def local_modules(function: Any) -> dict[Path, list[Path]]:
@@ -31,9 +34,9 @@ def local_modules(function: Any) -> dict[Path, list[Path]]:
     Args:
         function: The flow's function.
     """
-    waiting = list(_imports_of_main(function))
+    waiting = list(_imports_of_script(function))
     module = getattr(function, "__module__", _MAIN)
-    if module != _MAIN:
+    if not is_script(module):
         waiting.append(module.partition(".")[0])
     found: dict[Path, list[Path]] = {}
     seen: set[str] = set()
@@ -58,6 +61,16 @@ def main_file() -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
+def is_script(module: str | None) -> bool:
+    """Return whether nothing can be imported from a module by its name in another process."""
+    return module == _MAIN or (module or "").startswith(_LOADED_SCRIPT)
+
+
+def loaded_scripts() -> list[types.ModuleType]:
+    """Return the modules of scripts that Prefect has loaded under names of its own."""
+    return [module for name, module in list(sys.modules.items()) if name.startswith(_LOADED_SCRIPT)]
+
+
 def is_local(path: Path) -> bool:
     """Return whether a file belongs to a project, and not to Python or an installed package."""
     if any(part in _INSTALLED for part in path.parts):
@@ -70,21 +83,23 @@ def _folders_of_python() -> list[Path]:
     return [Path(sysconfig.get_path(name)).resolve() for name in names]
 
 
-def _imports_of_main(function: Any) -> Iterator[str]:
+def _imports_of_script(function: Any) -> Iterator[str]:
     """Yield the top-level names that the flow and what is in its script or notebook import."""
     yield from _imports_of_code(getattr(function, "__code__", None))
-    if getattr(function, "__module__", None) != _MAIN:
+    home = getattr(function, "__module__", None)
+    if not is_script(home):
         return
-    for value in list(vars(sys.modules[_MAIN]).values()):
+    module = sys.modules[str(home)]
+    for value in list(vars(module).values()):
         if isinstance(value, types.ModuleType):
             yield value.__name__.partition(".")[0]
             continue
         inner = getattr(value, "fn", value)
         yield from _imports_of_code(getattr(inner, "__code__", None))
-        home = getattr(inner, "__module__", None)
-        if isinstance(home, str):
-            yield home.partition(".")[0]
-    script = main_file()
+        of_value = getattr(inner, "__module__", None)
+        if isinstance(of_value, str):
+            yield of_value.partition(".")[0]
+    script = main_file() if home == _MAIN else Path(str(module.__file__))
     if script is not None and script.suffix == ".py":
         yield from _imports_in(script)
 
@@ -116,7 +131,7 @@ def _imports_in(file: Path) -> Iterator[str]:
 
 def _place_of(name: str) -> tuple[Path, list[Path]] | None:
     """Return the import folder and the files of a top-level name, or None if it is not local."""
-    if not name or name in {_MAIN, _OWN} or name in sys.stdlib_module_names:
+    if not name or is_script(name) or name == _OWN or name in sys.stdlib_module_names:
         return None
     try:
         spec = getattr(sys.modules.get(name), "__spec__", None) or importlib.util.find_spec(name)
@@ -124,14 +139,14 @@ def _place_of(name: str) -> tuple[Path, list[Path]] | None:
         spec = None
     if spec is None:
         return None
-    if spec.submodule_search_locations is not None:
+    file = Path(spec.origin).resolve() if isinstance(spec.origin, str) else None
+    # Prefect gives a script that it loads from an entrypoint the locations of a package (3.8.8).
+    is_package = file is None or file.name.startswith("__init__.")
+    if spec.submodule_search_locations is not None and is_package:
         folders = [Path(place).resolve() for place in spec.submodule_search_locations]
         folder = next((f for f in folders if f.is_dir() and is_local(f / "__init__.py")), None)
         return None if folder is None else (folder.parent, list(_sources_below(folder)))
-    if not isinstance(spec.origin, str):
-        return None
-    file = Path(spec.origin).resolve()
-    if not file.is_file() or not is_local(file):
+    if file is None or not file.is_file() or not is_local(file):
         return None
     return (file.parent, [file])
 

@@ -7,10 +7,13 @@ cannot be is an exception of the call.
 import io
 import json
 import linecache
+import logging
 import pickle
+import threading
 import types
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,12 @@ from prefect_ray_worker.bundles import content
 from prefect_ray_worker.bundles.carriers import MOST_BYTES_IN_INPUTS
 from prefect_ray_worker.bundles.content import FILES, MANIFEST, PICKLE, Manifest, PackedFlow
 from prefect_ray_worker.bundles.files import included_files
-from prefect_ray_worker.bundles.modules import local_modules, main_file
+from prefect_ray_worker.bundles.modules import (
+    is_script,
+    loaded_scripts,
+    local_modules,
+    main_file,
+)
 from prefect_ray_worker.errors import BundleRefused, Unpicklable
 from prefect_ray_worker.prefect_api.compat import saved_block_id
 from prefect_ray_worker.shared.references import unpicklable_in
@@ -204,10 +212,30 @@ def _through_json(
         text = json.dumps(serialized.get(name), allow_nan=False)
         loaded = json.loads(text)
         if flow.should_validate_parameters:
-            loaded = flow.validate_parameters({**parameters, name: loaded})[name]
+            with _silently():
+                loaded = flow.validate_parameters({**parameters, name: loaded})[name]
     except Exception:  # noqa: BLE001 (of the value's own methods, or of its validation)
         return None, None
     return text, loaded
+
+
+@contextmanager
+def _silently() -> Generator[None]:
+    """Keep Prefect's error for parameters that are not valid from the log of this thread.
+
+    That JSON does not give a value back is no mistake of the user's (`validate_parameters`, 3.8.8).
+    """
+    thread = threading.get_ident()
+
+    def is_of_another(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger = logging.getLogger("prefect.flows")
+    logger.addFilter(is_of_another)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_of_another)
 
 
 def _is_same(value: Any, other: Any) -> bool:
@@ -267,10 +295,26 @@ def _pickled(flow: Flow[..., Any], parameters: dict[str, Any]) -> tuple[bytes, d
 
 
 def _dump(value: Any) -> tuple[bytes, dict[str, str]]:
-    with io.BytesIO() as file:
+    with io.BytesIO() as file, _scripts_by_value():
         pickler = _pickler()(file, protocol=pickle.HIGHEST_PROTOCOL)
         pickler.dump(value)
         return file.getvalue(), pickler.sources
+
+
+@contextmanager
+def _scripts_by_value() -> Generator[None]:
+    """Pickle by value what no other process could import by its name."""
+    import cloudpickle
+
+    known = cloudpickle.list_registry_pickle_by_value()
+    scripts = [script for script in loaded_scripts() if script.__name__ not in known]
+    for script in scripts:
+        cloudpickle.register_pickle_by_value(script)
+    try:
+        yield
+    finally:
+        for script in scripts:
+            cloudpickle.unregister_pickle_by_value(script)
 
 
 def _pickler() -> Any:
@@ -287,7 +331,7 @@ def _pickler() -> Any:
             found = _by_reference(obj)
             if found is not None:
                 return found
-            if isinstance(obj, types.FunctionType) and obj.__module__ == "__main__":
+            if isinstance(obj, types.FunctionType) and is_script(obj.__module__):
                 self._note_source(obj.__code__.co_filename)
             return super().reducer_override(obj)
 
@@ -302,7 +346,9 @@ def _by_reference(obj: Any) -> Any:
     if isinstance(obj, Block):
         return _block_by_reference(obj)
     function = obj.fn if isinstance(obj, Flow | Task) else obj
-    if not isinstance(function, types.FunctionType) or function.__module__ in (None, "__main__"):
+    if not isinstance(function, types.FunctionType):
+        return None
+    if function.__module__ is None or is_script(function.__module__):
         return None
     name = (function.__module__, function.__qualname__)
     try:

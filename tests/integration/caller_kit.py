@@ -79,12 +79,14 @@ class Laptop:
             preexec_fn=heed_interrupts,
         )
 
-    async def call(self, *arguments: str, **options: Any) -> str:
+    async def call(self, *arguments: str, seconds: float = CALLER_SECONDS, **options: Any) -> str:
         """Run `calls.py` to its end; return what it printed."""
         process = self.start(*arguments, **options)
-        said, _ = await anyio.to_thread.run_sync(
-            lambda: process.communicate(timeout=CALLER_SECONDS)
-        )
+        try:
+            said, _ = await anyio.to_thread.run_sync(process.communicate, None, seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said, _ = await anyio.to_thread.run_sync(process.communicate)
         assert process.returncode == 0, said
         return said
 

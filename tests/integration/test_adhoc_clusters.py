@@ -19,6 +19,9 @@ from tests.task_runner.nodes import second_node
 
 pytestmark = [pytest.mark.ray, pytest.mark.extra, pytest.mark.timeout(600)]
 
+LONG = 400
+"""Seconds for a call that waits for packages to be installed."""
+
 # Small, and in no environment of the suite.
 PACKAGE = "pyfiglet"
 PROJECT = f"""
@@ -42,7 +45,7 @@ async def test_tasks_on_a_node_that_sees_no_files_of_the_driver(
         async with new_pool({"address": ray.address}) as pool:
             await set_address(pool, env={"TMPDIR": str(of_driver)})
             async with online(pool):
-                said = await Laptop(pool, tmp_path / "laptop").call("spreads")
+                said = await Laptop(pool, tmp_path / "laptop").call("spreads", seconds=LONG)
     assert "value [(0, True), (2, True)]" in said
 
 
@@ -54,7 +57,7 @@ async def laptop(pool: Pool, tmp_path: Path) -> Laptop:
 
 async def test_cluster_with_an_older_prefect_runs_a_call(laptop: Laptop) -> None:
     async with online(laptop.pool):
-        said = await laptop.call("older")
+        said = await laptop.call("older", seconds=LONG)
     assert "here is 3.8.2" in said
     assert "value 3.8.2" in said
 
@@ -69,7 +72,7 @@ async def test_lock_is_installed_in_the_cluster(laptop: Laptop, tmp_path: Path) 
     await anyio.run_process([uv, "lock", "--quiet"], cwd=project)
     laptop.extra_files = [project / "pyproject.toml", project / "uv.lock"]
     async with online(laptop.pool):
-        assert "value 1.0.2" in await laptop.call("imports", PACKAGE, "lock")
+        assert "value 1.0.2" in await laptop.call("imports", PACKAGE, "lock", seconds=LONG)
 
 
 async def test_freeze_is_installed_in_the_cluster(laptop: Laptop, tmp_path: Path) -> None:
@@ -77,7 +80,7 @@ async def test_freeze_is_installed_in_the_cluster(laptop: Laptop, tmp_path: Path
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     await anyio.run_process([*pip, f"{PACKAGE}==1.0.2"])
     async with online(laptop.pool):
-        said = await laptop.call("imports", PACKAGE, "freeze", python=python)
+        said = await laptop.call("imports", PACKAGE, "freeze", python=python, seconds=LONG)
     assert "value 1.0.2" in said
 
 

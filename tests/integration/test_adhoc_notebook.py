@@ -15,6 +15,7 @@ from nbclient.exceptions import CellExecutionError
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL
 
+from prefect_ray_worker.shared.plain_text import plain
 from tests.integration.caller_kit import Laptop, online, set_address
 from tests.integration.harness import Pool
 
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.extra]
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs" / "examples" / "notebook"
 SHOWN = "ray-pool"
-OF_THE_FLOW = re.compile(r" - (looking at|Finished in state)")
+OF_THE_FLOW = re.compile(r"(looking at|Finished in state).*")
 
 WAITS = """
 import time
@@ -62,40 +63,49 @@ async def kernel(
 
 
 def shown(notebook: nbformat.NotebookNode) -> list[str]:
-    """Return what the cells print and return, without what differs from run to run."""
+    """Return what the cells print and return; of the log only what is the same in every run."""
     return [_shown(cell) for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def _shown(cell: nbformat.NotebookNode) -> str:
-    text = "".join(
-        o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in cell.outputs
-    )
-    names = re.sub(r"(Flow run) '[\w-]+'", r"\1", text)
-    lines = [re.sub(r"^\d\d:\d\d:\d\d\.\d+ ", "", line) for line in names.splitlines()]
-    # Which lines of the worker come, and when, depends on how busy the machine is.
-    return "\n".join(line for line in lines if not line.startswith("|") or OF_THE_FLOW.search(line))
+    lines: list[str] = []
+    for output in cell.outputs:
+        text = plain(output.get("text", "") or output.get("data", {}).get("text/plain", ""))
+        if output.get("name") == "stderr":
+            lines += [found[0] for line in text.splitlines() if (found := OF_THE_FLOW.search(line))]
+        else:
+            lines += text.splitlines()
+    return "\n".join(lines)
 
 
-def store(notebook: nbformat.NotebookNode, pool: Pool, address: str) -> None:
+def readable(text: str) -> str:
+    """Return what a kernel has printed as a reader wants to see it."""
+    for pattern, shown in (
+        (r"http://127\.0\.0\.1:\d+", "http://ray-head:8265"),
+        (r'"/[^"]*/site-packages/', '"…/site-packages/'),
+        (r'"/tmp/prefect-flow-run-[^/]+/[^/]+/', '"…/'),
+        (r'"/tmp/ipykernel_\d+/', '"…/'),
+    ):
+        text = re.sub(pattern, shown, text)
+    return "\n".join(plain(line) for line in text.split("\n"))
+
+
+def store(notebook: nbformat.NotebookNode, pool: Pool) -> None:
     """Write the outputs into the notebook of the tutorial."""
     for cell in notebook.cells:
         cell.source = cell.source.replace(pool.name, SHOWN)
         cell.metadata = {}
-        streams: list[nbformat.NotebookNode] = []
+        merged: list[nbformat.NotebookNode] = []
         for output in getattr(cell, "outputs", []):
-            if output.output_type == "stream":
-                output.text = output.text.replace(pool.name, SHOWN)
-                output.text = output.text.replace(address, "http://ray-head:8265")
-            if (
-                streams
-                and output.output_type == "stream"
-                and streams[-1].get("name") == output.name
-            ):
-                streams[-1].text += output.text
+            name = output.get("name")
+            if name is not None:
+                output.text = readable(output.text.replace(pool.name, SHOWN))
+            if merged and name is not None and merged[-1].get("name") == name:
+                merged[-1].text += output.text
             else:
-                streams.append(output)
+                merged.append(output)
         if cell.cell_type == "code":
-            cell.outputs = streams
+            cell.outputs = merged
     text = nbformat.writes(notebook)
     (NOTEBOOK / "tour.ipynb").write_text(f"{text.rstrip()}\n")
 
@@ -114,7 +124,7 @@ async def test_notebook_of_the_tutorial_runs_and_shows_what_it_does(
             await client.async_execute_cell(cell, index)
     said = shown(client.nb)
     if os.environ.get("STORE_NOTEBOOK"):
-        store(client.nb, pool, pool.defaults["address"])
+        store(client.nb, pool)
         stored = said
     assert said == stored
     assert "looking at 1000 numbers" in said[1]

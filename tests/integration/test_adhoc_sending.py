@@ -332,6 +332,8 @@ async def test_requests_of_a_call_and_of_its_driver_before_user_code(served: Poo
     async with busy_api(str(PREFECT_API_URL.value()), noted(of_call)) as url:
         with temporary_settings({PREFECT_API_URL: url}):
             run_id = await submit(served, b"content")
+    # Prefect's client asks for its token once, before it first changes something (3.8.8).
+    of_call = [request for request in of_call if request != "GET /csrf-token"]
     # The first three go out side by side.
     assert sorted(of_call[:3]) == [
         "GET /admin/storage", "GET /work_pools/{pool}", "POST /work_pools/{pool}/workers/filter",

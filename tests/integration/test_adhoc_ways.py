@@ -118,10 +118,9 @@ async def test_prefects_command_retries_a_run(laptop: Laptop) -> None:
 async def test_deployed_flow_calls_one_without_a_deployment(laptop: Laptop) -> None:
     """The process that calls is a driver in the cluster."""
     pool = replace(laptop.pool, flows=FILES)
+    await set_address(pool, env={"POOL": pool.name})  # `calls.py` reads it, in both jobs
     async with online(pool):
-        run_id = await pool.start(
-            "parent", entrypoint="calls.py:parent", job_variables={"env": {"POOL": pool.name}}
-        )
+        run_id = await pool.start("parent", entrypoint="calls.py:parent")
         await ends(pool, run_id, StateType.COMPLETED, seconds=90)
     (child,) = await children_of(pool, run_id)
     assert child.state_type == StateType.COMPLETED

@@ -47,6 +47,18 @@ def test_parameter_that_json_would_change_is_pickled(value: Any) -> None:
     assert shown == {"plain": f"<{type(value).__name__}>", "shape": {"side": 1}}
 
 
+@flow
+def takes_a_color(color: Color, own: threading.Event) -> None: ...
+
+
+def test_value_that_json_does_not_give_back_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """Prefect logged "Parameter validation failed" in the notebook, and the call went on."""
+    event = threading.Event()
+    _, by_pickle = split_parameters(takes_a_color, {"color": Color.RED, "own": event})
+    assert by_pickle == {"own": event}
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("value", [1, 1.0, "a", None, True, [1, {"a": [None]}], []])
 def test_parameter_that_json_keeps_is_shown_on_the_run(value: Any) -> None:
     shown, by_pickle = split_parameters(takes, {"plain": value, "shape": Shape(side=1)})
@@ -152,8 +164,47 @@ def test_modules_travel_as_files_with_what_they_import_later(tmp_path: Path) -> 
         "files/pkg/never_loaded.py", "files/outside-0/lazily.py",
     }  # fmt: skip
     assert manifest["folder"] == "pkg"
-    (tmp_path / "node").mkdir()
-    (tmp_path / "bundle").write_bytes(packed)
+    assert run_on_a_node(tmp_path, packed) == "3"
+
+
+SCRIPT = {
+    "script.py": (
+        "from prefect import flow, task\nimport beside\n"
+        "class Own: pass\n"
+        "@task\ndef twice(n): return 2 * n, Own\n"
+        "@flow\ndef train(): return beside.x + twice.fn(20)[0], Own.__name__\n"
+    ),
+    "beside.py": "x = 2",
+    "pack.py": (
+        "import sys\n"
+        "from prefect.flows import load_flow_from_entrypoint\n"
+        "from prefect_ray_worker.bundles.packing import pack\n"
+        "for _ in range(int(sys.argv[1])):\n"
+        "    train = load_flow_from_entrypoint('script.py:train')\n"
+        "print(train.fn.__module__, pack(train, {}).content.hex())\n"
+    ),
+}
+
+
+@pytest.mark.parametrize(("times", "name"), [("1", "script"), ("2", "__prefect_loader_")])
+def test_flow_that_prefect_has_loaded_from_a_script(tmp_path: Path, times: str, name: str) -> None:
+    """So a driver has loaded the flow of a deployment, which may call others."""
+    (tmp_path / "laptop").mkdir()
+    for file, text in SCRIPT.items():
+        (tmp_path / "laptop" / file).write_text(text)
+    said = subprocess.run(
+        [sys.executable, "pack.py", times], cwd=tmp_path / "laptop", capture_output=True, text=True
+    )
+    assert said.returncode == 0, said.stderr
+    module, packed = said.stdout.split()
+    assert module.startswith(name)
+    assert run_on_a_node(tmp_path, bytes.fromhex(packed)) == "(42, 'Own')"
+
+
+def run_on_a_node(folder: Path, packed: bytes) -> str:
+    """Unpack a bundle in a process of its own, run its flow, and return what that returned."""
+    (folder / "node").mkdir()
+    (folder / "bundle").write_bytes(packed)
     run = (
         "import sys\nfrom pathlib import Path\nfrom prefect_ray_worker.bundles import content\n"
         "b = content.unpack(Path('../bundle').read_bytes(), Path())\n"
@@ -161,9 +212,10 @@ def test_modules_travel_as_files_with_what_they_import_later(tmp_path: Path) -> 
         "print(content.unpickle(b).fn())"
     )
     said = subprocess.run(
-        [sys.executable, "-c", run], cwd=tmp_path / "node", capture_output=True, text=True
+        [sys.executable, "-c", run], cwd=folder / "node", capture_output=True, text=True
     )
-    assert said.stdout.strip() == "3", said.stderr
+    assert said.returncode == 0, said.stderr
+    return said.stdout.strip()
 
 
 def test_nothing_of_the_settings_is_in_a_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
