@@ -348,9 +348,10 @@ def _by_reference(obj: Any) -> Any:
     function = obj.fn if isinstance(obj, Flow | Task) else obj
     if not isinstance(function, types.FunctionType):
         return None
-    if function.__module__ is None or is_script(function.__module__):
+    module: Any = getattr(function, "__module__", None)  # None for one that `exec` has made
+    if module is None or is_script(module):
         return None
-    name = (function.__module__, function.__qualname__)
+    name = (module, function.__qualname__)
     try:
         named = content.attribute_of(*name)
     except (AttributeError, ImportError):
