@@ -28,6 +28,7 @@ from prefect_ray_worker.doctor.report import (
     warning,
 )
 from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import newer_image
 from prefect_ray_worker.shared.loopback import is_loopback_url
 
 _NUMBERS = re.compile(r"(\d+)\.(\d+)")
@@ -63,7 +64,7 @@ def _python(findings: Findings) -> Check:
         return failed(
             CheckSubject.PYTHON_VERSION,
             f"{where}; the driver needs {needed}.",
-            Category.PYTHON_VERSION_MISMATCH.advice,
+            newer_image(OLDEST_PYTHON, findings.ray.version if findings.ray else ""),
         )
     here = platform.python_version()
     if _numbers(found.version) != _numbers(here):

@@ -1,21 +1,37 @@
 """`python -m prefect_ray_worker.driver <flow run id> <attempt>`: the entrypoint of a Ray Job."""
 
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
 from prefect_ray_worker._version import OLDEST_PYTHON
 from prefect_ray_worker.driver.last_words import explained
 from prefect_ray_worker.shared.category import Category
-from prefect_ray_worker.shared.diagnosis import diagnosed
+from prefect_ray_worker.shared.diagnosis import diagnosed, newer_image
 from prefect_ray_worker.shared.exits import DriverExit
 
 
 def _refuse_old_python() -> None:
     # The Ray nodes choose the Python: nothing here, or imported above, needs a newer one.
     if sys.version_info < OLDEST_PYTHON:
-        found = sys.version.split()[0]
-        cause = f"The Python of the Ray node ({sys.executable}) is {found}."
-        too_old = diagnosed(Category.PYTHON_VERSION_MISMATCH, cause)
+        found, needed = sys.version.split()[0], ".".join(map(str, OLDEST_PYTHON))
+        cause = (
+            f"The Python of the Ray node ({sys.executable}) is {found}, and the driver needs "
+            f"{needed}."
+        )
+        too_old = diagnosed(
+            Category.PYTHON_VERSION_MISMATCH,
+            cause,
+            advice=newer_image(OLDEST_PYTHON, _version_of_ray()),
+        )
         sys.exit(explained(DriverExit.OLD_PYTHON, too_old, sys.argv[-1]))
+
+
+def _version_of_ray() -> str:
+    # Without importing it, which takes long and can fail.
+    try:
+        return version("ray")
+    except PackageNotFoundError:
+        return ""
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`Diagnosis`: why a run has no result. For any Python: a driver says so of an old one, too."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,3 +48,20 @@ def diagnosed(
     # One line that is in the sentence already needs no second place.
     shown = () if len(lines) == 1 and lines[0].strip(" .") in cause else tuple(lines)
     return Diagnosis(category, cause, category.advice if advice is None else advice, shown)
+
+
+def newer_image(oldest_python: "tuple[int, int]", ray_version: str) -> str:
+    """Return which image to take for nodes whose Python is too old.
+
+    Args:
+        oldest_python: What the driver needs.
+        ray_version: The Ray of those nodes; empty if it is not known.
+    """
+    major, minor = oldest_python
+    # A nightly or a build of one's own has no image of that name.
+    version = ray_version if re.fullmatch(r"\d+\.\d+\.\d+", ray_version) else "VERSION"
+    return (
+        f"Use Python {major}.{minor} or later on all nodes of the cluster, for example the image "
+        f"rayproject/ray:{version}-py{major}{minor} with Prefect in it (the image of the "
+        "RayCluster, or kuberay.image)."
+    )

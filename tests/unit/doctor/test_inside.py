@@ -36,6 +36,16 @@ def test_healthy_findings_are_all_well() -> None:
 
 
 @pytest.mark.parametrize(
+    ("ray", "image"),
+    [({"version": "2.52.1"}, "ray:2.52.1-py311"), ({"error": "boom"}, "ray:VERSION-py311")],
+)
+def test_old_python_of_the_nodes_names_the_image_to_take(ray: dict[str, str], image: str) -> None:
+    check = found(python={"version": "3.10.19"}, ray=ray)[CheckSubject.PYTHON_VERSION]
+    assert check.grade is Grade.FAILED
+    assert image in check.advice
+
+
+@pytest.mark.parametrize(
     ("changed", "subject", "grade", "says"),
     [
         (

@@ -4,6 +4,7 @@ import ast
 import runpy
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ import prefect_ray_worker
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.exits import DriverExit
 from prefect_ray_worker.shared.verdict_line import find_verdict
+from tests.compat.environment import interpreter
 
 ATTEMPT = "0123456789ab"
 
 PACKAGE = Path(prefect_ray_worker.__file__).parent
-FIRST = ["__init__.py", "shared/__init__.py", "shared/category.py", "driver/__init__.py",
-         "driver/__main__.py", "driver/last_words.py", "shared/diagnosis.py", "shared/exits.py",
+FIRST = ["__init__.py", "_version.py", "shared/__init__.py", "shared/category.py",
+         "driver/__init__.py", "driver/__main__.py", "driver/last_words.py",
+         "shared/diagnosis.py", "shared/exits.py",
          "shared/log_marks.py", "shared/verdict_line.py"]  # fmt: skip
 
 
@@ -33,6 +36,30 @@ def test_an_old_python_is_refused_in_words(
     assert verdict is not None
     assert verdict.category is Category.PYTHON_VERSION_MISMATCH
     assert verdict.cause.startswith("The Python of the Ray node (")
+    assert f"rayproject/ray:{version('ray')}-py311" in verdict.advice
+
+
+@pytest.mark.parametrize(
+    ("ray", "image"), [("2.52.1", "ray:2.52.1-py311"), ("3.0.0.dev0", "ray:VERSION-py311")]
+)
+def test_a_real_old_python_names_the_image_to_take(ray: str, image: str, tmp_path: Path) -> None:
+    """Many of Ray's own images have Python 3.10."""
+    old = interpreter("3.10")
+    if old is None:
+        pytest.skip("there is no Python 3.10 here")
+    info = tmp_path / f"ray-{ray}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: ray\nVersion: {ray}\n")
+    done = subprocess.run(
+        [old, "-m", "prefect_ray_worker.driver", "a", ATTEMPT],
+        env={"PYTHONPATH": f"{PACKAGE.parent}:{tmp_path}"}, cwd=tmp_path,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == DriverExit.OLD_PYTHON, done.stderr
+    verdict = find_verdict(done.stderr, ATTEMPT)
+    assert verdict is not None
+    assert "is 3.10." in verdict.cause
+    assert image in verdict.advice
 
 
 @pytest.mark.parametrize("name", FIRST)
