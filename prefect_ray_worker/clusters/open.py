@@ -119,6 +119,11 @@ class OpenClusters:
         """All clusters that were used so far, and not forgotten."""
         return frozenset(cluster.ref for cluster in self._open)
 
+    @property
+    def shared(self) -> frozenset[ClusterRef]:
+        """The clusters among them that come and go, and that no single run lets go of."""
+        return frozenset(c.ref for c in self._open if c.is_on_demand and not c.is_for_one_run)
+
     async def get(self, cluster: Cluster) -> OpenCluster:
         """Return an open cluster; open it and start its poller if it is not open yet."""
         if self._tasks is None:

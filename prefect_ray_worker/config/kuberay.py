@@ -1,6 +1,7 @@
-"""The job variable `kuberay`: a Ray cluster that the worker makes on Kubernetes for a run.
+"""The job variable `kuberay`: a Ray cluster that the worker makes on Kubernetes when runs need it.
 
-Pure. The worker turns it into a RayCluster of KubeRay, and deletes that after the run.
+Pure. The worker turns it into a RayCluster of KubeRay, and deletes that after the run, or when it
+is idle.
 """
 
 import re
@@ -16,6 +17,7 @@ from prefect_ray_worker.config.runtime_env import Text
 VARIABLE = "kuberay"
 CONFIG_BLOCK_SLUG = "kubernetes-cluster-config"
 """The block type of kubeconfigs that every Prefect server knows (3.8.8)."""
+DEFAULT_IDLE_SECONDS = 600
 RESERVED_LABELS = ("prefect.io/", "prefect-ray-worker/", "ray.io/", "app.kubernetes.io/managed-by")
 
 _SECRET_KEY = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9._-]+")
@@ -161,14 +163,18 @@ class KubernetesConfig(BaseModel):
 
 
 class KubeRay(BaseModel):
-    """A Ray cluster of KubeRay that the worker makes for a run and deletes after it."""
+    """A Ray cluster of KubeRay that the worker makes for a run, or for runs that share it."""
 
     model_config = ConfigDict(extra="forbid", title="KubeRay cluster")
 
-    scope: Literal["run"] = Field(
+    scope: Literal["run", "shared"] = Field(
         default="run",
         title="One cluster for",
-        description="`run`: each attempt at a run gets a cluster of its own.",
+        description=(
+            "`run`: each attempt at a run gets a cluster of its own, which is deleted after it. "
+            "`shared`: the runs of the pool whose kuberay is equal share one cluster, which is "
+            "deleted when it is idle."
+        ),
     )
     namespace: str | None = Field(
         default=None,
@@ -267,8 +273,17 @@ class KubeRay(BaseModel):
         ge=0,
         title="Keep failed (seconds)",
         description=(
-            "How long the cluster of a failed or crashed run stays, for a look at it, unless "
-            "another attempt begins. Example: 3600"
+            "Scope `run` only. How long the cluster of a failed or crashed run stays, for a look "
+            "at it, unless another attempt begins. Example: 3600"
+        ),
+    )
+    idle_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        title="Idle time (seconds)",
+        description=(
+            "Scope `shared` only. How long the cluster stays after its last job and its last run. "
+            f"Unset: {DEFAULT_IDLE_SECONDS}. Example: 1800"
         ),
     )
     max_lifetime_seconds: int | None = Field(
@@ -306,6 +321,20 @@ class KubeRay(BaseModel):
             "else the file that KUBECONFIG names, else ~/.kube/config."
         ),
     )
+
+    @model_validator(mode="after")
+    def _of_scope(self) -> Self:
+        if self.scope == "shared" and self.keep_failed_seconds:
+            raise ValueError(
+                "names keep_failed_seconds, which is for scope run: a shared cluster stays until "
+                "it is idle. Leave it out, or set idle_seconds"
+            )
+        if self.scope == "run" and self.idle_seconds is not None:
+            raise ValueError(
+                "names idle_seconds, which is for scope shared: a cluster of one run is deleted "
+                "after it. Leave it out, or set scope to shared"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_spec(self) -> Self:

@@ -87,6 +87,7 @@ class RayClusterObject(_Object):
         head_service: Name of the service of the head; None until the operator has made it.
         head_pod: Name of the pod of the head.
         auth_mode: `authOptions.mode` of its spec; None if it has none.
+        auth_secret: The Secret with its token; None if KubeRay makes one for it alone.
     """
 
     resource_version: str = Field(default="", validation_alias=_at("metadata", "resourceVersion"))
@@ -105,6 +106,9 @@ class RayClusterObject(_Object):
     )
     head_pod: str | None = Field(default=None, validation_alias=_at("status", "head", "podName"))
     auth_mode: str | None = Field(default=None, validation_alias=_at("spec", "authOptions", "mode"))
+    auth_secret: str | None = Field(
+        default=None, validation_alias=_at("spec", "authOptions", "secretName")
+    )
 
     @property
     def has_token(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 import anyio
 import anyio.to_thread
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from prefect_ray_worker import metrics
 from prefect_ray_worker.errors import JobsApiError, PackageNotFound, RequestRejected
@@ -28,7 +28,12 @@ from prefect_ray_worker.ray_api.bodies import (
 )
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.http import open_http
-from prefect_ray_worker.ray_api.models import ClusterVersion, JobDetails, JobSubmitRequest
+from prefect_ray_worker.ray_api.models import (
+    ClusterVersion,
+    ComponentActivity,
+    JobDetails,
+    JobSubmitRequest,
+)
 from prefect_ray_worker.ray_api.records import RecordReader, Wanted
 from prefect_ray_worker.ray_api.resources import NodesAnswer, StatusAnswer, combined
 from prefect_ray_worker.shared.resources import ClusterResources
@@ -76,6 +81,9 @@ class _Stopped(BaseModel):
 
 class _Deleted(BaseModel):
     deleted: bool
+
+
+_ACTIVITIES = TypeAdapter(dict[str, ComponentActivity])
 
 
 class JobsClient:
@@ -247,6 +255,15 @@ class JobsClient:
         except JobsApiError:
             status = None  # without the autoscaler's monitor only totals are known
         return combined(nodes, status)
+
+    async def activities(self) -> dict[str, ComponentActivity]:
+        """Return what uses the cluster, by kind (`GET /api/component_activities`).
+
+        `driver` stands for all processes that have called `ray.init`, Ray Client's included. What
+        `RAY_CLUSTER_ACTIVITY_HOOK` of the head adds has names of its own (Ray 2.60).
+        """
+        response = await self._request("GET", "/api/component_activities")
+        return self._parse(response, _ACTIVITIES.validate_json)
 
     async def _request(
         self, method: Method, path: str, **options: Unpack[_Options]

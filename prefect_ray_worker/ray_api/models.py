@@ -89,6 +89,19 @@ class ClusterVersion(_Answer):
     session_name: str | None = None
 
 
+class ComponentActivity(_Answer):
+    """What uses the cluster, by kind: an entry of `GET /api/component_activities`.
+
+    Attributes:
+        is_active: `ACTIVE`, `INACTIVE`, or `ERROR` if the cluster cannot tell.
+        last_activity_at: When the last use ended, in seconds since the epoch, where it is known.
+    """
+
+    is_active: str
+    reason: str | None = None
+    last_activity_at: float | None = None
+
+
 class JobSubmitRequest(BaseModel):
     """The body of `POST /api/jobs/`, built once from a configuration and a run."""
 

@@ -12,7 +12,7 @@ import anyio.abc
 from prefect_ray_worker.runs.follow import Follower
 from prefect_ray_worker.runs.judge import UNTOUCHED, Outcome
 from prefect_ray_worker.runs.run import LeftAttempt, RunAttempt
-from prefect_ray_worker.shared.ids import run_in
+from prefect_ray_worker.shared.ids import ClusterRef, run_in
 
 # From this many runs on, what they hold is left out of full garbage collections.
 _MANY = 200
@@ -30,7 +30,7 @@ class FollowedRuns:
     def __init__(self, count_as_ended: Callable[[str], None]) -> None:
         self._count_as_ended = count_as_ended
         self._followers: dict[str, tuple[Follower, anyio.CancelScope]] = {}
-        self._forwarding: dict[str, anyio.CancelScope] = {}
+        self._forwarding: dict[str, tuple[RunAttempt, anyio.CancelScope]] = {}
         self._tried_since: dict[str, float] = {}
         self._submitting: dict[str, int] = {}
         self._in_hand: set[UUID] = set()
@@ -46,6 +46,11 @@ class FollowedRuns:
     def followers(self) -> tuple[Follower, ...]:
         """What is followed at this moment."""
         return tuple(follower for follower, _ in self._followers.values())
+
+    def uses(self, cluster: ClusterRef) -> bool:
+        """Return whether an attempt on a cluster is followed here, or its log forwarded."""
+        attempts = [f.attempt for f in self.followers] + [a for a, _ in self._forwarding.values()]
+        return any(attempt.cluster.ref == cluster for attempt in attempts)
 
     @property
     def interrupted(self) -> tuple[LeftAttempt, ...]:
@@ -164,7 +169,8 @@ class FollowedRuns:
         if self._log_tasks is None:
             return
         attempt, job_id = follower.attempt, follower.attempt.job_id
-        scope = self._forwarding[job_id] = anyio.CancelScope()
+        scope = anyio.CancelScope()
+        forwarding = self._forwarding[job_id] = (attempt, scope)
         since = self._tried_since.setdefault(job_id, anyio.current_time())
 
         async def forward() -> None:
@@ -176,7 +182,7 @@ class FollowedRuns:
                 self._interrupted[job_id] = attempt.left  # this process is being stopped
                 raise
             finally:
-                if self._forwarding.get(job_id) is scope:
+                if self._forwarding.get(job_id) is forwarding:
                     del self._forwarding[job_id]
 
         name = f"ray-logs {job_id}"
@@ -184,9 +190,9 @@ class FollowedRuns:
 
     def _stop_forwarding(self, job_id: str) -> None:
         self._tried_since.pop(job_id, None)
-        scope = self._forwarding.pop(job_id, None)
-        if scope is not None:
-            scope.cancel()
+        forwarding = self._forwarding.pop(job_id, None)
+        if forwarding is not None:
+            forwarding[1].cancel()
 
 
 async def _guarded(task: Callable[[], Awaitable[object]], name: str) -> None:

@@ -22,6 +22,7 @@ class Timing:
         left_behind: From a state that was set from outside until we stop the job. Our driver needs
             less to see the state and to end its tasks and itself.
         drain: After the end of a run, for the rest of its log, before its own cluster is deleted.
+        sweep: Between two sweeps of what is left of runs and their clusters.
         quiet_after: Of a silent cluster, before its runs are read from Prefect one by one.
         stop_poll: Between two looks at a job that is being stopped.
         stop_confirm: After Ray's own wait between SIGTERM and SIGKILL, for the status STOPPED.
@@ -41,6 +42,7 @@ class Timing:
     driver_start: float = 600.0
     left_behind: float = 12.0
     drain: float = 600.0
+    sweep: float = 60.0
     quiet_after: float = 60.0
     stop_poll: float = 0.5
     stop_confirm: float = 15.0

@@ -97,6 +97,8 @@ class FakeRay:
         listed_agent_port: Port of the agents, as the cluster itself lists it; None as before 2.60.
         has_agent: Whether the head's agent has started. The dashboard waits 10 s for it; here not
             at all.
+        last_driver_end: When a driver last ended, as the cluster says it; seconds since the epoch.
+        other_activities: What `RAY_CLUSTER_ACTIVITY_HOOK` of the head adds.
         has_monitor: Whether the autoscaler's monitor says what of them is in use.
         requests: What was asked.
         faults: What goes wrong.
@@ -117,6 +119,8 @@ class FakeRay:
         self.has_agent = True
         self.has_monitor = True
         self.listed_agent_port: int | None = None
+        self.last_driver_end: float | None = None
+        self.other_activities: dict[str, Any] = {}
         self.requests = RequestLog()
         self.faults = Faults()
         self.logs = LogEndpoints(self.jobs)
@@ -163,6 +167,7 @@ class FakeRay:
                 web.get("/api/v0/nodes", self._nodes),
                 web.get("/nodes", self._node_summary),
                 web.get("/api/cluster_status", self._cluster_status),
+                web.get("/api/component_activities", self._activities),
             ]
         )
         app.add_routes(self.logs.routes())
@@ -314,6 +319,17 @@ class FakeRay:
 
     async def _cluster_status(self, _: web.Request) -> web.Response:
         return web.json_response(nodes.status(self.nodes, has_monitor=self.has_monitor))
+
+    async def _activities(self, _: web.Request) -> web.Response:
+        # `job_head.py`, Ray 2.60: drivers that have called `ray.init`, not jobs.
+        active = sum(not driver.is_terminal for driver in self.drivers.values())
+        driver = {
+            "is_active": "ACTIVE" if active else "INACTIVE",
+            "reason": f"Number of active drivers: {active}" if active else None,
+            "timestamp": time.time(),
+            "last_activity_at": self.last_driver_end,
+        }
+        return web.json_response({"driver": driver, **self.other_activities})
 
     def _haunt(self, submission_id: str) -> None:
         ghost = FakeJob(submission_id, {"entrypoint": "Entrypoint not found."}, Timeline(()))

@@ -31,7 +31,7 @@ from prefect_ray_worker.errors import (
     ObjectMissing,
 )
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
-from prefect_ray_worker.kubernetes_api.models import PodObject
+from prefect_ray_worker.kubernetes_api.models import PodObject, RayClusterObject
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.tokens import TokenSource
 from prefect_ray_worker.shared.category import Category
@@ -71,6 +71,9 @@ class ClusterLook:
         name: The cluster's.
         timing: Waits.
         snapshots: Of the namespace.
+        is_shared: Whether the cluster may have been up for long: its start then counts from its
+            last failure, not from its creation.
+        seen: The cluster when it was last read; None if it was not there.
     """
 
     client: KubernetesClient
@@ -79,9 +82,12 @@ class ClusterLook:
     name: str
     timing: StartTiming
     snapshots: Snapshots
+    is_shared: bool = False
+    seen: RayClusterObject | None = None
     _heads: set[str] = field(default_factory=set[str])
     _pods: Sequence[PodObject] = ()
     _away_since: float | None = None
+    _silent_since: datetime | None = None
 
     async def look(self, uid: str) -> tuple[Reading, Cluster | None]:
         """Return how far the cluster is, and the cluster once it takes jobs."""
@@ -110,6 +116,7 @@ class ClusterLook:
 
     async def _evidence(self, uid: str) -> tuple[Evidence, Cluster | None]:
         found = await self.snapshots.objects(self.name, uid)
+        self.seen = None if found is None else found.cluster
         if found is None:
             return Evidence(None), None
         there, self._pods = found.cluster, found.pods
@@ -124,9 +131,27 @@ class ClusterLook:
                 silence = await _silence_of(cluster)
         answers = cluster is not None and not silence
         evidence = Evidence(
-            there, self._pods, found.events, answers, silence, heads=max(len(self._heads), 1)
+            there,
+            self._pods,
+            found.events,
+            answers,
+            silence,
+            heads=max(len(self._heads), 1),
+            down_since=self._down_since(there, answers=answers) if self.is_shared else None,
         )
         return evidence, cluster
+
+    def _down_since(self, there: RayClusterObject, *, answers: bool) -> datetime | None:
+        if answers:
+            self._silent_since = None
+            self._heads.clear()  # those of a later failure count from then on
+            return None
+        head = there.condition("HeadPodReady")
+        if head is not None and head.status != "True":
+            self._silent_since = None
+            return head.since
+        self._silent_since = self._silent_since or datetime.now(UTC)
+        return self._silent_since
 
     async def failure(self, found: Reading) -> ClusterFailed:
         """Return what a final reading means for the runs that wait for the cluster."""

@@ -1,7 +1,8 @@
-"""The RayCluster of an attempt: its name, its labels and its spec. Pure.
+"""The RayCluster of an attempt, or of runs that share one: name, labels and spec. Pure.
 
-Names follow from the attempt, so that every worker, and one worker asked twice, creates the same
-object. Annotations carry the policy, so that any worker of any release can clean up.
+Names follow from the attempt, or from pool and specification, so that every worker, and one worker
+asked twice, creates the same object. Annotations carry the policy, so that any worker of any
+release can clean up.
 """
 
 import copy
@@ -9,9 +10,16 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
-from prefect_ray_worker.config.kuberay import KubeRay, KubeRayHead, KubeRayNode, KubeRayWorkerGroup
+from prefect_ray_worker.config.kuberay import (
+    DEFAULT_IDLE_SECONDS,
+    KubeRay,
+    KubeRayHead,
+    KubeRayNode,
+    KubeRayWorkerGroup,
+)
 from prefect_ray_worker.config.memory import memory_in_bytes
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.shared.ids import attempt_in, run_in
@@ -25,6 +33,8 @@ RUN_LABEL = "prefect.io/flow-run-id"
 SCOPE_LABEL = "prefect-ray-worker/scope"
 ATTEMPT_LABEL = "prefect-ray-worker/attempt"
 SPEC_LABEL = "prefect-ray-worker/spec"
+GENERATION_LABEL = "prefect-ray-worker/generation"
+SHARED = "shared"
 
 PROBE_LABELS = {"prefect-ray-worker/doctor": "probe"}
 """Of the suspended RayCluster by which `doctor` examines the operator; the sweep looks for it."""
@@ -32,12 +42,19 @@ PROBE_LABELS = {"prefect-ray-worker/doctor": "probe"}
 KEEP_FAILED = "prefect-ray-worker/keep-failed-seconds"
 MAX_LIFETIME = "prefect-ray-worker/max-lifetime-seconds"
 START_TIMEOUT = "prefect-ray-worker/start-timeout-seconds"
+IDLE = "prefect-ray-worker/idle-seconds"
+JOINED_AT = "prefect-ray-worker/joined-at"
+"""When a run last joined, and which attempt: `<moment> <attempt>`, so that no two are equal."""
+CLOSING = "prefect-ray-worker/closing"
+"""Why nothing may join the cluster any more; it is deleted next, and never opened again."""
 
 _PORTS = (("gcs-server", 6379), ("dashboard", DASHBOARD_PORT), ("client", 10001))
 # `authOptions.mode: token` needs this Ray (KubeRay 1.5 `validation.go`).
 _OLDEST_WITH_TOKEN = (2, 52)
 _VERSION = re.compile(r"(\d+)\.(\d+)\.\d+")
 _TAG = re.compile(r":v?(\d+\.\d+\.\d+)[^/]*$")
+_SHARED_NAME = re.compile(r"(ray-[a-z0-9-]{1,18}-[0-9a-f]{10})-([1-9][0-9]{0,8})")
+_LONGEST_POOL = 18
 
 Spec = dict[str, Any]
 
@@ -57,6 +74,11 @@ def cluster_name(job_id: str) -> str:
     return f"ray-{run_id.hex}-{attempt_in(job_id)}"
 
 
+def is_shared_name(name: str) -> bool:
+    """Return whether a name is one of a shared cluster, by its form."""
+    return _SHARED_NAME.fullmatch(name) is not None
+
+
 def ray_cluster(asked: KubeRay, *, job_id: str, pool_id: str, namespace: str) -> dict[str, Any]:
     """Return the RayCluster for an attempt.
 
@@ -69,34 +91,95 @@ def ray_cluster(asked: KubeRay, *, job_id: str, pool_id: str, namespace: str) ->
     Raises:
         InvalidConfiguration: The manifest cannot work.
     """
-    spec = cluster_spec(asked)
-    labels = {
-        **asked.labels,
-        **MANAGED_BY,
-        POOL_LABEL: pool_id,
+    manifest = _without_name(asked, pool_id, namespace)
+    metadata = manifest["metadata"]
+    metadata["name"] = cluster_name(job_id)
+    metadata["labels"] |= {
         RUN_LABEL: str(run_in(job_id)),
-        SCOPE_LABEL: asked.scope,
         ATTEMPT_LABEL: attempt_in(job_id),
-        SPEC_LABEL: _hash_of(spec),
+        SPEC_LABEL: _hash_of(manifest["spec"]),
     }
+    metadata["annotations"][KEEP_FAILED] = str(asked.keep_failed_seconds)
+    return manifest
+
+
+def shared_cluster(
+    asked: KubeRay, *, pool_id: str, pool_name: str, namespace: str
+) -> "SharedManifest":
+    """Return the RayCluster that runs of a pool share, for all its generations.
+
+    Two job variables that are equal in all that makes the cluster, or decides how long it lives,
+    give equal names.
+
+    Args:
+        asked: The job variable.
+        pool_id: The work pool.
+        pool_name: Its name, for people.
+        namespace: Where the cluster goes.
+
+    Raises:
+        InvalidConfiguration: The manifest cannot work.
+    """
+    manifest = _without_name(asked, pool_id, namespace)
+    manifest["metadata"]["annotations"][IDLE] = str(
+        DEFAULT_IDLE_SECONDS if asked.idle_seconds is None else asked.idle_seconds
+    )
+    digest = _hash_of(manifest)
+    manifest["metadata"]["labels"][SPEC_LABEL] = digest
+    cleaned = re.sub("[^a-z0-9]+", "-", pool_name.lower())[:_LONGEST_POOL].strip("-")
+    return SharedManifest(f"ray-{cleaned or 'pool'}-{digest}", manifest)
+
+
+@dataclass(frozen=True)
+class SharedManifest:
+    """A RayCluster that runs share, of which there can be several, one after another.
+
+    A name is not used again while something of its bearer is left; so the name ends in a number,
+    the generation.
+
+    Attributes:
+        prefix: Of the name of each generation; at most 34 characters.
+        manifest: The RayCluster, without name and generation.
+    """
+
+    prefix: str
+    manifest: dict[str, Any]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels that all its generations have, and no other RayCluster."""
+        labels = self.manifest["metadata"]["labels"]
+        return {key: labels[key] for key in (*MANAGED_BY, POOL_LABEL, SCOPE_LABEL, SPEC_LABEL)}
+
+    def name(self, generation: int) -> str:
+        """Return the name of a generation: 44 characters at most, of which KubeRay takes 53."""
+        return f"{self.prefix}-{generation}"
+
+    def generation_of(self, name: str) -> int | None:
+        """Return which generation a name is of; None if it is not one of this cluster's."""
+        match = _SHARED_NAME.fullmatch(name)
+        return int(match[2]) if match is not None and match[1] == self.prefix else None
+
+    def of(self, generation: int) -> dict[str, Any]:
+        """Return the RayCluster of a generation."""
+        manifest = copy.deepcopy(self.manifest)
+        manifest["metadata"]["name"] = self.name(generation)
+        manifest["metadata"]["labels"][GENERATION_LABEL] = str(generation)
+        return manifest
+
+
+def _without_name(asked: KubeRay, pool_id: str, namespace: str) -> dict[str, Any]:
+    labels = {**asked.labels, **MANAGED_BY, POOL_LABEL: pool_id, SCOPE_LABEL: asked.scope}
     if asked.queue is not None:
         labels["kueue.x-k8s.io/queue-name"] = asked.queue
-    annotations = {
-        KEEP_FAILED: str(asked.keep_failed_seconds),
-        START_TIMEOUT: str(asked.start_timeout_seconds),
-    }
+    annotations = {START_TIMEOUT: str(asked.start_timeout_seconds)}
     if asked.max_lifetime_seconds is not None:
         annotations[MAX_LIFETIME] = str(asked.max_lifetime_seconds)
     return {
         "apiVersion": API_VERSION,
         "kind": "RayCluster",
-        "metadata": {
-            "name": cluster_name(job_id),
-            "namespace": namespace,
-            "labels": labels,
-            "annotations": annotations,
-        },
-        "spec": spec,
+        "metadata": {"namespace": namespace, "labels": labels, "annotations": annotations},
+        "spec": cluster_spec(asked),
     }
 
 

@@ -1,24 +1,32 @@
-"""Which RayClusters of a pool nobody needs any more. Pure: every worker decides alike.
+"""Which RayClusters of a pool no run needs any more. Pure: every worker decides alike.
 
-The worker that follows a run deletes its cluster. This is for what such a worker leaves behind when
-it dies.
+The worker that follows a run deletes the run's own cluster; `why_orphaned` is for what it leaves
+behind when it dies. A shared cluster is deleted when it is idle, by `why_idle` alone.
 """
 
 from collections.abc import Mapping
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from uuid import UUID
 
 from prefect_ray_worker.clusters.kuberay.manifest import (
     ATTEMPT_LABEL,
+    IDLE,
+    JOINED_AT,
     KEEP_FAILED,
     MAX_LIFETIME,
     RUN_LABEL,
+    START_TIMEOUT,
 )
 from prefect_ray_worker.clusters.source import RunOfCluster
+from prefect_ray_worker.config.kuberay import DEFAULT_IDLE_SECONDS
 from prefect_ray_worker.kubernetes_api.models import RayClusterObject
 
 # A worker may be settling the run, or creating the cluster for an attempt that is just beginning.
 _GRACE_SECONDS = 120.0
+# `start_timeout_seconds` by default.
+_START_SECONDS = 900.0
+_EPOCH = datetime.fromtimestamp(0, UTC)
 # For so long after the end of its run, the log of a job is still forwarded from the cluster.
 DRAIN_SECONDS = 600.0
 
@@ -43,11 +51,7 @@ def why_orphaned(
     """
     if cluster.is_terminating:
         return None
-    age = (now - (cluster.created_at or now)).total_seconds()
-    longest = seconds_in(cluster.annotations, MAX_LIFETIME)
-    if longest is not None and age >= longest:
-        return f"it is older than {longest:g} s (max_lifetime_seconds)"
-    if age < _GRACE_SECONDS:
+    if (now - (cluster.created_at or now)).total_seconds() < _GRACE_SECONDS:
         return None
     if run is None:
         return "its flow run was deleted"
@@ -63,6 +67,64 @@ def why_orphaned(
     if run.failed and run.age < kept:
         return None
     return "its flow run has ended"
+
+
+def why_too_old(cluster: RayClusterObject, *, now: datetime) -> str | None:
+    """Return why a cluster is to be deleted whether or not a run uses it; None if it stays."""
+    longest = seconds_in(cluster.annotations, MAX_LIFETIME)
+    age = (now - (cluster.created_at or now)).total_seconds()
+    if cluster.is_terminating or longest is None or age < longest:
+        return None
+    return f"it is older than {longest:g} s (max_lifetime_seconds)"
+
+
+@dataclass(frozen=True)
+class ClusterUse:
+    """What Ray says about the use of a cluster, by runs and by others.
+
+    Attributes:
+        is_used: Whether a job, or a driver, goes on.
+        last_at: When the last one ended; None if there was none.
+    """
+
+    is_used: bool
+    last_at: datetime | None = None
+
+
+def why_idle(cluster: RayClusterObject, use: ClusterUse | None, *, now: datetime) -> str | None:
+    """Return why a shared cluster that no run names is idle, as a clause; None if it is not.
+
+    Args:
+        cluster: The cluster.
+        use: What Ray says; None if it does not answer, which does not mean that it is idle.
+        now: The present.
+    """
+    idle = seconds_in(cluster.annotations, IDLE)
+    idle = DEFAULT_IDLE_SECONDS if idle is None else idle
+    since = max(moment for moment in (cluster.created_at, _joined_at(cluster), _EPOCH) if moment)
+    if use is None:
+        start = seconds_in(cluster.annotations, START_TIMEOUT)
+        patience = idle + (_START_SECONDS if start is None else start)
+        passed = (now - since).total_seconds()
+        if passed < patience:
+            return None
+        return f"no run has used it for {passed:.0f} s, and its dashboard does not answer"
+    if use.is_used:
+        return None
+    head = cluster.condition("HeadPodReady")
+    if head is not None and head.status == "True" and head.since is not None:
+        since = max(since, head.since)
+    passed = (now - max(since, use.last_at or since)).total_seconds()
+    if passed < idle:
+        return None
+    return f"it has been idle for {passed:.0f} s (idle_seconds is {idle:g})"
+
+
+def _joined_at(cluster: RayClusterObject) -> datetime | None:
+    try:
+        return datetime.fromisoformat(cluster.annotations.get(JOINED_AT, "").partition(" ")[0])
+    except ValueError:
+        return None
 
 
 def seconds_in(annotations: Mapping[str, str], name: str) -> float | None:

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from prefect_ray_worker.clusters.kuberay.manifest import DASHBOARD_PORT
+from prefect_ray_worker.clusters.kuberay.manifest import DASHBOARD_PORT, SCOPE_LABEL, SHARED
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.errors import ObjectMissing
@@ -33,7 +33,7 @@ async def reached(client: KubernetesClient, cluster: RayClusterObject, asked: Ku
     Args:
         client: Of its Kubernetes cluster.
         cluster: The RayCluster.
-        asked: The job variable.
+        asked: The job variable of a run that uses it, or of the pool.
 
     Raises:
         KubernetesError: The Ray token cannot be read. A Secret that is not there yet counts as
@@ -43,7 +43,7 @@ async def reached(client: KubernetesClient, cluster: RayClusterObject, asked: Ku
     if cluster.has_token:
         with suppress(ObjectMissing):
             # One for each cluster, made by KubeRay under the cluster's name, or the pool's own.
-            secret = asked.token_secret or cluster.name
+            secret = cluster.auth_secret or cluster.name
             value = await client.secret_value(cluster.namespace, secret, _TOKEN_KEY)
             token = TokenSource(literal=value)
     published = None
@@ -55,7 +55,7 @@ async def reached(client: KubernetesClient, cluster: RayClusterObject, asked: Ku
         ref_of(cluster.namespace, cluster.name, cluster.uid),
         _connection(client, cluster, asked, token, published),
         is_on_demand=True,
-        is_for_one_run=asked.scope == "run",
+        is_for_one_run=cluster.labels.get(SCOPE_LABEL) != SHARED,
         dashboard=published,
     )
 

@@ -60,6 +60,7 @@ class Evidence:
         answers: Whether Ray answers and takes jobs.
         silence: Why it does not, in words.
         heads: How many different head pods were seen: KubeRay makes a lost head anew.
+        down_since: For a cluster that may have been up: when it was last found to be down.
     """
 
     cluster: RayClusterObject | None
@@ -68,6 +69,7 @@ class Evidence:
     answers: bool = False
     silence: str = ""
     heads: int = 1
+    down_since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def reading(
     if _is_queued(cluster):
         return Reading(ClusterState.QUEUED, "it is suspended and waits to be admitted by its queue")
     found = _trouble(evidence, cluster, ready_when, patience, now) or _progress(evidence, cluster)
-    if found.is_final or _age(cluster, now) < patience.start:
+    if found.is_final or _age(cluster, now, evidence.down_since) < patience.start:
         return found
     return Reading(
         found.state,
@@ -146,9 +148,11 @@ def _is_queued(cluster: RayClusterObject) -> bool:
     return bool(cluster.suspended) or cluster.is_true("RayClusterSuspended")
 
 
-def _age(cluster: RayClusterObject, now: datetime) -> float:
+def _age(cluster: RayClusterObject, now: datetime, down_since: datetime | None = None) -> float:
     """Return for how long the cluster has been starting, without its time in a queue."""
     since = cluster.created_at or now
+    if down_since is not None:
+        since = max(since, down_since)
     suspended = cluster.condition("RayClusterSuspended")
     if suspended is not None and suspended.since is not None:
         since = max(since, suspended.since)  # it is not suspended any more

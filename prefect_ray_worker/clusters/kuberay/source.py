@@ -1,33 +1,36 @@
-"""`KubeRayClusters`: makes a RayCluster for each attempt that asks for one, and deletes it."""
+"""`KubeRayClusters`: makes RayClusters, for one attempt each or for runs that share one."""
 
 import logging
-from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from uuid import UUID
+from functools import partial
 
 import anyio
 
 from prefect_ray_worker.clusters.kuberay.deletion import Deletions
+from prefect_ray_worker.clusters.kuberay.join import Joining
 from prefect_ray_worker.clusters.kuberay.look import StartTiming
 from prefect_ray_worker.clusters.kuberay.manifest import (
-    ATTEMPT_LABEL,
     KEEP_FAILED,
     MANAGED_BY,
     POOL_LABEL,
+    SCOPE_LABEL,
+    SHARED,
     cluster_name,
+    is_shared_name,
     ray_cluster,
+    shared_cluster,
 )
-from prefect_ray_worker.clusters.kuberay.orphans import run_in_labels, seconds_in, why_orphaned
-from prefect_ray_worker.clusters.kuberay.reach import place_in, reached, ref_of
+from prefect_ray_worker.clusters.kuberay.orphans import seconds_in
+from prefect_ray_worker.clusters.kuberay.reach import KIND, place_in, reached, ref_of
+from prefect_ray_worker.clusters.kuberay.shared import SharedClusters
 from prefect_ray_worker.clusters.kuberay.snapshots import Snapshots
 from prefect_ray_worker.clusters.kuberay.start import ClusterStart
+from prefect_ray_worker.clusters.kuberay.sweep import KubeRaySweep
 from prefect_ray_worker.clusters.source import (
     Cluster,
     ClusterPlan,
     PoolView,
-    RunAndAttempt,
     StartProgress,
     Tell,
 )
@@ -41,12 +44,12 @@ from prefect_ray_worker.errors import (
 )
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.kubernetes_api.credentials import Kubeconfig
-from prefect_ray_worker.kubernetes_api.models import RayClusterObject
 from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
 from prefect_ray_worker.settings import worker_settings
 from prefect_ray_worker.shared.backoff import Backoff
-from prefect_ray_worker.shared.ids import ClusterRef
+from prefect_ray_worker.shared.ids import ClusterRef, attempt_in
 
+_POOL_NAME_LABEL = "prefect.io/work-pool-name"
 _RELEASE_SECONDS = 30.0
 # What a killed `doctor` has left is looked for with every so many sweeps, from the first.
 _SWEEPS_PER_LOOK_FOR_PROBES = 10
@@ -64,6 +67,7 @@ class KubeRayPlan(ClusterPlan):
         namespace: Where it goes.
         job_id: The attempt's job; None if there is no run.
         pool_id: The work pool.
+        pool_name: Its name.
     """
 
     asked: KubeRay | None = None
@@ -71,6 +75,7 @@ class KubeRayPlan(ClusterPlan):
     namespace: str = ""
     job_id: str | None = None
     pool_id: str = ""
+    pool_name: str = ""
 
 
 class KubeRayClusters:
@@ -92,8 +97,10 @@ class KubeRayClusters:
         self._stack = AsyncExitStack()
         # Of each planned cluster its Kubernetes cluster: a reference in a pid has no credentials.
         self._homes: dict[ClusterRef, KubernetesClient] = {}
-        self._places: set[tuple[Kubeconfig | None, str]] = set()
+        # Where runs have had clusters, and how the last of them reached its own.
+        self._places: dict[tuple[Kubeconfig | None, str], KubeRay] = {}
         self._snapshots: dict[tuple[int, str], Snapshots] = {}
+        self._shared = SharedClusters()
         self._sweeps = 0
 
     async def plan(
@@ -113,21 +120,27 @@ class KubeRayClusters:
         key = _key_of(asked.kubeconfig)
         client = await self._client(key)
         namespace = _allowed(asked.namespace or client.access.namespace)
-        ref = None if job_id is None else ref_of(namespace, cluster_name(job_id))
+        own = None if job_id is None else ref_of(namespace, cluster_name(job_id))
+        ref = _kept(recorded, own, namespace)
+        # The record of an attempt counts, whatever its configuration says by now.
+        alone = asked.scope == "run" if ref is None else ref == own
+        ref = own if alone else ref
+        if job_id is not None:
+            self._places[key, namespace] = asked
         if ref is not None:
-            self._homes[ref] = client
-            self._places.add((key, namespace))
-        pool_id = configuration.labels.get(POOL_LABEL, "")
+            self._homes[ref.planned] = client
+        labels = configuration.labels
         return KubeRayPlan(
             None,
             ref,
             is_on_demand=True,
-            is_for_one_run=True,
+            is_for_one_run=alone,
             asked=asked,
             client=client,
             namespace=namespace,
             job_id=job_id,
-            pool_id=pool_id,
+            pool_id=labels.get(POOL_LABEL, ""),
+            pool_name=labels.get(_POOL_NAME_LABEL, ""),
         )
 
     async def acquire(self, plan: ClusterPlan, progress: StartProgress) -> Cluster:
@@ -140,6 +153,10 @@ class KubeRayClusters:
         plan, asked, client = _complete(plan)
         if plan.job_id is None:
             raise ValueError("There is no run to make a cluster for.")
+        if not plan.is_for_one_run:
+            cluster = await self._joining(plan, plan.job_id, progress).run(plan.ref)
+            self._homes[cluster.ref.planned] = client
+            return cluster
         manifest = ray_cluster(
             asked, job_id=plan.job_id, pool_id=plan.pool_id, namespace=plan.namespace
         )
@@ -160,9 +177,13 @@ class KubeRayClusters:
             return None
         try:
             cluster = await client.get_cluster(*place_in(plan.ref))
-            return await reached(client, cluster, asked)
         except ObjectMissing:
             return None
+        if not plan.is_for_one_run:
+            is_another = plan.ref.uid not in (None, cluster.uid)
+            if is_another or not _labels_of(plan.pool_id).items() <= cluster.labels.items():
+                return None
+        return await reached(client, cluster, asked)
 
     async def why_gone(self, ref: ClusterRef) -> str | None:
         """Return why a cluster is certainly gone, as a clause."""
@@ -185,11 +206,13 @@ class KubeRayClusters:
     async def release(self, ref: ClusterRef, *, failed: bool) -> str | None:
         """Delete the cluster of a run that has ended, or leave it for a look if it failed.
 
+        A shared cluster stays; the sweep deletes it.
+
         Returns:
             What was done, in a sentence; None if there was nothing to do.
         """
         client = self._homes.get(ref.planned)
-        if client is None:
+        if client is None or is_shared_name(place_in(ref)[1]):
             return None
         backoff = Backoff()
         with anyio.move_on_after(_RELEASE_SECONDS):
@@ -216,23 +239,24 @@ class KubeRayClusters:
         """Delete RayClusters of the pool that nobody needs any more.
 
         Raises:
-            KubernetesError: A namespace could not be swept; the others were.
+            Exception: A namespace could not be swept; the others were.
         """
         asked = None if pool_configuration is None else pool_configuration.kuberay
         if asked is not None:
             key = _key_of(asked.kubeconfig)
             client = await self._client(key)
-            self._places.add((key, _allowed(asked.namespace or client.access.namespace)))
-        trouble: KubernetesError | None = None
+            self._places[key, _allowed(asked.namespace or client.access.namespace)] = asked
+        trouble: Exception | None = None
         looks_for_probes = self._sweeps % _SWEEPS_PER_LOOK_FOR_PROBES == 0
         self._sweeps += 1
-        for key, namespace in list(self._places):
+        for (key, namespace), reached_by in list(self._places.items()):
+            client = await self._client(key)
+            sweep = KubeRaySweep(client, namespace, reached_by, view, tell, self._deletions)
             try:
-                client = await self._client(key)
-                await self._sweep(client, namespace, view, tell)
+                await sweep.run()
                 if looks_for_probes:
                     await self._deletions.sweep_probes(client, namespace, view, tell)
-            except KubernetesError as exc:
+            except Exception as exc:  # noqa: BLE001 (of Prefect or Kubernetes; raised below)
                 trouble = exc
         if trouble is not None:
             raise trouble
@@ -243,22 +267,22 @@ class KubeRayClusters:
         self._homes.clear()
         await self._stack.aclose()
 
-    async def _sweep(
-        self, client: KubernetesClient, namespace: str, view: PoolView, tell: Tell
-    ) -> None:
-        labels = {**MANAGED_BY, POOL_LABEL: str(view.pool_id)}
-        found = await self._deletions.list(client, namespace, labels, view, tell)
-        mine = [cluster for cluster in found if view.is_mine(cluster.uid)]
-        # Read after the clusters: a run that is not there has not begun since.
-        runs = await view.runs(frozenset(_attempts(mine)))
-        now = datetime.now(UTC)
-        for cluster in mine:
-            of = _attempt_of(cluster)
-            why = None if of is None else why_orphaned(cluster, runs.get(of), now=now)
-            if why is None:
-                continue
-            if await self._deletions.delete(client, cluster, f"{why[0].upper()}{why[1:]}."):
-                tell(f"Deleting the RayCluster {namespace}/{cluster.name}: {why}.")
+    def _joining(self, plan: KubeRayPlan, job_id: str, progress: StartProgress) -> Joining:
+        _, asked, client = _complete(plan)
+        pool = {"pool_id": plan.pool_id, "pool_name": plan.pool_name}
+        return Joining(
+            client,
+            asked,
+            plan.namespace,
+            _labels_of(plan.pool_id),
+            partial(shared_cluster, asked, **pool, namespace=plan.namespace),
+            attempt_in(job_id),
+            progress,
+            self.timing,
+            self._snapshots_of(client, plan.namespace),
+            self._deletions,
+            self._shared,
+        )
 
     def _snapshots_of(self, client: KubernetesClient, namespace: str) -> Snapshots:
         """Return what all runs share that wait for a cluster in a namespace."""
@@ -301,6 +325,21 @@ def _complete(plan: ClusterPlan) -> tuple[KubeRayPlan, KubeRay, KubernetesClient
     return plan, plan.asked, plan.client
 
 
+def _kept(recorded: ClusterRef | None, own: ClusterRef | None, namespace: str) -> ClusterRef | None:
+    """Return the recorded cluster if it can be one of ours: the attempt's own, or a shared one."""
+    if recorded is None or recorded.kind != KIND:
+        return None
+    if own is not None and recorded.planned == own:
+        return own
+    place, name = place_in(recorded)
+    return recorded if place == namespace and is_shared_name(name) else None
+
+
+def _labels_of(pool_id: str) -> dict[str, str]:
+    """Return the labels of all shared clusters of a pool: a record alone proves nothing."""
+    return {**MANAGED_BY, POOL_LABEL: pool_id, SCOPE_LABEL: SHARED}
+
+
 def _key_of(config: KubernetesConfig | None) -> Kubeconfig | None:
     return None if config is None else Kubeconfig.of_block(config.config, config.context_name)
 
@@ -313,13 +352,3 @@ def _allowed(namespace: str) -> str:
             f"{', '.join(allowed)} only (PREFECT_INTEGRATIONS_RAY_WORKER_KUBERAY_NAMESPACES)."
         )
     return namespace
-
-
-def _attempts(clusters: Iterable[RayClusterObject]) -> list[RunAndAttempt]:
-    return [of for of in map(_attempt_of, clusters) if of is not None]
-
-
-def _attempt_of(cluster: RayClusterObject) -> RunAndAttempt | None:
-    run_id: UUID | None = run_in_labels(cluster)
-    attempt = cluster.labels.get(ATTEMPT_LABEL)
-    return None if run_id is None or attempt is None else RunAndAttempt(run_id, attempt)

@@ -78,6 +78,8 @@ class Recovery:
             self._flow_runs,
             self._pool_configuration,
             self._home,
+            followed.uses,
+            interval=services.timing.sweep,
         )
 
     async def run(self) -> None:

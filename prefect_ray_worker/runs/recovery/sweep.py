@@ -44,7 +44,6 @@ from prefect_ray_worker.shared.ids import (
     run_of_job,
 )
 
-_INTERVAL_SECONDS = 60.0
 # A record that is deleted less than about 2 s after its job's end comes back without metadata
 # (observed on 2.60).
 _SHORTEST_STAY_SECONDS = 5.0
@@ -68,6 +67,7 @@ class Sweeper:
         pool_configuration: Builds that of a run which sets nothing; None if it cannot be read.
         home: Returns the cluster of runs that name none. It is swept from the start, because
             workers that are gone may have left records there.
+        uses: Returns whether this process follows a run on a cluster.
         interval: Seconds between two sweeps.
     """
 
@@ -80,8 +80,9 @@ class Sweeper:
         flow_runs: FlowRuns,
         pool_configuration: Callable[[], Awaitable[RayJobConfiguration | None]],
         home: Callable[[], Awaitable[Cluster | None]],
+        uses: Callable[[ClusterRef], bool],
         *,
-        interval: float = _INTERVAL_SECONDS,
+        interval: float,
     ) -> None:
         self._name = name
         self._pool = pool
@@ -90,6 +91,9 @@ class Sweeper:
         self._clusters = clusters
         self._flow_runs = flow_runs
         self._home = home
+        self._uses = uses
+        self._online = frozenset({name})
+        self._gone: set[ClusterRef] = set()
         self._interval = interval
 
     async def run(self) -> None:
@@ -106,6 +110,7 @@ class Sweeper:
                 await self._sweep_if_possible(client)
             try:
                 await self.sweep_clusters()
+                await self._forget_gone()
             except Exception as exc:  # noqa: BLE001 (the next sweep tries again)
                 _log.warning("Cannot sweep the clusters of ended runs now: %s", exc)
 
@@ -113,15 +118,27 @@ class Sweeper:
         """Delete the clusters that were made for runs of the pool and are not needed any more.
 
         Raises:
-            Exception: Prefect did not answer.
+            Exception: Prefect did not answer; what has reached its longest life went all the same.
         """
         configuration = await self._pool_configuration()
         if not self._sources.makes_clusters(configuration):
             return
         pool = self._pool()
-        online = await self._flow_runs.online_workers(pool.name)
+        try:
+            self._online = await self._flow_runs.online_workers(pool.name)
+        except Exception as exc:  # noqa: BLE001 (those of the last time are as good)
+            _log.debug("Which workers are online is not known now: %s", exc)
+        online = self._online
         view = PoolRuns(pool.id, self._flow_runs, lambda key: heir(key, online) == self._name)
         await self._sources.sweep(view, configuration, _log.warning)
+
+    async def _forget_gone(self) -> None:
+        """Close the connections to shared clusters that have been gone for a whole sweep."""
+        unused = {ref for ref in self._clusters.shared if not self._uses(ref)}
+        gone = {ref for ref in unused if await self._sources.why_gone(ref) is not None}
+        for ref in gone & self._gone:
+            await self._clusters.forget(ref)
+        self._gone = gone
 
     async def _sweep_if_possible(self, client: JobsClient) -> None:
         try:

@@ -65,6 +65,23 @@ class KubeRayStage:
         (job,) = (job for id_, job in ray.jobs.items() if str(run_id) in id_)
         return ray, job
 
+    async def shared_job_of(self, run_id: UUID) -> tuple[str, FakeJob]:
+        """Wait for the run's job on whatever cluster; return the cluster's name, too."""
+        found: list[tuple[str, FakeJob]] = []
+
+        def there() -> bool:
+            found[:] = [
+                (name, job)
+                for name, ray in self.heads.by_cluster.items()
+                for id_, job in ray.jobs.items()
+                if str(run_id) in id_
+            ]
+            return bool(found)
+
+        await wait_until(there, timeout=60, description="a job on a cluster")
+        (only,) = found  # on two clusters it would be submitted twice
+        return only
+
     async def running(self, **variables: Any) -> tuple[UUID, FakeRay, FakeJob]:
         """Start a run and wait until its worker watches a job that runs, and it is Running."""
         run_id = await self.start(**variables)

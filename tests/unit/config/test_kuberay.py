@@ -30,6 +30,11 @@ def template(default: object) -> dict[str, Any]:
         ({"image": "a", "workers": [{"name": "a", "min": 2, "max": 1}]}, "max below its min"),
         ({"image": "a", "workers": [{"name": "a", "min": 0}]}, "never have a pod"),
         ({"image": "a", "workers": [{"name": "a"}, {"name": "a"}]}, "groups named a"),
+        (
+            {"image": "a", "scope": "shared", "keep_failed_seconds": 60},
+            "names keep_failed_seconds, which is for scope run",
+        ),
+        ({"image": "a", "idle_seconds": 60}, "names idle_seconds, which is for scope shared"),
         ({"image": "a", "head": {"memory": "much"}}, "not an amount of memory"),
         ({"image": "a", "address_template": "https://ray/{cluster}"}, "placeholders: cluster"),
         ({"image": "a", "address_template": "https://ray/"}, "URL of a cluster's dashboard"),

@@ -5,9 +5,15 @@ from uuid import UUID
 
 import pytest
 
-from prefect_ray_worker.clusters.kuberay.orphans import run_in_labels, why_orphaned
+from prefect_ray_worker.clusters.kuberay.orphans import (
+    ClusterUse,
+    run_in_labels,
+    why_idle,
+    why_orphaned,
+    why_too_old,
+)
 from prefect_ray_worker.clusters.source import RunOfCluster
-from prefect_ray_worker.kubernetes_api.models import RayClusterObject
+from prefect_ray_worker.kubernetes_api.models import ObjectCondition, RayClusterObject
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 RUN = UUID("9838ecb1-28dc-4001-9aa4-e48a7876be0c")
@@ -53,8 +59,6 @@ def run(
         (cluster(keep_failed_seconds=3600), run(crashed=True), None),
         (cluster(keep_failed_seconds=3600), run(crashed=True, age=3601), "has ended"),
         (cluster(keep_failed_seconds=3600), run(), "has ended"),
-        (cluster(max_lifetime_seconds=500), run(goes_on=True), "older than 500 s"),
-        (cluster(max_lifetime_seconds=500, terminating=True), None, None),
     ],
 )
 def test_a_cluster_goes_when_nobody_needs_it(
@@ -62,6 +66,74 @@ def test_a_cluster_goes_when_nobody_needs_it(
 ) -> None:
     why = why_orphaned(of, by, now=NOW)
     assert (why is None) if said is None else (why is not None and said in why)
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        (cluster(), None),
+        (cluster(max_lifetime_seconds=1001), None),
+        (cluster(max_lifetime_seconds=500), "older than 500 s"),
+        (cluster(max_lifetime_seconds=500, terminating=True), None),
+    ],
+)
+def test_a_cluster_goes_at_its_longest_life(of: RayClusterObject, said: str | None) -> None:
+    why = why_too_old(of, now=NOW)
+    assert (why is None) if said is None else (why is not None and said in why)
+
+
+def shared(
+    *, age: float = 5000, joined: float | None = None, head: float | None = None, **seconds: int
+) -> RayClusterObject:
+    """Return a shared cluster, with ages in seconds."""
+    found = cluster(age, **{"idle_seconds": 600, "start_timeout_seconds": 900, **seconds})
+    annotations = dict(found.annotations)
+    if joined is not None:
+        annotations["prefect-ray-worker/joined-at"] = f"{ago(joined).isoformat()} 0123456789ab"
+    up = ObjectCondition(type="HeadPodReady", status="True", since=ago(head or 0))
+    conditions = () if head is None else (up,)
+    return found.model_copy(update={"annotations": annotations, "conditions": conditions})
+
+
+def ago(seconds: float) -> datetime:
+    return NOW - timedelta(seconds=seconds)
+
+
+QUIET = ClusterUse(is_used=False)
+
+
+@pytest.mark.parametrize(
+    ("of", "use", "idles"),
+    [
+        (shared(), QUIET, True),
+        (shared(age=599), QUIET, False),
+        (shared(joined=599), QUIET, False),
+        (shared(joined=601), QUIET, True),
+        (shared(head=599), QUIET, False),
+        (shared(head=601), QUIET, True),
+        (shared(), ClusterUse(is_used=True), False),
+        (shared(), ClusterUse(is_used=False, last_at=ago(599)), False),
+        (shared(), ClusterUse(is_used=False, last_at=ago(601)), True),
+        (shared(joined=10), ClusterUse(is_used=False, last_at=ago(601)), False),
+        (shared(joined=30, idle_seconds=20), QUIET, True),
+        # Its dashboard is silent: that is not idle, but for very long.
+        (shared(joined=1499), None, False),
+        (shared(joined=1501), None, True),
+        (shared(age=1499), None, False),
+        (shared(age=1501), None, True),
+        (shared(joined=150, idle_seconds=100, start_timeout_seconds=60), None, False),
+        (shared(joined=161, idle_seconds=100, start_timeout_seconds=60), None, True),
+    ],
+)
+def test_a_shared_cluster_is_idle_since_its_last_use(
+    of: RayClusterObject, use: ClusterUse | None, idles: bool
+) -> None:
+    assert (why_idle(of, use, now=NOW) is not None) is idles
+
+
+def test_a_stamp_that_cannot_be_read_does_not_keep_a_cluster() -> None:
+    odd = shared().model_copy(update={"annotations": {"prefect-ray-worker/joined-at": "soon"}})
+    assert why_idle(odd, QUIET, now=NOW) is not None
 
 
 def test_a_cluster_of_others_names_no_run() -> None:

@@ -1,0 +1,353 @@
+"""`Joining`: gets runs into a cluster that they share, and makes it where there is none.
+
+No lock and no lease: a run names the cluster before it touches it, then stamps it. Whoever deletes
+an idle cluster reads it first, then asks which runs name one, and closes it only if it has not
+changed since. So a join and a deletion that meet never both succeed.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import anyio
+
+from prefect_ray_worker.clusters.kuberay.deletion import Deletions
+from prefect_ray_worker.clusters.kuberay.look import (
+    ClusterLook,
+    StartTiming,
+    start_failed,
+    start_refused,
+)
+from prefect_ray_worker.clusters.kuberay.manifest import JOINED_AT, SharedManifest
+from prefect_ray_worker.clusters.kuberay.reach import place_in, ref_of
+from prefect_ray_worker.clusters.kuberay.reading import ClusterState, Reading
+from prefect_ray_worker.clusters.kuberay.shared import (
+    SharedClusters,
+    Visit,
+    close_cluster,
+    failure_in,
+    is_open,
+    reason_of,
+    was_up,
+)
+from prefect_ray_worker.clusters.kuberay.snapshots import Snapshots
+from prefect_ray_worker.clusters.source import Cluster, StartProgress
+from prefect_ray_worker.config.kuberay import KubeRay
+from prefect_ray_worker.errors import (
+    AlreadyThere,
+    ClusterFailed,
+    KubernetesError,
+    KubernetesUnreachable,
+    ObjectMissing,
+    ObjectReplaced,
+    QuotaExceeded,
+)
+from prefect_ray_worker.kubernetes_api.client import KubernetesClient
+from prefect_ray_worker.kubernetes_api.models import RayClusterObject
+from prefect_ray_worker.prefect_api.cluster_events import ClusterHappening
+from prefect_ray_worker.shared.backoff import Backoff, jittered
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.ids import ClusterRef
+
+# How many clusters that go away under it one run tries.
+_CLUSTERS_PER_RUN = 3
+_TRIES_TO_CLOSE = 5
+
+T = TypeVar("T")
+
+
+@dataclass
+class Joining:
+    """Gets one attempt into a shared cluster.
+
+    Attributes:
+        client: Of the Kubernetes cluster.
+        asked: The job variable.
+        namespace: Where the cluster is, or goes.
+        pool_labels: The labels that every shared cluster of the work pool has.
+        manifest: Returns the RayCluster that the job variable asks for.
+        attempt: The attempt's name.
+        progress: Told what it waits for, and which cluster it is.
+        timing: Waits.
+        snapshots: Of the namespace.
+        deletions: Deletes clusters that do not start.
+        clusters: What this worker's runs share.
+    """
+
+    client: KubernetesClient
+    asked: KubeRay
+    namespace: str
+    pool_labels: dict[str, str]
+    manifest: Callable[[], SharedManifest]
+    attempt: str
+    progress: StartProgress
+    timing: StartTiming
+    snapshots: Snapshots
+    deletions: Deletions
+    clusters: SharedClusters
+    _named: ClusterRef | None = None
+    _avoided: set[str] = field(default_factory=set[str])
+    _created_uid: str = ""
+
+    async def run(self, recorded: ClusterRef | None) -> Cluster:
+        """Return a cluster that the attempt has joined, when it takes jobs.
+
+        Args:
+            recorded: The cluster that the attempt's record names.
+
+        Raises:
+            ClusterFailed: There is none, and there will be none in time.
+            InvalidConfiguration: The manifest cannot work.
+        """
+        self._named = recorded
+        joined: RayClusterObject | None = None
+        if recorded is not None:
+            joined = await self._patiently(lambda: self._rejoined(recorded))
+        for _ in range(_CLUSTERS_PER_RUN):
+            if joined is None:
+                joined = await self._patiently(self._entered)
+            cluster = await self._ready(joined)
+            if cluster is not None:
+                return cluster
+            if recorded is not None and recorded.uid == joined.uid:
+                break  # it may have, or have had, the attempt's job
+            joined = None
+        raise _deleted("The shared cluster went away, or lost its head, while the run waited.")
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask Kubernetes until it answers, and has room."""
+        backoff = Backoff()
+        while True:
+            try:
+                return await ask()
+            except QuotaExceeded as exc:
+                category, said = Category.CLUSTER_QUOTA, str(exc)
+                self.progress.waits(f"The shared cluster waits for its quota: {said}")
+                pause = jittered(self.timing.queue)
+            except KubernetesUnreachable as exc:
+                category, said = Category.KUBERNETES_UNREACHABLE, str(exc)
+                self.progress.waits(f"The Kubernetes API is away: {said}")
+                pause = backoff.next()
+            except KubernetesError as exc:
+                raise start_refused(exc, self.namespace) from exc
+            if self._has_waited(pause):
+                raise start_failed(category, said)
+            await anyio.sleep(pause)
+
+    def _has_waited(self, pause: float = 0.0) -> bool:
+        """Return whether the time to get into a cluster is over, or will be after a pause."""
+        # From the claim, which Prefect records: an heir does not wait in line anew.
+        waited = (datetime.now(UTC) - self.progress.began).total_seconds()
+        return waited + pause >= self.asked.start_timeout_seconds
+
+    async def _rejoined(self, recorded: ClusterRef) -> RayClusterObject | None:
+        """Join the cluster that the record names; None if it is gone and never had the job."""
+        name = place_in(recorded)[1]
+        joined: RayClusterObject | None = None
+        with suppress(ObjectMissing):
+            there = await self.client.get_cluster(self.namespace, name)
+            if recorded.uid in (None, there.uid):
+                self._check_ours(there)
+                joined = await self._joined(there)
+                if joined is None and (failure := failure_in(there)) is not None:
+                    raise failure  # of the worker that waited for it with this one's
+        if joined is None and recorded.uid is not None:
+            raise _deleted(f"The RayCluster {self.namespace}/{name}, which the run used, is gone.")
+        return joined
+
+    async def _entered(self) -> RayClusterObject:
+        """Join the newest cluster of the specification, or create it and join that."""
+        while True:
+            present = await self._present()
+            now = datetime.now(UTC)
+            fit = [c for c in present if is_open(c, now) and c.uid not in self._avoided]
+            chosen = fit[-1] if fit else await self._created(present)
+            joined = None if chosen is None else await self._joined(chosen)
+            if joined is not None:
+                return joined
+            if self._has_waited():
+                raise _deleted(f"No cluster {self.manifest().prefix}-… stayed for long enough.")
+            await anyio.sleep(jittered(self.timing.poll) / 4)
+
+    async def _present(self) -> list[RayClusterObject]:
+        """Return the clusters of the specification, the oldest generation first."""
+        shared = self.manifest()
+        found = await self.client.list_clusters(self.namespace, shared.labels)
+        known = [(shared.generation_of(c.name), c) for c in found]
+        numbered = [(number, c) for number, c in known if number is not None]
+        return [c for _, c in sorted(numbered, key=lambda pair: pair[0])]
+
+    async def _created(self, present: Sequence[RayClusterObject]) -> RayClusterObject | None:
+        """Create the next generation; None if another one turns out to be there."""
+        shared = self.manifest()
+        generation = await self._free_after(present)
+        name = shared.name(generation)
+        await self._name(name)
+        ref = ref_of(self.namespace, name)
+        await self.progress.happened(ClusterHappening.REQUESTED, ref)
+        try:
+            created = await self.client.create_cluster(shared.of(generation))
+        except AlreadyThere:
+            try:
+                there = await self.client.get_cluster(self.namespace, name)
+            except ObjectMissing:
+                return None
+            self._check_ours(there)
+            return there if is_open(there, datetime.now(UTC)) else None
+        self.progress.tell(f"Created the shared RayCluster {self.namespace}/{name}.")
+        self._created_uid = created.uid
+        await self.progress.happened(
+            ClusterHappening.CREATED,
+            ref_of(self.namespace, name, created.uid),
+            occurred=created.created_at,
+        )
+        if generation > 1 and not await self._is_next(created, generation):
+            return None
+        return created
+
+    async def _free_after(
+        self, present: Sequence[RayClusterObject], *, but: str | None = None
+    ) -> int:
+        """Return the generation after all of which something is left, clusters or pods.
+
+        KubeRay finds pods by the name of their cluster, and would take those of an earlier one.
+
+        Args:
+            present: The clusters of the specification.
+            but: Uid of a cluster whose own pods do not count.
+        """
+        shared = self.manifest()
+        generation = max((shared.generation_of(c.name) or 0 for c in present), default=0) + 1
+        while any(
+            but is None or not pod.belongs_to(but)
+            for pod in await self.client.pods(self.namespace, shared.name(generation))
+        ):
+            generation += 1
+        return generation
+
+    async def _is_next(self, created: RayClusterObject, generation: int) -> bool:
+        """Return whether what stood in the way of a lower number still does; else give it up.
+
+        If it has gone, another worker may have seen nothing of it, and have begun anew at 1.
+        """
+        others = [c for c in await self._present() if c.uid != created.uid]
+        now = datetime.now(UTC)
+        is_alone = not any(is_open(c, now) and c.uid not in self._avoided for c in others)
+        if is_alone and await self._free_after(others, but=created.uid) == generation:
+            return True
+        for _ in range(_TRIES_TO_CLOSE):
+            try:
+                there = await self.client.get_cluster(self.namespace, created.name)
+            except ObjectMissing:
+                return False
+            if there.uid != created.uid or not is_open(there, now):
+                return False
+            if JOINED_AT in there.annotations:
+                return True  # another worker's run was quicker
+            if await close_cluster(self.client, there, "given up"):
+                await self._delete(there, "Another cluster of its specification was made.")
+                return False
+        return True
+
+    async def _joined(self, cluster: RayClusterObject) -> RayClusterObject | None:
+        """Join a cluster, named on the run before; None if it is going."""
+        await self._name(cluster.name)
+        visit = self._visit(cluster)
+        try:
+            joined = await visit.join(self.attempt)
+        except (ObjectMissing, ObjectReplaced):
+            return None
+        if not is_open(joined, datetime.now(UTC)):
+            return None
+        if joined.uid != self._created_uid:
+            ref = ref_of(self.namespace, joined.name, joined.uid)
+            await self.progress.happened(ClusterHappening.JOINED, ref)
+        return joined
+
+    def _visit(self, cluster: RayClusterObject) -> Visit:
+        look = ClusterLook(
+            self.client,
+            self.asked,
+            self.namespace,
+            cluster.name,
+            self.timing,
+            self.snapshots,
+            is_shared=True,
+        )
+        return self.clusters.visit(look, cluster.uid)
+
+    async def _ready(self, joined: RayClusterObject) -> Cluster | None:
+        """Return the cluster when it takes jobs; None if it goes away, or its head is lost.
+
+        Raises:
+            ClusterFailed: It does not start.
+        """
+        visit = self._visit(joined)
+        while True:
+            found, cluster = await visit.reading()
+            seen = visit.look.seen
+            if visit.failure is None and seen is not None:
+                visit.failure = failure_in(seen)
+            if visit.failure is not None:
+                raise visit.failure
+            if cluster is not None and seen is not None and is_open(seen, datetime.now(UTC)):
+                return cluster
+            is_known = found.category is not Category.KUBERNETES_UNREACHABLE
+            if is_known and (seen is None or not is_open(seen, datetime.now(UTC))):
+                self._avoided.add(joined.uid)
+                return None
+            if found.is_final:
+                if not is_known:
+                    raise await visit.look.failure(found)
+                if seen is not None and was_up(seen):
+                    self._avoided.add(joined.uid)  # the sweep deletes it when no run uses it
+                    return None
+                await self._condemn(visit, found)
+            if found.sentence:
+                self.progress.waits(f"Cluster {joined.name}: {found.sentence}.")
+            await anyio.sleep(self.timing.poll)
+
+    async def _condemn(self, visit: Visit, found: Reading) -> None:
+        """Close a cluster that does not start, and delete it; all its runs fail with the reason.
+
+        Raises:
+            ClusterFailed: It is closed. If not, it has changed meanwhile: look at it again.
+        """
+        seen = visit.look.seen
+        if seen is None or found.state is ClusterState.TERMINATING:
+            return
+        failure = await visit.look.failure(found)
+        with suppress(KubernetesError):
+            if await close_cluster(self.client, seen, reason_of(failure)):
+                visit.failure = failure
+                # The workers of its other runs read the reason first.
+                await anyio.sleep(3 * self.timing.poll)
+                await self._delete(seen, str(failure))
+        if visit.failure is not None:
+            raise visit.failure
+        visit.found = None
+
+    async def _delete(self, closed: RayClusterObject, why: str) -> None:
+        # What fails here, the next sweep does: it deletes what is closed.
+        with suppress(KubernetesError):
+            await self.deletions.delete(self.client, closed, why)
+
+    async def _name(self, name: str) -> None:
+        """Record on the run which cluster comes next, unless the record says so."""
+        ref = ref_of(self.namespace, name)
+        if self._named is None or self._named.planned != ref:
+            await self.progress.will_use(ref)
+            self._named = ref
+
+    def _check_ours(self, cluster: RayClusterObject) -> None:
+        if any(cluster.labels.get(key) != value for key, value in self.pool_labels.items()):
+            raise start_failed(
+                Category.CLUSTER_SPEC_INVALID,
+                f"There is a RayCluster {cluster.name} that was not made for this work pool.",
+            )
+
+
+def _deleted(cause: str) -> ClusterFailed:
+    return start_failed(Category.CLUSTER_DELETED, cause, retry=True)

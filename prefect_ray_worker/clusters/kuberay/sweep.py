@@ -1,0 +1,164 @@
+"""`KubeRaySweep`: one round that deletes the RayClusters of a namespace that no run needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import anyio
+
+from prefect_ray_worker.clusters.kuberay.deletion import Deletions
+from prefect_ray_worker.clusters.kuberay.manifest import (
+    ATTEMPT_LABEL,
+    CLOSING,
+    MANAGED_BY,
+    POOL_LABEL,
+    SCOPE_LABEL,
+    SHARED,
+)
+from prefect_ray_worker.clusters.kuberay.orphans import (
+    ClusterUse,
+    run_in_labels,
+    why_idle,
+    why_orphaned,
+    why_too_old,
+)
+from prefect_ray_worker.clusters.kuberay.reach import reached, ref_of
+from prefect_ray_worker.clusters.kuberay.shared import close_cluster
+from prefect_ray_worker.clusters.source import PoolView, RunAndAttempt, Tell
+from prefect_ray_worker.config.kuberay import KubeRay
+from prefect_ray_worker.errors import JobsApiError, KubernetesError
+from prefect_ray_worker.kubernetes_api.client import KubernetesClient
+from prefect_ray_worker.kubernetes_api.models import RayClusterObject
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.models import TERMINAL_STATUSES, JobStatus
+from prefect_ray_worker.shared.ids import run_of_job
+
+_ANSWER_SECONDS = 20.0
+_MILLISECONDS = 1000
+
+
+@dataclass
+class KubeRaySweep:
+    """Sweeps the RayClusters of one pool in one namespace, once.
+
+    Attributes:
+        client: Of the Kubernetes cluster.
+        namespace: Where.
+        asked: How the dashboards are reached.
+        view: The pool and its runs.
+        tell: Told in one line what was deleted, and why.
+        deletions: Deletes clusters, and notices what has gone.
+    """
+
+    client: KubernetesClient
+    namespace: str
+    asked: KubeRay
+    view: PoolView
+    tell: Tell
+    deletions: Deletions
+
+    async def run(self) -> None:
+        """Delete what no run needs any more.
+
+        Raises:
+            KubernetesError: Kubernetes could not be asked.
+            Exception: Prefect did not answer; what is too old was deleted all the same.
+        """
+        labels = {**MANAGED_BY, POOL_LABEL: str(self.view.pool_id)}
+        found = await self.deletions.list(self.client, self.namespace, labels, self.view, self.tell)
+        now = datetime.now(UTC)
+        alone: list[tuple[RayClusterObject, RunAndAttempt]] = []
+        shared: list[RayClusterObject] = []
+        for cluster in found:
+            if not self.view.is_mine(cluster.uid):
+                continue
+            if cluster.is_terminating:
+                continue
+            if (why := why_too_old(cluster, now=now)) is not None:
+                await self._delete(cluster, why)
+            elif cluster.labels.get(SCOPE_LABEL) == SHARED:
+                shared.append(cluster)
+            elif (of := _attempt_of(cluster)) is not None:
+                alone.append((cluster, of))
+        if alone:
+            await self._sweep_own(alone)
+        if shared:
+            await self._sweep_shared(shared)
+
+    async def _sweep_own(self, clusters: Sequence[tuple[RayClusterObject, RunAndAttempt]]) -> None:
+        # Read after the clusters: a run that is not there has not begun since.
+        runs = await self.view.runs(frozenset(of for _, of in clusters))
+        now = datetime.now(UTC)
+        for cluster, of in clusters:
+            why = why_orphaned(cluster, runs.get(of), now=now)
+            if why is not None:
+                await self._delete(cluster, why)
+
+    async def _sweep_shared(self, clusters: Sequence[RayClusterObject]) -> None:
+        """Close and delete idle clusters.
+
+        In this order: read the clusters, then which of them a run names, then what Ray says. A run
+        names its cluster before it stamps it, so one that joins meanwhile has changed the version.
+        """
+        for cluster in clusters:
+            if CLOSING in cluster.annotations:  # by a worker that died before it deleted it
+                await self._delete(cluster, "it was closed")
+        still_open = [c for c in clusters if CLOSING not in c.annotations]
+        used = await self.view.in_use() if still_open else frozenset()
+        for cluster in still_open:
+            if ref_of(self.namespace, cluster.name) in used:
+                continue
+            use = await self._use_of(cluster)
+            why = why_idle(cluster, use, now=datetime.now(UTC))
+            if why is not None and await close_cluster(self.client, cluster, why):
+                await self._delete(cluster, why)
+
+    async def _use_of(self, cluster: RayClusterObject) -> ClusterUse | None:
+        """Return what Ray says about the use of a cluster that no run names; None if nothing."""
+        records: list[dict[str, Any]] = []
+
+        def keep(record: dict[str, Any]) -> bool:
+            # What counts here; the rest of a record can be large.
+            records.append({key: record.get(key) for key in ("status", "end_time", "metadata")})
+            return False
+
+        try:
+            with anyio.fail_after(_ANSWER_SECONDS):
+                connection = (await reached(self.client, cluster, self.asked)).connection
+                async with JobsClient(connection) as ray:
+                    activities = await ray.activities()
+                    await ray.list(keep)
+        except (JobsApiError, KubernetesError, TimeoutError):
+            return None
+        driver = activities.get("driver")
+        if driver is None or driver.is_active == "ERROR":
+            return None
+        is_used = any(one.is_active == "ACTIVE" for one in activities.values())
+        is_used |= any(self._goes_on(record) for record in records)
+        ends = [one.last_activity_at for one in activities.values()]
+        ends += [_end_of(record) for record in records]
+        last = max((end for end in ends if end is not None), default=None)
+        return ClusterUse(is_used, None if last is None else datetime.fromtimestamp(last, UTC))
+
+    def _goes_on(self, record: dict[str, Any]) -> bool:
+        if record["status"] in TERMINAL_STATUSES:
+            return False
+        # A PENDING job of a run that has ended has a stop queued, and never starts.
+        is_ours = run_of_job(self.view.pool_id, record["metadata"]) is not None
+        return record["status"] != JobStatus.PENDING or not is_ours
+
+    async def _delete(self, cluster: RayClusterObject, why: str) -> None:
+        if await self.deletions.delete(self.client, cluster, f"{why[0].upper()}{why[1:]}."):
+            self.tell(f"Deleting the RayCluster {self.namespace}/{cluster.name}: {why}.")
+
+
+def _end_of(record: dict[str, Any]) -> float | None:
+    end = record["end_time"]
+    return end / _MILLISECONDS if isinstance(end, int | float) else None
+
+
+def _attempt_of(cluster: RayClusterObject) -> RunAndAttempt | None:
+    run_id = run_in_labels(cluster)
+    attempt = cluster.labels.get(ATTEMPT_LABEL)
+    return None if run_id is None or attempt is None else RunAndAttempt(run_id, attempt)

@@ -1,0 +1,84 @@
+"""Runs that share a cluster: made once, joined, left, and deleted when it is idle."""
+
+import re
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.schemas.objects import StateType
+
+from tests.fake_kubernetes import NO_NODE, Script
+from tests.integration.harness import set_timing
+from tests.integration.kuberay.stage import KubeRayStage
+from tests.waiting import wait_until
+
+SHARED: dict[str, Any] = {"scope": "shared", "idle_seconds": 2}
+
+
+@pytest.fixture
+async def stage(stage: KubeRayStage, monkeypatch: pytest.MonkeyPatch) -> KubeRayStage:
+    """The sweep comes each half second."""
+    set_timing(monkeypatch, sweep=0.5)
+    return stage
+
+
+async def finished(stage: KubeRayStage, run_id: UUID) -> str:
+    """Let a run come to its end, and return the cluster that it ran on."""
+    name, job = await stage.shared_job_of(run_id)
+    await stage.play(run_id, StateType.RUNNING)
+    await stage.completes(run_id, job)
+    await stage.ends(run_id, StateType.COMPLETED)
+    return name
+
+
+async def all_gone(stage: KubeRayStage, *, seconds: float = 20) -> None:
+    await wait_until(
+        lambda: not stage.kubernetes.clusters(), timeout=seconds, description="the clusters' end"
+    )
+
+
+async def test_ten_runs_share_a_cluster_that_goes_when_it_is_idle(stage: KubeRayStage) -> None:
+    async with stage.pool.working():
+        runs = [await stage.start(kuberay=SHARED) for _ in range(10)]
+        names = {await finished(stage, run_id) for run_id in runs}
+        assert len(names) == 1
+        (name,) = names
+        assert re.fullmatch(r"ray-ray-[0-9a-f]{8}-[0-9a-f]{10}-1", name)
+        assert stage.kubernetes.requests.number_of("POST", "/rayclusters$") >= 1
+        run = await stage.pool.read(runs[0])
+        assert (run.infrastructure_pid or "").startswith(f"kuberay:ray/{name}@")
+        await all_gone(stage)
+        assert list(stage.heads.by_cluster) == [name]
+
+
+async def test_a_changed_specification_makes_a_new_cluster_and_the_old_one_idles_out(
+    stage: KubeRayStage,
+) -> None:
+    async with stage.pool.working():
+        first = await stage.start(kuberay=SHARED)
+        old, _ = await stage.shared_job_of(first)
+        second = await stage.start(kuberay={**SHARED, "head": {"cpus": 2}})
+        new, _ = await stage.shared_job_of(second)
+        assert new != old
+        await finished(stage, first)
+        await wait_until(
+            lambda: stage.kubernetes.clusters() == [new], timeout=20, description="the old's end"
+        )
+        await finished(stage, second)
+        await all_gone(stage)
+
+
+async def test_cancelling_a_run_that_waits_for_a_shared_cluster_leaves_it_to_the_others(
+    stage: KubeRayStage,
+) -> None:
+    stage.kubernetes.scripts.default = waits = Script(unschedulable=NO_NODE)
+    async with stage.pool.working():
+        stays, goes = [await stage.start(kuberay=SHARED) for _ in range(2)]
+        for run_id in (stays, goes):
+            await stage.pool.wait_for_log(run_id, "the head waits for a node: 0/5 nodes")
+        (name,) = stage.kubernetes.clusters()
+        await stage.pool.cancel(goes)
+        await stage.ends(goes, StateType.CANCELLED, "other runs can use it", seconds=15)
+        waits.unschedulable = None
+        assert await finished(stage, stays) == name
+        await all_gone(stage)
