@@ -318,7 +318,7 @@ def _awaiting_code() -> State[Any]:
 
 
 def _give_up(client: SyncPrefectClient, flow_run_id: UUID, exc: Exception) -> None:
-    """End a run that did not get its bundle, unless the API is away: then its driver does."""
+    """End a run that did not get its bundle, unless the API is away: then a worker does, later."""
     try:
         state = client.read_flow_run(flow_run_id).state
         if state is not None and state.type == StateType.SCHEDULED:

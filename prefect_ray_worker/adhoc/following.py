@@ -218,7 +218,7 @@ class Following:
         self._tail.run_name = run.name
         # Asked before the lines are read, so that none comes in between.
         is_complete = self._ended_at is not None and self._has_whole_log(run)
-        self._tail.print_new(self._client)
+        self._tail.print_new(self._client, is_last=is_complete)
         if self._ended_at is None or is_complete:
             return is_complete
         if time.monotonic() - self._ended_at <= _LONGEST_DRAIN_SECONDS:

@@ -20,6 +20,8 @@ from prefect_ray_worker.bundles.carriers import patiently
 _PAGE = 200
 # Driver, tasks and worker send their lines in batches, so an older line can arrive later.
 _OVERLAP = timedelta(seconds=15)
+# At the end once more: the output of a flow that prints much comes later than what it logs.
+_OVERLAP_AT_THE_END = timedelta(seconds=60)
 _LOGGER = "prefect.flow_runs"
 
 
@@ -39,13 +41,19 @@ class LogTail:
         self._newest: datetime | None = None
         self._printed: dict[UUID, datetime] = {}
 
-    def print_new(self, client: SyncPrefectClient) -> int:
-        """Print the lines that have arrived since; return how many."""
-        since = self._newest - _OVERLAP if self._newest is not None else None
-        self._printed = {
-            key: when for key, when in self._printed.items() if since is None or when >= since
-        }
-        count, offset = 0, 0
+    def print_new(self, client: SyncPrefectClient, *, is_last: bool = False) -> None:
+        """Print the lines that have arrived since.
+
+        Args:
+            client: An open client.
+            is_last: Whether no more lines will arrive: then older ones are looked for as well.
+        """
+        since = None
+        if self._newest is not None:
+            since = self._newest - (_OVERLAP_AT_THE_END if is_last else _OVERLAP)
+            oldest = self._newest - _OVERLAP_AT_THE_END
+            self._printed = {key: when for key, when in self._printed.items() if when >= oldest}
+        offset = 0
         while page := self._page(client, since, offset):
             offset += len(page)
             for log in page:
@@ -54,10 +62,8 @@ class LogTail:
                 self._printed[log.id] = log.timestamp
                 self._newest = max(self._newest or log.timestamp, log.timestamp)
                 _show(log, self.run_name)
-                count += 1
             if len(page) < _PAGE:
                 break
-        return count
 
     def _page(self, client: SyncPrefectClient, since: datetime | None, offset: int) -> list[Log]:
         wanted = LogFilter(

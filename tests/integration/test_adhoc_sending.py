@@ -4,12 +4,14 @@ No job runs here: the fake Ray, or nothing, stands for the cluster.
 """
 
 import io
+import logging
 import re
 import secrets
 import signal
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,12 +20,14 @@ import anyio.to_thread
 import pytest
 from aiohttp import web
 from prefect import flow
+from prefect.client.schemas.actions import LogCreate
 from prefect.client.schemas.objects import FlowRun, State, StateDetails, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Pending
 
 from prefect_ray_worker import ray_job
 from prefect_ray_worker.adhoc.calling import run_again
+from prefect_ray_worker.adhoc.log_tail import LogTail
 from prefect_ray_worker.bundles.carriers import read_content, read_header
 from prefect_ray_worker.bundles.content import load_block, unpack, unpickle
 from prefect_ray_worker.errors import BundleMissing, BundleRefused, InvalidConfiguration
@@ -354,3 +358,31 @@ async def test_requests_of_a_call_and_of_its_driver_before_user_code(served: Poo
     of_flow = [request for request in of_driver[: states[1] + 1] if "/logs" not in request]
     print(of_flow)
     assert len(of_flow) <= 9
+
+
+async def test_line_that_reaches_prefect_late_is_printed_at_the_end(served: Pool) -> None:
+    """The output of a flow that prints much comes later than what it logs."""
+    run_id, now, lines = await submit(served, b"content"), datetime.now(UTC), list[str]()
+
+    class Console(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    async def arrives(message: str, seconds_ago: float) -> None:
+        when = now - timedelta(seconds=seconds_ago)
+        log = LogCreate(name="x", level=20, message=message, timestamp=when, flow_run_id=run_id)
+        await served.client.create_logs([log])
+
+    logger, console, tail = logging.getLogger("prefect.flow_runs"), Console(), LogTail(run_id)
+    logger.addHandler(console)
+    try:
+        await arrives("new", 0)
+        await ask(lambda c: tail.print_new(c))
+        await arrives("late", 40)
+        await ask(lambda c: tail.print_new(c))
+        assert lines == ["new"]
+        await ask(lambda c: tail.print_new(c, is_last=True))
+        await ask(lambda c: tail.print_new(c, is_last=True))
+    finally:
+        logger.removeHandler(console)
+    assert lines == ["new", "late"]
