@@ -356,8 +356,11 @@ async def test_requests_of_a_call_and_of_its_driver_before_user_code(served: Poo
         await anyio.to_thread.run_sync(output, process)
     states = [n for n, request in enumerate(of_driver) if request.endswith("/set_state")]
     of_flow = [request for request in of_driver[: states[1] + 1] if "/logs" not in request]
-    print(of_flow)
-    assert len(of_flow) <= 9
+    assert of_flow[:5] == [
+        "GET /flow_runs/{id}", "GET /flow_run_states/", "GET /csrf-token",
+        "POST /flow_runs/{id}/set_state", "GET /flow_runs/{id}/input/ray-bundle",
+    ]  # fmt: skip
+    assert len(of_flow) <= 12, "the rest are of Prefect's engine, and one is our guard's"
 
 
 async def test_line_that_reaches_prefect_late_is_printed_at_the_end(served: Pool) -> None:
