@@ -70,12 +70,21 @@ def shown(notebook: nbformat.NotebookNode) -> list[str]:
 def _shown(cell: nbformat.NotebookNode) -> str:
     lines: list[str] = []
     for output in cell.outputs:
-        text = plain(output.get("text", "") or output.get("data", {}).get("text/plain", ""))
-        if output.get("name") == "stderr":
+        text = plain(_text_of(output))
+        if _is_log(output):
             lines += [found[0] for line in text.splitlines() if (found := OF_THE_FLOW.search(line))]
         else:
             lines += text.splitlines()
     return "\n".join(lines)
+
+
+def _text_of(output: nbformat.NotebookNode) -> str:
+    return output.get("text", "") or output.get("data", {}).get("text/plain", "")
+
+
+def _is_log(output: nbformat.NotebookNode) -> bool:
+    # Prefect's console shows its lines as HTML where it finds a notebook (rich, 3.8.8).
+    return output.output_type == "display_data" or output.get("name") == "stderr"
 
 
 def readable(text: str) -> str:
@@ -90,17 +99,17 @@ def readable(text: str) -> str:
     return "\n".join(plain(line) for line in text.split("\n"))
 
 
-def store(notebook: nbformat.NotebookNode, pool: Pool) -> None:
+def store(notebook: nbformat.NotebookNode, pool_name: str) -> None:
     """Write the outputs into the notebook of the tutorial."""
     for cell in notebook.cells:
-        cell.source = cell.source.replace(pool.name, SHOWN)
+        cell.source = cell.source.replace(pool_name, SHOWN)
         cell.metadata = {}
         merged: list[nbformat.NotebookNode] = []
         for output in getattr(cell, "outputs", []):
-            name = output.get("name")
-            if name is not None:
-                output.text = readable(output.text.replace(pool.name, SHOWN))
-            if merged and name is not None and merged[-1].get("name") == name:
+            text = readable(_text_of(output).replace(pool_name, SHOWN))
+            if _is_log(output):
+                output = nbformat.v4.new_output("stream", name="stderr", text=text.rstrip() + "\n")
+            if merged and merged[-1].get("name", "") == output.get("name"):
                 merged[-1].text += output.text
             else:
                 merged.append(output)
@@ -124,7 +133,7 @@ async def test_notebook_of_the_tutorial_runs_and_shows_what_it_does(
             await client.async_execute_cell(cell, index)
     said = shown(client.nb)
     if os.environ.get("STORE_NOTEBOOK"):
-        store(client.nb, pool)
+        store(client.nb, pool.name)
         stored = said
     assert said == stored
     assert "looking at 1000 numbers" in said[1]
