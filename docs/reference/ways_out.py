@@ -210,7 +210,10 @@ _OF_MESSAGES: list[tuple[str, list[str]]] = [
     ("Create the namespace, or set `kuberay.namespace`.", ["There is no namespace …."]),
     (
         "Delete the cluster that has the name, and run the flow again.",
-        ["There is a RayCluster … that was not made for this run."],
+        [
+            "There is a RayCluster … that was not made for this run.",
+            "There is a RayCluster … that was not made for this work pool.",
+        ],
     ),
     (
         "Find out who deleted it; `infrastructure_retries` has the run tried again.",

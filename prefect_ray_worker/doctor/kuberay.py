@@ -4,12 +4,15 @@ Nothing that costs anything is left behind: the probe is a suspended RayCluster,
 If this process is killed, the sweep of a worker deletes it, after ten minutes.
 """
 
+import json
+import re
 import uuid
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 import anyio
 
+from prefect_ray_worker._version import OLDEST_PYTHON
 from prefect_ray_worker.clusters.kuberay.manifest import PROBE_LABELS, ray_cluster
 from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.doctor.report import (
@@ -30,12 +33,18 @@ from prefect_ray_worker.errors import (
 )
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.kubernetes_api.credentials import Kubeconfig
+from prefect_ray_worker.shared.diagnosis import newer_image
 from prefect_ray_worker.shared.ids import submission_id
 
 # The operator acts within a second; it may be busy with other clusters.
 _OPERATOR_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
 _CLEAN_UP_SECONDS = 20.0
+
+# How the tags of Ray's images name their Python, and those that are built on them.
+_OLD_PYTHON = re.compile(
+    r'"image": "(?P<image>[^"]+:(?P<ray>\d+\.\d+\.\d+)?[^"]*-py3(?P<minor>8|9|10)(?!\d)[^"]*)"'
+)
 
 _Right = tuple[str, str, str, str]
 """Verb, group, resource and subresource."""
@@ -163,6 +172,14 @@ async def _check_manifest(client: KubernetesClient, manifest: dict[str, Any]) ->
         return _full(KubeRaySubject.DRY_RUN, exc)
     except KubernetesError as exc:
         return failed(KubeRaySubject.DRY_RUN, exc)
+    if found := _OLD_PYTHON.search(json.dumps(manifest["spec"])):
+        needed = ".".join(map(str, OLDEST_PYTHON))
+        return failed(
+            KubeRaySubject.DRY_RUN,
+            f"The image {found['image']} has Python 3.{found['minor']} by its name, and the driver "
+            f"needs {needed}.",
+            newer_image(OLDEST_PYTHON, found["ray"] or ""),
+        )
     return ok(KubeRaySubject.DRY_RUN, "The API server accepts the RayCluster of a run.")
 
 

@@ -123,3 +123,22 @@ async def test_a_probe_that_cannot_be_deleted_is_named(kubernetes: FakeKubernete
 def _going(kubernetes: FakeKubernetes) -> set[str]:
     clusters = kubernetes.store.all("rayclusters", "ray")
     return {c["metadata"]["name"] for c in clusters if "deletionTimestamp" in c["metadata"]}
+
+
+@pytest.mark.parametrize(
+    ("image", "take"),
+    [
+        ("rayproject/ray:2.52.1-py310", "rayproject/ray:2.52.1-py311"),
+        ("registry:5000/flows/ray:2.60.0-py39-gpu@sha256:abc", "rayproject/ray:2.60.0-py311"),
+        ("flows:main-py310", "rayproject/ray:VERSION-py311"),
+    ],
+)
+async def test_image_with_an_old_python_is_named_with_the_one_to_take(
+    kubernetes: FakeKubernetes, image: str, take: str
+) -> None:
+    changed = {"image": image, "ray_version": "2.60.0"}
+    checks = await examined(asked(kubernetes).model_copy(update=changed))
+    check = checks[KubeRaySubject.DRY_RUN]
+    assert check.grade is Grade.FAILED
+    assert image in check.says
+    assert take in check.advice
