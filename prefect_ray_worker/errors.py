@@ -69,6 +69,14 @@ class InvalidConfiguration(RayWorkerError, ValueError):
     """
 
 
+class ClusterSourceMissing(InvalidConfiguration):
+    """The source of clusters that a run names is not installed here, or cannot be loaded."""
+
+
+class ClusterSourceUnclear(RayWorkerError):
+    """A source of clusters of another package failed to answer; it may do so later."""
+
+
 class LocalClusterError(RayWorkerError):
     """The embedded Ray cluster could not be started, found or read."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from prefect_ray_worker.commands.app import app
 from prefect_ray_worker.config.secrets import TRAVELS
-from prefect_ray_worker.doctor.report import CheckSubject, Grade, KubeRaySubject
+from prefect_ray_worker.doctor.report import CheckSubject, Grade, KubeRaySubject, SourceSubject
 from prefect_ray_worker.metrics import ALL
 from prefect_ray_worker.prefect_api.cluster_events import ClusterHappening, ClusterLabel
 from prefect_ray_worker.prefect_api.events import Happening, Label
@@ -51,6 +51,10 @@ def job_variables() -> str:
         _table(definitions["KubeRayHead"], definitions),
         "### An entry of `kuberay.workers`",
         _table(definitions["KubeRayWorkerGroup"], definitions),
+        "## The fields of `cluster_source`",
+        "`type` (required), `start_timeout_seconds`, `keep_failed_seconds`, and the fields of the "
+        "source itself. Deployments and runs can set single fields, as for `kuberay`. "
+        "[Write a source of clusters](../how-to/write-a-source-of-clusters.md).",
         "## The `RayCluster` block",
         "Create it in the UI (Blocks, Ray Cluster) or from Python; the variable `cluster` uses it.",
         _table(definitions["RayCluster"], definitions),
@@ -175,9 +179,9 @@ def metrics() -> str:
 
 def cli() -> str:
     """Return the page of the command line."""
-    subjects, of_kuberay = (
+    subjects, of_kuberay, of_source = (
         [f"| `{subject.label}` | {_cell(subject.meaning)} |" for subject in kind]
-        for kind in (CheckSubject, KubeRaySubject)
+        for kind in (CheckSubject, KubeRaySubject, SourceSubject)
     )
     grades = [f"| `{grade.label}` | {_cell(grade.meaning)} |" for grade in Grade]
     parts = [
@@ -192,6 +196,8 @@ def cli() -> str:
         "For a pool with the job variable `kuberay` these follow `target`, and no others: its "
         "clusters are made for runs.",
         "\n".join(["| subject | question |", "|---|---|", *of_kuberay]),
+        "For a pool with `cluster_source`:",
+        "\n".join(["| subject | question |", "|---|---|", *of_source]),
         "### Outcomes",
         "\n".join(["| grade | meaning |", "|---|---|", *grades]),
         "### `--json`",

@@ -19,6 +19,7 @@ OF_KINDS = {
     "BundleDamaged": _CALL_AGAIN,
     "BundleMissing": _CALL_AGAIN,
     "BundleUnusable": _CALL_AGAIN,
+    "ClusterSourceUnclear": "Nothing: the worker asks again. If it lasts, ask its authors.",
     "ClusterUnreachable": "Check that the cluster's dashboard runs and that the worker reaches it.",
     "Conflict": "Nothing: the worker reads the object again.",
     "InfrastructureNotAvailable": "The state of the run stays. Cancel it again, or stop the job in "

@@ -26,6 +26,7 @@ class RayJobVariables(TypedDict, total=False):
     address: str
     cluster: "RayCluster"
     kuberay: Mapping[str, Any]
+    cluster_source: Mapping[str, Any]
     env: Mapping[str, str | int | float | bool | None]
     runtime_env: Mapping[str, Any]
     entrypoint_num_cpus: float

@@ -1,5 +1,6 @@
 """`ClusterSources`: chooses where the cluster of a run comes from."""
 
+import logging
 from pathlib import Path
 from typing import Self
 
@@ -15,16 +16,20 @@ from prefect_ray_worker.clusters.source import (
     Tell,
 )
 from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.shared.ids import ClusterRef
+
+_log = logging.getLogger("prefect.workers.ray.sources")
 
 
 class ClusterSources:
     """Chooses the source of each run: the first one that plans a cluster for it.
 
-    The order of `of_worker`: job variable `kuberay`, job variable `address`, block `cluster`, the
-    setting `PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS`, a Ray that is started on this machine.
+    The order of `of_worker`: job variables `cluster_source`, `kuberay` and `address`, block
+    `cluster`, the setting `PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS`, a Ray that is started on this
+    machine.
 
     Args:
         sources: In order of precedence. The last one must plan for every run.
@@ -39,6 +44,7 @@ class ClusterSources:
         self._sources = sources
         self.events = events or ClusterEvents()
         self._has_kuberay = False
+        self._plugins: ClusterSource | None = None
         self._ended: set[str] = set()
 
     @classmethod
@@ -107,7 +113,12 @@ class ClusterSources:
         for configuration in (pool_configuration, RayJobConfiguration()):
             if configuration is None:
                 continue
-            cluster = await self.find(configuration, job_id, ref)
+            try:
+                cluster = await self.find(configuration, job_id, ref)
+            except InvalidConfiguration as exc:
+                # Of the pool: not of the run, which can go on elsewhere.
+                _log.debug("The cluster of the work pool cannot be looked for: %s", exc)
+                continue
             if cluster is not None and cluster.ref == ref:
                 return cluster
         return Cluster(ref, Connection(str(ref), off_limits=True))
@@ -132,8 +143,8 @@ class ClusterSources:
 
     def makes_clusters(self, pool_configuration: RayJobConfiguration | None) -> bool:
         """Return whether the pool, or a run that was seen, makes clusters that need a sweep."""
-        asks = pool_configuration is not None and pool_configuration.kuberay is not None
-        return asks or self._has_kuberay
+        asks = pool_configuration is not None and pool_configuration.makes_clusters
+        return asks or self._has_kuberay or self._plugins is not None
 
     async def sweep(
         self, view: PoolView, pool_configuration: RayJobConfiguration | None, tell: Tell
@@ -167,6 +178,11 @@ class ClusterSources:
         raise RuntimeError("The last cluster source must plan for every run.")
 
     def _prepare_for(self, configuration: RayJobConfiguration) -> None:
+        if configuration.cluster_source is not None and self._plugins is None:
+            from prefect_ray_worker.clusters.third_party import PluginClusters
+
+            self._plugins = PluginClusters(self.events)
+            self._sources = (self._plugins, *self._sources)
         if configuration.kuberay is None or self._has_kuberay:
             return
         # Imported here: a worker whose pools make no clusters needs no client of Kubernetes.

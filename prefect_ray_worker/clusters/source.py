@@ -47,12 +47,14 @@ class ClusterPlan:
             the run's record has it.
         is_on_demand: Whether any worker can make the cluster, which can take minutes.
         is_for_one_run: Whether it is made for the attempt alone.
+        only_here: Name of the only machine that will reach it; None if others can.
     """
 
     cluster: Cluster | None = None
     ref: ClusterRef | None = None
     is_on_demand: bool = False
     is_for_one_run: bool = False
+    only_here: str | None = None
 
     @property
     def may_have_job(self) -> bool:

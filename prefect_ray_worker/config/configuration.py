@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from prefect_ray_worker.config.kuberay import KubeRay, over_pool_default
+from prefect_ray_worker.config.cluster_source import over_pool_default
 from prefect_ray_worker.config.memory import memory_in_bytes
 from prefect_ray_worker.config.origin import ClusterOrigin, refuse_foreign_files
 from prefect_ray_worker.config.refusals import (
@@ -87,14 +87,17 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             raise ValueError(f"has no text for {', '.join(nested)}. Write a text or a number")
         return {**data, "env": {name: as_text(value) for name, value in env.items()}}
 
-    @field_validator("kuberay")
+    @field_validator("kuberay", "cluster_source")
     @classmethod
-    def _is_the_only_cluster(cls, value: KubeRay | None, info: ValidationInfo) -> KubeRay | None:
-        others = [name for name in ("address", "cluster") if info.data.get(name) is not None]
+    def _is_the_only_cluster(cls, value: Any, info: ValidationInfo) -> Any:
+        # Of the fields before this one.
+        named = ("address", "cluster", "kuberay")
+        others = [name for name in named if info.data.get(name) is not None]
         if value is not None and others:
-            named = " and ".join(others)
+            there = " and ".join(others)
             raise ValueError(
-                f"stands beside {named}: a run goes to one cluster. Set {named} to null, or kuberay"
+                f"stands beside {there}: a run goes to one cluster. Set {there} to null, or "
+                f"{info.field_name}"
             )
         return value
 
@@ -149,6 +152,11 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             worker_name=worker_name,
             worker_id=worker_id,
         )
+
+    @property
+    def makes_clusters(self) -> bool:
+        """Whether clusters are made for runs, and deleted after them."""
+        return self.kuberay is not None or self.cluster_source is not None
 
     def connection(self) -> Connection | None:
         """Return the cluster that the run names, or None if it names none."""

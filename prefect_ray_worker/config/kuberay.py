@@ -5,16 +5,13 @@ is idle.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self
 
-from prefect.utilities.collections import set_in_dict
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from prefect_ray_worker.config.memory import Memory
 from prefect_ray_worker.config.runtime_env import Text
 
-VARIABLE = "kuberay"
 CONFIG_BLOCK_SLUG = "kubernetes-cluster-config"
 """The block type of kubeconfigs that every Prefect server knows (3.8.8)."""
 DEFAULT_IDLE_SECONDS = 600
@@ -352,42 +349,3 @@ class KubeRay(BaseModel):
         if doubled:
             raise ValueError(f"has several worker groups named {', '.join(doubled)}. Rename one")
         return self
-
-
-def over_pool_default(
-    base_job_template: Mapping[str, Any], values: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return job variables whose `kuberay` is merged over the pool's.
-
-    Prefect merges `env` only: without this, an override of `kuberay.image` would replace the whole
-    `kuberay` of the pool (`BaseJobConfiguration.from_template_and_values`, 3.8.8).
-
-    Args:
-        base_job_template: Of the work pool.
-        values: The job variables of the deployment and the run.
-    """
-    dotted = {key: value for key, value in values.items() if key.startswith(f"{VARIABLE}.")}
-    if not dotted and not isinstance(values.get(VARIABLE), dict):
-        return dict(values)
-    properties = base_job_template.get("variables", {}).get("properties", {})
-    merged: object = properties.get(VARIABLE, {}).get("default")
-    of_paths: dict[str, Any] = {}
-    for key, value in dotted.items():
-        set_in_dict(of_paths, key, value)
-    # As for Prefect's own: a nested value wins over a dotted one.
-    for override in (of_paths.get(VARIABLE), values.get(VARIABLE)):
-        if isinstance(override, dict):
-            merged = _merged(merged, cast("dict[str, Any]", override))
-    rest = {key: value for key, value in values.items() if key not in dotted}
-    return {**rest, VARIABLE: merged}
-
-
-def _merged(below: object, above: dict[str, Any]) -> dict[str, Any]:
-    # A reference to a block is one value, and another one takes its place.
-    if not isinstance(below, dict) or "$ref" in below or "$ref" in above:
-        return above
-    result = dict(cast("dict[str, Any]", below))
-    for key, value in above.items():
-        before = result.get(key)
-        result[key] = _merged(before, value) if isinstance(value, dict) else value
-    return result

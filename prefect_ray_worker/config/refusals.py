@@ -119,13 +119,15 @@ def missing_variable(name: str, places: tuple[str, ...]) -> InvalidConfiguration
     )
 
 
-def explain(error: ValidationError, known: Iterable[str]) -> str:
+def explain(error: ValidationError, known: Iterable[str], *, within: str | None = None) -> str:
     """Return for each mistake which variable it is in and what to do.
 
     Args:
         error: Of pydantic; its own text shows the raw input.
         known: The variables of this release.
+        within: The variable whose fields were validated; None for the variables themselves.
     """
+    outer = () if within is None else (within,)
     lines: dict[str, list[str]] = {}
     for mistake in error.errors(include_url=False):
         # pydantic puts the branches of a union (`list[str]`, `dict[…]`) into the path as well.
@@ -133,13 +135,13 @@ def explain(error: ValidationError, known: Iterable[str]) -> str:
         message = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden" and path[0] not in known:
             message = "is not known to this release; remove it from the pool's base job template"
-        place = f"job variable {'.'.join(path)!r}"
-        if not path:
+        place = f"job variable {'.'.join((*outer, *path))!r}"
+        if not path and within is None:
             place = "job variable 'env'"  # the only check on the configuration as a whole
-        elif message.startswith(f"{path[-1]} "):
+        elif path and message.startswith(f"{path[-1]} "):
             message = message.removeprefix(f"{path[-1]} ")  # our own, which names the variable
         else:
-            place += _shown(path, mistake["input"])
+            place += _shown(path or outer, mistake["input"])
             message = message[:1].lower() + message[1:]
         lines.setdefault(place, []).append(message)
     return "; ".join(f"{place} {', or '.join(messages)}" for place, messages in lines.items())

@@ -3,9 +3,10 @@
 from typing import Annotated, Any
 
 from prefect.workers.base import BaseVariables
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from prefect_ray_worker.config.block import DashboardAddress, RayCluster
+from prefect_ray_worker.config.cluster_source import check_cluster_source
 from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.config.memory import Memory
 from prefect_ray_worker.config.runtime_env import RuntimeEnv, Text, as_text
@@ -81,6 +82,17 @@ class RayFields(BaseModel):
             'worker. Example: {"image": "rayproject/ray:2.60.0-py311"}'
         ),
         examples=[{"image": "rayproject/ray:2.60.0-py311"}],
+    )
+    cluster_source: Annotated[dict[str, Any], AfterValidator(check_cluster_source)] | None = Field(
+        default=None,
+        title="Cluster source",
+        description=(
+            "A Ray cluster that a source of another package makes for each run. Instead of "
+            "address, cluster and kuberay. `type` names the source; start_timeout_seconds (900) "
+            "and keep_failed_seconds (0) are for every source, all other fields its own. "
+            'Example: {"type": "shell", "port": 8300}'
+        ),
+        examples=[{"type": "shell", "port": 8300}],
     )
     runtime_env: RuntimeEnv = Field(
         default_factory=RuntimeEnv,
@@ -283,6 +295,7 @@ FORM_ORDER = (
     "address",
     "cluster",
     "kuberay",
+    "cluster_source",
     "env",
     "runtime_env",
     "entrypoint_num_cpus",

@@ -6,9 +6,18 @@ from typing import Any
 from prefect_ray_worker.doctor.inside import checks_of, compare_clocks
 from prefect_ray_worker.doctor.outside import check_finished_jobs, examine_dashboard, read_output
 from prefect_ray_worker.doctor.probe_job import ProbeJob, probe_request, read_findings, ships
-from prefect_ray_worker.doctor.report import Check, CheckSubject, Grade, failed, ok, skipped
-from prefect_ray_worker.doctor.target import KubeRayTarget, Target, find_target
+from prefect_ray_worker.doctor.report import (
+    Check,
+    CheckSubject,
+    Grade,
+    SourceSubject,
+    failed,
+    ok,
+    skipped,
+)
+from prefect_ray_worker.doctor.target import KubeRayTarget, SourceTarget, Target, find_target
 from prefect_ray_worker.errors import JobsApiError, RayWorkerError
+from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.runs.submit import ensure_shipped
 from prefect_ray_worker.settings import RayWorkerSettings, worker_settings
@@ -39,6 +48,10 @@ async def examine(
         async for check in examine_kuberay(target.asked, wait=wait):
             yield check
         return
+    if isinstance(target, SourceTarget):
+        async for check in _of_source(target):
+            yield check
+        return
     try:
         async with JobsClient(target.connection) as client:
             async for check in _of_cluster(client, target, settings, wait):
@@ -47,6 +60,21 @@ async def examine(
         RayWorkerError
     ) as exc:  # the connection cannot be set up, for example for a missing ca_file
         yield failed(CheckSubject.DASHBOARD, exc)
+
+
+async def _of_source(target: SourceTarget) -> AsyncGenerator[Check, None]:
+    from prefect_ray_worker.clusters.third_party import PluginClusters
+
+    subject = SourceSubject.INSTALLED
+    source = PluginClusters(ClusterEvents())
+    try:
+        async for said in source.examine(target.configuration):
+            yield ok(subject, said)
+            subject = SourceSubject.OWN
+    except RayWorkerError as exc:
+        yield failed(subject, exc)
+    finally:
+        await source.close(lambda _: None, frozenset())
 
 
 async def _of_cluster(

@@ -65,6 +65,16 @@ class KubeRaySubject(_Named):
     )
 
 
+class SourceSubject(_Named):
+    """What a check examines of a pool with `cluster_source`, after `target`."""
+
+    INSTALLED = ("cluster-source", "Is the source installed here, and do its fields fit?")
+    OWN = ("cluster-source-check", "What does the source itself examine? One line for each thing.")
+
+
+Subject = CheckSubject | KubeRaySubject | SourceSubject
+
+
 @dataclass(frozen=True)
 class Check:
     """The result of one check.
@@ -76,7 +86,7 @@ class Check:
         advice: What to do, in one sentence; empty if there is nothing to do.
     """
 
-    subject: CheckSubject | KubeRaySubject
+    subject: Subject
     grade: Grade
     says: str
     advice: str = ""
@@ -85,17 +95,17 @@ class Check:
         return f"{self.says} {self.advice}".strip()
 
 
-def ok(subject: CheckSubject | KubeRaySubject, says: str) -> Check:
+def ok(subject: Subject, says: str) -> Check:
     """Return a check that found no problem."""
     return Check(subject, Grade.OK, says)
 
 
-def warning(subject: CheckSubject | KubeRaySubject, says: str, advice: str) -> Check:
+def warning(subject: Subject, says: str, advice: str) -> Check:
     """Return a check that found something to improve."""
     return Check(subject, Grade.WARNING, says, advice)
 
 
-def failed(subject: CheckSubject | KubeRaySubject, says: object, advice: str = "") -> Check:
+def failed(subject: Subject, says: object, advice: str = "") -> Check:
     """Return a check that found why runs fail.
 
     Args:
@@ -122,7 +132,7 @@ def _first_sentence(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def skipped(subject: CheckSubject | KubeRaySubject, says: str) -> Check:
+def skipped(subject: Subject, says: str) -> Check:
     """Return a check that had nothing to examine."""
     return Check(subject, Grade.SKIPPED, says)
 
@@ -143,9 +153,12 @@ def summary_of(checks: Sequence[Check]) -> str:
     """Return the last line of the report: how many checks had which outcome."""
     counts = {grade.label: sum(check.grade is grade for check in checks) for grade in Grade}
     seen = {check.subject for check in checks}
-    # A pool whose clusters KubeRay makes has no cluster to examine yet.
-    of_kuberay = any(isinstance(subject, KubeRaySubject) for subject in seen)
-    counts["not reached"] = len((set(KubeRaySubject) if of_kuberay else set(CheckSubject)) - seen)
+    expected: set[Subject] = set(CheckSubject)
+    for kind in (KubeRaySubject, SourceSubject):
+        # A pool whose clusters are made for runs has no cluster to examine yet.
+        if any(isinstance(subject, kind) for subject in seen):
+            expected = set(kind)
+    counts["not reached"] = len(expected - seen)
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 

@@ -61,9 +61,27 @@ class KubeRayTarget:
         return f"a cluster that KubeRay makes for {of}"
 
 
+@dataclass(frozen=True)
+class SourceTarget:
+    """Clusters that a source of another package makes for runs: there is none to examine yet.
+
+    Attributes:
+        configuration: The job configuration of a run.
+        pool: The work pool that was named, if one was.
+    """
+
+    configuration: RayJobConfiguration
+    pool: str | None = None
+
+    def __str__(self) -> str:
+        of = f"a run of work pool {self.pool!r}" if self.pool else "a run"
+        type_ = (self.configuration.cluster_source or {}).get("type")
+        return f"a cluster that the source {type_!r} makes for {of}"
+
+
 async def find_target(
     named: str | None, job_variables: Mapping[str, Any], settings: RayWorkerSettings
-) -> Target | KubeRayTarget:
+) -> Target | KubeRayTarget | SourceTarget:
     """Return what to examine.
 
     Args:
@@ -108,12 +126,14 @@ async def _target(
     *,
     client: PrefectClient,
     pool: str | None,
-) -> Target | KubeRayTarget:
+) -> Target | KubeRayTarget | SourceTarget:
     configuration = await RayJobConfiguration.from_template_and_values(
         template, dict(job_variables), client
     )
     if configuration.kuberay is not None:
         return KubeRayTarget(configuration.kuberay, pool)
+    if configuration.cluster_source is not None:
+        return SourceTarget(configuration, pool)
     sources = ClusterSources.of_worker(PREFECT_HOME.value(), address)
     cluster = await sources.find(configuration)
     if cluster is None:

@@ -104,7 +104,7 @@ class Provision:
             planned = await sources.find(self._configuration, self._job_id, self._recorded)
             if planned is None and not may_start:
                 raise InvalidConfiguration(_NO_CLUSTER_FOR_A_CALLER)
-        host = planned.reachable_from if planned is not None else None
+        host = planned.reachable_from if planned is not None else plan.only_here
         await self._record(planned.ref if planned is not None else plan.ref, host)
         cluster = planned
         if planned is None or may_start:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from logging import Logger, LoggerAdapter
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, State, StateType
@@ -17,6 +17,17 @@ from prefect_ray_worker.runs.judge import Limits
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.shared.ids import STARTING, attempt_number, present_claim, submission_id
 from prefect_ray_worker.shared.resources import Asked
+
+
+class ConfigurationOf(Protocol):
+    """Builds the prepared configuration of a run, as for its submission."""
+
+    async def __call__(self, flow_run: FlowRun) -> RayJobConfiguration:
+        """Return the configuration, or raise if it cannot be used, or Prefect does not answer.
+
+        `is_passing_error` tells these apart.
+        """
+        ...
 
 
 @dataclass(frozen=True)

@@ -255,6 +255,11 @@ class Category(Enum):
         "A ResourceQuota of the namespace left no room for the cluster until the start timeout.",
         "Limit the concurrency of the work pool, raise the quota or kuberay.start_timeout_seconds.",
     )
+    CLUSTER_SOURCE_FAILED = (
+        "ClusterSourceFailed",
+        "The source of clusters that cluster_source names could not make the run's cluster.",
+        "Correct what the cause says; for help ask who maintains the package that it names.",
+    )
     CLUSTER_SPEC_INVALID = (
         "ClusterSpecInvalid",
         "Kubernetes or KubeRay refuses the cluster's specification, or cannot start a container "

@@ -40,6 +40,7 @@ BUNDLE_FOLDER_VARIABLE = "PREFECT_RAY_WORKER_BUNDLE_FOLDER"
 
 _ADDRESS = "address"
 _OUR_ID = re.compile(r"prefect-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-[0-9a-f]{12}")
+_OUR_CLUSTER = re.compile(r"ray-([0-9a-f]{32})-([0-9a-f]{12})")
 _PATH = "/api/jobs/"
 _RUN_KEY = "prefect.io/flow-run-id"
 _POOL_KEY = "prefect.io/work-pool-id"
@@ -242,6 +243,27 @@ def run_in(submission_id: str) -> UUID | None:
     """Return the flow run that a submission id was made for; None for an id of anything else."""
     match = _OUR_ID.fullmatch(submission_id)
     return UUID(match[1]) if match else None
+
+
+def own_cluster_name(submission_id: str) -> str:
+    """Return the name of the cluster of an attempt that gets its own: 49 characters.
+
+    Args:
+        submission_id: Of the attempt's job.
+
+    Raises:
+        ValueError: It is not the id of a flow run's job.
+    """
+    run_id = run_in(submission_id)
+    if run_id is None:
+        raise ValueError(f"{submission_id!r} is not the job of a flow run.")
+    return f"ray-{run_id.hex}-{attempt_in(submission_id)}"
+
+
+def run_of_cluster_name(name: str) -> tuple[UUID, str] | None:
+    """Return the flow run, and the attempt, that a cluster's name was made for."""
+    match = _OUR_CLUSTER.fullmatch(name)
+    return (UUID(match[1]), match[2]) if match else None
 
 
 def attempt_in(submission_id: str) -> str:

@@ -17,13 +17,13 @@ import prefect_ray_worker
 from prefect_ray_worker import metrics
 from prefect_ray_worker.adhoc.decorator import RayJobVariables
 from prefect_ray_worker.commands.app import app, parse
+from prefect_ray_worker.config.cluster_source import over_pool_default
 from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.config.kuberay import over_pool_default
 from prefect_ray_worker.doctor.report import CheckSubject, Grade
 from tests.docs.test_docs import PAGES, README, ROOT
 
 _BLOCK = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
-_LANGUAGES = {"mermaid", "console", "python", "yaml", "json", "dockerfile", "text", ""}
+_LANGUAGES = {"mermaid", "console", "python", "yaml", "json", "dockerfile", "toml", "text", ""}
 # Programs that are not ours; that they are written right is theirs to say.
 _OTHERS = {
     "#", ".", "bash", "cat", "cd", "cp", "curl", "docker", "echo", "export", "git", "grep",
@@ -85,8 +85,8 @@ def test_python_compiles_and_its_imports_exist(snippet: Snippet) -> None:
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             if node.module.partition(".")[0] == "prefect_ray":
                 continue  # the other package, shown to be replaced
-            if (ROOT / "docs" / "examples" / "notebook" / f"{node.module}.py").is_file():
-                continue  # a module beside the notebook
+            if list((ROOT / "docs" / "examples").glob(f"*/{node.module}.py")):
+                continue  # a module beside the notebook, or of an example
             module = importlib.import_module(node.module)
             assert [a.name for a in node.names if not hasattr(module, a.name)] == []
 

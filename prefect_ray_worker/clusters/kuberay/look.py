@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import anyio
 
+from prefect_ray_worker.clusters.answering import silence_of
 from prefect_ray_worker.clusters.kuberay.reach import reached
 from prefect_ray_worker.clusters.kuberay.reading import (
     ClusterState,
@@ -20,7 +21,6 @@ from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.diagnosis.text import clean
 from prefect_ray_worker.errors import (
     ClusterFailed,
-    JobsApiError,
     KubeRayMissing,
     KubernetesError,
     KubernetesForbidden,
@@ -32,15 +32,11 @@ from prefect_ray_worker.errors import (
 )
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.kubernetes_api.models import PodObject, RayClusterObject
-from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.tokens import TokenSource
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import diagnosed
 
 _LINES_OF_HEAD = 50
-# The dashboard waits up to 10 s for its agent (`dashboard/consts.py`, Ray 2.60), and that takes
-# seconds for its first job.
-_ANSWER_SECONDS = 25.0
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,10 @@ class ClusterLook:
             cluster = await reached(self.client, there, self.asked)
             silence = "KubeRay has not made the Secret with its token yet"
             if not there.has_token or cluster.connection.token != TokenSource():
-                silence = await _silence_of(cluster)
+                try:
+                    silence = await silence_of(cluster.connection)
+                except NotAuthorized as exc:
+                    raise start_failed(Category.CLUSTER_FORBIDDEN, str(exc)) from exc
         answers = cluster is not None and not silence
         evidence = Evidence(
             there,
@@ -183,26 +182,6 @@ class ClusterLook:
             if text.strip():
                 return clean(text)[-_LINES_OF_HEAD:]
         return []
-
-
-async def _silence_of(cluster: Cluster) -> str:
-    """Return why a cluster does not take jobs yet; empty if it does.
-
-    Raises:
-        ClusterFailed: It refuses the worker, or the API server does in its place.
-    """
-    try:
-        with anyio.fail_after(_ANSWER_SECONDS):
-            async with JobsClient(cluster.connection) as ray:
-                await ray.version()
-                await ray.expect_agent()
-    except NotAuthorized as exc:
-        raise start_failed(Category.CLUSTER_FORBIDDEN, str(exc)) from exc
-    except JobsApiError as exc:
-        return str(exc).rstrip(".")
-    except TimeoutError:
-        return f"no answer within {_ANSWER_SECONDS:g} s"
-    return ""
 
 
 def start_failed(

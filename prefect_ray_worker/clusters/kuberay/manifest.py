@@ -22,7 +22,7 @@ from prefect_ray_worker.config.kuberay import (
 )
 from prefect_ray_worker.config.memory import memory_in_bytes
 from prefect_ray_worker.errors import InvalidConfiguration
-from prefect_ray_worker.shared.ids import attempt_in, run_in
+from prefect_ray_worker.shared.ids import attempt_in, own_cluster_name, run_in
 
 API_VERSION = "ray.io/v1"
 DASHBOARD_PORT = 8265
@@ -68,10 +68,7 @@ def cluster_name(job_id: str) -> str:
     Raises:
         ValueError: It is not the id of a flow run's job.
     """
-    run_id = run_in(job_id)
-    if run_id is None:
-        raise ValueError(f"{job_id!r} is not the job of a flow run.")
-    return f"ray-{run_id.hex}-{attempt_in(job_id)}"
+    return own_cluster_name(job_id)
 
 
 def is_shared_name(name: str) -> bool:

@@ -19,16 +19,13 @@ from prefect_ray_worker.clusters.kuberay.manifest import (
     START_TIMEOUT,
 )
 from prefect_ray_worker.clusters.source import RunOfCluster
+from prefect_ray_worker.clusters.unneeded import why_unneeded
 from prefect_ray_worker.config.kuberay import DEFAULT_IDLE_SECONDS
 from prefect_ray_worker.kubernetes_api.models import RayClusterObject
 
-# A worker may be settling the run, or creating the cluster for an attempt that is just beginning.
-_GRACE_SECONDS = 120.0
 # `start_timeout_seconds` by default.
 _START_SECONDS = 900.0
 _EPOCH = datetime.fromtimestamp(0, UTC)
-# For so long after the end of its run, the log of a job is still forwarded from the cluster.
-DRAIN_SECONDS = 600.0
 
 
 def run_in_labels(cluster: RayClusterObject) -> UUID | None:
@@ -51,22 +48,12 @@ def why_orphaned(
     """
     if cluster.is_terminating:
         return None
-    if (now - (cluster.created_at or now)).total_seconds() < _GRACE_SECONDS:
-        return None
-    if run is None:
-        return "its flow run was deleted"
-    if run.age < _GRACE_SECONDS:
-        return None
-    attempt = cluster.labels.get(ATTEMPT_LABEL)
-    if run.goes_on:
-        moved_on = run.attempt not in (None, attempt)
-        return "its flow run has gone on to another attempt" if moved_on else None
-    if run.is_unfinished and run.age < DRAIN_SECONDS:
-        return None
-    kept = seconds_in(cluster.annotations, KEEP_FAILED) or 0.0
-    if run.failed and run.age < kept:
-        return None
-    return "its flow run has ended"
+    return why_unneeded(
+        cluster.labels.get(ATTEMPT_LABEL),
+        run,
+        age=(now - (cluster.created_at or now)).total_seconds(),
+        kept=seconds_in(cluster.annotations, KEEP_FAILED) or 0.0,
+    )
 
 
 def why_too_old(cluster: RayClusterObject, *, now: datetime) -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from logging import Logger, LoggerAdapter
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 import anyio
@@ -14,7 +14,14 @@ from prefect_ray_worker import metrics
 from prefect_ray_worker.clusters.existing import cluster_at
 from prefect_ray_worker.clusters.source import Cluster, ClusterPlan
 from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.errors import JobNotFound, JobsApiError, KubernetesError, RayWorkerError
+from prefect_ray_worker.errors import (
+    ClusterSourceMissing,
+    ClusterSourceUnclear,
+    JobNotFound,
+    JobsApiError,
+    KubernetesError,
+    RayWorkerError,
+)
 from prefect_ray_worker.prefect_api.active_runs import ActiveRun
 from prefect_ray_worker.prefect_api.answers import is_passing_error
 from prefect_ray_worker.prefect_api.flow_runs import type_of_state
@@ -25,7 +32,7 @@ from prefect_ray_worker.runs.provide import Own, Provision
 from prefect_ray_worker.runs.recovery.labels import labelled_cluster, unfinished_label
 from prefect_ray_worker.runs.recovery.ownership import Place
 from prefect_ray_worker.runs.registry import FollowedRuns
-from prefect_ray_worker.runs.run import RunAttempt, present_attempt
+from prefect_ray_worker.runs.run import ConfigurationOf, RunAttempt, present_attempt
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.submit import Submitter
 from prefect_ray_worker.shared.ids import (
@@ -38,17 +45,6 @@ from prefect_ray_worker.shared.ids import (
 
 _ANSWER_SECONDS = 5.0
 _NO_PLAN = ClusterPlan()
-
-
-class ConfigurationOf(Protocol):
-    """Builds the prepared configuration of a run, as for its submission."""
-
-    async def __call__(self, flow_run: FlowRun) -> RayJobConfiguration:
-        """Return the configuration, or raise if it cannot be used, or Prefect does not answer.
-
-        `is_passing_error` tells these apart.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -139,6 +135,8 @@ class Adoption:
         if flow_run is None:
             return Place.UNSERVED  # it was deleted meanwhile
         plan = await self._plan(flow_run, job_of_attempt(run.id, attempt), named)
+        if isinstance(plan.trouble, ClusterSourceMissing):
+            return Place.FOREIGN if pid is None else Place.ELSEWHERE  # another worker may have it
         if plan.trouble is not None:
             return Place.OURS  # no worker can do more for it than say so
         if named is not None:
@@ -146,7 +144,7 @@ class Adoption:
             return Place.OURS if plan.is_for(named) else elsewhere
         served = not self._queues or run.queue in self._queues
         configuration = plan.configuration
-        names_one = configuration.connection() is not None or configuration.kuberay is not None
+        names_one = configuration.connection() is not None or configuration.makes_clusters
         return Place.OURS if served or names_one else Place.UNSERVED
 
     async def adopt(self, found: OrphanedRun) -> None:
@@ -389,8 +387,8 @@ def _is_over(run: FlowRun) -> bool:
 
 
 def _is_passing(exc: Exception) -> bool:
-    """Return whether Prefect, or Kubernetes, may answer otherwise when it is asked again."""
-    return isinstance(exc, KubernetesError) or is_passing_error(exc)
+    """Return whether Prefect, or a source of clusters, may answer otherwise when asked again."""
+    return isinstance(exc, KubernetesError | ClusterSourceUnclear) or is_passing_error(exc)
 
 
 def _said_by(trouble: Exception) -> str:

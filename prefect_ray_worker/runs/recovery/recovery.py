@@ -12,7 +12,7 @@ from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
-from prefect_ray_worker.runs.recovery.adopt import Adoption, ConfigurationOf
+from prefect_ray_worker.runs.recovery.adopt import Adoption
 from prefect_ray_worker.runs.recovery.labels import (
     OWNER_LABEL,
     UPLOADING_LABEL,
@@ -25,7 +25,7 @@ from prefect_ray_worker.runs.recovery.ownership import heirs
 from prefect_ray_worker.runs.recovery.reconcile import Reconciler
 from prefect_ray_worker.runs.recovery.sweep import Sweeper
 from prefect_ray_worker.runs.registry import FollowedRuns
-from prefect_ray_worker.runs.run import LeftAttempt
+from prefect_ray_worker.runs.run import ConfigurationOf, LeftAttempt
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.shared.ids import ClusterRef, attempt_in, attempt_name
 

@@ -213,6 +213,7 @@ async def sweep_once(pool_name: str, namespaces: Sequence[str], tell: Tell) -> N
     Raises:
         InvalidConfiguration: The pool is unknown, or makes no clusters.
         KubernetesError: A namespace could not be swept.
+        ClusterSourceUnclear: A source of clusters could not be asked.
         Exception: Prefect did not answer.
     """
     async with get_client() as client:
@@ -224,20 +225,32 @@ async def sweep_once(pool_name: str, namespaces: Sequence[str], tell: Tell) -> N
             ) from None
         template = pool.base_job_template
         configuration = await RayJobConfiguration.from_template_and_values(template, {}, client)
-        if configuration.kuberay is None:
+        if not configuration.makes_clusters:
             raise InvalidConfiguration(
-                f"Work pool {pool_name!r} has no default for kuberay, so it makes no clusters. "
-                "Name the pool whose runs have clusters of their own."
+                f"Work pool {pool_name!r} has no default for kuberay or cluster_source, so it "
+                "makes no clusters. Name the pool whose runs have clusters of their own."
             )
         sources = ClusterSources.of_worker(PREFECT_HOME.value(), worker_settings().address)
         view = PoolRuns(pool.id, FlowRuns(client), lambda _: True)
         try:
-            for namespace in (configuration.kuberay.namespace, *namespaces):
-                asked = configuration.kuberay.model_copy(update={"namespace": namespace})
-                of_place = configuration.model_copy(update={"kuberay": asked})
+            for of_place in _places_of(configuration, namespaces):
                 await sources.sweep(view, of_place, tell)
         finally:
             await sources.close(tell)
+
+
+def _places_of(
+    configuration: RayJobConfiguration, namespaces: Sequence[str]
+) -> list[RayJobConfiguration]:
+    kuberay = configuration.kuberay
+    if kuberay is None:
+        return [configuration]
+    return [
+        configuration.model_copy(
+            update={"kuberay": kuberay.model_copy(update={"namespace": namespace})}
+        )
+        for namespace in (kuberay.namespace, *namespaces)
+    ]
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,7 @@ async def test_every_variable_has_a_reader() -> None:
     followed_elsewhere = {
         "cluster",
         "kuberay",
+        "cluster_source",
         "start_timeout_seconds",
         "run_timeout_seconds",
         "infrastructure_retries",

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from prefect_ray_worker.config.kuberay import KubeRay, over_pool_default
+from prefect_ray_worker.config.cluster_source import over_pool_default
+from prefect_ray_worker.config.kuberay import KubeRay
 
 POOL: dict[str, Any] = {
     "image": "ray:2.60.0",

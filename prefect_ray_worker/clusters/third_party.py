@@ -1,0 +1,358 @@
+"""`PluginClusters`: the clusters of `ClusterPlugin`s, which other packages install.
+
+A plugin is loaded when the first run asks for it. Whatever it raises ends at most the run that it
+was called for.
+"""
+
+import logging
+import platform
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import anyio
+import anyio.to_thread
+from pydantic import BaseModel
+
+from prefect_ray_worker.clusters.answering import silence_of
+from prefect_ray_worker.clusters.installed import LoadedPlugin, load_plugin, said_by
+from prefect_ray_worker.clusters.plugin import AskedCluster, MadeCluster
+from prefect_ray_worker.clusters.source import (
+    Cluster,
+    ClusterPlan,
+    PoolView,
+    RunAndAttempt,
+    StartProgress,
+    Tell,
+)
+from prefect_ray_worker.clusters.unneeded import why_unneeded
+from prefect_ray_worker.config.cluster_source import (
+    DEFAULT_START_TIMEOUT,
+    KEEP_FAILED,
+    START_TIMEOUT,
+    TYPE,
+)
+from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.errors import (
+    ClusterFailed,
+    ClusterSourceUnclear,
+)
+from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents, ClusterHappening
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.shared.category import Category
+from prefect_ray_worker.shared.diagnosis import diagnosed
+from prefect_ray_worker.shared.ids import (
+    ClusterRef,
+    own_cluster_name,
+    run_in,
+    run_of_cluster_name,
+)
+
+_POOL_LABEL = "prefect.io/work-pool-id"
+
+_log = logging.getLogger("prefect.workers.ray.sources")
+
+
+@dataclass(frozen=True)
+class PluginPlan(ClusterPlan):
+    """A cluster that an attempt will get from a plugin.
+
+    Attributes:
+        loaded: The plugin.
+        asked: What it is asked for; None if there is no run.
+        fields: The plugin's own fields.
+        start_timeout: Seconds from the claim until it must take jobs.
+        kept: Seconds for which it stays after a failure of the run.
+    """
+
+    loaded: LoadedPlugin | None = None
+    asked: AskedCluster[Any] | None = None
+    fields: BaseModel | None = None
+    start_timeout: float = DEFAULT_START_TIMEOUT
+    kept: float = 0.0
+
+
+class PluginClusters:
+    """Makes and deletes the clusters of all plugins, for one worker.
+
+    Args:
+        events: Takes what happens to them.
+
+    Attributes:
+        poll: Seconds between two looks at a cluster that starts; tests shorten it.
+    """
+
+    poll: float = 2.0
+
+    def __init__(self, events: ClusterEvents) -> None:
+        self._events = events
+        self._loading = anyio.Lock()
+        self._loaded: dict[str, LoadedPlugin] = {}
+        # A reference in a pid has no fields: of each cluster the plan by which it was made.
+        self._plans: dict[ClusterRef, PluginPlan] = {}
+        self._unreleased: set[ClusterRef] = set()
+        # What is swept: by source and fields a plan with them, and what the last sweep saw.
+        self._swept: dict[tuple[str, str], PluginPlan] = {}
+        self._seen: dict[tuple[str, str], set[str]] = {}
+
+    async def plan(
+        self,
+        configuration: RayJobConfiguration,
+        job_id: str | None,
+        recorded: ClusterRef | None = None,
+    ) -> ClusterPlan | None:
+        """Return the cluster that the attempt has or will have, by name; None if it asks for none.
+
+        Raises:
+            ClusterSourceMissing: The plugin is not installed, or cannot be loaded.
+            InvalidConfiguration: Its fields cannot work.
+        """
+        given = configuration.cluster_source
+        if given is None:
+            return None
+        loaded = await self._load(given[TYPE])
+        fields = loaded.fields(given)
+        run_id = None if job_id is None else run_in(job_id)
+        ref, asked = None, None
+        if job_id is not None and run_id is not None:
+            name = own_cluster_name(job_id)
+            ref = ClusterRef(loaded.name, name)
+            asked = AskedCluster(name, fields, run_id, configuration.labels.get(_POOL_LABEL, ""))
+        plan = PluginPlan(
+            None,
+            ref,
+            is_on_demand=True,
+            is_for_one_run=True,
+            only_here=platform.node() if loaded.plugin.only_here else None,
+            loaded=loaded,
+            asked=asked,
+            fields=fields,
+            start_timeout=float(given.get(START_TIMEOUT, DEFAULT_START_TIMEOUT)),
+            kept=float(given.get(KEEP_FAILED, 0)),
+        )
+        self._swept.setdefault((loaded.name, fields.model_dump_json()), plan)
+        if ref is not None:
+            self._plans[ref] = plan
+        return plan
+
+    async def acquire(self, plan: ClusterPlan, progress: StartProgress) -> Cluster:
+        """Have the planned cluster made, unless it is there, and return it when it takes jobs.
+
+        Raises:
+            ClusterFailed: It cannot be made, or did not take jobs in time.
+        """
+        plan, loaded, asked = _complete(plan)
+        waited = (datetime.now(UTC) - progress.began).total_seconds()
+        scope = anyio.move_on_after(max(plan.start_timeout - waited, 1.0))
+        cluster: Cluster | None = None
+        try:
+            with scope:
+                cluster = await self._acquired(plan, progress)
+        except ClusterFailed:
+            raise
+        except Exception as exc:
+            why = f"The source {loaded.name!r} ({loaded.package}) cannot make {asked.name}: "
+            raise _failed(Category.CLUSTER_SOURCE_FAILED, why + said_by(exc)) from exc
+        if cluster is None:
+            raise _failed(
+                Category.CLUSTER_START_TIMEOUT,
+                f"The cluster {asked.name} of the source {loaded.name!r} did not take jobs within "
+                f"{plan.start_timeout:g} s (cluster_source.{START_TIMEOUT}).",
+            )
+        return cluster
+
+    async def _acquired(self, plan: PluginPlan, progress: StartProgress) -> Cluster:
+        plan, loaded, asked = _complete(plan)
+        ref = ClusterRef(loaded.name, asked.name)
+        await self._end_earlier(plan)
+        await progress.happened(ClusterHappening.REQUESTED, ref)
+        is_there = await self.look(plan) is not None
+        connection = cast("Any", await loaded.plugin.acquire(asked, progress.waits))
+        if not isinstance(connection, Connection):  # a plugin need not have types
+            raise TypeError("acquire returned no Connection. Return one")
+        if not is_there:
+            progress.tell(f"The source {loaded.name!r} has made the cluster {asked.name}.")
+        await progress.happened(ClusterHappening.CREATED, ref, is_news=not is_there)
+        while silence := await silence_of(connection):
+            progress.waits(f"Cluster {asked.name}: it does not take jobs yet ({silence}).")
+            await anyio.sleep(self.poll)
+        return _cluster(plan, connection)
+
+    async def look(self, plan: ClusterPlan) -> Cluster | None:
+        """Return the planned cluster if it exists, whether or not it takes jobs.
+
+        Raises:
+            ClusterSourceUnclear: The plugin does not say whether it exists.
+        """
+        if not isinstance(plan, PluginPlan) or plan.asked is None:
+            return None
+        plan, loaded, asked = _complete(plan)
+        connection = await loaded.ask(lambda p: p.look(asked))
+        return None if connection is None else _cluster(plan, connection)
+
+    async def why_gone(self, ref: ClusterRef) -> str | None:
+        """Return why a cluster is certainly gone, as a clause."""
+        plan = self._plans.get(ref)
+        if plan is None:
+            return None
+        _, loaded, asked = _complete(plan)
+        try:
+            return await loaded.ask(lambda p: p.why_gone(asked))
+        except ClusterSourceUnclear as exc:
+            _log.debug("%s", exc)
+            return None
+
+    async def release(self, ref: ClusterRef, *, failed: bool) -> str | None:
+        """Have the cluster of a run that has ended deleted, or leave it for a look if it failed."""
+        plan = self._plans.get(ref)
+        if plan is None:
+            return None
+        if failed and plan.kept:
+            return f"The cluster {ref} stays for {plan.kept:g} s, for a look at it ({KEEP_FAILED})."
+        try:
+            await self._delete(plan, "Its run has ended.")
+        except ClusterSourceUnclear as exc:
+            self._unreleased.add(ref)
+            return f"The cluster {ref} is not deleted yet: {exc}"
+        return f"Deleting the cluster {ref}."
+
+    async def take_over(self, tell: Tell) -> None:
+        """Do nothing: what earlier workers have left is found by the sweep."""
+
+    async def sweep(
+        self, view: PoolView, pool_configuration: RayJobConfiguration | None, tell: Tell
+    ) -> None:
+        """Have clusters of the pool deleted that nobody needs any more.
+
+        Raises:
+            ClusterSourceUnclear: A plugin could not be asked; the others were.
+            InvalidConfiguration: The pool's own plugin is missing, or its fields cannot work.
+        """
+        if pool_configuration is not None:
+            await self.plan(pool_configuration, None)
+        trouble: ClusterSourceUnclear | None = None
+        for ref in list(self._unreleased):
+            try:
+                await self._delete(self._plans[ref], "Its run has ended.")
+            except ClusterSourceUnclear as exc:
+                trouble = exc
+        for key, plan in list(self._swept.items()):
+            try:
+                await self._sweep(key, plan, view, tell)
+            except ClusterSourceUnclear as exc:
+                trouble = exc
+        if trouble is not None:
+            raise trouble
+
+    async def close(self, tell: Tell, ended: frozenset[str]) -> None:
+        """Close the plugins. Clusters stay for the runs that go on, and their next worker."""
+        for loaded in self._loaded.values():
+            try:
+                await loaded.ask(lambda p: p.close())
+            except ClusterSourceUnclear as exc:
+                tell(str(exc))
+        self._loaded.clear()
+        self._plans.clear()
+
+    async def examine(self, configuration: RayJobConfiguration) -> AsyncIterator[str]:
+        """Yield what the plugin of a pool finds in order; see `ClusterPlugin.examine`.
+
+        Raises:
+            RayWorkerError: What is not in order.
+        """
+        plan = await self.plan(configuration, None)
+        if not isinstance(plan, PluginPlan) or plan.loaded is None:
+            return
+        loaded = plan.loaded
+        yield f"The source {loaded.name!r} is installed: {loaded.package}."
+        fields = loaded.fields(configuration.cluster_source or {})
+        try:
+            async for sentence in loaded.plugin.examine(fields):
+                yield sentence
+        except Exception as exc:
+            raise ClusterSourceUnclear(said_by(exc)) from exc
+
+    async def _load(self, name: str) -> LoadedPlugin:
+        async with self._loading:
+            if name not in self._loaded:
+                # In a thread: it can import a cloud's whole library.
+                self._loaded[name] = await anyio.to_thread.run_sync(load_plugin, name)
+            return self._loaded[name]
+
+    async def _delete(self, plan: PluginPlan, why: str) -> None:
+        plan, loaded, asked = _complete(plan)
+        await loaded.ask(lambda p: p.release(asked))
+        ref = ClusterRef(loaded.name, asked.name)
+        self._plans.pop(ref, None)
+        self._unreleased.discard(ref)
+        for key in self._swept:
+            if key[0] == loaded.name:
+                self._seen.setdefault(key, set()).add(asked.name)
+        happening = ClusterHappening.DELETING
+        await self._events.tell(happening, ref, run_id=asked.run_id, message=why)
+
+    async def _end_earlier(self, plan: PluginPlan) -> None:
+        """Have the clusters of earlier attempts at the run deleted: they may be why they failed."""
+        plan, loaded, asked = _complete(plan)
+        for made in await loaded.ask(lambda p: p.made(asked.fields, asked.pool_id)):
+            of = run_of_cluster_name(made.name)
+            if of is not None and of[0] == asked.run_id and made.name != asked.name:
+                await self._delete(_plan_of(plan, made), "Its run begins again.")
+
+    async def _sweep(
+        self, key: tuple[str, str], plan: PluginPlan, view: PoolView, tell: Tell
+    ) -> None:
+        if plan.loaded is None or plan.fields is None or not plan.loaded.lists:
+            return
+        loaded, fields, pool_id = plan.loaded, plan.fields, str(view.pool_id)
+        found = await loaded.ask(lambda p: p.made(fields, pool_id))
+        names = {made.name for made in found}
+        for name in self._seen.get(key, set()) - names:
+            of = run_of_cluster_name(name)
+            if of is not None:
+                ref = ClusterRef(loaded.name, name)
+                await self._events.tell(ClusterHappening.GONE, ref, run_id=of[0])
+        self._seen[key] = names
+        mine = {
+            RunAndAttempt(*of): made
+            for made in found
+            if view.is_mine(made.name) and (of := run_of_cluster_name(made.name)) is not None
+        }
+        # Read after the clusters: a run that is not there has not begun since.
+        runs = await view.runs(frozenset(mine))
+        for of, made in mine.items():
+            age = (datetime.now(UTC) - made.created_at).total_seconds()
+            why = why_unneeded(of.attempt, runs.get(of), age=age, kept=plan.kept)
+            if why is not None:
+                asked = AskedCluster(made.name, fields, of.run_id, pool_id)
+                doomed = PluginPlan(loaded=loaded, asked=asked)
+                await self._delete(doomed, f"{why[0].upper()}{why[1:]}.")
+                tell(f"Deleting the cluster {loaded.name}:{made.name}: {why}.")
+
+
+def _complete(plan: ClusterPlan) -> tuple[PluginPlan, LoadedPlugin, AskedCluster[Any]]:
+    if not isinstance(plan, PluginPlan) or plan.loaded is None or plan.asked is None:
+        raise ValueError("This plan was made by another source, or there is no run.")
+    return plan, plan.loaded, plan.asked
+
+
+def _plan_of(plan: PluginPlan, made: MadeCluster) -> PluginPlan:
+    plan, loaded, asked = _complete(plan)
+    other = AskedCluster(made.name, asked.fields, asked.run_id, asked.pool_id)
+    return PluginPlan(loaded=loaded, asked=other)
+
+
+def _cluster(plan: PluginPlan, connection: Connection) -> Cluster:
+    plan, loaded, asked = _complete(plan)
+    return Cluster(
+        ClusterRef(loaded.name, asked.name),
+        connection,
+        platform.node() if loaded.plugin.only_here else None,
+        is_on_demand=True,
+        is_for_one_run=True,
+    )
+
+
+def _failed(category: Category, cause: str) -> ClusterFailed:
+    return ClusterFailed(str(diagnosed(category, cause)), category=category.label)

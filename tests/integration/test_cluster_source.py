@@ -1,0 +1,261 @@
+"""Clusters that a source of another package makes: from the run's form to their end."""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.client.schemas.objects import StateType
+
+from prefect_ray_worker.clusters.plugin import (
+    AskedCluster,
+    ClusterPlugin,
+    MadeCluster,
+    SourceFields,
+)
+from prefect_ray_worker.clusters.third_party import PluginClusters
+from prefect_ray_worker.doctor.examine import examine
+from prefect_ray_worker.doctor.report import CheckSubject, Grade, SourceSubject
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.runs.recovery.sweep import sweep_once
+from prefect_ray_worker.testing import check_plugin
+from tests.cluster_plugins import install
+from tests.fake_ray import FakeRay
+from tests.fake_ray.script import RUNS_FOREVER
+from tests.integration.harness import Pool, new_pool, set_timing
+from tests.integration.stage import HEARTBEAT_SECONDS, STAGE_INTERVAL, report
+from tests.waiting import wait_until
+
+DOCS = Path(__file__).parents[2] / "docs"
+EXAMPLE = DOCS / "examples" / "cluster-source" / "shell_clusters.py"
+GUIDE = DOCS / "how-to" / "write-a-source-of-clusters.md"
+
+
+class FakeFields(SourceFields):
+    region: str
+
+
+class FakeClusters(ClusterPlugin[FakeFields]):
+    """Fake Rays of this process, by the cluster's name; `pool` tells the pools apart."""
+
+    Fields = FakeFields
+    rays: ClassVar[dict[str, tuple[FakeRay, str, datetime]]] = {}
+    trouble: ClassVar[str] = ""
+    without_agent: ClassVar[bool] = False
+
+    async def acquire(self, asked: AskedCluster[FakeFields], tell: Any) -> Connection:
+        if self.trouble:
+            raise RuntimeError(self.trouble)
+        if asked.name not in self.rays:
+            ray = FakeRay()
+            ray.on_submit = RUNS_FOREVER
+            ray.has_agent = not self.without_agent
+            self.rays[asked.name] = (ray, asked.pool_id, datetime.now(UTC))
+            await ray.listen_again()
+        return Connection(self.rays[asked.name][0].address)
+
+    async def look(self, asked: AskedCluster[FakeFields]) -> Connection | None:
+        found = self.rays.get(asked.name)
+        return None if found is None else Connection(found[0].address)
+
+    async def release(self, asked: AskedCluster[FakeFields]) -> None:
+        if asked.name in self.rays:
+            ray, *_ = self.rays.pop(asked.name)
+            await ray.stop_listening()
+
+    async def why_gone(self, asked: AskedCluster[FakeFields]) -> str | None:
+        return None if asked.name in self.rays else "the region has lost it"
+
+    async def made(self, fields: FakeFields, pool_id: str) -> list[MadeCluster]:
+        of_pool = [(name, at) for name, (_, pool, at) in self.rays.items() if pool == pool_id]
+        return [MadeCluster(name, at) for name, at in of_pool]
+
+    async def examine(self, fields: FakeFields) -> AsyncIterator[str]:
+        yield f"Region {fields.region} has room."
+        if fields.region == "south":
+            raise RuntimeError("The quota of region south is 0. Ask for more.")
+
+
+SOURCE: dict[str, Any] = {"type": "fakes", "region": "north"}
+
+
+@pytest.fixture
+async def pool(
+    prefect_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Pool]:
+    """A pool whose runs get clusters of the source `fakes`."""
+    install(tmp_path / "site", monkeypatch, {"fakes": f"{__name__}:FakeClusters"}, {})
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_POLL_INTERVAL_SECONDS", str(STAGE_INTERVAL))
+    monkeypatch.setattr(PluginClusters, "poll", 0.2)
+    set_timing(monkeypatch, report_grace=1.0, retry_delay=1.0, nodes_end=1.0)
+    async with new_pool({"cluster_source": SOURCE}) as made:
+        yield made
+    for ray, *_ in FakeClusters.rays.values():
+        await ray.stop_listening()
+    FakeClusters.rays.clear()
+
+
+async def ends(pool: Pool, run_id: UUID, state: StateType, text: str = "") -> None:
+    run = await pool.wait_for(run_id, seconds=40)
+    assert run.state is not None
+    assert run.state.type == state, run.state
+    assert re.search(text, run.state.message or ""), run.state.message
+
+
+async def running(pool: Pool, **variables: Any) -> tuple[UUID, str, FakeRay]:
+    run_id = await pool.start("adds", job_variables=variables)
+
+    def names() -> list[str]:
+        return [n for n, (ray, *_) in FakeClusters.rays.items() if run_id.hex in n and ray.jobs]
+
+    (name,) = await wait_until(names, timeout=30, description="a job on a cluster of its own")
+    await report(pool, run_id, StateType.RUNNING)
+    await pool.wait_for_log(run_id, "is RUNNING")
+    return run_id, name, FakeClusters.rays[name][0]
+
+
+async def test_a_run_gets_a_cluster_of_the_source_that_goes_after_it(pool: Pool) -> None:
+    async with pool.working():
+        run_id, name, ray = await running(pool)
+        pid = (await pool.read(run_id)).infrastructure_pid or ""
+        assert pid.startswith(f"fakes:{name}/api/jobs/prefect-{run_id}-")
+        (job,) = ray.jobs.values()
+        await report(pool, run_id, StateType.COMPLETED)
+        job.set("SUCCEEDED", driver_exit_code=0)
+        await ends(pool, run_id, StateType.COMPLETED)
+        await pool.wait_for_log(run_id, f"Deleting the cluster fakes:{name}.")
+        assert name not in FakeClusters.rays
+
+
+async def test_an_heir_goes_on_with_the_cluster(pool: Pool) -> None:
+    async with pool.working(heartbeat_interval_seconds=HEARTBEAT_SECONDS):
+        run_id, name, ray = await running(pool)
+    async with pool.working(heartbeat_interval_seconds=HEARTBEAT_SECONDS):
+        await pool.wait_for_log(run_id, "Following Ray Job", seconds=40)
+        assert list(FakeClusters.rays) == [name]
+        (job,) = [job for id_, job in ray.jobs.items() if str(run_id) in id_]
+        job.set("FAILED", driver_exit_code=7)
+        await ends(pool, run_id, StateType.CRASHED, "exit code 7")
+        await wait_until(lambda: not FakeClusters.rays, timeout=20, description="its end")
+
+
+async def test_cancelling_while_the_cluster_starts_deletes_it(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeClusters, "without_agent", True)
+    async with pool.working():
+        run_id = await pool.start("adds")
+        await pool.wait_for_log(run_id, "it does not take jobs yet")
+        await pool.cancel(run_id)
+        await ends(pool, run_id, StateType.CANCELLED)
+        await wait_until(lambda: not FakeClusters.rays, timeout=20, description="its end")
+
+
+async def test_a_cluster_that_is_gone_crashes_its_run_with_the_reason(pool: Pool) -> None:
+    async with pool.working():
+        run_id, name, ray = await running(pool)
+        FakeClusters.rays.pop(name)
+        await ray.stop_listening()
+        await ends(pool, run_id, StateType.CRASHED, "the region has lost it")
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"cluster_source": {"type": "nowhere"}}, "type' is 'nowhere'.*Installed: fakes"),
+        ({"cluster_source.colour": "red"}, "'cluster_source.colour'.*acme-clusters 1.2.3"),
+        ({"address": "http://a:8265"}, "'cluster_source' .*stands beside address"),
+        (
+            {"cluster_source.start_timeout_seconds": 2},
+            "^ClusterStartTimeout: .*did not take jobs within 2 s",
+        ),
+    ],
+)
+async def test_what_cannot_work_crashes_its_run_and_no_other(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, variables: dict[str, Any], said: str
+) -> None:
+    is_slow = "cluster_source.start_timeout_seconds" in variables
+    monkeypatch.setattr(FakeClusters, "without_agent", is_slow)
+    async with pool.working():
+        run_id = await pool.start("adds", job_variables=variables)
+        await ends(pool, run_id, StateType.CRASHED, said)
+        monkeypatch.setattr(FakeClusters, "without_agent", False)
+        await running(pool)
+
+
+async def test_what_a_source_raises_is_on_the_run(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeClusters, "trouble", "no money for http://me:s3cret@bank/")
+    async with pool.working():
+        run_id = await pool.start("adds")
+        said = r"^ClusterSourceFailed: The source 'fakes' \(acme-clusters 1.2.3\) .*no money"
+        await ends(pool, run_id, StateType.CRASHED, said)
+        assert "s3cret" not in (await pool.read(run_id)).model_dump_json()
+
+
+async def test_the_sweep_deletes_what_no_run_needs(pool: Pool) -> None:
+    record = await pool.client.read_work_pool(pool.name)
+    template = record.base_job_template
+    template["variables"]["properties"]["cluster_source"]["default"] = SOURCE
+    await pool.client.request(
+        "PATCH", f"/work_pools/{pool.name}", json={"base_job_template": template}
+    )
+    name = f"ray-{uuid4().hex}-0123456789ab"
+    asked = AskedCluster(name, FakeFields(region="north"), uuid4(), str(record.id))
+    await FakeClusters().acquire(asked, print)
+    ray, of, at = FakeClusters.rays[name]
+    FakeClusters.rays[name] = (ray, of, at - timedelta(seconds=1000))
+    said: list[str] = []
+    await sweep_once(pool.name, [], said.append)
+    assert said == [f"Deleting the cluster fakes:{name}: its flow run was deleted."]
+    assert not FakeClusters.rays
+
+
+@pytest.mark.parametrize(("region", "grade"), [("north", Grade.OK), ("south", Grade.FAILED)])
+async def test_the_doctor_asks_the_source(pool: Pool, region: str, grade: Grade) -> None:
+    given = {"cluster_source": {**SOURCE, "region": region}}
+    checks = [check async for check in examine(pool.name, given, wait=5)]
+    target, installed, *own = checks
+    assert target.subject is CheckSubject.TARGET
+    assert str(installed) == "The source 'fakes' is installed: acme-clusters 1.2.3."
+    assert {check.subject for check in own} == {SourceSubject.OWN}
+    assert own[-1].grade is grade
+    assert region != "south" or "The quota of region south is 0." in str(own[-1])
+
+
+async def test_the_suite_for_authors_passes_for_the_fake() -> None:
+    await check_plugin(FakeClusters(), FakeFields(region="north"))
+
+
+@pytest.mark.extra
+@pytest.mark.ray
+async def test_the_example_of_the_guide_runs_a_flow(
+    prefect_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two shell commands: `ray start`, and `kill`."""
+    text = EXAMPLE.read_text()
+    assert text.count("\n") <= 60
+    assert text in GUIDE.read_text(), "the page shows what runs here"
+    sources = {"shell": "shell_clusters:ShellClusters"}
+    install(tmp_path / "site", monkeypatch, sources, {"shell_clusters": text})
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    folder = tmp_path / "clusters"
+    source = {"type": "shell", "folder": str(folder), "start_timeout_seconds": 120}
+    async with new_pool({"cluster_source": source}) as pool, pool.working():
+        run_id = await pool.start("adds")
+        run = await pool.wait_for(run_id, seconds=150)
+        assert run.state is not None
+        assert run.state.type == StateType.COMPLETED, run.state
+        await pool.wait_for_log(run_id, "Deleting the cluster shell:ray-", seconds=40)
+    from shell_clusters import head_in  # type: ignore[import-not-found]
+
+    assert not [path for path in folder.glob("*/*") if head_in(path)]
+    shutil.rmtree(folder)

@@ -1,0 +1,71 @@
+"""The job variable `cluster_source`: what it refuses, and how an override meets the pool's."""
+
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import PrefectClient
+
+from prefect_ray_worker import RayWorker
+from prefect_ray_worker.config.cluster_source import over_pool_default
+from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.errors import InvalidConfiguration
+
+
+async def configured(**values: Any) -> RayJobConfiguration:
+    # Never connected: nothing here refers to a block or a variable of a server.
+    client = PrefectClient("http://127.0.0.1:9/api")
+    template = RayWorker.get_default_base_job_template()
+    return await RayJobConfiguration.from_template_and_values(template, values, client=client)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ({"cluster_source": {"m": 2}}, {"type": "a", "n": 1, "m": 2}),
+        ({"cluster_source.n": 3}, {"type": "a", "n": 3}),
+        ({"cluster_source": {"type": "a", "m": 2}}, {"type": "a", "n": 1, "m": 2}),
+        ({"cluster_source": {"type": "b"}}, {"type": "b"}),
+        (
+            {"cluster_source": {"type": "a", "m": 2}, "cluster_source.n": 3},
+            {"type": "a", "n": 3, "m": 2},
+        ),
+    ],
+)
+def test_fields_are_merged_and_another_source_takes_the_place(
+    override: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    pool = {"variables": {"properties": {"cluster_source": {"default": {"type": "a", "n": 1}}}}}
+    assert over_pool_default(pool, override)["cluster_source"] == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"port": 1}, "names no type"),
+        ({"type": "kuberay"}, "no source can have"),
+        ({"type": "a b"}, "no source can have"),
+        (
+            {"type": "a", "start_timeout_seconds": 0},
+            "start_timeout_seconds that is not",
+        ),
+        ({"type": "a", "keep_failed_seconds": "s3cret"}, "keep_failed_seconds that is not"),
+    ],
+)
+async def test_what_cannot_work_is_refused(value: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidConfiguration, match=f"'cluster_source' .*{said}") as caught:
+        await configured(cluster_source=value)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "other", [{"address": "http://a:8265"}, {"kuberay": {"image": "ray:2.60.0"}}]
+)
+async def test_a_source_stands_alone(other: dict[str, Any]) -> None:
+    (name,) = other
+    with pytest.raises(InvalidConfiguration, match=f"'cluster_source' .*stands beside {name}"):
+        await configured(cluster_source={"type": "a"}, **other)
+
+
+def test_a_run_may_write_its_fields_in_both_ways() -> None:
+    values = {"cluster_source": {"type": "a"}, "cluster_source.n": 3}
+    assert over_pool_default({}, values)["cluster_source"] == {"type": "a", "n": 3}
