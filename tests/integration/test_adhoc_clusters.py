@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import anyio
@@ -21,6 +22,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.extra, pytest.mark.timeout(600)]
 
 LONG = 400
 """Seconds for a call that waits for packages to be installed."""
+
+needs_pip = pytest.mark.skipif(
+    find_spec("pip") is None, reason="Ray installs packages with pip, which is not here"
+)
 
 # Small, and in no environment of the suite.
 PACKAGE = "pyfiglet"
@@ -55,6 +60,7 @@ async def laptop(pool: Pool, tmp_path: Path) -> Laptop:
     return Laptop(pool, tmp_path / "laptop")
 
 
+@needs_pip
 async def test_cluster_with_an_older_prefect_runs_a_call(laptop: Laptop) -> None:
     async with online(laptop.pool):
         said = await laptop.call("older", seconds=LONG)
@@ -62,6 +68,7 @@ async def test_cluster_with_an_older_prefect_runs_a_call(laptop: Laptop) -> None
     assert "value 3.8.2" in said
 
 
+@needs_pip
 async def test_lock_is_installed_in_the_cluster(laptop: Laptop, tmp_path: Path) -> None:
     uv = shutil.which("uv")
     if uv is None:
@@ -75,6 +82,7 @@ async def test_lock_is_installed_in_the_cluster(laptop: Laptop, tmp_path: Path) 
         assert "value 1.0.2" in await laptop.call("imports", PACKAGE, "lock", seconds=LONG)
 
 
+@needs_pip
 async def test_freeze_is_installed_in_the_cluster(laptop: Laptop, tmp_path: Path) -> None:
     python = await anyio.to_thread.run_sync(environment, tmp_path / "venv", present_python())
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
