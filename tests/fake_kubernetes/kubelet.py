@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import sys
 import time
+import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,6 +156,10 @@ class Kubelet:
     async def _start_head(self, pod: Document, run: _Run, cluster: str) -> None:
         try:
             run.head = await self._heads.start(cluster, _environment(pod, self._store))
+        except Exception:
+            # A real Ray on a busy machine: its container is started again, as by a real kubelet.
+            traceback.print_exc(file=sys.stderr)
+            self._crash(run, self._scripts.of(cluster))
         finally:
             run.starting = None
 

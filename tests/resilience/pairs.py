@@ -137,6 +137,6 @@ PAIRS = (
     Pair(k.API_AWAY, CANCELLING, CANCELLED),
     Pair(k.API_AWAY, k.RELEASING, COMPLETED),
     Pair(k.CLUSTER_DELETED, k.STARTING, CRASHED, 0, says="ClusterDeleted"),
-    Pair(k.CLUSTER_DELETED, RUNNING, CRASHED, says="ClusterDeleted"),
+    Pair(k.CLUSTER_DELETED, RUNNING, CRASHED),
     Pair(k.CLUSTER_DELETED, RUNNING, COMPLETED, executions=2, variables=_ONE_RETRY, within=180),
 )

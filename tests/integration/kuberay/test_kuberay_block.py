@@ -1,20 +1,30 @@
 """A kubeconfig from a block of Prefect's own type, of the pool or of a deployment."""
 
+from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import BlockDocumentCreate, WorkPoolUpdate
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import BlockType, StateType
+from prefect.exceptions import ObjectNotFound
 
 from prefect_ray_worker.config.kuberay import CONFIG_BLOCK_SLUG
 from tests.integration.kuberay.stage import KUBERAY, KubeRayStage
+from tests.waiting import wait_until
 
 
 async def saved_block(client: PrefectClient, kubeconfig: dict[str, Any]) -> UUID:
     """Save a block as the UI does, without any package that defines its type."""
-    kind = await client.read_block_type_by_slug(CONFIG_BLOCK_SLUG)
+
+    async def known() -> BlockType | None:
+        with suppress(ObjectNotFound):  # a server registers its types after it has started
+            return await client.read_block_type_by_slug(CONFIG_BLOCK_SLUG)
+        return None
+
+    kind = await wait_until(known, timeout=60, description=f"the block type {CONFIG_BLOCK_SLUG}")
+    assert kind is not None
     schemas = await client.read_block_schemas()
     (schema, *_) = (s for s in schemas if s.block_type_id == kind.id)
     document = BlockDocumentCreate(
