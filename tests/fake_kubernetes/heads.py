@@ -3,11 +3,15 @@
 import asyncio
 import functools
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Protocol
 
+import psutil
+
 from tests.fake_ray import FakeRay
-from tests.real_ray import RealRay, real_ray
+from tests.real_ray import RealRay, marked, real_ray
+
+_GRACE_SECONDS = 10
 
 
 class Head(Protocol):
@@ -78,7 +82,20 @@ class RealHead:
         return self.ray.address
 
     async def stop(self) -> None:
-        await asyncio.to_thread(self._stack.close)
+        """End as a container does: SIGTERM to its first process, then SIGKILL to all."""
+        await asyncio.to_thread(self._stop)
+
+    def _stop(self) -> None:
+        doomed = marked(str(self.ray.temp_dir))
+        with suppress(psutil.NoSuchProcess):
+            first = psutil.Process(self.ray.pid)
+            doomed |= {first, *first.children(recursive=True)}
+            first.terminate()
+            psutil.wait_procs([first], timeout=_GRACE_SECONDS)
+        for process in doomed:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._stack.close()
 
 
 class RealHeads:
