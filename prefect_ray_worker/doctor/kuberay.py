@@ -60,6 +60,11 @@ _THROUGH_THE_PROXY: tuple[_Right, ...] = tuple(
 )
 
 
+# Runs join a shared cluster by a patch, and it outlives the records of their jobs.
+_TO_SHARE: _Right = ("patch", "ray.io", "rayclusters", "")
+_TO_SHARE_THROUGH_THE_PROXY: _Right = ("delete", "", "services", "proxy")
+
+
 async def examine_kuberay(asked: KubeRay, *, wait: float) -> AsyncGenerator[Check, None]:
     """Examine Kubernetes and KubeRay for the runs of a pool.
 
@@ -137,10 +142,11 @@ def _fields_of(spec: dict[str, Any]) -> Iterable[str]:
 async def _check_rights(
     client: KubernetesClient, asked: KubeRay, manifest: dict[str, Any], namespace: str
 ) -> Check:
-    needed = [*_ALWAYS]
+    needed = [*_ALWAYS, *([_TO_SHARE] if asked.scope == "shared" else [])]
     is_inside = asked.access == "service" or (asked.access == "auto" and client.access.is_inside)
     if not is_inside and asked.address_template is None:
         needed += _THROUGH_THE_PROXY
+        needed += [_TO_SHARE_THROUGH_THE_PROXY] if asked.scope == "shared" else []
     if (manifest["spec"].get("authOptions") or {}).get("mode") == "token":
         needed.append(_SECRETS)
     missing: list[str] = []
@@ -160,7 +166,8 @@ async def _check_rights(
         return failed(
             KubeRaySubject.RIGHTS,
             f"The worker must not {', '.join(missing)} in namespace {namespace!r}.",
-            "Grant this in its Role, as in deployment-templates/kuberay-per-run/rbac.yaml.",
+            "Grant this in its Role, as in deployment-templates/kuberay-"
+            f"{'shared' if asked.scope == 'shared' else 'per-run'}/rbac.yaml.",
         )
     return ok(KubeRaySubject.RIGHTS, f"All {len(needed)} rights are there.")
 

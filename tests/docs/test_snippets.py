@@ -29,7 +29,7 @@ _OTHERS = {
     "#", ".", "bash", "cat", "cd", "cp", "curl", "docker", "echo", "export", "git", "grep",
     "helm", "install", "kind", "kubectl", "make", "mkdir", "pip", "prefect", "prefect-ray-worker",
     "python", "python3", "python3.11", "ray", "rm", "sed", "set", "source", "systemctl", "tail",
-    "terraform", "useradd",
+    "terraform", "useradd", "uv",
 }  # fmt: skip
 
 # A deployment may set single fields of its pool's cluster.

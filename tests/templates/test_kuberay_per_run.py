@@ -26,16 +26,29 @@ def asked(kubernetes: FakeKubernetes, **fields: Any) -> KubeRay:
 
 
 @pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("scope", ["run", "shared"])
 async def test_the_doctor_is_content_with_the_role(
-    kubernetes: FakeKubernetes, inside: bool
+    kubernetes: FakeKubernetes, inside: bool, scope: str
 ) -> None:
     files = ("rbac.yaml",) if inside else ("rbac.yaml", "rbac-outside.yaml")
-    kubernetes.worker.rules = rules_of("kuberay-per-run", *files)
-    variables = asked(kubernetes, access="service" if inside else "proxy")
+    folder = {"run": "kuberay-per-run", "shared": "kuberay-shared"}[scope]
+    kubernetes.worker.rules = rules_of(folder, *files)
+    variables = asked(kubernetes, access="service" if inside else "proxy", scope=scope)
     checks = [check async for check in examine_kuberay(variables, wait=5)]
     assert [(check.subject, check.grade) for check in checks] == [
         (subject, Grade.OK) for subject in KubeRaySubject
     ], checks
+
+
+async def test_the_doctor_misses_the_rights_for_a_shared_cluster_in_the_role_per_run(
+    kubernetes: FakeKubernetes,
+) -> None:
+    kubernetes.worker.rules = rules_of("kuberay-per-run", "rbac.yaml", "rbac-outside.yaml")
+    variables = asked(kubernetes, access="proxy", scope="shared")
+    checks = {check.subject: check async for check in examine_kuberay(variables, wait=5)}
+    said = checks[KubeRaySubject.RIGHTS]
+    assert "patch rayclusters.ray.io, delete services/proxy" in said.says
+    assert "kuberay-shared/rbac.yaml" in said.advice
 
 
 async def test_the_role_lets_the_worker_read_no_other_secret(kubernetes: FakeKubernetes) -> None:

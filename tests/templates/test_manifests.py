@@ -114,6 +114,12 @@ def test_gpu_folder_has_the_same_workers() -> None:
         assert one.read_text() == other.read_text()
 
 
+def test_folder_for_shared_clusters_has_the_same_workers_as_the_one_per_run() -> None:
+    for name in ("worker.yaml", "quota.yaml", "kustomization.yaml"):
+        one, other = (TEMPLATES / folder / name for folder in ("kuberay-per-run", "kuberay-shared"))
+        assert one.read_text() == other.read_text()
+
+
 def test_worker_runs_as_two() -> None:
     (deployment,) = (
         manifest

@@ -67,9 +67,9 @@ def test_readme_says_what_when_and_how(folder: Path) -> None:
 
 def test_all_folders_are_there_and_listed() -> None:
     promised = {
-        "kuberay-existing-cluster", "kuberay-gpu", "kuberay-per-run", "zero-capacity-node",
-        "sidecar", "docker-compose", "vm", "prefect-yaml", "work-pool", "images", "helm",
-        "monorepo-uv", "grafana",
+        "kuberay-existing-cluster", "kuberay-gpu", "kuberay-per-run", "kuberay-shared",
+        "zero-capacity-node", "sidecar", "docker-compose", "vm", "prefect-yaml", "work-pool",
+        "images", "helm", "monorepo-uv", "grafana",
     }  # fmt: skip
     assert {folder.name for folder in FOLDERS} == promised
     index = (TEMPLATES / "README.md").read_text()

@@ -3,13 +3,16 @@
 import math
 from typing import Any
 
+import pytest
 import yaml
 from prefect.client.schemas.objects import StateType
 
 from tests.fake_kubernetes import Script
 from tests.fake_kubernetes.rights import Rule
+from tests.integration.harness import set_timing
 from tests.integration.kuberay.stage import KubeRayStage
 from tests.templates.folders import TEMPLATES, rules_of
+from tests.waiting import wait_until
 
 
 def granted(rules: list[Rule]) -> set[tuple[str, str, str]]:
@@ -28,15 +31,23 @@ def put_secrets(stage: KubeRayStage) -> None:
         stage.kubernetes.store.create("secrets", "ray", document)
 
 
+def variables_of(folder: str) -> dict[str, Any]:
+    return yaml.safe_load((TEMPLATES / folder / "job-variables.yaml").read_text())["kuberay"]
+
+
+async def crashes_in_a_loop(stage: KubeRayStage, variables: dict[str, Any]) -> None:
+    """Have the worker read the last lines of a head."""
+    stage.kubernetes.scripts.default = Script(crashes=math.inf)
+    run_id = await stage.start(kuberay=variables)
+    await stage.ends(run_id, StateType.CRASHED, "HeadCrashLoop: ")
+
+
 async def test_the_roles_for_a_cluster_per_run_grant_what_a_worker_uses_and_no_more(
     stage: KubeRayStage,
 ) -> None:
-    """One run completes, the head of another crashes."""
-    folder = "kuberay-per-run"
-    text = (TEMPLATES / folder / "job-variables.yaml").read_text()
-    variables: dict[str, Any] = yaml.safe_load(text)["kuberay"]
+    variables = variables_of("kuberay-per-run")
     worker = stage.kubernetes.worker
-    worker.rules = rules_of(folder, "rbac.yaml", "rbac-outside.yaml")
+    worker.rules = rules_of("kuberay-per-run", "rbac.yaml", "rbac-outside.yaml")
     put_secrets(stage)
     async with stage.pool.working():
         run_id, ray, job = await stage.running(kuberay=variables, delete_job_after_seconds=5)
@@ -44,7 +55,27 @@ async def test_the_roles_for_a_cluster_per_run_grant_what_a_worker_uses_and_no_m
         await stage.completes(run_id, job)
         await stage.ends(run_id, StateType.COMPLETED)
         await stage.is_gone(run_id)
-        stage.kubernetes.scripts.default = Script(crashes=math.inf)
-        run_id = await stage.start(kuberay=variables)
-        await stage.ends(run_id, StateType.CRASHED, "HeadCrashLoop: ")
+        await crashes_in_a_loop(stage, variables)
+    assert worker.used == granted(worker.rules)
+
+
+async def test_the_roles_for_a_shared_cluster_grant_what_a_worker_uses_and_no_more(
+    stage: KubeRayStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs join by a patch, and records of ended jobs are deleted while the cluster lives on."""
+    set_timing(monkeypatch, sweep=0.5)
+    variables = {**variables_of("kuberay-shared"), "idle_seconds": 10}
+    worker = stage.kubernetes.worker
+    worker.rules = rules_of("kuberay-shared", "rbac.yaml", "rbac-outside.yaml")
+    put_secrets(stage)
+    async with stage.pool.working():
+        run_id = await stage.start(kuberay=variables, delete_job_after_seconds=5)
+        _, job = await stage.shared_job_of(run_id)
+        await stage.play(run_id, StateType.RUNNING)
+        await stage.completes(run_id, job)
+        await stage.ends(run_id, StateType.COMPLETED)
+        await wait_until(
+            lambda: not stage.kubernetes.clusters(), timeout=60, description="an idle cluster's end"
+        )
+        await crashes_in_a_loop(stage, variables)
     assert worker.used == granted(worker.rules)
