@@ -35,11 +35,15 @@ def variables_of(folder: str) -> dict[str, Any]:
     return yaml.safe_load((TEMPLATES / folder / "job-variables.yaml").read_text())["kuberay"]
 
 
-async def crashes_in_a_loop(stage: KubeRayStage, variables: dict[str, Any]) -> None:
-    """Have the worker read the last lines of a head."""
-    stage.kubernetes.scripts.default = Script(crashes=math.inf)
-    run_id = await stage.start(kuberay=variables)
-    await stage.ends(run_id, StateType.CRASHED, "HeadCrashLoop: ")
+async def fails_to_start(stage: KubeRayStage, variables: dict[str, Any]) -> None:
+    """Have the worker read the last lines of a head, and KubeRay's events."""
+    for script, said in (
+        (Script(crashes=math.inf), "HeadCrashLoop: "),
+        (Script(refused="a bad word"), "ClusterSpecInvalid: .*a bad word"),
+    ):
+        stage.kubernetes.scripts.default = script
+        run_id = await stage.start(kuberay=variables)
+        await stage.ends(run_id, StateType.CRASHED, said)
 
 
 async def test_the_roles_for_a_cluster_per_run_grant_what_a_worker_uses_and_no_more(
@@ -55,7 +59,7 @@ async def test_the_roles_for_a_cluster_per_run_grant_what_a_worker_uses_and_no_m
         await stage.completes(run_id, job)
         await stage.ends(run_id, StateType.COMPLETED)
         await stage.is_gone(run_id)
-        await crashes_in_a_loop(stage, variables)
+        await fails_to_start(stage, variables)
     assert worker.used == granted(worker.rules)
 
 
@@ -77,5 +81,5 @@ async def test_the_roles_for_a_shared_cluster_grant_what_a_worker_uses_and_no_mo
         await wait_until(
             lambda: not stage.kubernetes.clusters(), timeout=60, description="an idle cluster's end"
         )
-        await crashes_in_a_loop(stage, variables)
+        await fails_to_start(stage, variables)
     assert worker.used == granted(worker.rules)
