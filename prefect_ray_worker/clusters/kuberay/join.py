@@ -183,6 +183,8 @@ class Joining:
         """Create the next generation; None if another one turns out to be there."""
         shared = self.manifest()
         generation = await self._free_after(present)
+        if generation is None:
+            return None
         name = shared.name(generation)
         await self._name(name)
         ref = ref_of(self.namespace, name)
@@ -209,10 +211,11 @@ class Joining:
 
     async def _free_after(
         self, present: Sequence[RayClusterObject], *, but: str | None = None
-    ) -> int:
+    ) -> int | None:
         """Return the generation after all of which something is left, clusters or pods.
 
         KubeRay finds pods by the name of their cluster, and would take those of an earlier one.
+        None if another worker makes a cluster at this moment: look again.
 
         Args:
             present: The clusters of the specification.
@@ -224,6 +227,9 @@ class Joining:
             but is None or not pod.belongs_to(but)
             for pod in await self.client.pods(self.namespace, shared.name(generation))
         ):
+            with suppress(ObjectMissing):
+                await self.client.get_cluster(self.namespace, shared.name(generation))
+                return None  # they are not left, but new
             generation += 1
         return generation
 
