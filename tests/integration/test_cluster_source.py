@@ -67,7 +67,7 @@ class FakeClusters(ClusterPlugin[FakeFields]):
     async def release(self, asked: AskedCluster[FakeFields]) -> None:
         if asked.name in self.rays:
             ray, *_ = self.rays.pop(asked.name)
-            await ray.stop_listening()
+            await ray.__aexit__()
 
     async def why_gone(self, asked: AskedCluster[FakeFields]) -> str | None:
         return None if asked.name in self.rays else "the region has lost it"
@@ -97,7 +97,7 @@ async def pool(
     async with new_pool({"cluster_source": SOURCE}) as made:
         yield made
     for ray, *_ in FakeClusters.rays.values():
-        await ray.stop_listening()
+        await ray.__aexit__()
     FakeClusters.rays.clear()
 
 
@@ -161,7 +161,7 @@ async def test_a_cluster_that_is_gone_crashes_its_run_with_the_reason(pool: Pool
     async with pool.working():
         run_id, name, ray = await running(pool)
         FakeClusters.rays.pop(name)
-        await ray.stop_listening()
+        await ray.__aexit__()
         await ends(pool, run_id, StateType.CRASHED, "the region has lost it")
 
 
