@@ -1,7 +1,7 @@
 """Runs that each get a cluster of their own: its faults, its stages, and where they play."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -114,7 +114,8 @@ async def _kill_head(scene: Scene) -> None:
     (name,) = kubernetes.clusters()
     victims = marked(str(kubernetes.heads.by_cluster[name].temp_dir))
     for victim in victims:
-        victim.kill()
+        with suppress(psutil.NoSuchProcess):  # it was a short one
+            victim.kill()
     psutil.wait_procs(victims, timeout=5)
     await kubernetes.kubelet.kill_head(NAMESPACE, name)
 
