@@ -101,6 +101,7 @@ class Follower:
         if self._decided is not None:
             await self._settlement.end_children(self._last, self._decided)
         finished = self.logs is None or self.logs.is_complete or self._last.missing
+        finished |= self._last.gone is not None
         # A cluster that was made for this attempt goes now, with what was not forwarded.
         releases = attempt.cluster.is_for_one_run and self._decided is not None
         is_done = finished or releases or await self._gives_the_log_up(since)

@@ -68,6 +68,32 @@ async def test_a_changed_specification_makes_a_new_cluster_and_the_old_one_idles
         await all_gone(stage)
 
 
+async def test_runs_whose_shared_cluster_is_deleted_crash_and_their_logs_are_given_up(
+    stage: KubeRayStage,
+) -> None:
+    async with stage.pool.working():
+        run_id = await stage.start(kuberay=SHARED, forward_logs=False)
+        name, job = await stage.shared_job_of(run_id)
+        await stage.play(run_id, StateType.RUNNING)
+        await stage.pool.wait_for_log(run_id, "is RUNNING")
+        assert job.body
+        stage.kubernetes.store.delete("rayclusters", "ray", name)
+        run = await stage.ends(run_id, StateType.CRASHED, "^ClusterDeleted: ")
+
+        async def is_finished() -> bool:
+            labels = (await stage.pool.read(run_id)).labels
+            return any(
+                k.startswith("prefect-ray-worker.unfinished") and v == "no"
+                for k, v in labels.items()
+            )
+
+        assert run.state is not None
+        await wait_until(is_finished, timeout=15, description="nothing left to do")
+        again = await stage.start(kuberay=SHARED)
+        await finished(stage, again)
+        await all_gone(stage)
+
+
 async def test_cancelling_a_run_that_waits_for_a_shared_cluster_leaves_it_to_the_others(
     stage: KubeRayStage,
 ) -> None:
