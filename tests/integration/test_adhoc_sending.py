@@ -4,7 +4,6 @@ No job runs here: the fake Ray, or nothing, stands for the cluster.
 """
 
 import io
-import logging
 import re
 import secrets
 import signal
@@ -20,14 +19,12 @@ import anyio.to_thread
 import pytest
 from aiohttp import web
 from prefect import flow
-from prefect.client.schemas.actions import LogCreate
 from prefect.client.schemas.objects import FlowRun, State, StateDetails, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Pending
 
 from prefect_ray_worker import ray_job
 from prefect_ray_worker.adhoc.calling import run_again
-from prefect_ray_worker.adhoc.log_tail import LogTail
 from prefect_ray_worker.bundles.carriers import read_content, read_header
 from prefect_ray_worker.bundles.content import load_block, unpack, unpickle
 from prefect_ray_worker.errors import BundleMissing, BundleRefused, InvalidConfiguration
@@ -318,6 +315,16 @@ async def test_worker_is_not_woken_by_a_run_whose_code_is_being_sent(stage: Stag
         worker._wake._look = counted
         await anyio.sleep(1.5)  # the look after the connection
         looks.clear()
+        preparing: State[Any] = State(
+            type=StateType.SCHEDULED,
+            name=AWAITING_CODE,
+            state_details=StateDetails(scheduled_time=datetime.now(UTC) + timedelta(minutes=10)),
+        )
+        await stage.pool.client.create_flow_run(
+            new_flow(), state=preparing, work_pool_name=stage.pool.name
+        )
+        await anyio.sleep(1.5)  # its event has arrived
+        assert looks == []
         run_id = await submit(stage.pool, b"content")
         await stage.job_of(run_id)
     assert len(looks) == 1, looks
@@ -361,31 +368,3 @@ async def test_requests_of_a_call_and_of_its_driver_before_user_code(served: Poo
         "POST /flow_runs/{id}/set_state", "GET /flow_runs/{id}/input/ray-bundle",
     ]  # fmt: skip
     assert len(of_flow) <= 12, "the rest are of Prefect's engine, and one is our guard's"
-
-
-async def test_line_that_reaches_prefect_late_is_printed_at_the_end(served: Pool) -> None:
-    """The output of a flow that prints much comes later than what it logs."""
-    run_id, now, lines = await submit(served, b"content"), datetime.now(UTC), list[str]()
-
-    class Console(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
-
-    async def arrives(message: str, seconds_ago: float) -> None:
-        when = now - timedelta(seconds=seconds_ago)
-        log = LogCreate(name="x", level=20, message=message, timestamp=when, flow_run_id=run_id)
-        await served.client.create_logs([log])
-
-    logger, console, tail = logging.getLogger("prefect.flow_runs"), Console(), LogTail(run_id)
-    logger.addHandler(console)
-    try:
-        await arrives("new", 0)
-        await ask(lambda c: tail.print_new(c))
-        await arrives("late", 40)
-        await ask(lambda c: tail.print_new(c))
-        assert lines == ["new"]
-        await ask(lambda c: tail.print_new(c, is_last=True))
-        await ask(lambda c: tail.print_new(c, is_last=True))
-    finally:
-        logger.removeHandler(console)
-    assert lines == ["new", "late"]
