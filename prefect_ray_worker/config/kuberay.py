@@ -136,6 +136,11 @@ def _in_the_form(schema: dict[str, Any]) -> None:
     variable: with required fields it refused each run of such a pool (Prefect 3.8.8).
     """
     schema.pop("required")
+    # The form shows this in place of the field's own description.
+    schema["description"] = (
+        "A block with a kubeconfig. Unset: the worker's service account in a pod, else the file "
+        "that KUBECONFIG names, else ~/.kube/config."
+    )
     schema["block_type_slug"] = CONFIG_BLOCK_SLUG
     schema["secret_fields"] = []
     schema["block_schema_references"] = {}

@@ -1,32 +1,42 @@
 """A kubeconfig from a block of Prefect's own type, of the pool or of a deployment."""
 
-from contextlib import suppress
+import json
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.actions import BlockDocumentCreate, WorkPoolUpdate
-from prefect.client.schemas.objects import BlockType, StateType
+from prefect.client.schemas.actions import (
+    BlockDocumentCreate,
+    BlockSchemaCreate,
+    BlockTypeCreate,
+    WorkPoolUpdate,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
+from prefect.server.models.block_registration import COLLECTIONS_BLOCKS_DATA_PATH
 
 from prefect_ray_worker.config.kuberay import CONFIG_BLOCK_SLUG
 from tests.integration.kuberay.stage import KUBERAY, KubeRayStage
-from tests.waiting import wait_until
 
 
 async def saved_block(client: PrefectClient, kubeconfig: dict[str, Any]) -> UUID:
-    """Save a block as the UI does, without any package that defines its type."""
+    """Save a block as the UI does, without any package that defines its type.
 
-    async def known() -> BlockType | None:
-        with suppress(ObjectNotFound):  # a server registers its types after it has started
-            return await client.read_block_type_by_slug(CONFIG_BLOCK_SLUG)
-        return None
-
-    kind = await wait_until(known, timeout=60, description=f"the block type {CONFIG_BLOCK_SLUG}")
-    assert kind is not None
-    schemas = await client.read_block_schemas()
-    (schema, *_) = (s for s in schemas if s.block_type_id == kind.id)
+    Every server registers the type when it starts; those of the tests leave that out.
+    """
+    known = json.loads(Path(COLLECTIONS_BLOCKS_DATA_PATH).read_text())["collections"]
+    data = known["prefect-kubernetes"]["block_types"][CONFIG_BLOCK_SLUG]
+    try:
+        kind = await client.read_block_type_by_slug(CONFIG_BLOCK_SLUG)
+    except ObjectNotFound:
+        kind = await client.create_block_type(
+            BlockTypeCreate(name=data["name"], slug=CONFIG_BLOCK_SLUG)
+        )
+    schema = await client.create_block_schema(
+        BlockSchemaCreate(fields=data["block_schema"]["fields"], block_type_id=kind.id)
+    )
     document = BlockDocumentCreate(
         name=f"kind-{uuid4().hex[:6]}",
         block_type_id=kind.id,
