@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import anyio
 import pytest
 from prefect.client.schemas.objects import StateType
 
 from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL
 from tests.fake_kubernetes import NO_NODE, Fault, Kind, Script
+from tests.integration.harness import set_timing
 from tests.integration.kuberay.stage import KubeRayStage
 from tests.integration.stage import HEARTBEAT_SECONDS, MISSED_SECONDS, STAGE_INTERVAL
 from tests.integration.worker_process import worker_process
@@ -140,3 +142,39 @@ async def test_cancelled_while_no_worker_is_there(stage: KubeRayStage, tmp_path:
     async with stage.pool.working(heartbeat_interval_seconds=HEARTBEAT_SECONDS):
         await stage.ends(run_id, StateType.CANCELLED, seconds=60)
         await stage.is_gone(run_id)
+
+
+SHARED = {"scope": "shared", "idle_seconds": 2}
+MOMENTS = {
+    "after it joined": ("PATCH", "/rayclusters/"),
+    "after the job was submitted": ("POST", "/proxy/api/jobs/$"),
+}
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_the_heir_of_a_run_in_a_shared_cluster_finds_its_job_there(
+    stage: KubeRayStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The victim is a real process; it dies after the request and before it knows the answer."""
+    set_timing(monkeypatch, sweep=0.5)
+    fault = Fault(*MOMENTS[moment], kind=Kind.SLOW, delay=60.0, times=None)
+    stage.kubernetes.faults.add(fault)
+    with victim(stage, tmp_path / "victim") as process:
+        run_id = await stage.start(kuberay=SHARED)
+        await wait_until(lambda: fault.hits > 0, timeout=90, description="the fatal request")
+        await anyio.sleep(1)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    stage.kubernetes.faults.clear()
+    (name,) = stage.kubernetes.clusters()
+    async with stage.pool.working(heartbeat_interval_seconds=HEARTBEAT_SECONDS):
+        found, job = await stage.shared_job_of(run_id)
+        assert found == name
+        await stage.play(run_id, StateType.RUNNING)
+        await stage.completes(run_id, job)
+        await stage.ends(run_id, StateType.COMPLETED)
+        await wait_until(
+            lambda: not stage.kubernetes.clusters(), timeout=30, description="the cluster's end"
+        )
+    assert list(stage.heads.by_cluster) == [name]
