@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import anyio
 import pytest
 from prefect.client.schemas.objects import StateType
 
@@ -158,12 +157,11 @@ async def test_the_heir_of_a_run_in_a_shared_cluster_finds_its_job_there(
 ) -> None:
     """The victim is a real process; it dies after the request and before it knows the answer."""
     set_timing(monkeypatch, sweep=0.5)
-    fault = Fault(*MOMENTS[moment], kind=Kind.SLOW, delay=60.0, times=None)
+    fault = Fault(*MOMENTS[moment], kind=Kind.ACT_THEN_DROP, times=None)
     stage.kubernetes.faults.add(fault)
     with victim(stage, tmp_path / "victim") as process:
         run_id = await stage.start(kuberay=SHARED)
         await wait_until(lambda: fault.hits > 0, timeout=90, description="the fatal request")
-        await anyio.sleep(1)
         process.send_signal(signal.SIGKILL)
         process.wait()
     stage.kubernetes.faults.clear()

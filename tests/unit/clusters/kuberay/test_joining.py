@@ -319,8 +319,8 @@ async def test_a_worker_that_dies_at_a_request_leaves_one_cluster_to_its_heir(
     stage: SharedStage, method: str, path: str, *, acts: bool
 ) -> None:
     """It dies before the request has its effect, or after it and before it knows the answer."""
-    kind = Kind.SLOW if acts else Kind.HANG
-    fault = stage.kubernetes.faults.add(Fault(method, path, kind=kind, delay=30.0, times=None))
+    kind = Kind.ACT_THEN_DROP if acts else Kind.HANG
+    fault = stage.kubernetes.faults.add(Fault(method, path, kind=kind, times=None))
     run = stage.run()
     async with stage.worker() as victim, anyio.create_task_group() as tasks:
         tasks.start_soon(victim.provide, run)
