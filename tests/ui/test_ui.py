@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import FlowRun
 
 from prefect_ray_worker.worker import RayWorker
 from tests.integration.harness import Pool, new_pool
+from tests.integration.kuberay.test_kuberay_block import saved_block
 from tests.real_ray import RealRay
 from tests.ui.browser import Page
 from tests.waiting import wait_until
@@ -82,6 +83,20 @@ async def test_saved_default_is_in_the_pool(tab: Page, base: str, prefect_settin
     # Saving one field has left the others as they were, for the worker too.
     assert list(template["variables"]["properties"]) == list(FORM["properties"])
     assert template["variables"]["properties"]["stop_grace_seconds"]["default"] == 30
+
+
+async def test_kubeconfig_can_be_chosen_among_the_blocks(
+    tab: Page, base: str, prefect_settings: None
+) -> None:
+    async with new_pool({}) as pool:
+        await saved_block(pool.client, {"apiVersion": "v1", "kind": "Config"})
+        await tab.open(f"{base}/work-pools/work-pool/{pool.name}/edit", until="Command (Optional)")
+        fields = "[...document.querySelectorAll('.schema-form-property')]"
+        has_picker = (
+            f"{fields}.some(f => f.innerText.startsWith('Kubernetes Cluster Config')"
+            " && f.querySelector('.block-document-input'))"
+        )
+        assert await tab.evaluate(has_picker)
 
 
 @pytest.mark.ray
