@@ -18,17 +18,14 @@ quickstart-kuberay: $(VENV)/.kuberay ## Watch a RayCluster come and go with a ru
 quickstart-stop: $(VENV)/.server ## Stop what KEEP=1 has left up
 	@$(BIN)/python docs/examples/quickstart/run.py --stop
 
-# They call ray.init in the tests' own process; those as threads have processes of their own.
-IN_PROCESS := tests/task_runner/long $(filter-out %/test_as_threads.py,$(wildcard tests/task_runner/test_*.py))
-
-test: $(VENV)/.dev ## Run all tests but most of the task runner's own (ARGS= is passed to pytest)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --reruns 2 --durations 15 $(addprefix --ignore=,$(IN_PROCESS)) $(ARGS)
+test: $(VENV)/.dev ## Run all tests but the extra ones (ARGS= is passed to pytest)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --reruns 2 --durations 15 $(ARGS)
 
 test-fast: $(VENV)/.dev ## Run what needs neither a Prefect server nor a Ray, in a minute
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not extra and not ray and not server" tests/unit tests/docs tests/templates $(ARGS)
 
-test-tasks: $(VENV)/.dev ## Run the task runner's own tests
-	$(BIN)/python -m pytest --reruns 2 tests/task_runner $(ARGS)
+test-tasks: $(VENV)/.dev ## Run the task runner's own tests, the extra ones too
+	$(BIN)/python -m pytest --reruns 2 -m "extra or not extra" tests/task_runner $(ARGS)
 
 test-extra: $(VENV)/.dev ## Run what takes long or wants a browser: the UI, result storage, dying nodes, …
 	$(BIN)/python -m pytest --reruns 1 -m extra $(ARGS)

@@ -1,8 +1,10 @@
 """Offers the shared fixtures to every test, and puts the long files first."""
 
 import os
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests.fixtures import (
     client,
@@ -35,10 +37,30 @@ __all__ = [
 # Without it each process that tests start compiles all that it imports, for seconds.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# Files that start servers and wait for them. The many short ones fill the gaps at the end, where
-# otherwise one process would wait for the other's last long file.
-_LONG = ("tests/integration/", "tests/fundamentals/")
-_LONGEST = "tests/task_runner/"
+# What is handed out first, the longest before all. The many short files fill the gaps at the end,
+# where otherwise one process would wait for the other's last long file.
+_AS_THREADS = "tests/task_runner/test_as_threads.py"
+_TASK_RUNNER = "tests/task_runner/"
+_ORDER = (_AS_THREADS, _TASK_RUNNER, "tests/integration/", "tests/fundamentals/", "tests/contract/")
+
+
+class _FilesOrSuite(LoadFileScheduling):
+    """Hands out whole files, and the task runner's as one: they share a server and a Ray."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        is_shared = file.startswith(_TASK_RUNNER) and file != _AS_THREADS
+        return _TASK_RUNNER if is_shared else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """Replace the scheduler of `--dist loadfile`."""
+    return _FilesOrSuite(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def _place(item: pytest.Item) -> int:
+    return next((i for i, start in enumerate(_ORDER) if item.nodeid.startswith(start)), len(_ORDER))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -47,6 +69,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "shared_prefect_api" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.server)
-    items.sort(
-        key=lambda item: (not item.nodeid.startswith(_LONGEST), not item.nodeid.startswith(_LONG))
-    )
+    items.sort(key=_place)

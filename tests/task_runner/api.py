@@ -13,7 +13,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State, TaskRun
 
-_SECONDS = 20
+_SECONDS = 60
 
 
 def task_runs(flow_run_id: UUID, count: int, *, at_least: bool = False) -> list[TaskRun]:

@@ -19,6 +19,7 @@ from prefect_ray_worker.task_runner.session import signal_handlers_kept
 from tests.task_runner.api import await_known, task_runs
 from tests.task_runner.tasks import sleep
 from tests.task_runner.test_losses import run_id
+from tests.waiting import patience
 
 pytestmark = pytest.mark.ray
 
@@ -92,7 +93,7 @@ def test_a_flow_that_fails_cancels_what_runs(runner: RayTaskRunner, tmp_path: Pa
 
     with pytest.raises(ValueError, match="enough"):
         fails()
-    assert time.monotonic() - moments[0] < 3
+    assert time.monotonic() - moments[0] < 3 * patience()
     # They have reacted to the interrupt: none had to be killed.
     assert {r.state_name for r in task_runs(ids[0], 3)} == {"Crashed"}
 
@@ -146,7 +147,7 @@ def test_a_flow_that_runs_out_of_time_cancels_what_runs(
     before = time.monotonic()
     with pytest.raises(TimeoutError):
         runs_out_of_time()
-    assert time.monotonic() - before < 12
+    assert time.monotonic() - before < 12 * patience()
     assert {f.state.name for f in futures} <= {"Crashed", "Cancelled"}
 
 
@@ -167,7 +168,7 @@ def test_queued_tasks_never_begin(runner: RayTaskRunner, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="enough"):
         fails()
     assert {f.state.name for f in futures} == {"Cancelled"}
-    assert time.monotonic() - before < 60
+    assert time.monotonic() - before < 60 * patience()
     assert {r.state_name for r in task_runs(ids[0], 1, at_least=True)} <= {"Crashed", "Cancelled"}
 
 

@@ -18,7 +18,7 @@ from tests.task_runner.test_losses import run_id
 
 pytestmark = pytest.mark.ray
 
-SECONDS = 20
+SECONDS = 60
 
 
 def events(flow_run_id: UUID, count: int, prefix: str) -> list[dict[str, Any]]:

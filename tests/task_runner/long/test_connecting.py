@@ -14,7 +14,7 @@ from tests.prefect_server import PrefectServer
 from tests.real_ray import RealRay
 from tests.task_runner.nodes import environment
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.extra]
 
 FLOW = """
 import json, os, signal

@@ -16,7 +16,7 @@ from tests.task_runner.nodes import kill, second_node
 from tests.task_runner.tasks import add, length
 from tests.task_runner.test_losses import run_id
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.extra, pytest.mark.timeout(300)]
 
 FOREVER = 200
 

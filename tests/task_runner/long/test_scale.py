@@ -14,7 +14,7 @@ from tests.task_runner.api import logs
 from tests.task_runner.tasks import add, in_flow, length, sleep
 from tests.task_runner.test_losses import run_id
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.extra, pytest.mark.timeout(600)]
 
 MANY = 1_000
 KB = 1_000

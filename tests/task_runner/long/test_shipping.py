@@ -16,7 +16,7 @@ from tests.prefect_server import PrefectServer
 from tests.real_ray import RealRay
 from tests.task_runner.nodes import environment, second_node
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.extra]
 
 PROJECT = Path(__file__).parents[1] / "project"
 
