@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
-quickstart: $(VENV)/.server ## Run a Prefect deployment as a Ray Job, on this machine (KEEP=1 leaves it up)
+quickstart: $(VENV)/.server ## Run a Prefect deployment as a Ray Job, on this machine (KEEP=1 leaves it up, SHOW=all shows trouble)
 	@$(BIN)/python docs/examples/quickstart/run.py
 
 quickstart-kuberay: $(VENV)/.kuberay ## Watch a RayCluster come and go with a run: real Ray, simulated Kubernetes

@@ -44,7 +44,7 @@ async def logs(
         follow: Go on until the run has ended.
         tail: Begin with so many of the last lines.
     """
-    from prefect_ray_worker.commands.run_log import RunLog
+    from prefect_ray_worker.commands.run_log import RunLog, is_complete
     from prefect_ray_worker.doctor.work_pool import open_prefect
 
     async with open_prefect(f"the flow run {run!r}") as client:
@@ -55,7 +55,7 @@ async def logs(
             _print(line)
         if not follow:
             return 0
-        await log.follow(_print, _is_complete)
+        await log.follow(_print, is_complete)
     state = log.run.state
     said = f": {state.message}" if state is not None and state.message else "."
     name = state.name if state is not None else "unknown"
@@ -90,17 +90,6 @@ async def _find(client: "PrefectClient", named: str) -> "FlowRun":
     if len(runs) > 1:
         errors().print(f"Several runs are called {named}; this is the latest, {runs[0].id}.")
     return runs[0]
-
-
-def _is_complete(run: "FlowRun") -> bool | None:
-    """Return whether the whole log of a run's last attempt is in Prefect; None if nobody says."""
-    from prefect_ray_worker.runs.recovery.labels import UNFINISHED_LABEL, labelled_owner
-
-    owned = labelled_owner(run.labels)
-    if owned is None:
-        return None
-    said = run.labels.get(f"{UNFINISHED_LABEL}.{owned[0]}")
-    return None if said is None else said == "no"
 
 
 def _print(line: "Log") -> None:

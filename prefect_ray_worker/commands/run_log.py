@@ -12,6 +12,8 @@ from prefect.client.schemas.objects import FlowRun, Log
 from prefect.client.schemas.sorting import LogSort
 from prefect.logging.clients import get_logs_subscriber
 
+from prefect_ray_worker.runs.recovery.labels import UNFINISHED_LABEL, labelled_owner
+
 # Also where the server streams its logs: what a broken connection has missed comes at once then.
 _READ_SECONDS = 1.0
 # Worker, driver and tasks send their lines in batches, so an older line can arrive later.
@@ -111,6 +113,15 @@ class RunLog:
         self._shown[key] = None
         self._newest = max(self._newest or line.timestamp, line.timestamp)
         return True
+
+
+def is_complete(run: FlowRun) -> bool | None:
+    """Return whether the whole log of a run's last attempt is in Prefect; None if nobody says."""
+    owned = labelled_owner(run.labels)
+    if owned is None:
+        return None
+    said = run.labels.get(f"{UNFINISHED_LABEL}.{owned[0]}")
+    return None if said is None else said == "no"
 
 
 async def _stream(run_id: UUID, lines: MemoryObjectSendStream[Log]) -> None:

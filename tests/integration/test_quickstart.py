@@ -50,6 +50,14 @@ def test_log_is_shown_once_to_its_end_and_a_kept_stack_stays_up(tmp_path: Path) 
         assert "is Completed" in output
 
 
+def test_show_all_shows_a_killed_run_and_one_that_waits_and_is_cancelled(tmp_path: Path) -> None:
+    output = quickstart(tmp_path, SHOW="all")
+    assert output.count("is Completed") == 1, output
+    assert re.search(r"is Crashed: KilledBySignal: .*SIGKILL", output), output
+    assert re.search(r"is InfrastructurePending: .* asks for 8 GPU", output), output
+    assert "is Cancelled" in output, output
+
+
 class KubeRayQuickstart:
     """`make quickstart-kuberay` in a process; whatever it starts inherits a marker."""
 

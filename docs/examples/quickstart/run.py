@@ -15,17 +15,15 @@ Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 
 import anyio  # noqa: E402 (Prefect reads its settings when it is imported)
 from prefect.client.orchestration import PrefectClient, get_client  # noqa: E402
-from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId  # noqa: E402
 from prefect.client.schemas.objects import FlowRun, Log  # noqa: E402
-from prefect.events.subscribers import FlowRunSubscriber  # noqa: E402
 from prefect.exceptions import ObjectNotFound  # noqa: E402
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
-from prefect.states import Scheduled  # noqa: E402
+from prefect.states import Cancelling, Scheduled  # noqa: E402
+
+from prefect_ray_worker.commands.run_log import RunLog, is_complete  # noqa: E402
 
 RUN_SECONDS = 300
-# The worker forwards the last lines of a job after the run has ended.
-STRAGGLER_SECONDS = 4
-PAGE = 200
+SHOW_ALL = os.environ.get("SHOW") == "all"
 
 
 BOLD, CYAN = "1", "36"
@@ -54,14 +52,17 @@ async def until_pool_exists(client: PrefectClient) -> None:
                 return
 
 
-async def deploy(client: PrefectClient, **job_variables: Any) -> FlowRun:
-    """Create the deployment and a run of it, as `prefect deploy` and `… run` would."""
+async def deploy(
+    client: PrefectClient, entrypoint: str = "flow.py:read_handwriting", **job_variables: Any
+) -> FlowRun:
+    """Create a deployment and a run of it, as `prefect deploy` and `… run` would."""
     here = str(Path(__file__).resolve().parent)
-    flow_id = await client.create_flow_from_name("read-handwriting")
+    name = entrypoint.partition(":")[2].replace("_", "-")
+    flow_id = await client.create_flow_from_name(name)
     deployment = await client.create_deployment(
         flow_id=flow_id,
         name="quickstart",
-        entrypoint="flow.py:read_handwriting",
+        entrypoint=entrypoint,
         pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": here}}],
         parameter_openapi_schema={"type": "object", "properties": {}},
         work_pool_name=POOL,
@@ -70,54 +71,16 @@ async def deploy(client: PrefectClient, **job_variables: Any) -> FlowRun:
     return await client.create_flow_run_from_deployment(deployment, state=Scheduled())
 
 
-class Shown:
-    """Prints each line of a run's log once, whichever way it comes."""
-
-    def __init__(self) -> None:
-        self._keys: set[tuple[object, ...]] = set()
-
-    def show(self, line: Log) -> None:
-        key = (line.timestamp, line.name, line.message)
-        if key not in self._keys:
-            self._keys.add(key)
-            say(f"    {line.timestamp:%H:%M:%S} | {line.message}")
-
-
 async def follow(client: PrefectClient, run: FlowRun) -> FlowRun:
     """Print the run's log until the run has ended."""
-    shown = Shown()
+    log = RunLog(client, run)
     with anyio.move_on_after(RUN_SECONDS):
-        try:
-            async with FlowRunSubscriber(run.id, straggler_timeout=STRAGGLER_SECONDS) as items:
-                async for item in items:
-                    if isinstance(item, Log):
-                        shown.show(item)
-        except Exception:  # noqa: BLE001 (Prefect raises many kinds)
-            # The user's own server may not stream logs: ask for them instead.
-            await until_ended(client, run, shown)
-    await show_all(client, run, shown)
+        await log.follow(say_line, is_complete)
     return await client.read_flow_run(run.id)
 
 
-async def until_ended(client: PrefectClient, run: FlowRun, shown: Shown) -> None:
-    while True:
-        current = await client.read_flow_run(run.id)
-        await show_all(client, run, shown)
-        if current.state is not None and current.state.is_final():
-            await anyio.sleep(STRAGGLER_SECONDS)
-            return
-        await anyio.sleep(0.5)
-
-
-async def show_all(client: PrefectClient, run: FlowRun, shown: Shown) -> None:
-    """Print the lines of the log that have not been printed yet."""
-    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
-    for offset in range(0, 10_000, PAGE):
-        lines = await client.read_logs(log_filter=wanted, offset=offset, limit=PAGE)
-        for line in lines:
-            shown.show(line)
-        if len(lines) < PAGE:
-            return
+def say_line(line: Log) -> None:
+    say(f"    {line.timestamp:%H:%M:%S} | {line.message}")
 
 
 async def show(up: Stack) -> bool:
@@ -126,7 +89,35 @@ async def show(up: Stack) -> bool:
         step("Deploying docs/examples/quickstart/flow.py and running it as a Ray Job")
         run = await deploy(client)
         say(f"    {up.ui_url}/runs/flow-run/{run.id}")
-        return is_completed(await follow(client, run))
+        completed = is_completed(await follow(client, run))
+        return completed and (not SHOW_ALL or await show_trouble(client))
+
+
+async def show_trouble(client: PrefectClient) -> bool:
+    """Show how a run ends that is killed, and one that gets no place and is cancelled."""
+    step("Running a flow that is killed")
+    killed = await follow(client, await deploy(client, "trouble.py:dies"))
+    is_completed(killed)
+    step("Running a flow that asks for more than the cluster has, and cancelling it")
+    run = await deploy(client, "trouble.py:wants_gpus", entrypoint_num_gpus=8)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(cancel_once_explained, client, run)
+        cancelled = await follow(client, run)
+        tasks.cancel_scope.cancel()
+    is_completed(cancelled)
+    ended = [run.state.name if run.state else "" for run in (killed, cancelled)]
+    return ended == ["Crashed", "Cancelled"]
+
+
+async def cancel_once_explained(client: PrefectClient, run: FlowRun) -> None:
+    """Cancel a run, as the button in the UI does, once its state says what it waits for."""
+    while True:
+        state = (await client.read_flow_run(run.id)).state
+        if state is not None and state.name == "InfrastructurePending":
+            say(f"    Its state is {state.name}: {state.message}", CYAN)
+            await client.set_flow_run_state(run.id, Cancelling())
+            return
+        await anyio.sleep(0.5)
 
 
 def is_completed(run: FlowRun) -> bool:
@@ -155,6 +146,7 @@ def start_prefect(up: Stack, *, usual_port: bool = True, **worker_env: str) -> N
 
 NEXT = """
 What to try next
+    make quickstart SHOW=all               a run that is killed, and one that waits and is cancelled
     make quickstart KEEP=1                 leaves it up: see the graph and the artifacts in the UI
     make quickstart-kuberay                a RayCluster for the run, on a simulated Kubernetes
     README.md, "Connect a cluster"         run your own deployments on your own Ray cluster
