@@ -20,7 +20,8 @@ _READ_SECONDS = 1.0
 _OVERLAP = timedelta(seconds=15)
 # Where nothing says that a log is complete: the driver's process sends its lines every 2 s (3.8.8).
 _QUIET_SECONDS = 4.0
-_LONGEST_DRAIN_SECONDS = 60.0
+# A log that is not complete and stays quiet may wait for a worker that is dead.
+_LONGEST_QUIET_SECONDS = 15.0
 _WAITING_LINES = 10_000
 
 IsComplete = Callable[[FlowRun], bool | None]
@@ -56,41 +57,43 @@ class RunLog:
         Args:
             show: Takes a line.
             is_complete: Returns whether all lines of an ended run are in Prefect; None if nothing
-                tells: then the end of the log is what stays quiet for 4 s.
+                tells: then a log that stays quiet for 4 s has ended. One that is not complete is
+                waited for until nothing has come for 15 s.
         """
         send, receive = anyio.create_memory_object_stream[Log](_WAITING_LINES)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_stream, self.run.id, send, name="log-stream")
-            ended_at = quiet_since = 0.0
+            quiet_since = 0.0
+            has_ended = False
             while True:
                 for line in await self._unread(self._newest):
                     quiet_since = anyio.current_time()
                     show(line)
-                if ended_at and await self._is_over(is_complete, ended_at, quiet_since):
+                if has_ended and await self._is_over(is_complete, quiet_since):
                     break
                 with anyio.move_on_after(_READ_SECONDS):
                     async for line in receive:
                         if self._is_new(line):
                             show(line)
-                if not ended_at:
+                if not has_ended:
                     self.run = await self._client.read_flow_run(self.run.id)
                     if self.run.state is not None and self.run.state.is_final():
-                        ended_at = quiet_since = anyio.current_time()
+                        has_ended, quiet_since = True, anyio.current_time()
             tasks.cancel_scope.cancel()
         # A line that is older than the overlap, and was sent late, is in the whole log only.
         for line in await self._unread(None):
             show(line)
 
-    async def _is_over(self, is_complete: IsComplete, ended_at: float, quiet_since: float) -> bool:
-        now = anyio.current_time()
-        if now - ended_at > _LONGEST_DRAIN_SECONDS:
+    async def _is_over(self, is_complete: IsComplete, quiet_since: float) -> bool:
+        quiet = anyio.current_time() - quiet_since
+        if quiet > _LONGEST_QUIET_SECONDS:
             return True
         said = is_complete(self.run)
         if said is False:
             self.run = await self._client.read_flow_run(self.run.id)
             return False
         # The last lines may have arrived between the look at the log and the look at the run.
-        return now - quiet_since > (_READ_SECONDS if said else _QUIET_SECONDS)
+        return quiet > (_READ_SECONDS if said else _QUIET_SECONDS)
 
     async def _unread(self, since: datetime | None) -> list[Log]:
         wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[self.run.id]))

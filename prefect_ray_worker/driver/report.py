@@ -13,7 +13,9 @@ from prefect.logging.loggers import flow_run_logger
 from prefect_ray_worker.driver.endings import Endings, run_hooks
 from prefect_ray_worker.driver.source import Workspace, source_of
 from prefect_ray_worker.driver.supervise.processes import hold_lifeline
+from prefect_ray_worker.prefect_api import marking
 from prefect_ray_worker.shared.deaths import of_exit
+from prefect_ray_worker.shared.log_marks import seal_of
 from prefect_ray_worker.shared.memory_kills import MemoryKills
 
 
@@ -26,6 +28,7 @@ def main(arguments: list[str]) -> int:
     """
     hold_lifeline()
     flow_run_id, attempt, code, kills, peak = arguments
+    marking.install(seal_of(attempt))  # or the worker would forward what is sent from here
     death = of_exit(int(code), MemoryKills(kills), peak=int(peak))
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(UUID(flow_run_id))
