@@ -102,6 +102,8 @@ class Follower:
             await self._settlement.end_children(self._last, self._decided)
         finished = self.logs is None or self.logs.is_complete or self._last.missing
         finished |= self._last.gone is not None
+        # It never began, and is stopped should it still begin: there is no log to wait for.
+        finished |= self._settlement.stop_is_queued
         # A cluster that was made for this attempt goes now, with what was not forwarded.
         releases = attempt.cluster.is_for_one_run and self._decided is not None
         is_done = finished or releases or await self._gives_the_log_up(since)

@@ -158,3 +158,20 @@ async def test_on_a_real_ray_the_run_goes_on_when_there_is_room(
     assert names[names.index(INFRASTRUCTURE_PENDING) :][:3] == [
         INFRASTRUCTURE_PENDING, "Starting", "Running"
     ]  # fmt: skip
+
+
+async def test_run_that_is_cancelled_while_its_job_waits_leaves_nothing_to_do(stage: Stage) -> None:
+    """Its worker took it for one whose worker had gone, and looked for its log, every minute."""
+    stage.ray.on_submit = PENDING_FOREVER
+    async with stage.pool.working():
+        run_id = await stage.start()
+        job = await stage.job_of(run_id)
+        await stage.pool.wait_for_log(run_id, "is PENDING")
+        await stage.pool.cancel(run_id)
+        await stage.ends(run_id, StateType.CANCELLED, "has queued the stop")
+        label = f"prefect-ray-worker.unfinished.{job.submission_id.rpartition('-')[2]}"
+
+        async def is_finished() -> bool:
+            return (await stage.pool.read(run_id)).labels.get(label) == "no"
+
+        await wait_until(is_finished, description="nothing to be left to do")
