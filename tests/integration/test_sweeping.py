@@ -6,16 +6,16 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.objects import StateType
 
-from prefect_ray_worker.runs.recovery import sweep
 from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY
 from tests.fake_ray import FakeJob, FakeRay, Fault, Kind
+from tests.integration.harness import set_timing
 from tests.integration.stage import Stage
 from tests.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sweep.Sweeper.__init__.__kwdefaults__, "interval", 1.0)
+    set_timing(monkeypatch, sweep=1.0)
 
 
 async def metadata_of(stage: Stage, **more: Any) -> dict[str, str]:

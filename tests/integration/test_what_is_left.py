@@ -17,7 +17,6 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import State, StateType
 from prefect.states import Paused, Running, Suspended
 
-from prefect_ray_worker.runs.recovery import sweep
 from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL
 from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY
 from tests.fake_ray.faults import Fault, Kind
@@ -114,7 +113,7 @@ async def test_record_of_a_job_stays_until_its_run_is_settled(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The record was deleted under an adopter that needed it: no diagnosis, no log."""
-    monkeypatch.setitem(sweep.Sweeper.__init__.__kwdefaults__, "interval", 1.0)
+    set_timing(monkeypatch, sweep=1.0)
     with stage.worker_process(tmp_path / "home", "--name", "first") as process:
         run_id, job = await stage.running(delete_job_after_seconds=5)
         process.kill()

@@ -44,7 +44,7 @@ def test_a_flow_given_as_a_module_brings_the_folder_it_is_imported_from(
 @pytest.mark.parametrize("main", [code.__file__, str(Path(sys.executable).parent / "prefect")])
 def test_a_command_is_not_the_flows_file(main: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT__FLOW_ENTRYPOINT", raising=False)
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", main)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", main, raising=False)
     assert code.entry_file() is None
 
 
@@ -100,7 +100,7 @@ def test_a_working_dir_without_the_flow_becomes_modules(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFECT__FLOW_ENTRYPOINT", "some.module:flow")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", None)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", None, raising=False)
     job = {"working_dir": "gcs://job.zip", "py_modules": ["gcs://driver.zip"]}
     shipped = code.for_cluster(job, None, in_job=True)
     assert shipped.runtime_env == {
