@@ -41,7 +41,14 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # where otherwise one process would wait for the other's last long file.
 _AS_THREADS = "tests/task_runner/test_as_threads.py"
 _TASK_RUNNER = "tests/task_runner/"
-_ORDER = (_AS_THREADS, _TASK_RUNNER, "tests/integration/", "tests/fundamentals/", "tests/contract/")
+_ORDER = (
+    _AS_THREADS,
+    _TASK_RUNNER,
+    "tests/resilience/",
+    "tests/integration/",
+    "tests/fundamentals/",
+    "tests/contract/",
+)
 
 
 class _FilesOrSuite(LoadFileScheduling):
