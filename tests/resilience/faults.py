@@ -97,7 +97,8 @@ async def _kill_node(scene: Scene) -> None:
 
 
 async def _kill_job_head(scene: Scene) -> None:
-    scene.world.cluster.part_of_head("JobHead").kill()
+    # Its title; the dashboard itself is called with the names of its modules.
+    scene.world.cluster.part_of_head("ray-dashboard-JobHead").kill()
     await _dashboard_answers(scene)
 
 
