@@ -5,7 +5,7 @@ an idle cluster reads it first, then asks which runs name one, and closes it onl
 changed since. So a join and a deletion that meet never both succeed.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,9 +18,9 @@ from prefect_ray_worker.clusters.kuberay.look import (
     ClusterLook,
     StartTiming,
     start_failed,
-    start_refused,
 )
 from prefect_ray_worker.clusters.kuberay.manifest import JOINED_AT, SharedManifest
+from prefect_ray_worker.clusters.kuberay.patience import StartPatience
 from prefect_ray_worker.clusters.kuberay.reach import place_in, ref_of
 from prefect_ray_worker.clusters.kuberay.reading import ClusterState, Reading
 from prefect_ray_worker.clusters.kuberay.shared import (
@@ -39,15 +39,13 @@ from prefect_ray_worker.errors import (
     AlreadyThere,
     ClusterFailed,
     KubernetesError,
-    KubernetesUnreachable,
     ObjectMissing,
     ObjectReplaced,
-    QuotaExceeded,
 )
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.kubernetes_api.models import RayClusterObject
 from prefect_ray_worker.prefect_api.cluster_events import ClusterHappening
-from prefect_ray_worker.shared.backoff import Backoff, jittered
+from prefect_ray_worker.shared.backoff import jittered
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.ids import ClusterRef
 
@@ -91,6 +89,17 @@ class Joining:
     _avoided: set[str] = field(default_factory=set[str])
     _created_uid: str = ""
 
+    @property
+    def _patience(self) -> StartPatience:
+        return StartPatience(
+            self.namespace,
+            self.progress,
+            self.timing,
+            self.asked.start_timeout_seconds,
+            waiter="The shared cluster",
+            api="The Kubernetes API",
+        )
+
     async def run(self, recorded: ClusterRef | None) -> Cluster:
         """Return a cluster that the attempt has joined, when it takes jobs.
 
@@ -104,10 +113,10 @@ class Joining:
         self._named = recorded
         joined: RayClusterObject | None = None
         if recorded is not None:
-            joined = await self._patiently(lambda: self._rejoined(recorded))
+            joined = await self._patience.ask(lambda: self._rejoined(recorded))
         for _ in range(_CLUSTERS_PER_RUN):
             if joined is None:
-                joined = await self._patiently(self._entered)
+                joined = await self._patience.ask(self._entered)
             cluster = await self._ready(joined)
             if cluster is not None:
                 return cluster
@@ -115,32 +124,6 @@ class Joining:
                 break  # it may have, or have had, the attempt's job
             joined = None
         raise _deleted("The shared cluster went away, or lost its head, while the run waited.")
-
-    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask Kubernetes until it answers, and has room."""
-        backoff = Backoff()
-        while True:
-            try:
-                return await ask()
-            except QuotaExceeded as exc:
-                category, said = Category.CLUSTER_QUOTA, str(exc)
-                self.progress.waits(f"The shared cluster waits for its quota: {said}")
-                pause = jittered(self.timing.queue)
-            except KubernetesUnreachable as exc:
-                category, said = Category.KUBERNETES_UNREACHABLE, str(exc)
-                self.progress.waits(f"The Kubernetes API is away: {said}")
-                pause = backoff.next()
-            except KubernetesError as exc:
-                raise start_refused(exc, self.namespace) from exc
-            if self._has_waited(pause):
-                raise start_failed(category, said)
-            await anyio.sleep(pause)
-
-    def _has_waited(self, pause: float = 0.0) -> bool:
-        """Return whether the time to get into a cluster is over, or will be after a pause."""
-        # From the claim, which Prefect records: an heir does not wait in line anew.
-        waited = (datetime.now(UTC) - self.progress.began).total_seconds()
-        return waited + pause >= self.asked.start_timeout_seconds
 
     async def _rejoined(self, recorded: ClusterRef) -> RayClusterObject | None:
         """Join the cluster that the record names; None if it is gone and never had the job."""
@@ -167,7 +150,7 @@ class Joining:
             joined = None if chosen is None else await self._joined(chosen)
             if joined is not None:
                 return joined
-            if self._has_waited():
+            if self._patience.is_over():
                 raise _deleted(f"No cluster {self.manifest().prefix}-… stayed for long enough.")
             await anyio.sleep(jittered(self.timing.poll) / 4)
 

@@ -5,7 +5,6 @@ second cluster. After an unclear answer the name is read back.
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import anyio
@@ -18,6 +17,7 @@ from prefect_ray_worker.clusters.kuberay.look import (
     start_refused,
 )
 from prefect_ray_worker.clusters.kuberay.manifest import ATTEMPT_LABEL, POOL_LABEL, RUN_LABEL
+from prefect_ray_worker.clusters.kuberay.patience import StartPatience
 from prefect_ray_worker.clusters.kuberay.reach import ref_of
 from prefect_ray_worker.clusters.kuberay.reading import ClusterState
 from prefect_ray_worker.clusters.kuberay.snapshots import Snapshots
@@ -33,7 +33,7 @@ from prefect_ray_worker.errors import (
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.kubernetes_api.models import RayClusterObject
 from prefect_ray_worker.prefect_api.cluster_events import ClusterHappening
-from prefect_ray_worker.shared.backoff import Backoff, jittered
+from prefect_ray_worker.shared.backoff import Backoff
 from prefect_ray_worker.shared.category import Category
 
 # For so long the pods of an earlier attempt's cluster may take to end.
@@ -102,29 +102,25 @@ class ClusterStart:
 
     async def _created(self) -> RayClusterObject:
         """Create the RayCluster unless it is there; return it."""
-        backoff = Backoff()
+        patience = StartPatience(
+            self.namespace,
+            self.progress,
+            self.timing,
+            self.asked.start_timeout_seconds,
+            waiter=f"Cluster {self.name}: it",
+            api=f"Cluster {self.name}: the Kubernetes API",
+        )
         while True:
-            try:
-                cluster = await self._create_or_read()
-                if cluster is not None:
-                    return await self._ours(cluster)
-                pause = self.timing.poll
-                category, said = Category.CLUSTER_DELETED, "Its name is not free."
-            except QuotaExceeded as exc:
-                category, said = Category.CLUSTER_QUOTA, str(exc)
-                self.progress.waits(f"Cluster {self.name}: it waits for its quota: {said}")
-                pause = jittered(self.timing.queue)
-            except KubernetesUnreachable as exc:
-                category, said = Category.KUBERNETES_UNREACHABLE, str(exc)
-                self.progress.waits(f"Cluster {self.name}: the Kubernetes API is away: {said}")
-                pause = backoff.next()
-            except KubernetesError as exc:
-                raise start_refused(exc, self.namespace) from exc
-            # From the claim, which Prefect records: an heir does not wait in line anew.
-            waited = (datetime.now(UTC) - self.progress.began).total_seconds()
-            if waited + pause >= self.asked.start_timeout_seconds:
-                raise start_failed(category, said)
-            await anyio.sleep(pause)
+            cluster = await patience.ask(self._create_or_read)
+            if cluster is not None:
+                return await self._ours(cluster)
+            if patience.is_over(self.timing.poll):
+                raise start_failed(
+                    Category.CLUSTER_DELETED,
+                    f"The RayCluster {self.name} is gone each time that it has been created. Find "
+                    "out what deletes it, and run the flow again.",
+                )
+            await anyio.sleep(self.timing.poll)
 
     async def _create_or_read(self) -> RayClusterObject | None:
         """Return the cluster; None if it went away in between, and is to be created again."""
