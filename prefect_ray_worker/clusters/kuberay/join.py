@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import anyio
 
+from prefect_ray_worker.clusters.kuberay.asking import Asking
 from prefect_ray_worker.clusters.kuberay.deletion import Deletions
 from prefect_ray_worker.clusters.kuberay.look import (
     ClusterLook,
@@ -20,7 +21,6 @@ from prefect_ray_worker.clusters.kuberay.look import (
     start_failed,
 )
 from prefect_ray_worker.clusters.kuberay.manifest import JOINED_AT, SharedManifest
-from prefect_ray_worker.clusters.kuberay.patience import StartPatience
 from prefect_ray_worker.clusters.kuberay.reach import place_in, ref_of
 from prefect_ray_worker.clusters.kuberay.reading import ClusterState, Reading
 from prefect_ray_worker.clusters.kuberay.shared import (
@@ -90,8 +90,8 @@ class Joining:
     _created_uid: str = ""
 
     @property
-    def _patience(self) -> StartPatience:
-        return StartPatience(
+    def _asking(self) -> Asking:
+        return Asking(
             self.namespace,
             self.progress,
             self.timing,
@@ -113,10 +113,10 @@ class Joining:
         self._named = recorded
         joined: RayClusterObject | None = None
         if recorded is not None:
-            joined = await self._patience.ask(lambda: self._rejoined(recorded))
+            joined = await self._asking.ask(lambda: self._rejoined(recorded))
         for _ in range(_CLUSTERS_PER_RUN):
             if joined is None:
-                joined = await self._patience.ask(self._entered)
+                joined = await self._asking.ask(self._entered)
             cluster = await self._ready(joined)
             if cluster is not None:
                 return cluster
@@ -150,7 +150,7 @@ class Joining:
             joined = None if chosen is None else await self._joined(chosen)
             if joined is not None:
                 return joined
-            if self._patience.is_over():
+            if self._asking.is_over():
                 raise _deleted(f"No cluster {self.manifest().prefix}-… stayed for long enough.")
             await anyio.sleep(jittered(self.timing.poll) / 4)
 

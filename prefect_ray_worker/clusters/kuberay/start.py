@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 
+from prefect_ray_worker.clusters.kuberay.asking import Asking
 from prefect_ray_worker.clusters.kuberay.deletion import Deletions
 from prefect_ray_worker.clusters.kuberay.look import (
     ClusterLook,
@@ -17,7 +18,6 @@ from prefect_ray_worker.clusters.kuberay.look import (
     start_refused,
 )
 from prefect_ray_worker.clusters.kuberay.manifest import ATTEMPT_LABEL, POOL_LABEL, RUN_LABEL
-from prefect_ray_worker.clusters.kuberay.patience import StartPatience
 from prefect_ray_worker.clusters.kuberay.reach import ref_of
 from prefect_ray_worker.clusters.kuberay.reading import ClusterState
 from prefect_ray_worker.clusters.kuberay.snapshots import Snapshots
@@ -102,7 +102,7 @@ class ClusterStart:
 
     async def _created(self) -> RayClusterObject:
         """Create the RayCluster unless it is there; return it."""
-        patience = StartPatience(
+        asking = Asking(
             self.namespace,
             self.progress,
             self.timing,
@@ -111,10 +111,10 @@ class ClusterStart:
             api=f"Cluster {self.name}: the Kubernetes API",
         )
         while True:
-            cluster = await patience.ask(self._create_or_read)
+            cluster = await asking.ask(self._create_or_read)
             if cluster is not None:
                 return await self._ours(cluster)
-            if patience.is_over(self.timing.poll):
+            if asking.is_over(self.timing.poll):
                 raise start_failed(
                     Category.CLUSTER_DELETED,
                     f"The RayCluster {self.name} is gone each time that it has been created. Find "

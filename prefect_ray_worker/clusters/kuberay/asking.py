@@ -1,4 +1,4 @@
-"""`StartPatience`: asks Kubernetes until it answers and has room, as long as a start may take."""
+"""`Asking`: asks Kubernetes until it answers and has room, as long as a start may take."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class StartPatience:
+class Asking:
     """Asks for what an attempt's cluster needs, again and again.
 
     Attributes:
