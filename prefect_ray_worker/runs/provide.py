@@ -5,27 +5,24 @@ start is then given up, and a cluster that was made for the run alone goes.
 """
 
 import logging
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from logging import Logger, LoggerAdapter
 from typing import Any
 from uuid import UUID
 
 import anyio
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.events import RelatedResource
 from prefect.exceptions import ObjectNotFound
 
 from prefect_ray_worker import metrics
 from prefect_ray_worker.clusters.source import Cluster, ClusterPlan
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import ClusterFailed, InvalidConfiguration
-from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents, ClusterHappening
 from prefect_ray_worker.prefect_api.flow_runs import type_of_state
 from prefect_ray_worker.runs.recovery.labels import labelled_cluster, unfinished_label
 from prefect_ray_worker.runs.services import Services
+from prefect_ray_worker.runs.start_news import StartNews
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import diagnosed
 from prefect_ray_worker.shared.ids import (
@@ -40,11 +37,7 @@ Own = Callable[[UUID, str, ClusterRef | None, str | None], Awaitable[None]]
 """Writes on a run that this process owns an attempt; see `Recovery.own`."""
 
 _LOOK_SECONDS = 0.5
-# The same reason is told again after this time.
-_REPEAT_SECONDS = 300.0
 _FRESH_SECONDS = 30.0
-# Sooner after a claim no other worker has gone on with the attempt.
-_TAKEN_OVER_SECONDS = 30.0
 _NO_CLUSTER_FOR_A_CALLER = (
     "The work pool names no Ray cluster, and this process only submits: it starts none. Set the "
     "job variable address, or start a worker of the pool, which starts a Ray on its machine."
@@ -132,7 +125,7 @@ class Provision:
     async def _started(self, plan: ClusterPlan) -> Cluster | None:
         """Return the cluster when it takes jobs; None once the run is over, or another worker's."""
         run_id, services = self._run_id, self._services
-        told = _StartNews(
+        told = StartNews(
             self._log,
             self._record_anew,
             services.sources.events,
@@ -172,7 +165,7 @@ class Provision:
             await told.ready(cluster.ref)
         return cluster
 
-    async def _acquired(self, told: "_StartNews") -> Cluster:
+    async def _acquired(self, told: StartNews) -> Cluster:
         return await self._services.sources.acquire(
             self._configuration, self._job_id, told, self._recorded
         )
@@ -189,7 +182,7 @@ class Provision:
         while not any(self._run_id in runs for runs in watched):  # noqa: ASYNC110 (looked up)
             await anyio.sleep(_LOOK_SECONDS)
 
-    async def _show(self, told: "_StartNews") -> None:
+    async def _show(self, told: StartNews) -> None:
         """Put the run into the state InfrastructurePending, with the first reason, once."""
         while True:
             await told.news.wait()
@@ -223,7 +216,7 @@ class Provision:
             await flow_runs.cancelled(self._run_id, message)
         await self._finish()
 
-    async def _failed(self, plan: ClusterPlan, failure: ClusterFailed, told: "_StartNews") -> None:
+    async def _failed(self, plan: ClusterPlan, failure: ClusterFailed, told: StartNews) -> None:
         """Settle a run whose cluster does not become ready, and let go of the cluster."""
         flow_runs, run_id = self._services.flow_runs, self._run_id
         if not await self._services.lease.holds(run_id, self._job_id):
@@ -294,107 +287,3 @@ async def settled_unsent(
 
 class _TakenOver(Exception):
     """Another worker goes on with the attempt."""
-
-
-class _StartNews:
-    """Takes what the start of a cluster waits for: logs each reason once, and sends the events.
-
-    Attributes:
-        began: When the attempt was claimed.
-        reason: What the start waits for, by its last word.
-        news: Set with each reason.
-    """
-
-    def __init__(
-        self,
-        log: "Logger | LoggerAdapter[Any]",
-        record: Callable[[ClusterRef], Awaitable[None]],
-        events: ClusterEvents,
-        *,
-        job_id: str,
-        related: Sequence[RelatedResource],
-        began: datetime,
-    ) -> None:
-        self._log = log
-        self._record = record
-        self._events = events
-        self._job_id = job_id
-        self._related = related
-        self._told_at: dict[str, float] = {}
-        self._ref: ClusterRef | None = None
-        self._has_joined = False
-        self.began = began
-        self.reason = ""
-        self.news = anyio.Event()
-
-    async def will_use(self, ref: ClusterRef) -> None:
-        """Record on the run which cluster it gets."""
-        await self._record(ref)
-
-    def tell(self, line: str) -> None:
-        """Log a line."""
-        self._log.info("%s", line)
-
-    def waits(self, reason: str) -> None:
-        """Log a reason that is new, or has not been told for long."""
-        now = anyio.current_time()
-        if now - self._told_at.get(reason, -math.inf) >= _REPEAT_SECONDS:
-            self._told_at[reason] = now
-            self._log.info("%s", reason)
-        self.reason = reason
-        self.news.set()
-
-    async def happened(
-        self,
-        happening: ClusterHappening,
-        ref: ClusterRef,
-        *,
-        is_news: bool = True,
-        occurred: datetime | None = None,
-    ) -> None:
-        """Send the event of what a source has done."""
-        self._ref = ref
-        begins = happening is ClusterHappening.REQUESTED
-        self._has_joined |= happening is ClusterHappening.JOINED
-        await self._events.tell(
-            happening,
-            ref,
-            related=self._related,
-            occasion=self._job_id if happening is ClusterHappening.JOINED else "",
-            occurred=occurred,
-            may_be_told=not is_news or (begins and self._is_taken_over),
-        )
-
-    async def ready(self, ref: ClusterRef) -> None:
-        """Tell that the cluster takes jobs, unless another run or worker has told so."""
-        is_news = await self._events.tell(
-            ClusterHappening.READY,
-            ref,
-            related=self._related,
-            may_be_told=self._has_joined or self._is_taken_over,
-        )
-        if is_news and not self._has_joined:
-            took = max(self._age, 0.0)
-            metrics.CLUSTER_READY_SECONDS.labels(ref.kind).observe(took)
-            self._log.info("The cluster %s takes jobs, %.0f s after the claim.", ref.planned, took)
-
-    async def failed(self, planned: ClusterRef | None, failure: ClusterFailed) -> None:
-        """Tell that the cluster cannot be created, or does not take jobs."""
-        ref = self._ref or planned
-        if ref is not None:
-            await self._events.tell(
-                ClusterHappening.FAILED,
-                ref,
-                related=self._related,
-                category=failure.category,
-                message=str(failure),
-            )
-
-    @property
-    def _age(self) -> float:
-        return (datetime.now(UTC) - self.began).total_seconds()
-
-    @property
-    def _is_taken_over(self) -> bool:
-        """Whether another worker may have begun with the attempt."""
-        return self._age >= _TAKEN_OVER_SECONDS
