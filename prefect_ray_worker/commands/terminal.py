@@ -37,9 +37,9 @@ def _console(*, stderr: bool) -> Console:
     )
 
 
-def print_line(text: str, style: str = "") -> None:
+def print_line(text: str) -> None:
     """Print a line as it is, wherever the terminal ends."""
-    console().print(Text(text, style=style), soft_wrap=True)
+    console().print(Text(text), soft_wrap=True)
 
 
 def length_of(seconds: float) -> str:

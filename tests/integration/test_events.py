@@ -31,7 +31,6 @@ from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
 from prefect_ray_worker.shared.exits import DriverExit
 from prefect_ray_worker.shared.ids import ClusterRef, InfrastructurePid, attempt_in
 from prefect_ray_worker.shared.verdict_line import format_verdict
-from tests.fake_kubernetes import CRD, MISSING_CRD
 from tests.fake_ray.script import PENDING_FOREVER
 from tests.integration.harness import Pool
 from tests.integration.kuberay.stage import KubeRayStage, new_kuberay_stage
@@ -274,8 +273,6 @@ async def kuberay(
     prefect_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[KubeRayStage]:
     """A pool whose runs get clusters of a fake Kubernetes."""
-    if not CRD.exists():
-        pytest.skip(MISSING_CRD)
     async with new_kuberay_stage(tmp_path, monkeypatch) as staged:
         yield staged
 

@@ -3,7 +3,6 @@
 Here uv is called as Ray calls it on a node; Ray itself would first fetch uv from a package index.
 """
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,13 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL
 
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from tests.integration.harness import new_pool
 from tests.real_ray import RealRay
-from tests.templates.folders import ROOT, TEMPLATES
-from tests.templates.test_prefect_yaml import git
+from tests.templates.folders import TEMPLATES
+from tests.templates.projects import deploy_all, git, make_repository
 
 FOLDER = TEMPLATES / "monorepo-uv"
 
@@ -37,9 +35,7 @@ def monorepo(tmp_path: Path) -> Path:
         text = (folder / name).read_text()
         assert old in text
         (folder / name).write_text(text.replace(old, new))
-    git("init", "--initial-branch=main", folder=folder)
-    git("add", ".", folder=folder)
-    git("commit", "--message=all", folder=folder)
+    make_repository(folder)
     return folder
 
 
@@ -47,20 +43,8 @@ def deploy(folder: Path, pool: str) -> None:
     file = folder / "prefect.yaml"
     file.write_text(file.read_text().replace("name: ray\n", f"name: {pool}\n"))
     # What `uv run --all-packages` installs.
-    packages = [str(path) for path in folder.glob("packages/*/src")]
-    subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PREFECT_API_URL": PREFECT_API_URL.value() or "",
-            "PREFECT_HOME": str(folder.parent / "home"),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *packages]),
-        },
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    packages = folder.glob("packages/*/src")
+    deploy_all(folder, *packages)
 
 
 def install(requirements: list[str], folder: Path) -> Path:

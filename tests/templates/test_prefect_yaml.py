@@ -1,27 +1,19 @@
 """`prefect.yaml`: deployed as it is on a real server, and the git one runs, from a real clone."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL
 
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from tests.integration.harness import Pool, new_pool
 from tests.real_ray import RealRay
-from tests.templates.folders import ROOT, TEMPLATES
+from tests.templates.folders import TEMPLATES
+from tests.templates.projects import deploy_all, make_repository
 
 FOLDER = TEMPLATES / "prefect-yaml"
-
-
-def git(*arguments: str, folder: Path) -> None:
-    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -34,9 +26,7 @@ def project(tmp_path: Path) -> Path:
     (folder / "prefect.yaml").write_text(
         text.replace("CHANGE_ME_REPOSITORY_URL", f"file://{folder}")
     )
-    git("init", "--initial-branch=main", folder=folder)
-    git("add", ".", folder=folder)
-    git("commit", "--message=flows", folder=folder)
+    make_repository(folder)
     return folder
 
 
@@ -48,19 +38,7 @@ def deploy(folder: Path, pool: str) -> None:
         # No package index is needed to see that the code arrives.
         deployment["work_pool"]["job_variables"].pop("runtime_env", None)
     file.write_text(yaml.safe_dump(content))
-    subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PREFECT_API_URL": PREFECT_API_URL.value() or "",
-            "PREFECT_HOME": str(folder.parent / "home"),
-            "PYTHONPATH": str(ROOT),
-        },
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    deploy_all(folder)
 
 
 @pytest.mark.extra

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_kubernetes import CRD, MISSING_CRD
 from tests.integration.kuberay.stage import KubeRayStage, new_kuberay_stage
 
 
@@ -14,7 +13,5 @@ async def stage(
     prefect_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[KubeRayStage]:
     """A pool whose runs ask for clusters, each of which is a fake Ray."""
-    if not CRD.exists():
-        pytest.skip(MISSING_CRD)
     async with new_kuberay_stage(tmp_path, monkeypatch) as staged:
         yield staged

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 
 from prefect_ray_worker.clusters.kuberay.look import StartTiming
 from prefect_ray_worker.clusters.kuberay.source import KubeRayClusters
-from tests.fake_kubernetes import FakeHeads, FakeKubernetes, RealHeads
+from tests.fake_kubernetes import CRD, MISSING_CRD, FakeHeads, FakeKubernetes, RealHeads
 from tests.fake_ray import FakeJob, FakeRay
 from tests.fake_ray.script import RUNS_FOREVER
 from tests.integration.harness import Pool, new_pool, set_timing
@@ -122,6 +122,8 @@ async def new_kuberay_stage(
     folder: Path, monkeypatch: pytest.MonkeyPatch, heads: RealHeads | None = None
 ) -> AsyncIterator[KubeRayStage]:
     """Set up a fake Kubernetes and a pool for it; its clusters are fake Rays unless told else."""
+    if not CRD.exists():
+        pytest.skip(MISSING_CRD)
 
     def prepare(ray: FakeRay, _: str) -> None:
         ray.on_submit = RUNS_FOREVER
