@@ -3,7 +3,11 @@
 It loads the flow anew, in a clean process, to run its `on_crashed` hooks once.
 """
 
+import logging
+import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
@@ -43,12 +47,38 @@ def main(arguments: list[str]) -> int:
 def _run_crashed_hooks(flow_run: FlowRun, state: State) -> None:
     with Workspace(flow_run, source_of(flow_run)) as workspace:
         try:
-            flow = workspace.open_flow()
+            with _unheard():
+                flow = workspace.open_flow()
         except Exception:
             logger = flow_run_logger(flow_run)
             logger.exception("The flow could not be loaded to run its on_crashed hooks.")
             return
         run_hooks(flow.on_crashed_hooks or [], flow, flow_run, state)
+
+
+@contextmanager
+def _unheard() -> Generator[None]:
+    """Discard what is logged and printed meanwhile: the engine's run of it is in the log already.
+
+    The pull steps and the flow's module say the same again, also from processes that they start.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [(number, os.dup(number)) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    logging.disable(logging.CRITICAL)
+    try:
+        for number, _ in kept:
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in kept:
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nowhere)
+        logging.disable(logging.NOTSET)
 
 
 if __name__ == "__main__":

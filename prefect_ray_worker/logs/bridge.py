@@ -13,6 +13,7 @@ from prefect_ray_worker.logs.lines import Line, LineSplitter, joined
 from prefect_ray_worker.logs.position import Stamps, find_position, milliseconds, name_of
 from prefect_ray_worker.logs.read import ClusterLogs, LogPlace, Progress
 from prefect_ray_worker.logs.send import Sender
+from prefect_ray_worker.logs.unsent import UnsentRecords
 from prefect_ray_worker.prefect_api.logs import LogSink, SentLog
 from prefect_ray_worker.ray_api.models import JobDetails
 from prefect_ray_worker.shared.backoff import Backoff
@@ -32,6 +33,8 @@ _BATCH_CHARACTERS = 512 * 1024
 # Work on this much, some milliseconds, before other tasks of the event loop get their turn.
 _SLICE = 16 * 1024
 _LONGEST_PAUSE_SECONDS = 300.0
+# A server may be about to store what a process sent before it died.
+_DOUBT_SECONDS = 3.0
 # A record that claims to be from tomorrow says more about the node's clock than about the record.
 _WRONG_CLOCK_MS = 24 * 3600 * 1000
 
@@ -93,6 +96,7 @@ class LogBridge:
         self._not_before = 0
         self._stamps = Stamps()
         self._shaper = Shaper(submission_id, longest=longest)
+        self._unsent = UnsentRecords(attempt, longest=longest)
         self._seen_to_end_at: datetime | None = None
         self.lines_forwarded = 0
         self.is_complete = False
@@ -242,6 +246,10 @@ class LogBridge:
             if marked_ms is not None and marked_ms - read_ms < _WRONG_CLOCK_MS:
                 # Places what is printed between two log records of the flow between them.
                 self._not_before = max(self._not_before, marked_ms + 1)
+                if self._shaper.has_ended:
+                    self._unsent.clear()
+                elif self._shaper.sent is not None:
+                    self._unsent.note(self._shaper.sent, self._line)
 
     async def _collect(self, lines: Iterator[Line]) -> None:
         # Also if nothing is to be sent: reading a long log again must not block other tasks.
@@ -272,6 +280,18 @@ class LogBridge:
     async def _finish(self, read_ms: int) -> None:
         await self._collect(self._shaped(self._splitter.finish(), read_ms))
         await self._flush()
+        await self._send_unsent()
+
+    async def _send_unsent(self) -> None:
+        """Send what died with a process of the flow before Prefect's handler had sent it."""
+        # Lines that follow are in Prefect already, and have later times: the position stays.
+        missing = await self._unsent.missing(self._sink, self._sender)
+        if missing:
+            await anyio.sleep(_DOUBT_SECONDS)
+            missing = await self._unsent.missing(self._sink, self._sender)
+        for start in range(0, len(missing), _BATCH_LOGS):
+            await self._sender.send(missing[start : start + _BATCH_LOGS])
+        self.lines_forwarded += len(missing)
 
     def _has_given_up(self, exc: JobsApiError) -> bool:
         if self._ended_at is None:

@@ -37,9 +37,11 @@ _FORWARDED = re.compile(
     r"\((?:[^()]{0,200} )?pid=\d+(?:, ip=[^()\s]+)?\) |\((?:raylet|autoscaler)[^()]*\) "
 )
 # The console format of Prefect (`logging.yml`, 3.8.8), and what follows in it.
-_PREFECT = re.compile(
-    r"\d\d:\d\d:\d\d\.\d{3} \| (" + _NAME + r"|Level \d+) *\| (?:(Flow run|Task run) '[^\n]*?' - )?"
+PREFECT_FORMAT = re.compile(
+    r"\d\d:\d\d:\d\d\.\d{3} \| (" + _NAME + r"|Level \d+) *\| "
+    r"(?P<what>(?:(Flow run|Task run) '[^\n]*?' - )?)"
 )
+"""How Prefect's console shows a record; `what` begins with the run that it is of, if it is."""
 # Ray's own loggers in Python and in C++ (`ray_constants.LOGGER_FORMAT`, spdlog; 2.60).
 _RAY_PYTHON = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\t(" + _NAME + r") (?P<what>[\w.]+:\d+ -- )"
@@ -138,9 +140,9 @@ def recognize(text: str) -> Recognized:
     forwarded = _FORWARDED.match(text)
     source = forwarded[0] if forwarded else ""
     text = text[len(source) :]
-    if found := _PREFECT.match(text):
+    if found := PREFECT_FORMAT.match(text):
         level = _NAMES.get(found[1], logging.INFO)
-        return Recognized(source, text[found.end() :] or text, level, is_sent=found[2] is not None)
+        return Recognized(source, text[found.end() :] or text, level, is_sent=found[3] is not None)
     if found := _RAY_PYTHON.match(text) or _RAY_NATIVE.match(text):
         level = _NAMES.get(found[1]) or _LETTERS[found[1]]
         text = text[found.start("what") :]  # a log has a time and a level of its own
@@ -175,6 +177,21 @@ class Shaped:
     message: str
 
 
+@dataclass(frozen=True)
+class MarkedText:
+    """A line of a log record that its process has given to Prefect's handler.
+
+    Attributes:
+        source: The prefix with which Ray forwards the line of another process, or nothing.
+        text: What that process wrote.
+        mark: What it says of the record.
+    """
+
+    source: str
+    text: str
+    mark: Mark
+
+
 class Shaper:
     """Judges the lines of one job's log, in order.
 
@@ -204,6 +221,8 @@ class Shaper:
         self._tracebacks: OrderedDict[str, Traceback] = OrderedDict()
         self.marked_ms: int | None = None
         """When the last marked line was logged, by the node's clock."""
+        self.sent: MarkedText | None = None
+        """The last line, if Prefect has it from its own handler, or should."""
         self.has_ended = False
         """Whether the driver has said that its flow prints no more."""
 
@@ -214,6 +233,7 @@ class Shaper:
             line: The line, without its end.
             now_ms: About when it was read, in milliseconds since the epoch.
         """
+        self.sent = None
         line = without_verdicts(line)  # the worker tells what they say
         marked = self._find_mark(line, now_ms) if "\x1b" in line else None
         if marked is None:
@@ -229,7 +249,9 @@ class Shaper:
             source = ""
         self.marked_ms = mark.when_ms
         self.has_ended = self.has_ended or (mark.is_sent and plain(after) == END_OF_OUTPUT)
-        if not mark.is_sent:
+        if mark.is_sent:
+            self.sent = MarkedText(source, plain(after), mark)
+        else:
             found = recognize(plain(after))
             # Ray logs its own messages with `logging` as well.
             is_chatter = mark.level == logging.INFO and found.level == logging.DEBUG
@@ -286,7 +308,7 @@ class Shaper:
 
     def _log(self, level: int, message: str) -> Iterator[Shaped]:
         if message.strip():
-            yield Shaped(level, _cut(message, self._longest))
+            yield Shaped(level, cut(message, self._longest))
 
 
 def _split_source(text: str) -> tuple[str, str]:
@@ -294,8 +316,13 @@ def _split_source(text: str) -> tuple[str, str]:
     return found.source, text[len(found.source) :]
 
 
-def _cut(message: str, longest: int) -> str:
-    """Cut a message that is too long for the API, and say so at its end."""
+def cut(message: str, longest: int) -> str:
+    """Cut a message that is too long for the API, and say so at its end.
+
+    Args:
+        message: The message.
+        longest: The most characters that it may have, as JSON.
+    """
     # A character takes at most 12 bytes of JSON (one outside the first plane, escaped).
     if len(message) * 12 <= longest:
         return message

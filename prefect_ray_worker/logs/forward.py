@@ -114,3 +114,6 @@ class _OwnedLogs(LogSink):
         return await self._logs.find(
             after=after, before=before, newest_first=newest_first, offset=offset
         )
+
+    async def find_all(self, *, after: datetime, before: datetime, offset: int) -> FoundLogs:
+        return await self._logs.find_all(after=after, before=before, offset=offset)

@@ -4,7 +4,7 @@ from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 import anyio
@@ -23,6 +23,7 @@ from prefect.settings import (
 
 from prefect_ray_worker.errors import LogsRefused, LogsUnclear
 from prefect_ray_worker.prefect_api.answers import seconds_asked_for
+from prefect_ray_worker.prefect_api.pages import pages
 
 LOGGER_NAME = "prefect.ray.job"
 """Begins the name of every log of what a job prints; its line follows (`logs/position.py`)."""
@@ -50,7 +51,7 @@ class FoundLogs:
     """A page of logs that Prefect has.
 
     Attributes:
-        logs: Those under our name, in the order asked for.
+        logs: In the order asked for.
         following: Offset of the next page; None if this one is the last.
     """
 
@@ -88,9 +89,17 @@ class LogSink(Protocol):
     async def find(
         self, *, after: datetime, before: datetime | None, newest_first: bool, offset: int
     ) -> FoundLogs:
-        """Return a page of the logs of the run between two times, both included.
+        """Return a page of the run's logs under our name between two times, both included.
 
         `before` is None for no upper limit.
+
+        Raises:
+            LogsUnclear: Ask again later.
+        """
+        ...
+
+    async def find_all(self, *, after: datetime, before: datetime, offset: int) -> FoundLogs:
+        """Return a page of the logs of the run and its subflows, under any name, oldest first.
 
         Raises:
             LogsUnclear: Ask again later.
@@ -158,21 +167,59 @@ class PrefectLogs:
     async def find(
         self, *, after: datetime, before: datetime | None, newest_first: bool, offset: int
     ) -> FoundLogs:
-        """Return a page of the run's logs."""
-        span = LogFilter(
-            flow_run_id=LogFilterFlowRunId(any_=[self._run_id]),
-            timestamp=LogFilterTimestamp.model_validate({"after_": after, "before_": before}),
-        )
+        """Return a page of the run's logs under our name."""
         sort = LogSort.TIMESTAMP_DESC if newest_first else LogSort.TIMESTAMP_ASC
         async with self._limiter:
             with _named_errors():
-                found = await self._client.read_logs(span, offset=offset, sort=sort)
-        own = [log for log in found if log.name.startswith(LOGGER_NAME)]
+                page = await self._page([self._run_id], after, before, offset, sort)
+        own = [log for log in page.logs if log.name.startswith(LOGGER_NAME)]
+        return FoundLogs(own, page.following)
+
+    async def find_all(self, *, after: datetime, before: datetime, offset: int) -> FoundLogs:
+        """Return a page of all logs of the run and its subflows."""
+        async with self._limiter:
+            with _named_errors():
+                runs = [self._run_id, *await self._subflows(after)]
+                return await self._page(runs, after, before, offset, LogSort.TIMESTAMP_ASC)
+
+    async def _page(
+        self,
+        runs: list[UUID],
+        after: datetime,
+        before: datetime | None,
+        offset: int,
+        sort: LogSort,
+    ) -> FoundLogs:
+        span = LogFilter(
+            flow_run_id=LogFilterFlowRunId(any_=runs),
+            timestamp=LogFilterTimestamp.model_validate({"after_": after, "before_": before}),
+        )
+        found = await self._client.read_logs(span, offset=offset, sort=sort)
         return FoundLogs(
-            [SentLog(log.name, _plain(log.timestamp), log.level, log.message) for log in own],
+            [SentLog(log.name, _plain(log.timestamp), log.level, log.message) for log in found],
             # A page is as long as the server pleases (`PREFECT_SERVER_API_DEFAULT_LIMIT`).
             offset + len(found) if found else None,
         )
+
+    async def _subflows(self, since: datetime) -> list[UUID]:
+        """Return the subflow runs, and theirs, that had not ended at a time."""
+        found: list[UUID] = []
+        parents = [self._run_id]
+        while parents:
+            of_parents = {"parent_flow_run_id": {"any_": [str(run_id) for run_id in parents]}}
+            parents = []
+            for lasting in (
+                {"end_time": {"after_": since.isoformat()}},
+                {"end_time": {"is_null_": True}},
+            ):
+                body = {"flow_runs": {**of_parents, **lasting}}
+                async for page in pages(self._filter_runs, body):
+                    parents += [UUID(run["id"]) for run in page]
+            found += parents
+        return found
+
+    async def _filter_runs(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        return (await self._client.request("POST", "/flow_runs/filter", json=body)).json()
 
 
 def _plain(when: datetime) -> datetime:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 END_OF_OUTPUT = "The flow prints no more."
 """Text of the last line of a driver."""
 
-_HIGHEST_LEVEL = 99
+HIGHEST_LEVEL = 99
+"""The level of a mark for all records at or above it."""
 # 11.5 days: longer than any delay between a line and its reading.
 _CYCLE_MS = 1_000_000_000
 _MARK = re.compile(r"\x1b\[9([01])(\d\d);9(\d{3});9(\d{3});9(\d{3})m")
@@ -66,7 +67,7 @@ def mark(text: str, *, seal: str, is_sent: bool, level: int, when: float) -> str
         when: Its time, in seconds since the epoch.
     """
     ms = f"{int(when * 1000) % _CYCLE_MS:09}"
-    level = min(max(level, 0), _HIGHEST_LEVEL)
+    level = min(max(level, 0), HIGHEST_LEVEL)
     sign = f"{seal}\x1b[9{int(is_sent)}{level:02};9{ms[:3]};9{ms[3:6]};9{ms[6:]}m"
     return sign + text.replace("\n", "\n" + sign)
 

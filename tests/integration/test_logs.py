@@ -106,6 +106,44 @@ async def test_traceback_of_a_failing_flow_is_not_repeated(pool: Pool) -> None:
     assert not [m for m in messages_of(logs) if "fails loudly" in m]
 
 
+async def test_logs_that_died_with_their_process_are_there_once_and_in_order(
+    pool: Pool, ray_cluster: RealRay
+) -> None:
+    """Prefect's handler holds logs for 2 s. The lines before a SIGKILL were in no log at all."""
+    env = {"PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "30"}
+    async with pool.working():
+        run_id = await start(pool, "dies_before_its_logs_are_sent", job_variables={"env": env})
+        run = await pool.wait_for(run_id, StateType.CRASHED)
+        await logs_with(pool, run_id, "the very last")
+        job = InfrastructurePid.parse(run.infrastructure_pid or "").submission_id
+        async with bridged(ray_cluster.address, {job: run_id}) as [again]:
+            await wait_until(again.done.is_set, timeout=30, description="a second bridge")
+        logs = sorted(await all_logs(pool, run_id), key=lambda log: log.timestamp)
+    wanted = [
+        ("sent in time", logging.INFO),
+        ("said twice", logging.INFO),
+        ("said twice", logging.INFO),
+        ("printed between", logging.INFO),
+        ("the last\ntwo lines", logging.ERROR),
+        ("task logger says hello", logging.INFO),
+        ("task printed", logging.INFO),
+        ("subflow logger says late", logging.INFO),
+        ("the very last", logging.WARNING),
+    ]
+    words = [text for text, _ in wanted]
+    said = [
+        (text, log.level) for log in logs for text in dict.fromkeys(words) if text in log.message
+    ]
+    assert said == wanted
+    assert not [log for log in logs if "subflow logger says early" in log.message]
+    # The process that runs the hooks of a crash loads the flow anew.
+    for step in ("Running 1 deployment pull step", "All deployment steps completed"):
+        assert len([log for log in logs if step in log.message]) == 1, step
+    assert not [
+        log for log in logs if "marks its lines" in log.message or "Driver of" in log.message
+    ]
+
+
 async def test_output_of_ray_workers_is_there(pool: Pool) -> None:
     async with pool.working():
         run_id = await start(pool, "prints_in_ray_tasks")

@@ -1,6 +1,8 @@
 """Flows that print: what the tests of the log bridge deploy."""
 
 import logging
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -108,3 +110,27 @@ def chats(lines: int, marker: str | None = None, width: int = 60) -> None:
             while not Path(marker).exists() and time.monotonic() < deadline:
                 time.sleep(0.05)
         print(f"chat {number:07} {'.' * (width - 13)}")
+
+
+@flow
+def speaks_below(word: str) -> None:
+    get_run_logger().info("subflow logger says %s", word)
+
+
+@flow
+def dies_before_its_logs_are_sent() -> None:
+    """Log in every way, and die before Prefect's handler has sent all of it."""
+    log = get_run_logger()
+    log.info("sent in time")
+    speaks_below("early")
+    for handler in logging.getLogger("prefect.flow_runs").handlers:
+        handler.flush()
+    log.info("said twice")
+    log.info("said twice")
+    print("printed between")
+    time.sleep(0.01)  # marks tell milliseconds
+    log.error("the last\ntwo lines\tof it")
+    speaks()
+    speaks_below("late")
+    log.warning("the very last")
+    os.kill(os.getpid(), signal.SIGKILL)

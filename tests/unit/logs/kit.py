@@ -106,6 +106,9 @@ class MemoryPrefect:
         page = found[offset : offset + PAGE]
         return FoundLogs(page, offset + len(page) if page else None)
 
+    async def find_all(self, *, after: datetime, before: datetime, offset: int) -> FoundLogs:
+        return await self.find(after=after, before=before, newest_first=False, offset=offset)
+
     @property
     def shown(self) -> list[Shaped]:
         """What a user reads: by time, line for line."""
