@@ -21,6 +21,11 @@ import psutil
 
 from tests.ports import free_ports
 
+# Ray ends processes of tasks above the number of CPUs once they have been idle for 1 s, and each
+# that it starts costs 3 s of CPU.
+KEEPS_PROCESSES = {"RAY_num_workers_soft_limit": "16"}
+# Which optional parts `start_ray.py` starts.
+PARTS_VARIABLE = "PRWT_RAY_PARTS"
 # Every process of one Ray inherits this variable, so those that lost their parent are found too.
 _MARKER = "PRWT_TEST_RAY"
 # What a head and the drivers that join it have to agree on.
@@ -46,7 +51,7 @@ class RealRay:
         pid: Of `ray start --block`; the parent of all its processes.
         temp_dir: Its `--temp-dir`; sessions and logs are below.
         gcs_address: Where drivers and further nodes join, `127.0.0.1:<port>`.
-        client_address: Where Ray Client connects, `127.0.0.1:<port>`.
+        client_address: Where Ray Client connects if it has that part, `127.0.0.1:<port>`.
     """
 
     address: str
@@ -58,7 +63,11 @@ class RealRay:
 
 @contextmanager
 def real_ray(
-    num_cpus: int = 2, env: Mapping[str, str | None] | None = None, **options: object
+    num_cpus: int = 2,
+    env: Mapping[str, str | None] | None = None,
+    *,
+    parts: str = "",
+    **options: object,
 ) -> Iterator[RealRay]:
     """Run a Ray head on this machine for the length of a `with` block.
 
@@ -68,12 +77,14 @@ def real_ray(
     Args:
         num_cpus: CPUs that Ray believes in.
         env: More environment variables for the head, and so for all its jobs; None removes one.
+        parts: What else it starts, each for a second of CPU: `monitor`, without which it does not
+            say which resources are in use, and `client`, the server of Ray Client.
         **options: More for `ray start`, with underscores.
     """
     # Short, because the paths of Ray's unix sockets below it may not exceed 107 bytes.
     temp_dir = Path(tempfile.mkdtemp(prefix="prwt-", dir="/tmp"))
     try:
-        with _head(temp_dir, num_cpus, options, env or {}) as ray:
+        with _head(temp_dir, num_cpus, options, {PARTS_VARIABLE: parts, **(env or {})}) as ray:
             yield ray
     finally:
         shutil.rmtree(temp_dir, ignore_errors=True)

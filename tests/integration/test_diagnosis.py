@@ -45,7 +45,7 @@ def needs_much(group: str):
 @pytest.fixture(scope="module")
 def own_ray() -> Iterator[RealRay]:
     """A Ray that tries to set up an environment once, where others try three times."""
-    with real_ray(env={"RUNTIME_ENV_RETRY_TIMES": "1"}) as started:
+    with real_ray(env={"RUNTIME_ENV_RETRY_TIMES": "1"}, parts="monitor") as started:
         yield started
 
 

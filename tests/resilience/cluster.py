@@ -12,7 +12,16 @@ from pathlib import Path
 import psutil
 
 from tests.ports import free_ports
-from tests.real_ray import end, environment_of, head_command, is_ready, listens, marked, spawn
+from tests.real_ray import (
+    PARTS_VARIABLE,
+    end,
+    environment_of,
+    head_command,
+    is_ready,
+    listens,
+    marked,
+    spawn,
+)
 
 SLOT = "slot"
 """A resource of which the head has one: whoever holds it keeps others PENDING."""
@@ -81,7 +90,7 @@ class ChaosCluster:
             *head_command(self._folder, 2, self._ports, gcs_port=self._gcs),
             f'--resources={{"{SLOT}": 1}}',
         ]
-        environment = environment_of(self._head_marker, self._env)
+        environment = environment_of(self._head_marker, {PARTS_VARIABLE: "monitor", **self._env})
         self._head = spawn(command, environment, self._folder / "ray-start.log")
         address, agent = f"http://127.0.0.1:{self.port}", self._ports[1]
         has_started = is_ready(address, self._head, environment, agent=agent)

@@ -8,7 +8,7 @@ import pytest
 from prefect_ray_worker import RayTaskRunner
 from tests.integration.harness import settings_of
 from tests.prefect_server import PrefectServer, prefect_server, send_what_is_left
-from tests.real_ray import TERMS, RealRay, real_ray
+from tests.real_ray import KEEPS_PROCESSES, TERMS, RealRay, real_ray
 
 
 @pytest.fixture(scope="package")
@@ -34,7 +34,8 @@ def prefect_settings(
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[RealRay]:
     """A Ray with four CPUs, two GPUs that are none, two of a resource `seat`, and a label."""
-    with real_ray(num_cpus=4, num_gpus=2, resources='{"seat": 2}', labels="zone=a") as ray:
+    more = {"num_gpus": 2, "resources": '{"seat": 2}', "labels": "zone=a"}
+    with real_ray(num_cpus=4, env=KEEPS_PROCESSES, **more) as ray:
         yield ray
 
 

@@ -1,7 +1,7 @@
 """Each behaviour under `ThreadPoolTaskRunner`, and under `RayTaskRunner` on one CPU and on two.
 
-The behaviours are in `as_threads/`. They run in processes of their own: each has a Ray of its own,
-and one that hangs is ended. `far` is a cluster of two nodes: all tasks run on the second, which has
+The behaviours are in `as_threads/`. Those of one place run in one process with one Ray, which is
+ended if a behaviour hangs. `far` is a cluster of two nodes: all tasks run on the second, which has
 none of the flow's files.
 """
 
@@ -22,7 +22,7 @@ import pytest
 
 from tests.mounts import NO_MOUNTS, can_hide_files
 from tests.prefect_server import PrefectServer
-from tests.real_ray import TERMS, RealRay, real_ray
+from tests.real_ray import KEEPS_PROCESSES, TERMS, RealRay, real_ray
 from tests.task_runner.as_threads.differences import DIFFERENCES, PAGE, written
 from tests.task_runner.as_threads.show import FOLDER, RESULT
 from tests.task_runner.nodes import second_node
@@ -32,19 +32,22 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 SECONDS = 100
 HANGS = "hangs"
+THREADS = "threads"
 
 
-def behaviours(script: str) -> list[str]:
+def names_in(script: str) -> list[str]:
     tree = ast.parse((FOLDER / f"{script}.py").read_text())
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     return [f.name for f in functions if [a.arg for a in f.args.args] == ["runner"]]
 
 
-SCRIPTS = sorted(p.stem for p in FOLDER.glob("*.py") if behaviours(p.stem))
-ALL = [(script, name) for script in SCRIPTS for name in behaviours(script)]
-# One CPU is the hardest for tasks that wait for tasks, and the second node matters to what depends
-# on its files. `make test-extra` runs all of them everywhere.
-_MATTERS = {"1": SCRIPTS, "2": [], "far": ["imports", "values"]}
+SCRIPTS = sorted(p.stem for p in FOLDER.glob("*.py") if names_in(p.stem))
+ALL = [(script, name) for script in SCRIPTS for name in names_in(script)]
+# The flow's file of most; the others are modules beside it. It imports what `imports` imports late.
+_ENTRY, _ALONE = "values", "imports"
+# One CPU is the hardest for tasks that wait for tasks, and the second node for what depends on its
+# files. `make test-extra` runs all of them everywhere.
+_MATTERS = {"1": [s for s in SCRIPTS if s != _ALONE], "2": [], "far": [_ALONE, "values"]}
 CASES = [
     pytest.param(
         *(script, name, where),
@@ -74,7 +77,10 @@ def far(project: Path) -> Iterator[RealRay]:
     """A cluster whose only CPUs are on a node that does not have the flow's files."""
     if not can_hide_files():
         pytest.skip(NO_MOUNTS)
-    with real_ray(num_cpus=0) as ray, second_node(ray, "far", without=project):
+    with (
+        real_ray(num_cpus=0) as ray,
+        second_node(ray, "far", without=project, env=KEEPS_PROCESSES),
+    ):
         yield ray
 
 
@@ -86,34 +92,47 @@ def environment(shared_prefect_api: PrefectServer, project: Path) -> dict[str, s
         "PREFECT_API_URL": shared_prefect_api.api_url,
         "PREFECT_HOME": str(project.parent / "home"),
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        **KEEPS_PROCESSES,
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
 
 
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest, environment: dict[str, str], project: Path) -> Any:
-    """A function that returns what all behaviours of a script come to."""
+    """A function that returns the results of all selected behaviours of a place."""
+    selected: list[tuple[str, str, str]] = [
+        tuple(item.callspec.params[key] for key in ("script", "name", "where"))
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.originalname == test_as_threads.__name__
+    ]
+    selected.sort(key=lambda case: case[0] != _ENTRY)
 
     @functools.cache
-    def of(script: str, where: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        names = behaviours(script)
+    def of(where: str, is_alone: bool) -> dict[str, Any]:
         env = environment
         if where == "far":
             env = {**env, "RAY_ADDRESS": request.getfixturevalue("far").gcs_address}
-        while left := [name for name in names if name not in found]:
-            found |= show(project, script, where, left, env)
+        wanted = [
+            behaviour(script, name)
+            for script, name, place in selected
+            if where in (THREADS, place) and is_alone == (script == _ALONE)
+        ]
+        found: dict[str, Any] = {}
+        while left := [b for b in dict.fromkeys(wanted) if b not in found]:
+            found |= show(project, where, left, env)
         return found
 
-    return of
+    return lambda script, name, where: of(where, script == _ALONE)[behaviour(script, name)]
 
 
-def show(
-    project: Path, script: str, where: str, names: list[str], env: dict[str, str]
-) -> dict[str, Any]:
+def behaviour(script: str, name: str) -> str:
+    return f"flows/{script}.py:{name}"
+
+
+def show(project: Path, where: str, behaviours: list[str], env: dict[str, str]) -> dict[str, Any]:
     """Run behaviours in one process, until one hangs."""
     module = "tests.task_runner.as_threads.show"
-    command = [sys.executable, "-m", module, f"flows/{script}.py", where, *names]
+    command = [sys.executable, "-m", module, where, *behaviours]
     found: dict[str, Any] = {}
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     with subprocess.Popen(
@@ -129,15 +148,15 @@ def show(
 
         threading.Thread(target=read, daemon=True).start()
         try:
-            while len(found) < len(names):
+            while len(found) < len(behaviours):
                 line = lines.get(timeout=SECONDS * patience())
                 if line is None:
-                    found[names[len(found)]] = f"ended with {process.wait()}"
+                    found[behaviours[len(found)]] = f"ended with {process.wait()}"
                     break
-                name, result = json.loads(line)
-                found[name] = result
+                shown, result = json.loads(line)
+                found[shown] = result
         except queue.Empty:
-            found[names[len(found)]] = HANGS
+            found[behaviours[len(found)]] = HANGS
         finally:
             process.terminate()
             try:
@@ -149,13 +168,14 @@ def show(
 
 @pytest.mark.parametrize(("script", "name", "where"), CASES)
 def test_as_threads(results: Any, script: str, name: str, where: str) -> None:
-    expected = results(script, "threads")[name]
+    expected = results(script, name, THREADS)
     assert expected != HANGS
+    found = results(script, name, where)
     difference = DIFFERENCES.get(name)
     if difference is None:
-        assert results(script, where)[name] == expected
+        assert found == expected
     else:
-        assert (expected, results(script, where)[name]) == difference.shown
+        assert (expected, found) == difference.shown
 
 
 def test_a_script_that_connects_to_ray_and_ends_it_by_itself(

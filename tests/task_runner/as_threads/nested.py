@@ -22,7 +22,7 @@ def _flow(runner: Any, body: Any) -> Any:
 
 
 def result_in_as_many_tasks_as_there_are_cpus(runner: Any) -> Any:
-    return _flow(runner, lambda: middle.map(range(3)).result())
+    return _flow(runner, lambda: middle.map(range(2)).result())
 
 
 def three_levels(runner: Any) -> Any:
@@ -30,7 +30,7 @@ def three_levels(runner: Any) -> Any:
     def outer(x: int) -> int:
         return sum(middle.map([x, x]).result())
 
-    return _flow(runner, lambda: outer.map(range(3)).result())
+    return _flow(runner, lambda: outer.map(range(2)).result())
 
 
 def wait_with_and_without_a_time_limit(runner: Any) -> Any:
@@ -42,7 +42,7 @@ def wait_with_and_without_a_time_limit(runner: Any) -> Any:
         more.wait()
         return sum(f.result() for f in (*futures, *more))
 
-    return _flow(runner, lambda: outer.map(range(3)).result())
+    return _flow(runner, lambda: outer.map(range(2)).result())
 
 
 def as_completed_in_tasks(runner: Any) -> Any:
@@ -50,7 +50,7 @@ def as_completed_in_tasks(runner: Any) -> Any:
     def outer(x: int) -> int:
         return sum(f.result() for f in as_completed(list(middle.map([x, x]))))
 
-    return _flow(runner, lambda: outer.map(range(3)).result())
+    return _flow(runner, lambda: outer.map(range(2)).result())
 
 
 def tasks_that_are_not_waited_for(runner: Any) -> Any:
@@ -59,7 +59,7 @@ def tasks_that_are_not_waited_for(runner: Any) -> Any:
         middle.map([x, x])
         return x
 
-    return _flow(runner, lambda: outer.map(range(3)).result())
+    return _flow(runner, lambda: outer.map(range(2)).result())
 
 
 def futures_as_parameters_of_nested_submits(runner: Any) -> Any:
@@ -68,7 +68,7 @@ def futures_as_parameters_of_nested_submits(runner: Any) -> Any:
         first = inner.submit(x)
         return inner.submit(first, wait_for=[inner.submit(x)]).result()
 
-    return _flow(runner, lambda: outer.map(range(3)).result())
+    return _flow(runner, lambda: outer.map(range(2)).result())
 
 
 def subflows_in_tasks(runner: Any) -> Any:
@@ -81,7 +81,7 @@ def subflows_in_tasks(runner: Any) -> Any:
     def outer(x: int) -> int:
         return sub(x)
 
-    return _flow(runner, lambda: outer.map(range(3)).result())
+    return _flow(runner, lambda: outer.map(range(2)).result())
 
 
 def async_tasks(runner: Any) -> Any:
@@ -90,7 +90,7 @@ def async_tasks(runner: Any) -> Any:
         await asyncio.sleep(0)
         return middle.submit(x).result()
 
-    return _flow(runner, lambda: outer.map(range(3)).result())
+    return _flow(runner, lambda: outer.map(range(2)).result())
 
 
 def tasks_with_a_time_limit(runner: Any) -> Any:
@@ -98,4 +98,4 @@ def tasks_with_a_time_limit(runner: Any) -> Any:
     def outer(x: int) -> int:
         return middle.submit(x).result(timeout=50)
 
-    return _flow(runner, lambda: outer.map(range(3)).result())
+    return _flow(runner, lambda: outer.map(range(2)).result())

@@ -1,10 +1,10 @@
-"""Runs the behaviours of a script under one task runner and prints what comes of each.
+"""Runs behaviours under one task runner and prints the result of each.
 
-    python -m tests.task_runner.as_threads.show <file> <where> <behaviour ...>
+    python -m tests.task_runner.as_threads.show <where> <file>:<behaviour> ...
 
 Where: `threads`, a number of CPUs of a Ray of its own, or `far` for the cluster at RAY_ADDRESS. The
-file is loaded as Prefect loads that of a deployment. A behaviour is a function in it that takes
-`runner`.
+first file is loaded as Prefect loads that of a deployment; the others are modules beside it. A
+behaviour is a function that takes `runner`.
 """
 
 import json
@@ -18,12 +18,13 @@ FOLDER = Path(__file__).parent
 RESULT = "BEHAVIOUR "
 
 
-def main(file: str, where: str, names: list[str]) -> None:
-    os.environ["PREFECT__FLOW_ENTRYPOINT"] = f"{file}:{names[0]}"
+def main(where: str, behaviours: list[str]) -> None:
+    os.environ["PREFECT__FLOW_ENTRYPOINT"] = behaviours[0]
     from prefect.task_runners import ThreadPoolTaskRunner
     from prefect.utilities.importtools import load_script_as_module
 
-    module = load_script_as_module(file)
+    files = dict.fromkeys(behaviour.partition(":")[0] for behaviour in behaviours)
+    modules = {file: load_script_as_module(file) for file in files}
     around: Any = nullcontext()
     runner: Any = ThreadPoolTaskRunner()
     if where != "threads":
@@ -36,13 +37,14 @@ def main(file: str, where: str, names: list[str]) -> None:
         runner = RayTaskRunner("auto" if where == "far" else "local", options)
         around = runner.duplicate()  # one Ray for all of them
     with around:
-        for name in names:
+        for behaviour in behaviours:
+            file, _, name = behaviour.partition(":")
             try:
-                result = vars(module)[name](runner.duplicate())
+                result = vars(modules[file])[name](runner.duplicate())
             except Exception as exc:
                 result = f"{type(exc).__name__}: {exc}"
-            print(RESULT + json.dumps([name, result]), flush=True)
+            print(RESULT + json.dumps([behaviour, result]), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(sys.argv[1], sys.argv[2:])

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.prefect_server import PrefectServer
-from tests.real_ray import RealRay
+from tests.real_ray import RealRay, real_ray
 from tests.task_runner.nodes import environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.extra]
@@ -136,15 +136,14 @@ except Exception as exc:
     assert "leave the address of RayTaskRunner out" in found["said"]
 
 
-def test_ray_client_works_and_warns_once(
-    env: dict[str, str], cluster: RealRay, tmp_path: Path
-) -> None:
-    script = f"""
-found = run(RayTaskRunner("ray://{cluster.client_address}"), 1)
+def test_ray_client_works_and_warns_once(env: dict[str, str], tmp_path: Path) -> None:
+    del env["RAY_ADDRESS"]
+    with real_ray(num_cpus=4, parts="client") as ray:
+        script = f"""
+found = run(RayTaskRunner("ray://{ray.client_address}"), 1)
 print(json.dumps({{"found": found, "there": ray.is_initialized()}}))
 """
-    del env["RAY_ADDRESS"]
-    done = python(script, env, tmp_path)
+        done = python(script, env, tmp_path)
     assert printed(done) == {"found": [2, 4, 4, "Crashed", 1], "there": False}
     said = done.stdout + done.stderr
     assert said.count("give its deployment a work pool of type 'ray'") == 1
