@@ -124,8 +124,9 @@ async def runs_by_id(client: PrefectClient, run_ids: Collection[UUID]) -> dict[U
     ids = [str(run_id) for run_id in run_ids]
     found: dict[UUID, ActiveRun] = {}
     for start in range(0, len(ids), _IDS_AT_ONCE):
-        chosen = {"id": {"any_": ids[start : start + _IDS_AT_ONCE]}}
-        async for page in _pages(client, {"flow_runs": chosen}):
+        chosen = ids[start : start + _IDS_AT_ONCE]
+        body = {"flow_runs": {"id": {"any_": chosen}}}
+        async for page in _pages(client, body, at_most=len(chosen)):
             runs = [_run_of(record) for record in page]
             found |= {run.id: run for run in runs if run is not None}
     return found
@@ -234,8 +235,10 @@ async def _filtered(
         yield page
 
 
-def _pages(client: PrefectClient, body: dict[str, Any]) -> AsyncIterator[list[dict[str, Any]]]:
+def _pages(
+    client: PrefectClient, body: dict[str, Any], *, at_most: int | None = None
+) -> AsyncIterator[list[dict[str, Any]]]:
     async def ask(asked: dict[str, Any]) -> list[dict[str, Any]]:
         return (await client.request("POST", "/flow_runs/filter", json=asked)).json()
 
-    return pages(ask, body)
+    return pages(ask, body, at_most=at_most)

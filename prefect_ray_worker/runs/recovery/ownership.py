@@ -160,7 +160,7 @@ def heir(run_id: UUID | str, online: Collection[str]) -> str | None:
         run_id: The run, or the uid of a cluster.
         online: Names of the workers of the pool that are online.
     """
-    return next(iter(heirs(run_id, online)), None)
+    return max(online, key=lambda name: _weight(run_id, name), default=None)
 
 
 def decide(facts: Facts) -> Decision:

@@ -168,11 +168,10 @@ class Sweeper:
             )
 
         jobs = await client.list(is_for_me)
-        # Read after the jobs, so that a run which is not in it had begun before.
-        goes_on = any(not job.is_terminal for job in jobs)
-        active = await self._flow_runs.active(pool.id) if goes_on else {}
-        ended = [run_of_job(pool.id, job.metadata) for job in jobs if job.is_terminal]
-        runs = await self._flow_runs.some({run_id for run_id in ended if run_id is not None})
+        # Read after the jobs: a run that is missing here was deleted after its job began. Only the
+        # runs of these jobs: to list all runs of a large pool keeps the Prefect server busy.
+        ids = {run_of_job(pool.id, job.metadata) for job in jobs}
+        runs = await self._flow_runs.some({run_id for run_id in ids if run_id is not None})
 
         async def tidy(job: JobDetails) -> None:
             run_id = run_of_job(pool.id, job.metadata)
@@ -182,7 +181,7 @@ class Sweeper:
                 if job.is_terminal:
                     if not _is_needed(job, runs.get(run_id)):
                         await self._delete(client, job)
-                elif run_id not in active:
+                elif run_id not in runs:
                     await self._stop_orphan(client, job, run_id)
 
         async with anyio.create_task_group() as tasks:

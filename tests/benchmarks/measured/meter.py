@@ -6,20 +6,30 @@ import re
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
+import httpx
 import psutil
+
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 
 
 class Meter:
-    """CPU, memory and the longest callback of this process since the last `measure`.
+    """CPU, memory, requests and the longest callback of this process since the last `measure`.
 
     Args:
         settled: Returns how many runs have been settled.
+        followed: Returns how many runs are followed.
     """
 
-    def __init__(self, settled: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self, settled: Callable[[], int] = lambda: 0, followed: Callable[[], int] = lambda: 0
+    ) -> None:
         self._settled = settled
+        self._followed = followed
+        self._requests: Counter[str] = Counter()
         self._process = psutil.Process()
         self._longest, self._culprit = 0.0, ""
         self._reset()
@@ -41,7 +51,23 @@ class Meter:
 
         asyncio.Handle._run = timed
 
+    def count_requests(self, base: str) -> None:
+        """Count the requests whose URL begins with `base` by kind, ids left out."""
+        send = httpx.AsyncClient.send
+
+        async def counted(
+            client: httpx.AsyncClient, request: httpx.Request, **options: Any
+        ) -> httpx.Response:
+            url = str(request.url)
+            if url.startswith(base):
+                path = _ID.sub("{id}", url.removeprefix(base).partition("?")[0])
+                self._requests[f"{request.method} {path}"] += 1
+            return await send(client, request, **options)
+
+        httpx.AsyncClient.send = counted  # type: ignore[method-assign]
+
     def _reset(self) -> None:
+        self._requests.clear()
         times = self._process.cpu_times()
         self._cpu, self._began, self._longest = times.user + times.system, time.monotonic(), 0.0
 
@@ -55,6 +81,8 @@ class Meter:
                 "callback": self._longest,
                 "culprit": self._culprit,
                 "settled": self._settled(),
+                "followed": self._followed(),
+                "requests": dict(self._requests),
             }
             if line.strip() == "measure":
                 self._reset()

@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Pending
 
 from tests.integration.harness import Pool, settings_of
-from tests.prefect_server import prefect_server
+from tests.prefect_server import PrefectServer, prefect_server
 
 
 @dataclass
@@ -45,8 +45,8 @@ async def start(module: str, *arguments: str, ids: list[str]) -> Measured:
     return await start_with(module, *arguments, file.name)
 
 
-async def start_with(module: str, *arguments: str) -> Measured:
-    """Start a process."""
+async def start_with(module: str, *arguments: str, serves: str | None = None) -> Measured:
+    """Start a process; `serves` is the name of a worker that serves its pool."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -55,7 +55,11 @@ async def start_with(module: str, *arguments: str) -> Measured:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=None if os.environ.get("VERBOSE") else asyncio.subprocess.DEVNULL,
-        env={**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value() or ""},
+        env={
+            **os.environ,
+            "PREFECT_API_URL": PREFECT_API_URL.value() or "",
+            **({"SERVES": serves} if serves else {}),
+        },
     )
     return Measured(process)
 
@@ -74,12 +78,20 @@ async def claiming_runs(pool: Pool, number: int) -> AsyncIterator[str]:
 
 
 @contextmanager
-def prefect() -> Generator[None, None, None]:
-    """Have a Prefect server, and the settings that lead to it, while the context is open."""
+def prefect(database: str | None = None) -> Generator[PrefectServer, None, None]:
+    """Have a Prefect server, and the settings that lead to it, while the context is open.
+
+    Args:
+        database: Its database, `postgresql://…`; by default SQLite in memory.
+    """
+    extra = {}
+    if database is not None:
+        url = database.replace("postgresql:", "postgresql+asyncpg:")
+        extra["PREFECT_API_DATABASE_CONNECTION_URL"] = url
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         with (
-            prefect_server(home / "server") as server,
+            prefect_server(home / "server", extra) as server,
             settings_of(server.api_url, home / "worker"),
         ):
-            yield
+            yield server

@@ -4,11 +4,15 @@
 
 The cluster is an address, or job variables as JSON. On SQLite, that loop takes minutes for a
 hundred runs. The file may still grow: an empty line is its end.
+
+With `SERVES=<name>` in its environment the worker also does what it does for its pool besides runs:
+it is online under that name, polls for scheduled runs, and looks for runs that no worker follows.
 """
 
 import gc
 import json
 import math
+import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,12 +20,14 @@ from typing import Any
 from uuid import UUID
 
 import anyio
+from prefect.settings import PREFECT_API_URL
 
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.worker import RayWorker
 from tests.benchmarks.measured.meter import Meter
 
 _HEARTBEAT_SECONDS = 30  # the default
+_POLL_SECONDS = 10  # the default
 
 
 async def ids_in(file: Path) -> AsyncIterator[str]:
@@ -37,11 +43,16 @@ async def ids_in(file: Path) -> AsyncIterator[str]:
 
 async def main(pool: str, variables: dict[str, Any], at_once: float, file: Path) -> None:
     codes: list[int] = []
-    meter = Meter(lambda: len(codes))
+    name = os.environ.get("SERVES")
+    worker = RayWorker(
+        work_pool_name=pool, name=name, heartbeat_interval_seconds=_HEARTBEAT_SECONDS
+    )
+    worker.serves = name is not None
+    meter = Meter(lambda: len(codes), lambda: len(worker._followed.followers))
     meter.time_callbacks()
+    meter.count_requests(PREFECT_API_URL.value() or "")
     meter.serve()
     preparing, running = anyio.CapacityLimiter(4), anyio.CapacityLimiter(at_once)
-    worker = RayWorker(work_pool_name=pool, heartbeat_interval_seconds=_HEARTBEAT_SECONDS)
 
     async def run(flow_run_id: str) -> None:
         async with running:
@@ -56,9 +67,15 @@ async def main(pool: str, variables: dict[str, Any], at_once: float, file: Path)
             await anyio.sleep(_HEARTBEAT_SECONDS)
             await worker.sync_with_backend()
 
+    async def polls() -> None:
+        while worker.serves:
+            await worker.get_and_submit_flow_runs()
+            await anyio.sleep(_POLL_SECONDS)
+
     gc.freeze()  # as `RayWorker.start` does, which would claim runs itself
     async with worker, anyio.create_task_group() as tasks:
         tasks.start_soon(heartbeats, name="heartbeats")
+        tasks.start_soon(polls, name="polls")
         async for flow_run_id in ids_in(file):
             tasks.start_soon(run, flow_run_id, name=f"run {flow_run_id}")
 
