@@ -161,6 +161,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
                 interval=settings.poll_interval_seconds,
                 resolve_anew=self._resolve_anew,
                 why_gone=self._sources.why_gone,
+                workers=lambda: self._recovery.workers_online,
             )
         )
         services = await stack.enter_async_context(anyio.create_task_group())

@@ -73,6 +73,7 @@ class OpenClusters:
         resolve_anew: Returns a cluster as the configuration of its runs has it now. Called when
             the cluster refuses our credentials; they may have been renewed.
         why_gone: Returns why a cluster that does not answer is certainly gone, or None.
+        workers: Returns how many workers of the pool may poll a cluster.
     """
 
     def __init__(
@@ -81,7 +82,9 @@ class OpenClusters:
         interval: float,
         resolve_anew: ResolveAnew | None = None,
         why_gone: WhyGone | None = None,
+        workers: Callable[[], int] = lambda: 1,
     ) -> None:
+        self._workers = workers
         self._interval = interval
         self._resolve_anew = resolve_anew
         self._why_gone = why_gone
@@ -164,6 +167,7 @@ class OpenClusters:
                 why_gone=None if why_gone is None else lambda: why_gone(ref),
                 # A series for each cluster that comes and goes would fill the memory of both sides.
                 label=ref.kind if cluster.is_on_demand else None,
+                workers=self._workers,
             ),
             ClusterLogs(logs),
             anyio.CapacityLimiter(_SUBMISSIONS_AT_ONCE),

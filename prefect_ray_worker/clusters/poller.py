@@ -1,4 +1,4 @@
-"""`ClusterPoller`: one loop that polls one cluster for all the runs of a worker."""
+"""`ClusterPoller`: one loop that polls one cluster for all runs of a worker."""
 
 import logging
 from collections.abc import Awaitable, Callable, Generator
@@ -24,7 +24,8 @@ from prefect_ray_worker.shared.backoff import Backoff, jittered
 _FEW_ENOUGH_TO_ASK_ONE_BY_ONE = 3
 _FEW_ENOUGH_TO_LOOK_OFTEN = 10
 _QUICK_INTERVAL_SECONDS = 1.0
-# A slow answer means a busy head: pause for this many times as long.
+# A slow answer means a busy head: pause for this many times as long. With lists, the workers of a
+# pool share that time, as each of them gets the jobs of all.
 _REST_FACTOR = 4
 _LONGEST_REST_SECONDS = 60.0
 _LOOK_UPS_AT_ONCE = 4
@@ -109,7 +110,8 @@ class ClusterPoller:
 
     It polls every second for up to 10 jobs, every `interval` seconds for more, and less often
     while the cluster is slow or does not answer. Up to 3 jobs are read one by one; for more, one
-    list serves them all. Without watches it sends nothing.
+    list serves them all. Without watches it sends nothing. Lists take at most a fifth of the head's
+    time, for all workers of the pool together.
 
     Args:
         client: The cluster.
@@ -117,6 +119,7 @@ class ClusterPoller:
         renew: Called when the cluster refuses our credentials, at most every 30 s.
         why_gone: Asked when the cluster does not answer; returns why it is certainly gone, or None.
         label: Of the cluster in the metrics; its address by default.
+        workers: Returns how many workers of the pool may list the cluster's jobs.
     """
 
     def __init__(
@@ -127,8 +130,10 @@ class ClusterPoller:
         renew: "Callable[[ClusterPoller], Awaitable[None]] | None" = None,
         why_gone: Callable[[], Awaitable[str | None]] | None = None,
         label: str | None = None,
+        workers: Callable[[], int] = lambda: 1,
     ) -> None:
         self._client = client
+        self._workers = workers
         self._renew = renew
         self._why_gone = why_gone
         self._refused = False
@@ -170,7 +175,7 @@ class ClusterPoller:
             if reached:
                 backoff.reset()
                 await self._job_monitoring.resume_if_needed()
-                await self._rest(self._pace(), min(took * _REST_FACTOR, _LONGEST_REST_SECONDS))
+                await self._rest(self._pace(), min(took * self._factor(), _LONGEST_REST_SECONDS))
             else:
                 await self._tell_if_gone()
                 await anyio.sleep(backoff.next())
@@ -198,6 +203,10 @@ class ClusterPoller:
         except Exception as exc:  # noqa: BLE001 (must not end the polling; tried again)
             address = self._client.connection.address
             _log.warning("The credentials for %s could not be read anew: %s", address, exc)
+
+    def _factor(self) -> float:
+        lists = len(self._watches) > _FEW_ENOUGH_TO_ASK_ONE_BY_ONE
+        return _REST_FACTOR * (max(self._workers(), 1) if lists else 1)
 
     def _pace(self) -> float:
         few = len(self._watches) <= _FEW_ENOUGH_TO_LOOK_OFTEN

@@ -82,6 +82,11 @@ class Recovery:
             interval=services.timing.sweep,
         )
 
+    @property
+    def workers_online(self) -> int:
+        """How many workers of the pool were online at the last look; 0 before it."""
+        return len(self._reconciler.online)
+
     async def run(self) -> None:
         """Look for orphaned runs, and sweep, until cancelled."""
         async with anyio.create_task_group() as tasks:

@@ -305,6 +305,17 @@ async def test_a_slow_head_is_asked_less_often(ray: FakeRay) -> None:
     assert ray.requests.number_of("GET", LIST) <= 2, "it rests four times as long as a look took"
 
 
+async def test_ten_workers_of_a_pool_share_the_time_of_a_slow_head(ray: FakeRay) -> None:
+    """Each of them gets the jobs of all in its lists."""
+    ray.faults.add(Fault("GET", LIST, kind=Kind.SLOW, delay=0.1, times=None))
+    async with OpenClusters(interval=INTERVAL, workers=lambda: 10) as clusters:
+        cluster = await clusters.get(cluster_at(Connection(ray.address)))
+        with ExitStack() as stack:
+            many(stack, ray, cluster)
+            await asyncio.sleep(2)
+    assert ray.requests.number_of("GET", LIST) == 1, "alone, a worker lists three times"
+
+
 async def test_100_watches_open_few_connections(ray: FakeRay) -> None:
     """Even when the list fails to show the jobs and each is looked up."""
     ray.faults.add(
