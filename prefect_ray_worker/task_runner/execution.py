@@ -1,12 +1,15 @@
 """The function that Ray runs: one task run, in a process of the cluster."""
 
+import logging
 import socket
 from asyncio import CancelledError
 from contextvars import Context
+from functools import cache
 from typing import Any
 
+from prefect import task_engine
 from prefect.client.schemas.objects import State
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 from prefect.task_engine import run_task_async, run_task_sync
 from prefect.tasks import Task
 
@@ -18,6 +21,8 @@ from prefect_ray_worker.task_runner.pickling import Blob, Packed, unpack, unpack
 from prefect_ray_worker.task_runner.process import Interrupts, TaskProcess
 from prefect_ray_worker.task_runner.task_end import NOT_LOADED, TaskEnd
 from prefect_ray_worker.task_runner.telemetry import TelemetryBatch, telemetry
+
+INTERRUPTED = "The task was interrupted: its flow has failed, timed out or been cancelled."
 
 
 def run(
@@ -50,6 +55,7 @@ def _run(flow_context: Blob, blob: Blob, call: Call, arguments: tuple[Any, ...])
         engine = context.run(_engine_arguments, process, task, call, arguments)
     except Exception as exc:  # imports run any code
         return _not_loaded(exc)
+    _cancel_what_is_interrupted()
     Interrupts.arm()
     try:
         return _engine(process, context, task, engine)
@@ -85,7 +91,42 @@ def _engine_arguments(
     }
 
 
+@cache
+def _cancel_what_is_interrupted() -> None:
+    """Have the engines of this process end an interrupted task as Cancelled, without an error.
+
+    They take every interrupt for a crash, whose state they make of the exception alone, and log
+    two errors (3.8.8). With a flow that fails, its cause would be one among many.
+    """
+    engine: Any = task_engine
+    plain, plain_sync = engine.exception_to_crashed_state, engine.exception_to_crashed_state_sync
+
+    async def ended(exc: BaseException, *arguments: Any, **options: Any) -> State[Any]:
+        if Interrupts.has_hit:
+            return Cancelled(message=INTERRUPTED)
+        return await plain(exc, *arguments, **options)
+
+    def ended_sync(exc: BaseException, *arguments: Any, **options: Any) -> State[Any]:
+        if Interrupts.has_hit:
+            return Cancelled(message=INTERRUPTED)
+        return plain_sync(exc, *arguments, **options)
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        if Interrupts.has_hit and record.levelno == logging.ERROR:
+            if record.msg == f"Crash detected! {INTERRUPTED}":
+                return False
+            if str(record.msg).startswith("Finished in state Cancelled("):
+                record.levelno, record.levelname = logging.INFO, "INFO"
+        return True
+
+    engine.exception_to_crashed_state = ended
+    engine.exception_to_crashed_state_sync = ended_sync
+    logging.getLogger("prefect.task_runs").addFilter(is_wanted)
+
+
 def _crashed(exc: BaseException) -> State[Any]:
+    if Interrupts.has_hit and isinstance(exc, (KeyboardInterrupt, CancelledError)):
+        return Cancelled(message=INTERRUPTED)
     if isinstance(exc, CancelledError):
         return Crashed(message="Execution was cancelled by the runtime environment.")
     state = crashed_state(exc)

@@ -238,9 +238,11 @@ class Interrupts:
 
     Attributes:
         instead: Called in place of raising KeyboardInterrupt, where an event loop runs.
+        has_hit: Whether the present task was interrupted.
     """
 
     instead: Any = None
+    has_hit = False
     _is_armed = False
     _main = 0
 
@@ -263,7 +265,7 @@ class Interrupts:
     @classmethod
     def arm(cls) -> None:
         """A task begins: the next interrupt is meant for it."""
-        cls._is_armed = True
+        cls._is_armed, cls.has_hit = True, False
 
     @classmethod
     def disarm(cls) -> None:
@@ -274,7 +276,7 @@ class Interrupts:
     def _on_signal(cls, *_: object) -> None:
         if not cls._is_armed:
             return
-        cls._is_armed = False
+        cls._is_armed, cls.has_hit = False, True
         if cls.instead is not None:
             cls.instead()
         else:

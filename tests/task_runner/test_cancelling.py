@@ -15,8 +15,9 @@ from prefect import flow, task
 from prefect.settings import PREFECT_API_URL
 
 from prefect_ray_worker import RayTaskRunner
+from prefect_ray_worker.task_runner.execution import INTERRUPTED
 from prefect_ray_worker.task_runner.session import signal_handlers_kept
-from tests.task_runner.api import await_known, task_runs
+from tests.task_runner.api import await_known, logs, task_runs
 from tests.task_runner.tasks import sleep
 from tests.task_runner.test_losses import run_id
 from tests.waiting import patience
@@ -95,7 +96,9 @@ def test_a_flow_that_fails_cancels_what_runs(runner: RayTaskRunner, tmp_path: Pa
         fails()
     assert time.monotonic() - moments[0] < 3 * patience()
     # They have reacted to the interrupt: none had to be killed.
-    assert {r.state_name for r in task_runs(ids[0], 3)} == {"Crashed"}
+    messages = {r.state.message for r in task_runs(ids[0], 3) if r.state and r.state.is_cancelled()}
+    assert messages == {INTERRUPTED}
+    assert not [line for line in logs(ids[0]) if "Crash" in line]
 
 
 def is_gone(pid: int) -> bool:
