@@ -78,16 +78,21 @@ def run_attempt(flow_run_id: str, attempt: str, *, termination: Termination) -> 
                 return FlowProcess(answer.flow_run, attempt, source, endings, termination).run()
 
 
-class _UntilInterrupted(LoggerAdapter[Any]):
-    """Logs the engine's own failures, but not that it was interrupted, which the driver wanted."""
+class _UntilEnded(LoggerAdapter[Any]):
+    """Logs the engine's own failures, but nothing that the run's log or state has already.
 
-    def __init__(self, termination: Termination, logger: Any) -> None:
+    That is an interruption that the driver wanted, and the exception of a flow that has ended.
+    """
+
+    def __init__(self, termination: Termination, guard: StateGuard, logger: Any) -> None:
         super().__init__(logger)
         self._termination = termination
+        self._guard = guard
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 (of logging)
         """Return whether a record of a level would be logged now."""
-        return not self._termination.delivered and super().isEnabledFor(level)
+        is_told = self._termination.delivered or self._guard.has_ended
+        return not is_told and super().isEnabledFor(level)
 
 
 class FlowProcess:
@@ -191,7 +196,7 @@ class FlowProcess:
                     handle_engine_signals(self._flow_run.id),
                     run_metrics(self._flow_run, flow),
                 ):
-                    logger: Any = _UntilInterrupted(self._termination, self._logger)
+                    logger: Any = _UntilEnded(self._termination, self._guard, self._logger)
                     result = run_flow(
                         flow,
                         flow_run=self._flow_run,

@@ -38,6 +38,7 @@ class StateGuard:
     Attributes:
         outside: The terminal state that was set from outside, once it has been noticed.
         is_ending: Whether the engine has proposed the flow's own final state.
+        has_ended: Whether Prefect has accepted it.
 
     Args:
         flow_run: The run, which this driver has claimed.
@@ -45,7 +46,7 @@ class StateGuard:
 
     def __init__(self, flow_run: FlowRun) -> None:
         self.outside: State | None = None
-        self.is_ending = False
+        self.is_ending = self.has_ended = False
         self._before_end: Callable[[State], None] | None = None
         self._run_id = flow_run.id
         self._ours: UUID | None = flow_run.state.id if flow_run.state else None
@@ -135,7 +136,7 @@ class StateGuard:
 
     def _end(self, granted: State) -> State:
         self._ours = granted.id
-        self.is_ending = granted.is_final()
+        self.is_ending = self.has_ended = granted.is_final()
         return granted
 
 

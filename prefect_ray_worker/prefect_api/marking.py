@@ -5,6 +5,7 @@ already. Only this process knows which records those are: see `log_marks`.
 """
 
 import logging
+import re
 import sys
 import time
 from functools import partial
@@ -20,6 +21,8 @@ _SENT = "_prefect_ray_sent"
 # From the digits of a number in base 16 to letters.
 _LETTERS = str.maketrans("0123456789", "ghijklmnop")
 _CONSOLE = (1, 2)
+# Where Ray unpacks this package on a node; 150 characters in each of its frames in a traceback.
+_UNPACKED = re.compile(r'(?<=File ")[^"\n]*/_ray_pkg_[0-9a-f]{64}/(?=prefect_ray_worker/)')
 
 
 def install(seal: str) -> None:
@@ -27,6 +30,8 @@ def install(seal: str) -> None:
 
     Handlers that a flow adds later are included. The processes of a `ProcessPoolTaskRunner` do the
     same. Call it once in a process, after Prefect has been imported; a second call does nothing.
+
+    All handlers show the files of this package without the folder that Ray has unpacked it to.
 
     Args:
         seal: The attempt's.
@@ -47,6 +52,8 @@ def install(seal: str) -> None:
 
     def marked(self: logging.Handler, record: logging.LogRecord) -> str:
         text = plain(self, record)
+        if "_ray_pkg_" in text:
+            text = _UNPACKED.sub("", text)
         if not _writes_to_console(self):
             return text
         is_sent = record.__dict__.get(_SENT, False)

@@ -104,6 +104,8 @@ async def test_traceback_of_a_failing_flow_is_not_repeated(pool: Pool) -> None:
         logs = await logs_with(pool, run_id, "before the end")
     only_once_by_its_logger(logs, "Traceback (most recent call last)")
     assert not [m for m in messages_of(logs) if "fails loudly" in m]
+    # Prefect's engine logs it once more when the process ends.
+    assert len([log for log in logs if "Traceback" in log.message]) == 1
 
 
 async def test_logs_that_died_with_their_process_are_there_once_and_in_order(

@@ -149,3 +149,19 @@ def test_a_process_of_ray_announces_that_it_marks_its_lines() -> None:
     words = [line.rpartition("(")[2] for line in (out, err)]
     assert words[0] != words[1]
     assert not any(character.isdigit() for character in "".join(words))
+
+
+def test_frames_of_this_package_do_not_show_where_ray_has_unpacked_it() -> None:
+    """Each such frame had 150 characters of folders, 64 of them a hash."""
+    folder = f"/tmp/ray/session_1/runtime_resources/py_modules_files/_ray_pkg_{'0a' * 32}"
+    lines = lines_of(f"""
+        code = compile("1 / 0", "{folder}/prefect_ray_worker/task_runner/futures.py", "exec")
+        try:
+            exec(code)
+        except ZeroDivisionError:
+            flow_logger.exception("failed", extra=run)
+        print(*sent)
+    """)
+    assert not [line for line in lines if "_ray_pkg_" in line]
+    frame = 'File "prefect_ray_worker/task_runner/futures.py", line 1'
+    assert len([line for line in lines if frame in line]) == 2, "in the console and in Prefect"
