@@ -113,6 +113,21 @@ class RayCluster(Block):
         examples=["https://ray.example.com/research"],
     )
 
+    @classmethod
+    def model_json_schema(cls, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Return the schema of Prefect's form for the block: a field that is empty is not set.
+
+        For a value or null, the form would show a pair of toggles. The base job template keeps the
+        null, which stored blocks hold.
+        """
+        schema = super().model_json_schema(*arguments, **options)
+        for field in schema["properties"].values():
+            kinds = [kind for kind in field.get("anyOf", []) if kind != {"type": "null"}]
+            if len(kinds) == 1:
+                del field["anyOf"], field["default"]
+                field.update(kinds[0])
+        return schema
+
     @model_validator(mode="after")
     def _one_token(self) -> Self:
         if self.token is not None and self.token_path is not None:
