@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import record as module
-from tests.benchmarks.page import PAGE, section, written
+from tests.benchmarks.page import PAGE, README_CHART, chart_of_readme, section, written
 from tests.benchmarks.record import FOLDER, Chart, record
 
 ROOT = Path(__file__).parents[2]
@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 def test_page_is_up_to_date() -> None:
     """`make docs` writes it: `python -m tests.benchmarks.page`."""
     assert (ROOT / PAGE).read_text() == written()
+    assert (ROOT / README_CHART).read_text() == chart_of_readme()
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)

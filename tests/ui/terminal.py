@@ -19,8 +19,15 @@ from tests.ui.test_ui import PICTURES
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "docs" / "examples" / "quickstart" / "run.py"
 COLUMNS = 108
-# Long enough for reading on; the middle of the run is the same line again and again.
-_REPEATED = re.compile(r"\b([2-9]|1[01]) of 12 tasks are done")
+# What every run says, and what is the same line again and again: the picture is to be read.
+_LEFT_OUT = re.compile(
+    r"\b([2-9]|1[01]) of 12 tasks are done|Finished in state|[Dd]eployment (pull )?step"
+    r"|submitted to infrastructure|submitting flow run|prefect\.task_runner\.ray -"
+    r"|worker's log is in"
+)
+_TO_TRY = "What to try next"
+_IDS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(-[0-9a-f]{12})?")
+_TOKEN = re.compile(r" \(its token is in \S+\)")
 _SECONDS = 300
 
 
@@ -58,15 +65,26 @@ def picture_of(shown: str) -> str:
     """Return a terminal with a text as SVG, without fonts from elsewhere."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text("$ make quickstart SHOW=all"))
-    for line in shown.splitlines():
-        if not _REPEATED.search(line):
-            text = Text.from_ansi(line)
-            text.truncate(COLUMNS, overflow="ellipsis")
-            console.print(text)
+    for line in shown.partition(_TO_TRY)[0].rstrip().splitlines():
+        if _LEFT_OUT.search(line):
+            continue
+        text = Text.from_ansi(_TOKEN.sub("", _IDS.sub(lambda found: f"{found[0][:8]}…", line)))
+        indent = _indent_of(text.plain)
+        for number, part in enumerate(text.wrap(console, COLUMNS - indent)):
+            console.print(Text(" " * indent) + part if number else part)
     own_fonts = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
     return console.export_svg(
-        title="prefect-ray-worker", theme=MONOKAI, code_format=own_fonts, unique_id="quickstart"
+        title="prefect-ray-worker, shortened",
+        theme=MONOKAI,
+        code_format=own_fonts,
+        unique_id="quickstart",
     )
+
+
+def _indent_of(line: str) -> int:
+    """Return where the text of a line begins: after the mark of a step, or the time of a log."""
+    found = re.match(r"==> |    \d\d:\d\d:\d\d \| |    ", line)
+    return found.end() if found else 0
 
 
 if __name__ == "__main__":

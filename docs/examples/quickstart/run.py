@@ -1,5 +1,6 @@
 """`make quickstart`: runs a Prefect deployment as a Ray Job on this machine, and shows its log."""
 
+import logging
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ RUN_SECONDS = 300
 SHOW_ALL = os.environ.get("SHOW") == "all"
 
 
-BOLD, CYAN = "1", "36"
+BOLD, CYAN, YELLOW, RED = "1", "36", "33", "31"
 
 
 def say(text: str = "", style: str = "") -> None:
@@ -80,7 +81,10 @@ async def follow(client: PrefectClient, run: FlowRun) -> FlowRun:
 
 
 def say_line(line: Log) -> None:
-    say(f"    {line.timestamp:%H:%M:%S} | {line.message}")
+    if line.level < logging.INFO:
+        return  # what Ray says of itself in passing
+    style = RED if line.level >= logging.ERROR else YELLOW if line.level >= logging.WARNING else ""
+    say(f"    {line.timestamp:%H:%M:%S} | {line.message}", style)
 
 
 async def show(up: Stack) -> bool:

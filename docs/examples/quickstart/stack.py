@@ -106,6 +106,7 @@ def environment() -> dict[str, str]:
         **os.environ,
         "PREFECT_HOME": str(STATE / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.5",
     }
