@@ -1,6 +1,7 @@
 """The folders of templates, and what is in them."""
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,12 +25,13 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+@cache
 def manifests() -> list[tuple[Path, dict[str, Any]]]:
-    """Return every Kubernetes object with its file."""
+    """Return every Kubernetes object with its file; all callers share them."""
     return [
         (path, document)
         for path in sorted(TEMPLATES.rglob("*.yaml"))
-        for document in yaml.safe_load_all(path.read_text())
+        for document in yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader)
         if document and "kind" in document
     ]
 

@@ -83,7 +83,6 @@ def test_an_answer_of_many_lines_becomes_one() -> None:
     [
         ("http", "PREFECT_API_SSL_CERT_FILE", "/no/such.pem", "/no/such.pem"),
         ("https", "PREFECT_API_SSL_CERT_FILE", "/no/such.pem", "/no/such.pem"),
-        ("http", "PREFECT_API_REQUEST_TIMEOUT", "hunter2", "valid number"),
         ("http", "PREFECT_LOGGING_LEVEL", "hunter2", "'DEBUG'"),
         ("https", "PREFECT_CLIENT_MAX_RETRIES", "hunter2", "valid integer"),
     ],

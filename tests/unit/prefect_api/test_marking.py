@@ -1,8 +1,12 @@
 """Which lines of a driver's console are marked, and how: in an interpreter of its own."""
 
+import json
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Iterator
+
+import pytest
 
 from prefect_ray_worker.shared.log_marks import Mark, find_mark, mark, seal_of
 
@@ -25,17 +29,53 @@ set_api_log_sink(lambda log: sent.append(log["message"]))
 run = {"flow_run_id": "2a672563-cf8a-4e9b-a5d1-000000000001", "flow_run_name": "ox"}
 flow_logger = logging.getLogger("prefect.flow_runs")
 """
+# Imports once, and forks for each body that it reads.
+FORKS = """
+import json, os, tempfile
+for body in sys.stdin:
+    files = [tempfile.TemporaryFile("w+") for _ in range(2)]
+    child = os.fork()
+    if not child:
+        for number, file in enumerate(files, start=1):
+            os.dup2(file.fileno(), number)
+        code = 1
+        try:
+            exec(json.loads(body), globals())
+            code = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    _, status = os.waitpid(child, 0)
+    for file in files:
+        file.seek(0)
+    print(json.dumps([status, *(file.read() for file in files)]), flush=True)
+"""
+LinesOf = Callable[[str], list[str]]
 
 
-def lines_of(body: str) -> list[str]:
-    result = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + textwrap.dedent(body)],
-        capture_output=True,
+@pytest.fixture(scope="module")
+def lines_of() -> Iterator[LinesOf]:
+    """A function that runs code in an interpreter of its own, and returns what it prints."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PREAMBLE + FORKS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=60,
-    )
-    assert result.returncode == 0, result.stderr
-    return [*result.stdout.splitlines(), *result.stderr.splitlines()]
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def run(body: str) -> list[str]:
+            print(json.dumps(textwrap.dedent(body)), file=process.stdin, flush=True)
+            status, out, err = json.loads(process.stdout.readline())
+            assert status == 0, err
+            return [*out.splitlines(), *err.splitlines()]
+
+        yield run
+        process.stdin.close()
 
 
 def marks_of(lines: list[str]) -> list[tuple[bool, int] | None]:
@@ -43,7 +83,7 @@ def marks_of(lines: list[str]) -> list[tuple[bool, int] | None]:
     return [(f[1].is_sent, f[1].level) if f else None for f in found]
 
 
-def test_sent_record_is_marked_on_every_line() -> None:
+def test_sent_record_is_marked_on_every_line(lines_of: LinesOf) -> None:
     lines = lines_of("""
         try:
             1 / 0
@@ -56,7 +96,7 @@ def test_sent_record_is_marked_on_every_line() -> None:
     assert "ZeroDivisionError" in lines[-1]
 
 
-def test_record_that_was_not_sent_is_marked_as_such() -> None:
+def test_record_that_was_not_sent_is_marked_as_such(lines_of: LinesOf) -> None:
     lines = lines_of("""
         logging.getLogger("mylib").warning("careful")
         flow_logger.info("View at", extra={**run, "send_to_api": False})
@@ -67,7 +107,7 @@ def test_record_that_was_not_sent_is_marked_as_such() -> None:
     assert marks_of([line for line in lines if "\x1b" in line]) == [(False, 30), (False, 10)]
 
 
-def test_handler_that_a_flow_adds_is_marked_as_well() -> None:
+def test_handler_that_a_flow_adds_is_marked_as_well(lines_of: LinesOf) -> None:
     lines = lines_of("""
         logging.basicConfig(force=True, format="%(message)s", stream=sys.stdout, level="INFO")
         flow_logger.info("by its own format", extra=run)
@@ -77,7 +117,7 @@ def test_handler_that_a_flow_adds_is_marked_as_well() -> None:
     assert lines[0].endswith("mby its own format")
 
 
-def test_what_goes_elsewhere_is_not_marked() -> None:
+def test_what_goes_elsewhere_is_not_marked(lines_of: LinesOf) -> None:
     lines = lines_of("""
         import io
         text = io.StringIO()
