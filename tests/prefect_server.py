@@ -20,6 +20,8 @@ from tests.ports import free_port
 _START = Path(__file__).with_name("start_server.py")
 _START_SECONDS = 90
 _STOP_SECONDS = 15
+LEASE_SECONDS = 30
+"""How long a run has the slot of its deployment before it renews it: the shortest possible."""
 
 
 @dataclass
@@ -64,6 +66,7 @@ def prefect_server(
         "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
         # Workers that tests kill are to be missed soon.
         "PREFECT_SERVER_SERVICES_FOREMAN_LOOP_SECONDS": "1",
+        "PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION": str(LEASE_SECONDS),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         **(extra or {}),
     }

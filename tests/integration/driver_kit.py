@@ -93,11 +93,9 @@ def traces(folder: Path, name: str) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-async def claimed(pool: Pool, flow_name: str, folder: Path) -> tuple[UUID, str]:
+async def claimed(pool: Pool, flow_name: str, folder: Path, **options: Any) -> tuple[UUID, str]:
     """Do what a worker does before it submits a run; return the run and its attempt."""
-    run_id = await pool.start(
-        flow_name, {"folder": str(folder)}, entrypoint=f"driver_flows.py:{flow_name}"
-    )
+    run_id = await start(pool, flow_name, folder, **options)
     await pool.client.set_flow_run_state(run_id, Pending())
     return run_id, await present_attempt(pool, run_id)
 

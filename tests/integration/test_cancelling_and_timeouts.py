@@ -46,24 +46,6 @@ async def test_cancelled_while_pending(pool: Pool) -> None:
         assert (await job_of(pool, run_id)).status == JobStatus.PENDING
 
 
-async def test_cancelled_while_running_by_the_driver_itself(pool: Pool, tmp_path: Path) -> None:
-    async with pool.working():
-        marker = tmp_path / "runs"
-        run_id = await pool.start("sleeps", {"marker": str(marker)})
-        await wait_until(marker.exists, timeout=60, description="the flow to run")
-        await pool.cancel(run_id)
-        run = await pool.wait_for(run_id, seconds=45)
-        assert run.state is not None
-        assert run.state.type == StateType.CANCELLED
-        await wait_until(
-            lambda: ended(pool, run_id), timeout=20, description="the job to have ended"
-        )
-
-
-async def ended(pool: Pool, run_id: object) -> bool:
-    return (await job_of(pool, run_id)).is_terminal
-
-
 async def test_driver_that_does_not_react_is_stopped_after_the_grace(
     pool: Pool, tmp_path: Path
 ) -> None:

@@ -45,12 +45,12 @@ def needs_much(group: str):
 @pytest.fixture(scope="module")
 def own_ray() -> Iterator[RealRay]:
     """A Ray that tries to set up an environment once, where others try three times."""
-    with real_ray(env={"RUNTIME_ENV_RETRY_TIMES": "1"}, parts="monitor") as started:
+    with real_ray(env={"RUNTIME_ENV_RETRY_TIMES": "1"}) as started:
         yield started
 
 
 @pytest.fixture
-async def pool(own_ray: RealRay, prefect_settings: None) -> AsyncIterator[Pool]:
+async def own_pool(own_ray: RealRay, prefect_settings: None) -> AsyncIterator[Pool]:
     async with new_pool({"address": own_ray.address}) as pool:
         yield pool
 
@@ -97,7 +97,7 @@ async def crash(pool: Pool, runs: dict[UUID, tuple[str, str]]) -> None:
 
 
 @pytest.mark.extra
-async def test_environments(pool: Pool) -> None:
+async def test_environments(own_pool: Pool) -> None:
     cases: list[tuple[dict[str, Any], str, str]] = [
         ({"pip": _NO_INDEX}, "RuntimeEnvPackageNotFound", "'no-such-package-xyz'"),
         ({"pip": ["x"], "config": {"setup_timeout_seconds": 1}}, "RuntimeEnvTimeout", "1 s"),
@@ -106,9 +106,9 @@ async def test_environments(pool: Pool) -> None:
         ({"working_dir": "file:///no/such.zip"}, "RuntimeEnvCodeMissing", "'/no/such.zip'"),
     ]
     await crash(
-        pool,
+        own_pool,
         {
-            await pool.start("adds", job_variables={"runtime_env": env}): (category, words)
+            await own_pool.start("adds", job_variables={"runtime_env": env}): (category, words)
             for env, category, words in cases
         },
     )
@@ -125,27 +125,42 @@ async def test_commands_and_flows(pool: Pool, folder: dict[str, Any]) -> None:
     entrypoints = [
         ("broken.py:any", "ModuleNotFound", "'no_such_module'"),
         ("works.py:other", "EntrypointNotFound", "'works.py:other' leads to no flow"),
-        ("nowhere.py:any", "EntrypointNotFound", "'nowhere.py:any' leads to no flow"),
-        ("no_such.place:any", "EntrypointNotFound", "'no_such.place:any' leads to no flow"),
         ("works.py:kills_itself", "KilledBySignal", "counted no kill for memory"),
     ]
     runs = {
         await pool.start("adds", job_variables={"command": command}): (category, words)
         for command, category, words in commands
-    } | {
-        await pool.start("any", entrypoint=entrypoint, **folder): (category, words)
-        for entrypoint, category, words in entrypoints
     }
-    await crash(pool, runs)
+    await crash(pool, runs | await of_entrypoints(pool, folder, entrypoints))
 
 
 @pytest.mark.extra
-async def test_prefect_api_as_the_cluster_sees_it(pool: Pool, own_ray: RealRay) -> None:
+async def test_entrypoints_of_files_and_modules_that_are_missing(
+    pool: Pool, folder: dict[str, Any]
+) -> None:
+    entrypoints = [
+        ("nowhere.py:any", "EntrypointNotFound", "'nowhere.py:any' leads to no flow"),
+        ("no_such.place:any", "EntrypointNotFound", "'no_such.place:any' leads to no flow"),
+    ]
+    await crash(pool, await of_entrypoints(pool, folder, entrypoints))
+
+
+async def of_entrypoints(
+    pool: Pool, folder: dict[str, Any], cases: list[tuple[str, str, str]]
+) -> dict[UUID, tuple[str, str]]:
+    return {
+        await pool.start("any", entrypoint=entrypoint, **folder): (category, words)
+        for entrypoint, category, words in cases
+    }
+
+
+@pytest.mark.extra
+async def test_prefect_api_as_the_cluster_sees_it(pool: Pool, ray_cluster: RealRay) -> None:
     async with FakeRay(token="nobody-has-it") as refuses:
         cases = [
             ("http://localhost:9/api", "PrefectApiUnreachable", "localhost means the node itself"),
             (f"{refuses.address}/api", "PrefectApiUnauthorized", "(HTTP 401)"),
-            (f"{own_ray.address}/api", "PrefectApiWrong", f"at {own_ray.address}/api"),
+            (f"{ray_cluster.address}/api", "PrefectApiWrong", f"at {ray_cluster.address}/api"),
         ]
         runs = {
             await pool.start("adds", job_variables={"env": {"PREFECT_API_URL": url}}): (
@@ -178,7 +193,7 @@ async def test_a_node_that_dies(prefect_settings: None) -> None:
     assert message.startswith("NodeDied: The node of the driver died (terminated unexpectedly")
 
 
-async def test_why_a_job_waits(own_ray: RealRay) -> None:
+async def test_why_a_job_waits(ray_cluster: RealRay) -> None:
     def asking(cpus: float) -> JobSubmitRequest:
         return JobSubmitRequest(
             entrypoint="sleep 100",
@@ -189,7 +204,7 @@ async def test_why_a_job_waits(own_ray: RealRay) -> None:
         )
 
     holds, waits, never = asking(2), asking(1), asking(3)
-    async with JobsClient(Connection(own_ray.address)) as client:
+    async with JobsClient(Connection(ray_cluster.address)) as client:
         await client.submit(holds)
 
         async def all_is_in_use() -> ClusterResources | None:

@@ -25,9 +25,9 @@ async def test_of_several_drivers_of_one_attempt_one_runs_the_flow(
     here: Pool, tmp_path: Path
 ) -> None:
     run_id, attempt = await claimed(here, "runs_for", tmp_path)
-    said = [output(d) for d in [driver(run_id, attempt) for _ in range(3)]]
+    said = [output(d) for d in [driver(run_id, attempt) for _ in range(2)]]
     assert len(traces(tmp_path, "ran")) == 1
-    assert sum("Nothing to do" in text for text in said) == 2, said
+    assert sum("Nothing to do" in text for text in said) == 1, said
     assert await here.state(run_id) == StateType.COMPLETED
 
 
@@ -66,9 +66,9 @@ async def test_a_run_that_was_said_to_wait_is_claimed(here: Pool, tmp_path: Path
     ("state", "name"),
     [
         (StateType.CANCELLED, "Cancelled"),
-        (StateType.CRASHED, "Crashed"),
-        (StateType.PAUSED, "Suspended"),
         (StateType.SCHEDULED, "AwaitingRetry"),
+        pytest.param(StateType.CRASHED, "Crashed", marks=pytest.mark.extra),
+        pytest.param(StateType.PAUSED, "Suspended", marks=pytest.mark.extra),
     ],
 )
 async def test_a_driver_that_nobody_waits_for_runs_nothing(

@@ -22,18 +22,14 @@ from tests.real_ray import real_ray
 pytestmark = pytest.mark.ray
 
 _GONE_SECONDS = 3
-_EVERY_DEATH = {
-    "SIGKILL": ("signal SIGKILL", -9),
-    "SIGSEGV": ("signal SIGSEGV", -11),
-    "7": ("exit code 7", 7),
-}
+_EVERY_DEATH = {"SIGSEGV": ("signal SIGSEGV", -11), "7": ("exit code 7", 7)}
 
 
 @pytest.mark.parametrize(
     ("victim_of", "category"),
     [
         (job_supervisor_of, "SupervisorDied"),
-        (guard_of, "KilledBySignal"),
+        pytest.param(guard_of, "KilledBySignal", marks=pytest.mark.extra),
         (supervisor_of, "KilledBySignal"),
     ],
 )
@@ -52,6 +48,7 @@ async def test_nothing_is_left_of_a_run_without(
         await ends(pool, run_id, StateType.CRASHED, f"{category}: ")
 
 
+@pytest.mark.extra
 async def test_nothing_is_left_of_a_run_without_its_raylet(
     prefect_settings: None, tmp_path: Path
 ) -> None:

@@ -29,8 +29,8 @@ from tests.waiting import wait_until
 HOOKS = ("on_cancellation", "on_crashed", "on_failure", "on_completion")
 STATES = [
     (StateType.FAILED, "Failed", "on_failure"),
-    (StateType.CRASHED, "Crashed", "on_crashed"),
     (StateType.COMPLETED, "Completed", "on_completion"),
+    (StateType.CRASHED, "Crashed", "on_crashed"),
     (StateType.CANCELLED, "Cancelled", "on_cancellation"),
 ]
 _ENDS_SECONDS = 20
@@ -45,7 +45,10 @@ async def flow_runs(tmp_path: Path, trace: str = "pids") -> None:
 @pytest.mark.parametrize(
     "flow_name", ["has_children", pytest.param("has_an_async_child", marks=pytest.mark.extra)]
 )
-@pytest.mark.parametrize(("state", "name", "hook"), STATES)
+@pytest.mark.parametrize(
+    ("state", "name", "hook"),
+    [*STATES[:2], pytest.param(*STATES[2], marks=pytest.mark.extra), STATES[3]],
+)
 async def test_a_running_flow_ends_and_the_state_stays(
     here: Pool, tmp_path: Path, flow_name: str, state: StateType, name: str, hook: str
 ) -> None:
@@ -96,7 +99,7 @@ async def test_the_end_of_a_flow_never_overwrites_it(
     assert len(traces(tmp_path, hook)) <= 1
 
 
-@pytest.mark.parametrize("before_the_try", [2.0, 0.02])
+@pytest.mark.parametrize("before_the_try", [2.0, pytest.param(0.02, marks=pytest.mark.extra)])
 async def test_it_stands_before_the_next_try_of_a_flow(
     here: Pool, tmp_path: Path, before_the_try: float
 ) -> None:

@@ -34,10 +34,12 @@ async def history(pool: Pool, run_id: UUID) -> list[str]:
     return [s.name or "" for s in sorted(states, key=lambda s: s.timestamp)]
 
 
+@pytest.mark.parametrize(
+    "flows", [("loops",), pytest.param(("sleeps_async",), marks=pytest.mark.extra)]
+)
 async def test_a_stopped_job_crashes_its_run_and_says_who_did_it(
-    pool: Pool, tmp_path: Path
+    pool: Pool, tmp_path: Path, flows: tuple[str, ...]
 ) -> None:
-    flows = ("loops", "sleeps_async")
     async with pool.working():
         runs = {name: await begin(pool, name, tmp_path / name) for name in flows}
         for name, run_id in runs.items():

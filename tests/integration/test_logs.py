@@ -202,8 +202,9 @@ async def test_prefects_own_executor_says_nothing_twice(pool: Pool) -> None:
 
 async def test_forwarding_can_be_turned_off(pool: Pool) -> None:
     async with pool.working():
-        run_id = await start(pool, "fails_loudly", job_variables={"forward_logs": False})
-        await pool.wait_for(run_id, StateType.FAILED)
+        without = {"forward_logs": False, "command": "echo before the end"}
+        run_id = await start(pool, "fails_loudly", job_variables=without)
+        await pool.wait_for(run_id, StateType.CRASHED)
         await pool.wait_for_log(run_id, "is SUCCEEDED")
         logs = await all_logs(pool, run_id)
     assert messages_of(logs) == []

@@ -1,4 +1,7 @@
-"""A Prefect deployment runs as a Ray Job: the main job, on a real server and a real Ray."""
+"""A Prefect deployment runs as a Ray Job: the main job, on a real server and a real Ray.
+
+That a failed flow is Failed, and a dead driver Crashed, is in the tour (`tests/fundamentals`).
+"""
 
 from pathlib import Path
 
@@ -35,23 +38,6 @@ async def test_completed_run_is_a_ray_job(pool: Pool, ray_cluster: RealRay) -> N
     assert job.metadata["prefect.io/work-pool-name"] == pool.name
     assert job.metadata["job_name"] == run.name
     assert job.driver_exit_code == 0
-
-
-async def test_failed_flow_stays_failed(pool: Pool) -> None:
-    async with pool.working():
-        run_id = await pool.start("fails")
-        run = await pool.wait_for(run_id)
-    assert run.state is not None
-    assert run.state.type == StateType.FAILED
-    assert "on purpose" in (run.state.message or "")
-
-
-async def test_driver_that_dies_is_crashed(pool: Pool) -> None:
-    async with pool.working():
-        run_id = await pool.start("kills_its_engine")
-        run = await pool.wait_for(run_id)
-    assert run.state is not None
-    assert run.state.type == StateType.CRASHED
 
 
 async def test_command_that_exits_without_a_result_is_crashed(pool: Pool) -> None:
@@ -101,7 +87,7 @@ async def test_two_workers_make_one_job_per_run(
 ) -> None:
     marker = tmp_path / "ran"
     async with pool.working(count=2):
-        runs = [await pool.start("counts_its_runs", {"marker": str(marker)}) for _ in range(4)]
+        runs = [await pool.start("counts_its_runs", {"marker": str(marker)}) for _ in range(2)]
         for run_id in runs:
             run = await pool.wait_for(run_id, seconds=120)
             assert run.state is not None

@@ -15,13 +15,13 @@ from prefect_ray_worker.worker import RayWorker
 from tests.integration.stage import STAGE_INTERVAL, Stage
 from tests.waiting import wait_until
 
-RUNS = 40
+RUNS = 20
 LOOKS = 3
 # A Prefect server on SQLite turns writers away for seconds when more of them come at once.
 ENDS_AT_ONCE = 10
 
 
-async def test_40_runs_on_one_worker(stage: Stage) -> None:
+async def test_many_runs_on_one_worker(stage: Stage) -> None:
     """Without Prefect's own loop of the worker: on SQLite, that takes minutes for many runs."""
     jobs, asked = stage.ray.jobs, stage.ray.requests
     deployment = await stage.pool.deploy("adds")

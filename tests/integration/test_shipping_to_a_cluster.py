@@ -10,17 +10,14 @@ from pathlib import Path
 import pytest
 from prefect.client.schemas.objects import StateType
 
-from tests.integration.harness import new_pool
+from tests.integration.harness import Pool, new_pool
 from tests.real_ray import RealRay, real_ray
 
 pytestmark = pytest.mark.ray
 
 
-@contextmanager
-def ray_with(
-    folder: Path, *, prefect: bool, env: Mapping[str, str] | None = None
-) -> Iterator[RealRay]:
-    """A Ray whose jobs find a Python with or without Prefect, and without our package.
+def bare_python(folder: Path, *, prefect: bool) -> dict[str, str]:
+    """Make a Python with or without Prefect, and without our package; return the PATH with it.
 
     A `.pth` file leads to the packages of this environment, but not on to those that are
     installed there as editable, as ours is.
@@ -29,8 +26,15 @@ def ray_with(
     if prefect:
         site = next((folder / "lib").glob("python3.*/site-packages"))
         (site / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"])
-    path = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin"}
-    with real_ray(env={**path, **(env or {})}) as ray:
+    return {"PATH": f"{folder / 'bin'}:/usr/bin:/bin"}
+
+
+@contextmanager
+def ray_with(
+    folder: Path, *, prefect: bool, env: Mapping[str, str] | None = None
+) -> Iterator[RealRay]:
+    """A Ray whose jobs find a Python with or without Prefect, and without our package."""
+    with real_ray(env={**bare_python(folder, prefect=prefect), **(env or {})}) as ray:
         yield ray
 
 
@@ -40,22 +44,21 @@ def imports(python: Path, module: str) -> bool:
 
 
 async def test_cluster_with_prefect_alone_runs_a_deployment(
-    prefect_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And says what is missing where the worker is told not to ship the driver."""
-    with ray_with(tmp_path / "bare", prefect=True) as ray:
-        python = tmp_path / "bare" / "bin" / "python"
-        assert imports(python, "prefect")
-        assert imports(python, "ray")
-        assert not imports(python, "prefect_ray_worker")
-        async with new_pool({"address": ray.address}) as pool:
-            async with pool.working():
-                run = await pool.wait_for(await pool.start("adds"))
-                assert run.state is not None
-                assert run.state.is_completed(), run.state
-            monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_SHIP_DRIVER", "false")
-            async with pool.working():
-                run = await pool.wait_for(await pool.start("adds"))
+    bare = {"env": bare_python(tmp_path / "bare", prefect=True)}
+    python = tmp_path / "bare" / "bin" / "python"
+    assert imports(python, "prefect")
+    assert imports(python, "ray")
+    assert not imports(python, "prefect_ray_worker")
+    async with pool.working():
+        run = await pool.wait_for(await pool.start("adds", job_variables=bare))
+        assert run.state is not None
+        assert run.state.is_completed(), run.state
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_SHIP_DRIVER", "false")
+    async with pool.working():
+        run = await pool.wait_for(await pool.start("adds", job_variables=bare))
     assert run.state is not None
     assert run.state.type == StateType.CRASHED
     message = run.state.message or ""

@@ -12,8 +12,8 @@ from prefect_ray_worker.shared.ids import attempt_in
 from tests.integration.stage import MISSED_SECONDS, Stage
 from tests.waiting import wait_until
 
-RUNS = 8
-LINES = 120
+RUNS = 4
+LINES = 100
 LINE_SECONDS = 0.1
 
 

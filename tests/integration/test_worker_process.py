@@ -11,7 +11,7 @@ import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL
 
-from tests.integration.harness import FLOWS, Pool
+from tests.integration.harness import Pool
 from tests.integration.test_cancelling_and_timeouts import job_of
 from tests.integration.worker_process import worker_process
 from tests.real_ray import RealRay
@@ -113,20 +113,3 @@ def test_commands_need_no_import_by_the_user(prefect_settings: None, tmp_path: P
     assert '"entrypoint_num_cpus"' in template.read_text()
     assert name in prefect("work-pool", "create", name, "--type", "ray")
     prefect("work-pool", "delete", name)
-
-
-async def test_git_pull_step(pool: Pool, tmp_path: Path) -> None:
-    """A deployment that clones its code, as most do, runs with it."""
-    repository = tmp_path / "repository"
-    repository.mkdir()
-    (repository / "flows.py").write_text((FLOWS / "flows.py").read_text())
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.com"]
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "flows"]):
-        await anyio.run_process([*git, *command], cwd=repository)
-    step = {"prefect.deployments.steps.git_clone": {"repository": f"file://{repository}"}}
-    async with pool.working():
-        run_id = await pool.start("adds", {"left": 20, "right": 1}, pull_steps=[step])
-        run = await pool.wait_for(run_id)
-        await pool.wait_for_log(run_id, "adds says 21")
-    assert run.state is not None
-    assert run.state.type == StateType.COMPLETED

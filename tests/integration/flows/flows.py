@@ -25,11 +25,6 @@ def fails() -> None:
 
 
 @flow
-def kills_its_engine() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@flow
 def sleeps(seconds: float = 120, marker: str | None = None) -> None:
     if marker:
         with Path(marker).open("a") as file:
