@@ -40,6 +40,7 @@ from prefect_ray_worker.prefect_api.compat import (
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.prefect_api.logs import PrefectLogs
 from prefect_ray_worker.prefect_api.pool import stay_online
+from prefect_ray_worker.prefect_api.shared_reads import share_reads
 from prefect_ray_worker.runs.attended import Attendance
 from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.follow import Follower
@@ -72,8 +73,7 @@ if TYPE_CHECKING:
 # Prefect's client has 16 sockets; the runs' states need some.
 _LOG_REQUESTS_AT_ONCE = 4
 _LINKS_AT_ONCE = 2
-# A worker whose looks come late may have been frozen. Others take its runs after three heartbeats,
-# which are six looks.
+# Other workers take the runs of a frozen one after three heartbeats, which are six looks.
 _FRESH_LOOKS = 4
 _NO_RUN = RayJobConfiguration()
 
@@ -138,8 +138,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         stack = exit_stack(self)
         try:
             await self._open(stack)
-        except BaseException:
-            # Prefect tears down only a worker whose set-up came to its end.
+        except BaseException:  # Prefect tears down only a worker whose set-up has ended
             await stack.__aexit__(*sys.exc_info())
             raise
 
@@ -170,6 +169,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         # Once nothing follows any more: until then two workers would do the same.
         stack.push_async_callback(self._give_up_what_was_interrupted)
         await super().setup()
+        share_reads(self.client)
         if self._runs_once:
             who = (self.client, self.work_pool.name, self.name)
             beats = partial(stay_online, *who, every=self.heartbeat_interval_seconds)

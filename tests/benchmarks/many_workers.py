@@ -206,6 +206,7 @@ class Stage:
                 with (self._folder / name).open("a") as file:
                     file.writelines(f"{run}\n" for run in ids)
             there = made + missing
+            print(f"  {there:,} claimed, {time.monotonic() - began:.0f} s", flush=True)
             await wait_until(
                 lambda there=there: len(self.ray.jobs) >= there,
                 timeout=_SUBMITTED_WITHIN,
@@ -301,12 +302,19 @@ async def main(server: psutil.Process, dsn: str, workers: int, totals: list[int]
             stage = Stage(ray, runs, server, Path(folder))
             try:
                 await stage.start(pool, workers)
-                found = [await measured(stage, total) for total in totals]
+                found: list[Found] = []
+                for total in totals:
+                    found.append(await measured(stage, total))
+                    save(found, workers)  # each number takes minutes: keep what there is
             finally:
                 await stage.end()
                 await database.close()
     print(f"\n| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|", sep="\n")
     print(*(one.told() for one in found), sep="\n")
+
+
+def save(found: list[Found], workers: int) -> None:
+    """Save what was measured so far."""
     titles = {
         "cpu_per_run": ("CPU of the workers for each run and minute", "ms"),
         "megabytes": ("Memory of the largest worker", "MB"),

@@ -3,12 +3,16 @@
 A thousand are measured by `python -m tests.benchmarks.thousand_runs`.
 """
 
+import re
 import time
 from functools import partial
+from typing import Any
 
 import anyio
+import httpx
+import pytest
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.states import Pending
+from prefect.states import Pending, Scheduled
 
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.worker import RayWorker
@@ -17,8 +21,32 @@ from tests.waiting import wait_until
 
 RUNS = 20
 LOOKS = 3
+BURST = 12
 # A Prefect server on SQLite turns writers away for seconds when more of them come at once.
 ENDS_AT_ONCE = 10
+
+
+async def test_burst_of_one_deployment_reads_it_few_times(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect's worker read it twice for each run, and its flow once."""
+    read: list[str] = []
+    send = httpx.AsyncClient.send
+
+    async def seen(self: httpx.AsyncClient, request: httpx.Request, **more: Any) -> httpx.Response:
+        if request.method == "GET" and re.search(r"/(deployments|flows)/[^/]+$", request.url.path):
+            read.append(request.url.path)
+        return await send(self, request, **more)
+
+    deployment = await stage.pool.deploy("adds")
+    create = partial(stage.pool.client.create_flow_run_from_deployment, state=Scheduled())
+    for _ in range(BURST):
+        await create(deployment)
+    monkeypatch.setattr(httpx.AsyncClient, "send", seen)
+    async with stage.pool.working():
+        await wait_until(lambda: len(stage.ray.jobs) == BURST, timeout=60, description="all jobs")
+    print(f"\n{BURST} runs: {len(read)} reads of the deployment and of the flow")
+    assert len(read) < BURST * 3 / 2
 
 
 async def test_many_runs_on_one_worker(stage: Stage) -> None:

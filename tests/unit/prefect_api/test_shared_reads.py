@@ -1,0 +1,103 @@
+"""`SharedReads`: one request for all that ask at once, and none that is older than the question."""
+
+from uuid import UUID, uuid4
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+from pydantic import BaseModel
+
+from prefect_ray_worker.prefect_api.shared_reads import SharedReads
+
+DEPLOYMENT = uuid4()
+
+
+class Thing(BaseModel):
+    version: int
+    variables: dict[str, str]
+
+
+class Server:
+    """Answers with a version that each request raises."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.trouble: Exception | None = None
+
+    async def read(self, _: UUID) -> Thing:
+        self.version += 1
+        version = self.version
+        await anyio.sleep(0.05)
+        if self.trouble is not None:
+            trouble, self.trouble = self.trouble, None
+            raise trouble
+        return Thing(version=version, variables={"a": "b"})
+
+
+async def test_a_hundred_callers_need_two_requests() -> None:
+    server = Server()
+    reads = SharedReads(server.read)
+    found: list[Thing] = []
+
+    async def ask() -> None:
+        found.append(await reads(DEPLOYMENT))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(100):
+            tasks.start_soon(ask)
+    assert len(found) == 100
+    assert server.version <= 2
+
+
+async def test_answer_is_never_older_than_the_question() -> None:
+    """A deployment that was changed, and then run, must be read as it is now."""
+    server = Server()
+    reads = SharedReads(server.read)
+    found: list[Thing] = []
+
+    async def ask() -> None:
+        found.append(await reads(DEPLOYMENT))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask)
+        await anyio.sleep(0.01)  # the first request is under way
+        tasks.start_soon(ask)
+    assert [thing.version for thing in found] == [1, 2]
+    assert (await reads(DEPLOYMENT)).version == 3, "nothing is kept"
+
+
+async def test_callers_get_copies_of_their_own() -> None:
+    """Prefect merges the variables of a run into those of its deployment, in place (3.8.8)."""
+    reads = SharedReads(Server().read)
+    found: list[Thing] = []
+
+    async def ask() -> None:
+        found.append(await reads(DEPLOYMENT))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(ask)
+    found[1].variables["a"] = "of another run"
+    assert found[2].variables == {"a": "b"}
+
+
+async def test_error_or_cancellation_of_one_caller_is_not_the_others() -> None:
+    server = Server()
+    reads = SharedReads(server.read)
+    server.trouble = ValueError("away")
+    found: list[Thing] = []
+
+    async def ask() -> None:
+        found.append(await reads(DEPLOYMENT))
+
+    async def fail() -> None:
+        with pytest.raises(ValueError, match="away"):
+            await reads(DEPLOYMENT)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fail)
+        await checkpoint()
+        with anyio.move_on_after(0.01):
+            await ask()
+        tasks.start_soon(ask)
+    assert len(found) == 1
