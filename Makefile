@@ -46,6 +46,9 @@ benchmark: $(VENV)/.dev ## Measure the driver, the logs, a thousand runs and the
 	$(BIN)/python -m tests.benchmarks.logs
 	$(BIN)/python -m tests.benchmarks.chatty_runs
 	$(BIN)/python -m tests.benchmarks.thousand_runs
+	@# These two need PostgreSQL: apt-get install postgresql
+	$(BIN)/python -m tests.benchmarks.many_workers
+	$(BIN)/python -m tests.benchmarks.burst
 	$(BIN)/python -m tests.benchmarks.memory
 	$(BIN)/python -m tests.benchmarks.kuberay
 	$(BIN)/python -m tests.benchmarks.adhoc

@@ -37,6 +37,8 @@ _TITLES = {
     "task_runner": "Task runners",
     "logs": "Logs",
     "thousand_runs": "A thousand runs",
+    "many_workers": "Many workers of one pool",
+    "burst": "A burst",
     "chatty_runs": "Chatty jobs",
     "memory": "Memory of a worker",
     "kubernetes_client": "The Kubernetes client",
