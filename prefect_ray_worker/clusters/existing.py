@@ -2,15 +2,21 @@
 
 import platform
 
+import anyio
+
 from prefect_ray_worker.clusters.source import Cluster, ClusterPlan, PoolView, StartProgress, Tell
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import without_userinfo
+from prefect_ray_worker.errors import JobsApiError
+from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection, normalize_address
 from prefect_ray_worker.ray_api.tokens import TokenSource
 from prefect_ray_worker.shared.ids import ClusterRef
 from prefect_ray_worker.shared.loopback import is_loopback_url
 
 ADDRESS_SETTING = "PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS"
+# The worker starts no earlier than this tells.
+_GREETING_SECONDS = 5.0
 
 
 class ExistingClusters:
@@ -67,7 +73,22 @@ class ExistingClusters:
         """Do nothing: somebody else starts and stops these clusters."""
 
     async def take_over(self, tell: Tell) -> None:
-        """Do nothing: somebody else starts and stops these clusters."""
+        """Tell whether the cluster of the setting answers, and which it is."""
+        if self._default is None:
+            return
+        address = self._default.address
+        try:
+            with anyio.fail_after(_GREETING_SECONDS):
+                async with JobsClient(self._default) as ray:
+                    version = (await ray.version()).ray_version
+                    count = len((await ray.resources()).nodes)
+        except TimeoutError:
+            tell(f"The Ray cluster at {address} has not answered within {_GREETING_SECONDS:g} s.")
+        except JobsApiError as exc:
+            tell(f"The Ray cluster at {address} cannot be used now: {exc}")
+        else:
+            nodes = "1 node" if count == 1 else f"{count} nodes"
+            tell(f"Flow runs go to Ray {version} at {address}, {nodes}, unless they name another.")
 
     async def sweep(
         self, view: PoolView, pool_configuration: RayJobConfiguration | None, tell: Tell

@@ -1,6 +1,7 @@
 """Which cluster a run goes to, and who can reach it."""
 
 import platform
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.shared.ids import ClusterRef
+from tests.fake_ray import FakeRay, Fault, Kind
+from tests.ports import free_port
 from tests.unit.clusters import Heard
 
 JOB = "http://job:8265"
@@ -22,6 +25,22 @@ JOB_ID = "prefect-9838ecb1-28dc-4001-9aa4-e48a7876be0c-0123456789ab"
 
 def sources(directory: Path, setting: str | None = None) -> ClusterSources:
     return ClusterSources.of_worker(directory, setting)
+
+
+async def test_a_worker_that_starts_says_which_cluster_it_uses(
+    ray: FakeRay, tmp_path: Path
+) -> None:
+    """It said "started!" and nothing else, also where its cluster did not answer."""
+    told: list[str] = []
+    await sources(tmp_path, ray.address).take_over(told.append)
+    ray.faults.add(Fault("GET", "/api/version", kind=Kind.STATUS, status=401, times=None))
+    await sources(tmp_path, ray.address).take_over(told.append)
+    await sources(tmp_path, f"http://127.0.0.1:{free_port()}").take_over(told.append)
+    assert re.match(rf"Flow runs go to Ray 2\.\d+\S* at {ray.address}, 1 node,", told[0]), told
+    assert "cannot be used now: " in told[1]
+    assert "401" in told[1]
+    assert "cannot be used now: " in told[2]
+    assert len(told) == 3
 
 
 @pytest.mark.parametrize(
@@ -41,7 +60,6 @@ async def test_precedence_is_job_variable_block_setting(
     cluster = await chosen.acquire(configuration, JOB_ID, Heard(told.append))
     assert cluster.ref == ClusterRef.of_address(expected)
     assert await chosen.find(configuration) == cluster
-    await chosen.take_over(told.append)
     assert await chosen.release(cluster.ref, failed=False) is None
     assert await chosen.why_gone(cluster.ref) is None
     await chosen.close(told.append)
