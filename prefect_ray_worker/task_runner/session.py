@@ -160,7 +160,8 @@ def _connect(address: str | None, init_kwargs: Mapping[str, Any], *, ship_code: 
         )
     with signal_handlers_kept(), _override(in_job and "runtime_env" in kwargs):
         _init(address, kwargs)
-    _log.info("Using a Ray cluster of %s nodes", _nodes())
+    count = _nodes()
+    _log.info("Using a Ray cluster of %s", "1 node" if count == 1 else f"{count} nodes")
     return _session(True, paths, root if joins else _this_machine())
 
 
