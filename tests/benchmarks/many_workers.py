@@ -14,7 +14,7 @@ Not measured: what a real head takes to list as many jobs, and the claims (see `
 * memory of the largest worker;
 * requests per second of all workers to the head and to Prefect, and what these cost the server;
 * notice: from the end of 50 jobs at once until all of them are settled;
-* order: no job was posted twice, no run is followed by two workers, none was settled twice.
+* order (checked): no run has two jobs, is followed by two workers, or was settled twice.
 """
 
 import json
@@ -47,6 +47,7 @@ ENDED_AT_ONCE = 50
 _CLAIMED_AT_ONCE = 50
 _SETTLED_WITHIN = 300.0
 _SUBMITTED_WITHIN = 300.0
+_RUN_ID = "prefect.io/flow-run-id"
 _SETTLE_SECONDS = 10.0
 _COLUMNS = (
     "runs",
@@ -263,8 +264,12 @@ class Stage:
         Raises:
             AssertionError: A run was submitted, followed or settled twice, or by nobody.
         """
+        jobs = Counter(job.body["metadata"][_RUN_ID] for job in self.ray.jobs.values())
+        twice = [run for run, times in jobs.items() if times > 1]
+        assert not twice, f"{len(twice)} runs have two jobs"
         posts = self._posts + self.ray.requests.number_of("POST", "/api/jobs/$")
-        assert posts == len(self.ray.jobs), f"{posts} posts for {len(self.ray.jobs)} jobs"
+        if posts > len(jobs):
+            print(f"  {posts - len(jobs)} submissions were repeated after an unclear answer")
         reports = await self.ask("report")
         followed, settled = (sum(r[k] for r in reports) for k in ("followed", "settled"))
         assert settled == self._ended, f"{settled} ends were settled, of {self._ended}"

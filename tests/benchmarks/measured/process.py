@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,11 @@ class Measured:
             return json.loads(await self.process.stdout.readline())
 
     async def end(self) -> None:
-        self.process.kill()
-        await self.process.wait()
+        """End the process, also when the benchmark itself is being stopped."""
+        with anyio.CancelScope(shield=True):
+            with suppress(ProcessLookupError):  # it has ended by itself
+                self.process.kill()
+            await self.process.wait()
 
 
 async def start(module: str, *arguments: str, ids: list[str]) -> Measured:
