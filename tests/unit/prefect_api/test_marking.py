@@ -191,7 +191,9 @@ def test_a_process_of_ray_announces_that_it_marks_its_lines() -> None:
     assert not any(character.isdigit() for character in "".join(words))
 
 
-def test_frames_of_this_package_do_not_show_where_ray_has_unpacked_it() -> None:
+def test_frames_of_this_package_do_not_show_where_ray_has_unpacked_it(
+    lines_of: LinesOf,
+) -> None:
     """Each such frame had 150 characters of folders, 64 of them a hash."""
     folder = f"/tmp/ray/session_1/runtime_resources/py_modules_files/_ray_pkg_{'0a' * 32}"
     lines = lines_of(f"""
