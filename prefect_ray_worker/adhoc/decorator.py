@@ -40,6 +40,7 @@ class RayJobVariables(TypedDict, total=False):
     forward_logs: bool
     infrastructure_retries: int
     delete_job_after_seconds: int
+    warm_driver_seconds: int
     name: str
     labels: Mapping[str, str]
     metadata: Mapping[str, str]

@@ -36,6 +36,7 @@ from prefect_ray_worker.prefect_api.compat import setting_of_variable
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
 from prefect_ray_worker.settings import worker_settings
+from prefect_ray_worker.shared.environment import PREFECT_VERSION, WARM_SECONDS
 from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY, attempt_in
 
 if TYPE_CHECKING:
@@ -194,7 +195,8 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         settings = {k: v for k, v in own.items() if k not in per_run}
         beside = _not_named_in(self.runtime_env.env_vars or {}, self._asked_env)
         inherited = {
-            "PREFECT_RAY_WORKER_PREFECT_VERSION": prefect.__version__,
+            PREFECT_VERSION: prefect.__version__,
+            WARM_SECONDS: str(0 if self._has_own_cluster() else self.warm_driver_seconds),
             **_not_named_in(delivery.applied_to(settings), {**self._asked_env, **beside}),
         }
         ours = can_ship(self.runtime_env) and self._asked_command is None
@@ -224,6 +226,9 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         )
         refuse_oversized(request)
         return request
+
+    def _has_own_cluster(self) -> bool:
+        return self.kuberay is not None and self.kuberay.scope == "run"
 
     def _job_metadata(self, submission_id: str) -> dict[str, str]:
         # Ray has one place for both variables. `labels` is Prefect's own field, into which it

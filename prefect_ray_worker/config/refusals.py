@@ -33,6 +33,7 @@ _SHOWN = frozenset(
         "forward_logs",
         "infrastructure_retries",
         "delete_job_after_seconds",
+        "warm_driver_seconds",
         "setup_timeout_seconds",
         "eager_install",
         "verify",

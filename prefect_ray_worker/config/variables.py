@@ -215,6 +215,18 @@ class RayFields(BaseModel):
         ),
         examples=[86400],
     )
+    warm_driver_seconds: int = Field(
+        default=300,
+        ge=0,
+        le=86400,
+        title="Keep a warm driver (seconds)",
+        description=(
+            "How long a process that has Prefect imported stays on the node after a run. The "
+            "drivers of later runs with the same environment are forked from it, and start in "
+            "a fraction of the time. 0: none stays. Example: 3600"
+        ),
+        examples=[3600],
+    )
 
 
 class RayWorkerVariables(RayFields, BaseVariables):
@@ -309,6 +321,7 @@ FORM_ORDER = (
     "forward_logs",
     "infrastructure_retries",
     "delete_job_after_seconds",
+    "warm_driver_seconds",
     "name",
     "labels",
     "metadata",

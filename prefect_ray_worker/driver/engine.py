@@ -2,13 +2,15 @@
 
 import atexit
 import gc
+import importlib
 import logging
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from prefect_ray_worker.driver.last_words import explained
@@ -16,12 +18,28 @@ from prefect_ray_worker.driver.signals import Termination
 from prefect_ray_worker.driver.supervise.processes import hold_lifeline
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import diagnosed
+from prefect_ray_worker.shared.environment import PREFECT_VERSION, WARM_SECONDS, ZYGOTE
 from prefect_ray_worker.shared.exits import DriverExit
 from prefect_ray_worker.shared.log_marks import end_of_output, mark, seal_of
 
 # Ray expands a reference to a variable that the node does not have to an empty text. Prefect would
 # take that for a key, and a wrong one.
 _MAY_BE_EMPTY = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_CLIENT_CUSTOM_HEADERS")
+_OURS = (
+    "prefect_ray_worker.driver.flow_process",
+    "prefect_ray_worker.prefect_api.compat",
+    "prefect_ray_worker.prefect_api.marking",
+)
+_IMPORTED_LATER = (
+    "anyio._backends._asyncio",
+    "encodings.idna",
+    "packaging.requirements",
+    "prefect._internal.observers",
+    "prefect.deployments.steps.core",
+    "prefect.deployments.steps.pull",
+    "prefect.locking._filelock",
+    "pydantic.v1",
+)
 _COMMAND_LINE = "httpx._main"
 
 
@@ -31,39 +49,92 @@ def main(arguments: list[str]) -> int:
     Args:
         arguments: The flow run's id and the attempt's.
     """
+    zygote = os.environ.pop(ZYGOTE, "")
+    # Kept until it can be handled: a zygote must not inherit the handler.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    _introduce(*arguments)
+    _prepare_environment()
+    # All of a hundred thousand objects stay: looking for garbage among them takes an eighth of the
+    # time of the imports (Prefect 3.8.8, Python 3.11).
+    gc.disable()
+    try:
+        _import_all()
+    except ImportError as exc:
+        if (exc.name or "").partition(".")[0] != "prefect":
+            raise
+        return _without_prefect(exc, arguments[1])
+    except ValueError as exc:  # pydantic's ValidationError is one
+        return _with_bad_setting(exc, arguments[1])
+    gc.freeze()
+    forked = _stay_behind(zygote)
+    if forked is not None:
+        arguments = list(forked)
+        _introduce(*arguments)
+        _prepare_environment()
+    gc.enable()
+    return _run(*arguments)
+
+
+def _import_all() -> None:
+    with _httpx_without_its_command():
+        # First, because without it everything that it brings along is missing too.
+        import prefect  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+        for name in _OURS:
+            importlib.import_module(name)
+
+
+def _stay_behind(zygote: str) -> Sequence[str] | None:
+    """Leave a zygote behind; return in an engine that it has forked, with the arguments of that."""
+    if not zygote:
+        return None
+    from prefect_ray_worker.driver.supervise.zygote import stay_behind
+
+    fingerprint, _, raylet = zygote.partition(" ")
+    try:
+        idle_seconds = float(os.environ[WARM_SECONDS])
+        return stay_behind(fingerprint, int(raylet), idle_seconds, prepare=_import_more)
+    except OSError:
+        return None  # no process can be made now
+
+
+def _import_more() -> None:
+    """Import what Prefect imports on the way to the first line of most flows (3.8.8)."""
+    for name in _IMPORTED_LATER:
+        with suppress(ImportError):
+            importlib.import_module(name)
+    # Prefect leaves it to the first use of a class to build its validators: an eighth of a second.
+    from pydantic import BaseModel
+
+    classes = BaseModel.__subclasses__()
+    while classes:
+        model = classes.pop()
+        classes += model.__subclasses__()
+        with suppress(Exception):
+            model.model_rebuild()
+
+
+def _run(flow_run_id: str, attempt: str) -> int:
+    from prefect_ray_worker.driver.flow_process import run_attempt
+    from prefect_ray_worker.prefect_api import marking
+    from prefect_ray_worker.prefect_api.compat import serve_client_metrics_if_possible
+
     hold_lifeline()
-    flow_run_id, attempt = arguments
-    _introduce(flow_run_id, attempt)
     termination = Termination()
     termination.install()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    marking.install(seal_of(attempt))
+    serve_client_metrics_if_possible()
+    code = run_attempt(flow_run_id, attempt, termination=termination)
+    return leave(code, seal_of(attempt), wait_for_threads=not termination.delivered)
+
+
+def _prepare_environment() -> None:
     for name in _MAY_BE_EMPTY:
         if os.environ.get(name) == "":
             del os.environ[name]
     # Without an API, Prefect would start a server of its own on the node, which knows no run.
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
-    # All of a hundred thousand objects stay: looking for garbage among them takes an eighth of the
-    # time of the imports (Prefect 3.8.8, Python 3.11).
-    gc.disable()
-    try:
-        with _httpx_without_its_command():
-            # First, because without it everything that it brings along is missing too.
-            import prefect  # noqa: F401  # pyright: ignore[reportUnusedImport]
-
-            from prefect_ray_worker.driver.flow_process import run_attempt
-            from prefect_ray_worker.prefect_api import marking
-            from prefect_ray_worker.prefect_api.compat import serve_client_metrics_if_possible
-    except ImportError as exc:
-        if (exc.name or "").partition(".")[0] != "prefect":
-            raise
-        return _without_prefect(exc, attempt)
-    except ValueError as exc:  # pydantic's ValidationError is one
-        return _with_bad_setting(exc, attempt)
-    gc.freeze()
-    gc.enable()
-    marking.install(seal_of(attempt))
-    serve_client_metrics_if_possible()
-    code = run_attempt(flow_run_id, attempt, termination=termination)
-    return leave(code, seal_of(attempt), wait_for_threads=not termination.delivered)
 
 
 @contextmanager
@@ -89,7 +160,7 @@ def _introduce(flow_run_id: str, attempt: str) -> None:
 
 
 def _without_prefect(exc: ImportError, attempt: str) -> int:
-    wanted = os.environ.get("PREFECT_RAY_WORKER_PREFECT_VERSION", "")
+    wanted = os.environ.get(PREFECT_VERSION, "")
     requirement = f"prefect=={wanted}" if wanted else "prefect"
     category, missing = Category.PREFECT_MISSING, "has no Prefect"
     if "prefect" in sys.modules:

@@ -42,6 +42,7 @@ from prefect_ray_worker.prefect_api.compat import (
     drive_flow_result,
     run_metrics,
 )
+from prefect_ray_worker.shared.environment import PREFECT_VERSION
 from prefect_ray_worker.shared.exits import DriverExit
 from prefect_ray_worker.shared.masking import masked
 
@@ -159,7 +160,7 @@ class FlowProcess:
         return explained(code, diagnosis, self._attempt)
 
     def _warn_of_another_prefect(self) -> None:
-        wanted = os.environ.get("PREFECT_RAY_WORKER_PREFECT_VERSION", prefect.__version__)
+        wanted = os.environ.get(PREFECT_VERSION, prefect.__version__)
         if wanted.split(".")[:2] != prefect.__version__.split(".")[:2]:
             self._logger.warning(
                 "The Ray cluster has Prefect %s and the worker %s. If the run behaves oddly, put "

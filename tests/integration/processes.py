@@ -41,7 +41,32 @@ def supervisor_of(engine: psutil.Process) -> psutil.Process:
 
 def guard_of(engine: psutil.Process) -> psutil.Process:
     """Return the process that the job's entrypoint has become."""
-    return _parent(supervisor_of(engine), "prefect_ray_worker.driver")
+    run_id = engine.environ()["PREFECT__FLOW_RUN_ID"]
+    (guard,) = [p for p in of_run(UUID(run_id)) if _is_of_ray(p.parent())]
+    return guard
+
+
+def zygote_of(engine: psutil.Process) -> psutil.Process:
+    """Return the process that supervisor and engine were forked from."""
+    zygote = supervisor_of(engine).parent()
+    assert zygote is not None
+    assert " ".join(zygote.cmdline()).rstrip().endswith("prefect_ray_worker.driver zygote")
+    return zygote
+
+
+def is_forked(engine: psutil.Process) -> bool:
+    """Return whether an engine was forked from a zygote."""
+    return supervisor_of(engine) not in guard_of(engine).children()
+
+
+def raylet_of(head: int) -> psutil.Process:
+    """Return the raylet of a node that was started as this process."""
+    (raylet,) = [p for p in psutil.Process(head).children(recursive=True) if p.name() == "raylet"]
+    return raylet
+
+
+def _is_of_ray(process: psutil.Process | None) -> bool:
+    return process is not None and "ray::JobSupervisor" in " ".join(process.cmdline())
 
 
 def job_supervisor_of(engine: psutil.Process) -> psutil.Process:

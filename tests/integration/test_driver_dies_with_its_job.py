@@ -15,6 +15,7 @@ from tests.integration.processes import (
     guard_of,
     job_supervisor_of,
     of_run,
+    raylet_of,
     supervisor_of,
 )
 from tests.real_ray import real_ray
@@ -57,11 +58,6 @@ async def test_nothing_is_left_of_a_run_without_its_raylet(
             run_id = await begin(pool, "starts_programs", tmp_path)
             raylet_of(ray.pid).kill()
             await all_gone(run_id, within=_GONE_SECONDS)
-
-
-def raylet_of(head: int) -> psutil.Process:
-    (raylet,) = [p for p in psutil.Process(head).children(recursive=True) if p.name() == "raylet"]
-    return raylet
 
 
 async def test_a_dead_engine_is_reported_in_words_and_its_hooks_run_once(

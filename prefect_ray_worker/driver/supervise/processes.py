@@ -8,6 +8,7 @@ import ctypes
 import os
 import signal
 import threading
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,10 +56,29 @@ def _watch(pipe: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_descendants() -> None:
-    """Kill every descendant, repeatedly until none is left: they can fork meanwhile."""
+def parent_of(process: int) -> tuple[int, str]:
+    """Return the parent of a process and the parent's name, as the kernel knows them.
+
+    Raises:
+        OSError: One of the two has gone, or this is no Linux.
+    """
+    parent = int(_stat_of(process)[1])
+    return parent, Path(f"/proc/{parent}/comm").read_text().strip()
+
+
+def _stat_of(process: int | str) -> list[str]:
+    # The name stands in brackets and can hold any character; the last `)` ends it.
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+
+
+def kill_descendants(*, spare: Collection[int] = ()) -> None:
+    """Kill every descendant, repeatedly until none is left: they can fork meanwhile.
+
+    Args:
+        spare: Descendants that live on, with all of theirs.
+    """
     for _ in range(_ROUNDS):
-        pids = _descendants(os.getpid())
+        pids = _descendants(os.getpid(), spare)
         if not pids:
             return
         for pid in pids:
@@ -73,7 +93,7 @@ def _reap() -> None:
             pass
 
 
-def _descendants(root: int) -> list[int]:
+def _descendants(root: int, spare: Collection[int]) -> list[int]:
     children: dict[int, list[int]] = {}
     ended: set[int] = set()
     proc = Path("/proc")
@@ -81,8 +101,7 @@ def _descendants(root: int) -> list[int]:
         if not entry.name.isdigit():
             continue
         try:
-            # The command stands in brackets and can hold any character; the last `)` ends it.
-            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            state, parent = _stat_of(entry.name)[:2]
         except OSError:
             continue
         children.setdefault(int(parent), []).append(int(entry.name))
@@ -91,7 +110,7 @@ def _descendants(root: int) -> list[int]:
     found: list[int] = []
     waiting = [root]
     while waiting:
-        below = children.get(waiting.pop(), [])
+        below = [pid for pid in children.get(waiting.pop(), []) if pid not in spare]
         found += below
         waiting += below
     # A zombie whose other threads still run has children, so its descendants count as well.

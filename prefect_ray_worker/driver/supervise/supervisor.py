@@ -4,10 +4,13 @@ Standard library only: they exist in every run, and their start delays the run's
 
 1. Nothing of the run outlives its job. Ray and the kernel's out-of-memory killer may kill any
    process here, and the children of a dead process cannot be found any more. So there are two:
-   the guard, which Ray knows, and its fork, the supervisor. Each ends everything when the other
-   dies; the guard does so as well when Ray's JobSupervisor dies.
+   the guard, which Ray knows, and the supervisor. Each ends everything when the other dies; the
+   guard does so as well when Ray's JobSupervisor dies.
 2. An engine that died silently is reported by a process that can import Prefect.
 3. The exit code is the engine's own, signals included.
+
+The supervisor is the guard's fork, and its engine a new interpreter; or a zygote of an earlier run
+has forked both, which saves the imports.
 """
 
 import os
@@ -15,17 +18,38 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from functools import partial
+from typing import Protocol
 
 from prefect_ray_worker.driver.supervise import processes as descendants
+from prefect_ray_worker.driver.supervise.borrowed import borrow_supervisor
+from prefect_ray_worker.driver.supervise.fingerprint import fingerprint_of_process
+from prefect_ray_worker.driver.supervise.link import GuardLink, Word
 from prefect_ray_worker.driver.supervise.memory import MemoryWatch, peak_of_children
+from prefect_ray_worker.driver.supervise.rendezvous import Rendezvous
+from prefect_ray_worker.shared.environment import WARM_SECONDS, ZYGOTE
 from prefect_ray_worker.shared.exits import DriverExit
 from prefect_ray_worker.shared.memory_kills import MemoryKills
 
+HANDLED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGIO})
+"""The signals that guard and supervisor block, so that they are read in one place."""
+
 _LOOK_SECONDS = 0.5
 _REPORT_SECONDS = 60
-_HANDLED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
+
+
+class AwaitedProcess(Protocol):
+    """The process that a guard or a supervisor waits for."""
+
+    def ended(self) -> int | None:
+        """Return its exit code, negative for a signal; None while it runs."""
+        ...
+
+    def terminate(self) -> None:
+        """Hand a SIGTERM on to it."""
+        ...
 
 
 def main(arguments: list[str]) -> int:
@@ -37,34 +61,73 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2:
         print("Usage: python -m prefect_ray_worker.driver <flow run id> <attempt>", file=sys.stderr)
         return DriverExit.BAD_CALL
-    # Blocked, so that signals are read in one place.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     job, guard, group = os.getppid(), os.getpid(), os.getpgrp()
     descendants.watch_over_family()
-    supervisor = os.fork()
-    if supervisor == 0:
-        # Ray kills a job's process group at once: one of the two has to survive and clean up.
-        os.setpgid(0, 0)
-        descendants.watch_over_family()
-        return _end_like(_supervise(arguments, guard, group))
-    code = _wait(supervisor, job)
-    descendants.kill_descendants()
+    watched = _borrow(arguments)
+    if watched is None:
+        supervisor = os.fork()
+        if supervisor == 0:
+            # Ray kills a job's process group at once: one of the two has to survive and clean up.
+            os.setpgid(0, 0)
+            descendants.watch_over_family()
+            return _end_like(_supervise(arguments, guard, group))
+        watched = _Child(supervisor)
+    code = _wait(watched, _lost(job))
+    _kill_descendants()
     return _end_like(code)
 
 
+def _borrow(arguments: list[str]) -> AwaitedProcess | None:
+    """Return a supervisor that a zygote has forked; otherwise name the one that may stay behind."""
+    os.environ.pop(ZYGOTE, None)
+    try:
+        if float(os.environ.get(WARM_SECONDS, "0")) <= 0:
+            return None
+        raylet, name = descendants.parent_of(os.getppid())
+        fingerprint = fingerprint_of_process(raylet) if name == "raylet" else None
+        if fingerprint is None:
+            return None
+        supervisor = borrow_supervisor(Rendezvous(raylet), fingerprint, arguments)
+    except (OSError, ValueError):
+        return None
+    os.environ[ZYGOTE] = f"{fingerprint} {raylet}"
+    return supervisor
+
+
 def _supervise(arguments: list[str], guard: int, group: int) -> int:
-    memory = MemoryWatch()
     engine = _start("engine", arguments, group)
-    code = engine.returncode = _wait(engine.pid, guard, meanwhile=memory.look)
+    engine.returncode = attend(engine.pid, arguments, _lost(guard), group)
+    return engine.returncode
+
+
+def attend(
+    engine: int, arguments: Sequence[str], is_orphaned: Callable[[], bool], group: int
+) -> int:
+    """Wait for the engine, this process's child; have a silent death reported.
+
+    Args:
+        engine: Its process.
+        arguments: The flow run's id and the attempt's.
+        is_orphaned: Whether the guard has gone, so that all has to end.
+        group: The process group of what is started; 0 for one of its own.
+
+    Returns:
+        The engine's exit code, negative for a signal.
+    """
+    memory = MemoryWatch()
+    code = _wait(_Child(engine), is_orphaned, meanwhile=memory.look)
     if code == 0 or code in set(DriverExit):
-        descendants.kill_descendants()
+        _kill_descendants()
         return code
     kills = memory.kills()
-    descendants.kill_descendants()
+    _kill_descendants()
     peak = peak_of_children()
     evidence = [str(code), kills.value, str(peak)]
     reporter = _start("report", [*arguments, *evidence], group)
-    reporter.returncode = _wait(reporter.pid, guard, within=_REPORT_SECONDS)
+    child = _Child(reporter.pid)
+    limit = child.kill_after(_REPORT_SECONDS)
+    reporter.returncode = _wait(child, is_orphaned, meanwhile=limit)
     _tell_worker(arguments[1], code, kills, peak)
     return code
 
@@ -93,60 +156,94 @@ def _start(module: str, arguments: list[str], group: int) -> "subprocess.Popen[b
 
 def _in_child(parent: int, group: int) -> None:
     os.setpgid(0, group)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
     descendants.die_with_parent(parent)
 
 
+class _Child:
+    def __init__(self, process: int) -> None:
+        self._process = process
+
+    def ended(self) -> int | None:
+        """Return its exit code; reap every other child that has ended, adopted ones too."""
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == self._process:
+                return os.waitstatus_to_exitcode(status)
+            if pid == 0:
+                return None
+
+    def terminate(self) -> None:
+        os.kill(self._process, signal.SIGTERM)
+
+    def kill_after(self, seconds: float) -> Callable[[], None]:
+        """Return what kills it once it has had its time; to be called while it runs."""
+        end = time.monotonic() + seconds
+
+        def look() -> None:
+            if time.monotonic() > end:
+                os.kill(self._process, signal.SIGKILL)
+
+        return look
+
+
+def _lost(parent: int) -> Callable[[], bool]:
+    return lambda: os.getppid() != parent
+
+
+def is_released(link: GuardLink) -> bool:
+    """Return whether the guard of a borrowed supervisor, this process, has gone.
+
+    A SIGTERM that the guard has got reaches this process as well, by its own hand.
+    """
+    for word, _ in link.words():
+        if word == Word.TERMINATE:
+            os.kill(os.getpid(), signal.SIGTERM)
+    return link.is_closed
+
+
 def _wait(
-    child: int,
-    parent: int,
+    watched: AwaitedProcess,
+    is_orphaned: Callable[[], bool],
     *,
-    within: float | None = None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> int:
-    """Wait for a child, forward SIGTERM to it, and end everything if our parent is gone.
+    """Wait for an end, hand SIGTERM on, and end everything if nobody waits for this process.
 
     Returns:
         Its exit code, negative for a signal.
     """
-    looks = 0
     while True:
         meanwhile()
-        code = _reap(child)
+        code = watched.ended()
         if code is not None:
             return code
-        if os.getppid() != parent:
+        if is_orphaned():
             _end_everything()
         news = _next_signal()
-        if news is None:
-            looks += 1
-        elif news.si_signo == signal.SIGTERM:
+        if news is not None and news.si_signo == signal.SIGTERM:
             # Ray signals every process that it finds, perhaps before the engine exists. An engine
             # that gets the signal twice ignores the second.
-            os.kill(child, signal.SIGTERM)
-        if within is not None and looks * _LOOK_SECONDS > within:
-            os.kill(child, signal.SIGKILL)
-
-
-def _reap(child: int) -> int | None:
-    """Reap ended children, adopted ones too; return the exit code of one of them, or None."""
-    while True:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid == child:
-            return os.waitstatus_to_exitcode(status)
-        if pid == 0:
-            return None
+            watched.terminate()
 
 
 def _next_signal() -> "signal.struct_siginfo | None":
     if hasattr(signal, "sigtimedwait"):
-        return signal.sigtimedwait(_HANDLED, _LOOK_SECONDS)
+        return signal.sigtimedwait(HANDLED, _LOOK_SECONDS)
     time.sleep(_LOOK_SECONDS)  # macOS
     return None
 
 
+def _kill_descendants() -> None:
+    zygotes: Collection[int] = ()
+    with suppress(KeyError, ValueError, OSError):
+        raylet = int(os.environ[ZYGOTE].rpartition(" ")[2])
+        zygotes = Rendezvous(raylet).processes()
+    descendants.kill_descendants(spare=zygotes)
+
+
 def _end_everything() -> None:
-    descendants.kill_descendants()
+    _kill_descendants()
     os._exit(1)
 
 

@@ -5,12 +5,16 @@
 
 import asyncio
 import ctypes
+import json
 import os
+import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import AsyncGenerator, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +321,30 @@ def completes_slowly(flow: Any, flow_run: Any, state: Any) -> None:
 @flow(on_completion=[completes_slowly])
 def has_a_slow_hook(folder: str) -> None:
     note(folder, "ran", os.getpid())
+
+
+@flow
+def shows_itself(folder: str, name: str) -> None:
+    """Note what a flow can see of its process, and leave as much behind in it as it can."""
+    with suppress(OSError):
+        (Path.cwd() / "left-behind").write_text(name)
+    seen = {
+        "environment": dict(os.environ),
+        "shown": Path("/proc/self/environ").read_text() + Path("/proc/self/cmdline").read_text(),
+        "arguments": sys.argv[1:],
+        "folder": str(Path.cwd()),
+        "modules": sorted(sys.modules),
+        "files": [
+            str(path.resolve())
+            for path in sorted(Path("/proc/self/fd").iterdir())
+            if path.exists() and int(path.name) > 2
+        ],
+        "mask": oct(os.umask(0o022)),
+        "random": random.random(),
+        "left": getattr(sys, "left_by", None),
+    }
+    sys.left_by = name  # type: ignore[attr-defined]
+    sys.modules["left_by"] = sys
+    os.environ["LEFT_BY"] = name
+    note(folder, "pids", os.getpid())
+    (Path(folder) / "seen").write_text(json.dumps(seen))

@@ -124,6 +124,7 @@ PLACES: dict[str, Any] = {
     "forward_logs": SECRET,
     "infrastructure_retries": SECRET,
     "delete_job_after_seconds": SECRET,
+    "warm_driver_seconds": SECRET,
     "command": [SECRET],
     "no such variable": SECRET,
 }
@@ -202,6 +203,7 @@ async def test_every_variable_has_a_reader() -> None:
         "command": "python run.py",
         "stop_grace_seconds": 7,
         "delete_job_after_seconds": 60,
+        "warm_driver_seconds": 90,
     }
     followed_elsewhere = {
         "cluster",
@@ -230,6 +232,7 @@ async def test_every_variable_has_a_reader() -> None:
     assert body["runtime_env"]["pip"] == ["pandas"]
     assert body["runtime_env"]["env_vars"]["A"] == "1"
     assert body["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "7"
+    assert body["runtime_env"]["env_vars"]["PREFECT_RAY_WORKER_WARM_SECONDS"] == "90"
 
 
 async def test_bare_job_sends_only_what_ray_needs() -> None:
