@@ -228,6 +228,7 @@ async def node_of_its_own(folder: Path) -> AsyncIterator[tuple[RealRay, Node]]:
             yield ray, Node(pool, Rendezvous(raylet_of(ray.pid).pid), folder, {})
 
 
+@pytest.mark.extra
 async def test_a_zygote_ends_with_its_node_and_few_stay_on_one(
     prefect_settings: None, tmp_path: Path
 ) -> None:
