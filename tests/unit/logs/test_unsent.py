@@ -15,7 +15,7 @@ from tests.unit.logs.kit import JOB, LONGEST, MemoryLogs, MemoryPrefect, bridge,
 SEAL = seal_of(attempt_in(JOB))
 # After the bridge's first look, which no line that it reads then can be older than. A test begins
 # long after its module has been imported.
-START = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
+START = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=2)
 
 
 def at(seconds: float) -> datetime:
