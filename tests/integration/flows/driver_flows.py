@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Generator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -326,8 +325,6 @@ def has_a_slow_hook(folder: str) -> None:
 @flow
 def shows_itself(folder: str, name: str) -> None:
     """Note what a flow can see of its process, and leave as much behind in it as it can."""
-    with suppress(OSError):
-        (Path.cwd() / "left-behind").write_text(name)
     seen = {
         "environment": dict(os.environ),
         "shown": Path("/proc/self/environ").read_text() + Path("/proc/self/cmdline").read_text(),
