@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -25,19 +25,12 @@ from prefect_ray_worker.shared.log_marks import end_of_output, mark, seal_of
 # Ray expands a reference to a variable that the node does not have to an empty text. Prefect would
 # take that for a key, and a wrong one.
 _MAY_BE_EMPTY = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_CLIENT_CUSTOM_HEADERS")
-_OURS = (
-    "prefect_ray_worker.driver.flow_process",
-    "prefect_ray_worker.prefect_api.compat",
-    "prefect_ray_worker.prefect_api.marking",
-)
 _IMPORTED_LATER = (
     "anyio._backends._asyncio",
     "encodings.idna",
     "packaging.requirements",
-    "prefect._internal.observers",
     "prefect.deployments.steps.core",
     "prefect.deployments.steps.pull",
-    "prefect.locking._filelock",
     "pydantic.v1",
 )
 _COMMAND_LINE = "httpx._main"
@@ -58,7 +51,7 @@ def main(arguments: list[str]) -> int:
     # time of the imports (Prefect 3.8.8, Python 3.11).
     gc.disable()
     try:
-        _import_all()
+        run = _imported()
     except ImportError as exc:
         if (exc.name or "").partition(".")[0] != "prefect":
             raise
@@ -72,16 +65,30 @@ def main(arguments: list[str]) -> int:
         _introduce(*arguments)
         _prepare_environment()
     gc.enable()
-    return _run(*arguments)
+    return run(*arguments)
 
 
-def _import_all() -> None:
+def _imported() -> Callable[[str, str], int]:
+    """Import all that the driver needs; return what runs an attempt."""
     with _httpx_without_its_command():
         # First, because without it everything that it brings along is missing too.
         import prefect  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
-        for name in _OURS:
-            importlib.import_module(name)
+        from prefect_ray_worker.driver.flow_process import run_attempt
+        from prefect_ray_worker.prefect_api import marking
+        from prefect_ray_worker.prefect_api.compat import serve_client_metrics_if_possible
+
+    def run(flow_run_id: str, attempt: str) -> int:
+        hold_lifeline()
+        termination = Termination()
+        termination.install()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        marking.install(seal_of(attempt))
+        serve_client_metrics_if_possible()
+        code = run_attempt(flow_run_id, attempt, termination=termination)
+        return leave(code, seal_of(attempt), wait_for_threads=not termination.delivered)
+
+    return run
 
 
 def _stay_behind(zygote: str) -> Sequence[str] | None:
@@ -112,21 +119,6 @@ def _import_more() -> None:
         classes += model.__subclasses__()
         with suppress(Exception):
             model.model_rebuild()
-
-
-def _run(flow_run_id: str, attempt: str) -> int:
-    from prefect_ray_worker.driver.flow_process import run_attempt
-    from prefect_ray_worker.prefect_api import marking
-    from prefect_ray_worker.prefect_api.compat import serve_client_metrics_if_possible
-
-    hold_lifeline()
-    termination = Termination()
-    termination.install()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    marking.install(seal_of(attempt))
-    serve_client_metrics_if_possible()
-    code = run_attempt(flow_run_id, attempt, termination=termination)
-    return leave(code, seal_of(attempt), wait_for_threads=not termination.delivered)
 
 
 def _prepare_environment() -> None:

@@ -158,10 +158,6 @@ class GuardLink:
         """Whether the other side has gone, as far as `words` has seen."""
         return self._is_closed
 
-    def fileno(self) -> int:
-        """Return the number of its open file."""
-        return self._socket.fileno()
-
     def close(self) -> None:
         """Let the other side see that this one has gone."""
         self._socket.close()

@@ -62,11 +62,16 @@ def parent_of(process: int) -> tuple[int, str]:
     Raises:
         OSError: One of the two has gone, or this is no Linux.
     """
-    parent = int(_stat_of(process)[1])
+    parent = int(stat_of(process)[1])
     return parent, Path(f"/proc/{parent}/comm").read_text().strip()
 
 
-def _stat_of(process: int | str) -> list[str]:
+def stat_of(process: int | str) -> list[str]:
+    """Return the fields of `/proc/<process>/stat` from the third on, the state.
+
+    Raises:
+        OSError: The process has gone, or this is no Linux.
+    """
     # The name stands in brackets and can hold any character; the last `)` ends it.
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
@@ -101,7 +106,7 @@ def _descendants(root: int, spare: Collection[int]) -> list[int]:
         if not entry.name.isdigit():
             continue
         try:
-            state, parent = _stat_of(entry.name)[:2]
+            state, parent = stat_of(entry.name)[:2]
         except OSError:
             continue
         children.setdefault(int(parent), []).append(int(entry.name))

@@ -7,8 +7,11 @@ import ctypes
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-# Numbered from 1 (`proc_pid_stat(5)`); the first two end with the bracket.
-_ARGUMENTS, _ENVIRONMENT, _BEFORE = 48, 50, 3
+from prefect_ray_worker.driver.supervise.processes import stat_of
+
+# Where the addresses of each begin in `/proc/<pid>/stat`, numbered from 1 (`proc_pid_stat(5)`).
+_ARGUMENTS, _ENVIRONMENT = 48, 50
+_FIRST = 3
 
 
 def show_as(command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -29,10 +32,8 @@ def show_as(command: Sequence[str], environment: Mapping[str, str]) -> None:
 def _overwrite(file: str, field: int, entries: Iterable[str]) -> None:
     try:
         present = Path("/proc/self", file).read_bytes()
-        # The name stands in brackets and can hold any character; the last `)` ends it.
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        start, end = (int(fields[number - _BEFORE]) for number in (field, field + 1))
-    except (OSError, IndexError, ValueError):
+        start, end = map(int, stat_of("self")[field - _FIRST : field - _FIRST + 2])
+    except (OSError, ValueError):
         return
     size = end - start
     if start == 0 or size != len(present) or ctypes.string_at(start, size) != present:

@@ -221,7 +221,8 @@ def _become(order: Order, files: Sequence[int]) -> None:
 
 def _start_engine(order: Order) -> Sequence[str]:
     os.setpgid(0, 0)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+    # The engine unblocks SIGTERM once it handles it.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED - {signal.SIGTERM})
     _show_as("prefect_ray_worker.driver.engine", order)
     sys.argv[1:] = order.arguments
     # Folders of the path may have come or changed since they were looked at.
