@@ -19,7 +19,6 @@ from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from prefect_ray_worker._version import documentation_url
 from prefect_ray_worker.clusters.choice import ClusterSources
-from prefect_ray_worker.clusters.existing import warn_of_local_api
 from prefect_ray_worker.clusters.open import OpenCluster, OpenClusters
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.block import LOGO_URL, register_block
@@ -42,22 +41,20 @@ from prefect_ray_worker.prefect_api.logs import PrefectLogs
 from prefect_ray_worker.prefect_api.pool import stay_online
 from prefect_ray_worker.prefect_api.shared_reads import share_reads
 from prefect_ray_worker.runs.attended import Attendance
+from prefect_ray_worker.runs.begin import begin
 from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.follow import Follower
 from prefect_ray_worker.runs.lease import Lease
-from prefect_ray_worker.runs.provide import Provision, settled_unsent
 from prefect_ray_worker.runs.recovery.labels import Worker
 from prefect_ray_worker.runs.recovery.recovery import Recovery
 from prefect_ray_worker.runs.registry import FollowedRuns
-from prefect_ray_worker.runs.run import present_attempt, slot_lease_in
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.slots import DeploymentSlots
 from prefect_ray_worker.runs.stop import cluster_of_pid, kill_job, pid_of_job
-from prefect_ray_worker.runs.submit import Submitter
 from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.runs.wake import Wake
 from prefect_ray_worker.settings import RayWorkerSettings, worker_settings
-from prefect_ray_worker.shared.ids import InfrastructurePid, present_claim, submission_id
+from prefect_ray_worker.shared.ids import InfrastructurePid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +70,8 @@ if TYPE_CHECKING:
 # Prefect's client has 16 sockets; the runs' states need some.
 _LOG_REQUESTS_AT_ONCE = 4
 _LINKS_AT_ONCE = 2
-# Other workers take the runs of a frozen one after three heartbeats, which are six looks.
+# A worker whose looks come late may have been frozen. Others take its runs after three heartbeats,
+# which are six looks.
 _FRESH_LOOKS = 4
 _NO_RUN = RayJobConfiguration()
 
@@ -138,7 +136,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         stack = exit_stack(self)
         try:
             await self._open(stack)
-        except BaseException:  # Prefect tears down only a worker whose set-up has ended
+        except BaseException:
+            # Prefect tears down only a worker whose set-up has ended.
             await stack.__aexit__(*sys.exc_info())
             raise
 
@@ -331,31 +330,14 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         self, flow_run: "FlowRun", configuration: RayJobConfiguration
     ) -> tuple[Follower, InfrastructurePid] | None:
         """Submit the run's job; None if the run was settled before there was a cluster for it."""
-        logger = self.get_flow_run_logger(flow_run)
-        with self._followed.in_hand(flow_run.id):
-            history = await self._services.flow_runs.states(flow_run.id)
-            if await settled_unsent(self._services, flow_run, history):
-                return None
-            job_id = submission_id(flow_run.id, present_claim(history) or flow_run.id)
-            lease_id = slot_lease_in(history)
-            with (
-                self._followed.submitting(job_id),
-                self._services.slots.kept(lease_id, flow_run.id, logger),
-            ):
-                provision = Provision(
-                    self._services, self._recovery.own, flow_run, configuration, job_id
-                )
-                cluster = await provision.cluster(may_start=self.serves)
-                if cluster is None:
-                    return None
-                warn_of_local_api(cluster, PREFECT_API_URL.value(), logger.warning)
-                attempt = await present_attempt(
-                    self._services, flow_run, configuration, cluster, history
-                )
-                submitter = Submitter(self._services, attempt)
-                with self._followed.submitting(job_id, attempt):
-                    pid = await submitter.submit()
-        return Follower(self._services, attempt, submitter), pid
+        return await begin(
+            self._services,
+            self._followed,
+            self._recovery.own,
+            flow_run,
+            configuration,
+            may_start=self.serves,
+        )
 
     async def kill_infrastructure(
         self,
