@@ -13,6 +13,7 @@ from prefect_ray_worker.ray_api.connection import Connection, normalize_address
 from prefect_ray_worker.ray_api.tokens import TokenSource
 from prefect_ray_worker.shared.ids import ClusterRef
 from prefect_ray_worker.shared.loopback import is_loopback_url
+from prefect_ray_worker.shared.resources import nodes_in_words
 
 ADDRESS_SETTING = "PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS"
 # The worker starts no earlier than this tells.
@@ -87,7 +88,7 @@ class ExistingClusters:
         except JobsApiError as exc:
             tell(f"The Ray cluster at {address} cannot be used now: {exc}")
         else:
-            nodes = "1 node" if count == 1 else f"{count} nodes"
+            nodes = nodes_in_words(count)
             tell(f"Flow runs go to Ray {version} at {address}, {nodes}, unless they name another.")
 
     async def sweep(

@@ -111,3 +111,8 @@ def _matches(value: str | None, condition: str) -> bool:
     options = wanted[3:-1].split(",") if wanted.startswith("in(") else [wanted]
     found = value in [option.strip() for option in options]
     return found != condition.startswith("!")
+
+
+def nodes_in_words(count: int) -> str:
+    """Return a number of nodes with its noun: `1 node`, `2 nodes`."""
+    return "1 node" if count == 1 else f"{count} nodes"

@@ -13,6 +13,7 @@ from typing import Any
 from prefect.logging import get_logger
 
 from prefect_ray_worker.errors import NoRayCluster
+from prefect_ray_worker.shared.resources import nodes_in_words
 from prefect_ray_worker.task_runner import code
 from prefect_ray_worker.task_runner.modules import OwnModules
 
@@ -160,8 +161,7 @@ def _connect(address: str | None, init_kwargs: Mapping[str, Any], *, ship_code: 
         )
     with signal_handlers_kept(), _override(in_job and "runtime_env" in kwargs):
         _init(address, kwargs)
-    count = _nodes()
-    _log.info("Using a Ray cluster of %s", "1 node" if count == 1 else f"{count} nodes")
+    _log.info("Using a Ray cluster of %s", nodes_in_words(_nodes()))
     return _session(True, paths, root if joins else _this_machine())
 
 

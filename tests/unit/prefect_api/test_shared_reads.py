@@ -34,49 +34,37 @@ class Server:
         return Thing(version=version, variables={"a": "b"})
 
 
-async def test_a_hundred_callers_need_two_requests() -> None:
-    server = Server()
-    reads = SharedReads(server.read)
+async def asked(reads: SharedReads[Thing], times: int, *, pause: float = 0.0) -> list[Thing]:
+    """Return what callers get that ask one after another, none of them waiting for an answer."""
     found: list[Thing] = []
 
     async def ask() -> None:
         found.append(await reads(DEPLOYMENT))
 
     async with anyio.create_task_group() as tasks:
-        for _ in range(100):
+        for _ in range(times):
             tasks.start_soon(ask)
-    assert len(found) == 100
+            await anyio.sleep(pause)
+    return found
+
+
+async def test_a_hundred_callers_need_two_requests() -> None:
+    server = Server()
+    assert len(await asked(SharedReads(server.read), 100)) == 100
     assert server.version <= 2
 
 
 async def test_answer_is_never_older_than_the_question() -> None:
     """A deployment that was changed, and then run, must be read as it is now."""
-    server = Server()
-    reads = SharedReads(server.read)
-    found: list[Thing] = []
-
-    async def ask() -> None:
-        found.append(await reads(DEPLOYMENT))
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(ask)
-        await anyio.sleep(0.01)  # the first request is under way
-        tasks.start_soon(ask)
+    reads = SharedReads(Server().read)
+    found = await asked(reads, 2, pause=0.01)  # the first request is under way
     assert [thing.version for thing in found] == [1, 2]
     assert (await reads(DEPLOYMENT)).version == 3, "nothing is kept"
 
 
 async def test_callers_get_copies_of_their_own() -> None:
     """Prefect merges the variables of a run into those of its deployment, in place (3.8.8)."""
-    reads = SharedReads(Server().read)
-    found: list[Thing] = []
-
-    async def ask() -> None:
-        found.append(await reads(DEPLOYMENT))
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(3):
-            tasks.start_soon(ask)
+    found = await asked(SharedReads(Server().read), 3)
     found[1].variables["a"] = "of another run"
     assert found[2].variables == {"a": "b"}
 
