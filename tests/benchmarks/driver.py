@@ -6,8 +6,11 @@ Prints, as medians and as ratios (these machines are noisy, ratios are less so):
 
 * start: from the job's submission, by Ray's clock, to the first line of user code;
 * end: from the last line of user code to the end of the job, by Ray's clock;
-* memory: PSS of the job's processes, from the entrypoint down, while the flow runs;
+* running: from the start of the job's entrypoint, which is when Ray says RUNNING, to that line;
+* memory: PSS of the job's processes while the flow runs;
 * cancel: from the request to Cancelled, for a flow that loops in Python.
+
+And, with four runs at once, the memory that a run costs with its share of the zygote.
 """
 
 import statistics
@@ -16,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import anyio
 import psutil
@@ -32,12 +36,15 @@ from tests.waiting import wait_until
 
 WAYS: dict[str, dict[str, Any]] = {
     "prefect flow-run execute": {"command": "exec python -m prefect flow-run execute"},
-    "our driver": {},
+    "our driver, cold": {"warm_driver_seconds": 0},
+    "our driver, warm": {},
 }
-MEASURES = ("start", "end", "memory", "cancel")
+MEASURES = ("start", "running", "end", "memory", "cancel")
 UNITS = {"memory": "MB"}
+AT_ONCE = 4
 TITLES = {
     "start": "From the job's submission to the first line of user code",
+    "running": "From the start of the job's entrypoint to the first line of user code",
     "end": "From the last line of user code to the end of the job",
     "memory": "Memory of the job's processes (PSS)",
     "cancel": "From the request to Cancelled, for a flow that loops in Python",
@@ -50,7 +57,10 @@ async def measure(pool: Pool, folder: Path, variables: dict[str, Any]) -> dict[s
     run_id = await pool.start("bench", {"marker": str(marker)}, job_variables=variables)
     await wait_until(marker.exists, timeout=60, description="the flow to run")
     began, pid = marker.read_text().split()
-    memory = pss_of_job(int(pid))
+    job_processes = processes_of(run_id)
+    assert int(pid) in {process.pid for process in job_processes}
+    entered = min(process.create_time() for process in job_processes)
+    memory = sum(map(pss, job_processes))
     marker.with_suffix(".go").touch()
     run = await pool.wait_for(run_id, StateType.COMPLETED)
     ended = float(marker.with_suffix(".end").read_text())
@@ -64,6 +74,7 @@ async def measure(pool: Pool, folder: Path, variables: dict[str, Any]) -> dict[s
         job = await wait_until(job_end, timeout=30, description="the job to end")
     return {
         "start": float(began) - job.start_time / 1000,
+        "running": float(began) - entered,
         "end": job.end_time / 1000 - ended,
         "memory": memory / 1e6,
         "cancel": await measure_cancel(pool, folder, variables),
@@ -82,18 +93,43 @@ async def measure_cancel(pool: Pool, folder: Path, variables: dict[str, Any]) ->
     return run.state.timestamp.timestamp() - asked
 
 
-def pss_of_job(engine: int) -> float:
-    """Return the bytes of the entrypoint's process and all below it, shared ones divided."""
-    process = psutil.Process(engine)
-    while (parent := process.parent()) is not None and "JobSupervisor" not in parent.name():
-        if "JobSupervisor" in " ".join(parent.cmdline()):
-            break
-        process = parent
-    return float(sum(pss(p.pid) for p in [process, *process.children(recursive=True)]))
+async def measure_memory(pool: Pool, folder: Path, variables: dict[str, Any]) -> float:
+    """Return the PSS of one of several runs at once, with its share of the zygotes."""
+    markers = [folder / f"{time.monotonic_ns()}-{index}" for index in range(AT_ONCE)]
+    runs = [
+        await pool.start("bench", {"marker": str(marker)}, job_variables=variables)
+        for marker in markers
+    ]
+    for marker in markers:
+        await wait_until(marker.exists, timeout=60, description="the flow to run")
+    found = [process for run_id in runs for process in processes_of(run_id)] + zygotes()
+    size = sum(map(pss, found)) / AT_ONCE
+    for marker, run_id in zip(markers, runs, strict=True):
+        marker.with_suffix(".go").touch()
+        await pool.wait_for(run_id, StateType.COMPLETED)
+    return size / 1e6
 
 
-def pss(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+def processes_of(run_id: UUID) -> list[psutil.Process]:
+    """Return the processes of a run's job: each has the run's id in its environment."""
+    entry = f"PREFECT__FLOW_RUN_ID={run_id}\0".encode()
+    return [process for process in psutil.process_iter() if entry in environment_of(process)]
+
+
+def environment_of(process: psutil.Process) -> bytes:
+    try:
+        return Path(f"/proc/{process.pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def zygotes() -> list[psutil.Process]:
+    """Return those of all runs: the machine has none but the benchmark's."""
+    return [p for p in psutil.process_iter() if "zygote" in p.cmdline()[-1:]]
+
+
+def pss(process: psutil.Process) -> int:
+    for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
     return 0
@@ -115,15 +151,25 @@ async def main(rounds: int) -> None:
                         result = await measure(pool, folder, variables)
                         if index:  # the first round warms the caches of both
                             results[way].append(result)
+                crowd = {way: await measure_memory(pool, folder, v) for way, v in WAYS.items()}
     print(f"medians of {rounds} rounds")
-    charts: list[Chart] = []
-    for measure_name in MEASURES:
-        medians = [statistics.median(r[measure_name] for r in results[way]) for way in WAYS]
-        unit = UNITS.get(measure_name, "s")
-        told = ", ".join(f"{way} {m:.2f} {unit}" for way, m in zip(WAYS, medians, strict=True))
-        print(f"{measure_name:7} {told}; ratio {medians[1] / medians[0]:.2f}")
-        charts.append(Chart(TITLES[measure_name], unit, dict(zip(WAYS, medians, strict=True))))
-    record(charts, rounds=rounds)
+    charts = [chart(name, results) for name in MEASURES]
+    told(f"memory of one of {AT_ONCE}", crowd, "MB")
+    title = f"Memory for each of {AT_ONCE} runs at once (PSS), with its share of the zygote"
+    record([*charts, Chart(title, "MB", crowd)], rounds=rounds)
+
+
+def chart(name: str, results: dict[str, list[dict[str, float]]]) -> Chart:
+    medians = {way: statistics.median(r[name] for r in results[way]) for way in WAYS}
+    unit = UNITS.get(name, "s")
+    told(name, medians, unit)
+    return Chart(TITLES[name], unit, medians)
+
+
+def told(name: str, figures: dict[str, float], unit: str) -> None:
+    first = next(iter(figures.values()))
+    each = [f"{way} {f:.2f} {unit} ({f / first:.2f} x)" for way, f in figures.items()]
+    print(f"{name:16} {', '.join(each)}")
 
 
 if __name__ == "__main__":
