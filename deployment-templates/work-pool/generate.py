@@ -78,6 +78,7 @@ TEMPLATES = {
         "address",
         "cluster",
         "kuberay",
+        "cluster_source",
         "command",
         "entrypoint_label_selector",
         entrypoint_resources={"isolated": 1},

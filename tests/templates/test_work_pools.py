@@ -79,8 +79,8 @@ async def test_isolated_deployment_cannot_choose_another_cluster(prefect_setting
 def test_isolated_template_offers_all_but_what_it_fixes() -> None:
     all_of_them = set(RayWorker.get_default_base_job_template()["variables"]["properties"])
     offered = set(template("isolated.json")["variables"]["properties"])
-    taken = {"address", "cluster", "kuberay", "command", "entrypoint_label_selector"}
-    taken |= {"entrypoint_resources"}
+    taken = {"address", "cluster", "kuberay", "cluster_source", "command"}
+    taken |= {"entrypoint_label_selector", "entrypoint_resources"}
     assert all_of_them - offered == taken
     assert "RayCluster" not in template("isolated.json")["variables"]["definitions"]
 
