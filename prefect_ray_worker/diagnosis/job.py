@@ -199,5 +199,4 @@ def driver_verdict(job: Ended) -> Diagnosis | None:
 
 
 def _reason(lines: tuple[str, ...]) -> str:
-    reason = lines[-1].strip() if lines else "Ray gives no reason"
-    return reason if reason.endswith((".", "!", "?")) else f"{reason}."
+    return lines[-1].strip() if lines else "Ray gives no reason"

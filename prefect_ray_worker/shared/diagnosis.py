@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from prefect_ray_worker.shared.category import Category
 
+_ENDS_OF_SENTENCES = (".", "!", "?", "…")
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -40,11 +42,14 @@ def diagnosed(
 
     Args:
         category: The kind of failure.
-        cause: What happened, in one sentence.
+        cause: What happened, in one sentence. It gets a full stop if it has none, because the words
+            of others often end it.
         advice: What to do, in one sentence.
         lines: The last useful lines of the job's log.
     """
-    cause = cause or category.meaning
+    cause = (cause or category.meaning).rstrip()
+    if not cause.endswith(_ENDS_OF_SENTENCES):
+        cause = f"{cause}."
     # One line that is in the sentence already needs no second place.
     shown = () if len(lines) == 1 and lines[0].strip(" .") in cause else tuple(lines)
     return Diagnosis(category, cause, category.advice if advice is None else advice, shown)

@@ -52,6 +52,8 @@ def test_why(
     assert found.category is category
     assert says in found.cause
     assert "The flow could not be loaded: " in found.cause
+    assert f"{found.cause} {found.advice}" in str(found)
+    assert found.cause.endswith("."), "the advice follows in the same line"
 
 
 def test_a_pull_step_that_fails_is_not_the_entrypoints_fault() -> None:
