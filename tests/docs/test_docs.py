@@ -2,11 +2,14 @@
 
 import importlib.util
 import inspect
+import io
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from prefect.cli.deploy._config import _load_deploy_configs_and_actions
+from rich.console import Console
 
 from prefect_ray_worker import errors
 from prefect_ray_worker.config import configuration
@@ -203,6 +206,21 @@ def test_example_of_results_in_the_guide_is_the_one_that_is_tested() -> None:
     guide = (DOCS / "how-to" / "keep-results.md").read_text()
     code = (DOCS / "examples" / "results" / "flow.py").read_text().partition("\n\n")[2]
     assert code.strip() in guide
+
+
+def test_deploy_of_the_quickstart_finds_its_config_file() -> None:
+    """Without a `prefect.yaml`, `prefect deploy` warns that it cannot read it (3.8.8)."""
+    folder, said = DOCS / "examples" / "quickstart", io.StringIO()
+    (deployment,), _ = _load_deploy_configs_and_actions(
+        folder / "prefect.yaml", console=Console(file=said)
+    )
+    assert said.getvalue() == ""
+    file, _, flow = deployment["entrypoint"].partition(":")
+    assert f"def {flow}(" in (folder / file).read_text()
+    for page in (README.read_text(), (DOCS / "tutorial" / "first-run.md").read_text()):
+        assert "prefect --no-prompt deploy --all" in page
+        assert f"{flow.replace('_', '-')}/{deployment['name']} --watch" in page
+        assert f"--pool {deployment['work_pool']['name']}" in page
 
 
 def test_claims_of_the_security_model_name_tests_that_exist() -> None:

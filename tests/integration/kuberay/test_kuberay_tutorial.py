@@ -84,7 +84,7 @@ async def test_its_commands_lead_to_a_run_on_a_cluster_of_its_own(
     project = tmp_path / "project"
     shutil.copytree(ROOT / EXAMPLE, project)
     (deployments,) = (s.text for s in snippets() if s.page == PAGE and s.language == "yaml")
-    (project / "prefect.yaml").write_text(deployments)
+    (project / "kind.yaml").write_text(deployments)
     await reader.types("prefect --no-prompt deploy", cwd=project)
     stage.kubernetes.worker.rules = rules_of("kuberay-per-run", "rbac.yaml", "rbac-outside.yaml")
     put_secrets(stage)
