@@ -25,7 +25,7 @@ from prefect_ray_worker.config.block import LOGO_URL, register_block
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import Delivery, warnings_of
 from prefect_ray_worker.config.variables import RayWorkerVariables
-from prefect_ray_worker.errors import unwrapped
+from prefect_ray_worker.errors import InvalidConfiguration, unwrapped
 from prefect_ray_worker.prefect_api.answers import outlast
 from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
 from prefect_ray_worker.prefect_api.compat import (
@@ -120,16 +120,24 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         with_healthcheck: bool = False,
         printer: "Callable[..., None]" = print,
     ) -> None:
-        """Work until told to stop, as Prefect's own worker does; its loop is this process's job."""
+        """Work until told to stop, as Prefect's own worker does; its loop is this process's job.
+
+        Raises:
+            SystemExit: A setting cannot be used; the message names it.
+        """
         gc.freeze()  # what is imported stays: later collections need not look at it
         self._runs_once, self.serves = run_once, True
-        for warning in warnings_of(
-            send_secrets=worker_settings().send_secrets,
-            api_url=PREFECT_API_URL.value() or "",
-            auto_install=PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES.value(),
-        ):
-            worker_logger(self).warning(warning)
-        await super().start(run_once, with_healthcheck, printer)
+        try:
+            for warning in warnings_of(
+                send_secrets=worker_settings().send_secrets,
+                api_url=PREFECT_API_URL.value() or "",
+                auto_install=PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES.value(),
+            ):
+                worker_logger(self).warning(warning)
+            await super().start(run_once, with_healthcheck, printer)
+        except InvalidConfiguration as exc:
+            # `prefect worker start` prints a traceback of any other exception (3.8.8).
+            raise SystemExit(f"The worker cannot start: {exc}") from None
 
     async def setup(self) -> None:
         """Open what the runs share, then everything of Prefect's own worker."""
@@ -201,7 +209,10 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             self._services.lease.renew(math.inf)  # no other worker takes over what a caller does
 
     async def _serve(self, services: "TaskGroup", followers: "TaskGroup") -> None:
-        await self._sources.take_over(worker_logger(self).info)
+        tell = worker_logger(self).info
+        await self._sources.take_over(tell)
+        template = self.work_pool.base_job_template
+        await self._sources.say_where_runs_go(template, self.client, tell)
         await register_block(self.client, worker_logger(self).warning)
         followers.start_soon(self._recovery.run, name="ray-recovery")
         if not self._runs_once:

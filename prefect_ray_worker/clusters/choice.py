@@ -2,9 +2,11 @@
 
 import logging
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from prefect_ray_worker.clusters.existing import ExistingClusters
+from prefect.client.orchestration import PrefectClient
+
+from prefect_ray_worker.clusters.existing import ExistingClusters, greeting_of
 from prefect_ray_worker.clusters.local.source import LocalClusters
 from prefect_ray_worker.clusters.local.state import state_directory
 from prefect_ray_worker.clusters.source import (
@@ -140,6 +142,34 @@ class ClusterSources:
         """Take charge of clusters that earlier workers have left on this machine."""
         for source in self._sources:
             await source.take_over(tell)
+
+    async def say_where_runs_go(
+        self, base_job_template: dict[str, Any], client: PrefectClient, tell: Tell
+    ) -> None:
+        """Tell which cluster gets the runs that set no job variable, and whether it answers.
+
+        Says nothing of clusters that are made or started when a run needs them.
+
+        Args:
+            base_job_template: Of the work pool: its defaults come before the worker's setting.
+            client: Looks up the blocks that the defaults refer to.
+            tell: Told in one line.
+        """
+        try:
+            configuration = await RayJobConfiguration.from_template_and_values(
+                base_job_template, {}, client
+            )
+            if configuration.makes_clusters:
+                return
+            _, plan = await self._choose(configuration, None, None)
+        except InvalidConfiguration as exc:
+            tell(f"The defaults of the work pool cannot be used: {exc}")
+            return
+        except Exception as exc:  # noqa: BLE001 (a block is gone, or the API away: each run says so)
+            _log.debug("The defaults of the work pool cannot be read: %s", exc)
+            return
+        if plan.cluster is not None:
+            tell(await greeting_of(plan.cluster.connection))
 
     def makes_clusters(self, pool_configuration: RayJobConfiguration | None) -> bool:
         """Return whether the pool, or a run that was seen, makes clusters that need a sweep."""

@@ -16,7 +16,7 @@ from prefect_ray_worker.shared.loopback import is_loopback_url
 from prefect_ray_worker.shared.resources import nodes_in_words
 
 ADDRESS_SETTING = "PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS"
-# The worker starts no earlier than this tells.
+# A worker that starts waits for the answer.
 _GREETING_SECONDS = 5.0
 
 
@@ -74,22 +74,7 @@ class ExistingClusters:
         """Do nothing: somebody else starts and stops these clusters."""
 
     async def take_over(self, tell: Tell) -> None:
-        """Tell whether the cluster of the setting answers, and which it is."""
-        if self._default is None:
-            return
-        address = self._default.address
-        try:
-            with anyio.fail_after(_GREETING_SECONDS):
-                async with JobsClient(self._default) as ray:
-                    version = (await ray.version()).ray_version
-                    count = len((await ray.resources()).nodes)
-        except TimeoutError:
-            tell(f"The Ray cluster at {address} has not answered within {_GREETING_SECONDS:g} s.")
-        except JobsApiError as exc:
-            tell(f"The Ray cluster at {address} cannot be used now: {exc}")
-        else:
-            nodes = nodes_in_words(count)
-            tell(f"Flow runs go to Ray {version} at {address}, {nodes}, unless they name another.")
+        """Do nothing: somebody else starts and stops these clusters."""
 
     async def sweep(
         self, view: PoolView, pool_configuration: RayJobConfiguration | None, tell: Tell
@@ -98,6 +83,25 @@ class ExistingClusters:
 
     async def close(self, tell: Tell, ended: frozenset[str]) -> None:
         """Do nothing: somebody else starts and stops these clusters."""
+
+
+async def greeting_of(connection: Connection) -> str:
+    """Return in a sentence which Ray a cluster runs, with how many nodes, or why it gives no answer.
+
+    Args:
+        connection: To the cluster of all runs that name none.
+    """
+    address = connection.address
+    try:
+        with anyio.fail_after(_GREETING_SECONDS):
+            async with JobsClient(connection) as ray:
+                version = (await ray.version()).ray_version
+                nodes = nodes_in_words(len((await ray.resources()).nodes))
+    except TimeoutError:
+        return f"The Ray cluster at {address} has not answered within {_GREETING_SECONDS:g} s."
+    except JobsApiError as exc:
+        return f"The Ray cluster at {address} cannot be used now: {exc}"
+    return f"Flow runs go to Ray {version} at {address}, {nodes}, unless they name another."
 
 
 def cluster_at(connection: Connection) -> Cluster:

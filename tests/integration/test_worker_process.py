@@ -94,6 +94,17 @@ async def test_worker_of_a_type_creates_its_pool_and_never_imports_ray(
         await pool.client.delete_work_pool(name)
 
 
+def test_a_bad_setting_ends_prefect_worker_start_in_one_line(
+    prefect_settings: None, tmp_path: Path
+) -> None:
+    setting = "PREFECT_INTEGRATIONS_RAY_WORKER_POLL_INTERVAL_SECONDS"
+    options = ("--type", "ray", "--no-create-pool-if-not-found")
+    with worker_process("no-such-pool", tmp_path, *options, env={setting: "often"}) as process:
+        assert process.wait(60) == 1
+    (said,) = (tmp_path / "worker.log").read_text().splitlines()
+    assert said.startswith(f"The worker cannot start: {setting}: ")
+
+
 def prefect(*args: str) -> str:
     """Run a `prefect` command as a user does, and return what it prints."""
     return subprocess.run(

@@ -2,9 +2,11 @@
 
 import platform
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import PrefectClient
 
 from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.existing import ExistingClusters, cluster_at, warn_of_local_api
@@ -13,6 +15,7 @@ from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.shared.ids import ClusterRef
+from prefect_ray_worker.worker import RayWorker
 from tests.fake_ray import FakeRay, Fault, Kind
 from tests.ports import free_port
 from tests.unit.clusters import Heard
@@ -27,20 +30,55 @@ def sources(directory: Path, setting: str | None = None) -> ClusterSources:
     return ClusterSources.of_worker(directory, setting)
 
 
+async def greeting(setting: str | None, directory: Path, **defaults: object) -> str:
+    """Return what a worker says that starts for a pool with some defaults."""
+    template = deepcopy(RayWorker.get_default_base_job_template())
+    for name, value in defaults.items():
+        template["variables"]["properties"][name]["default"] = value
+    told: list[str] = []
+    client = PrefectClient("http://127.0.0.1:9/api")  # never asked: nothing refers to a block
+    await sources(directory, setting).say_where_runs_go(template, client, told.append)
+    assert len(told) <= 1
+    return "".join(told)
+
+
+@pytest.mark.parametrize("names", ["setting", "address of the pool", "cluster of the pool"])
 async def test_a_worker_that_starts_says_which_cluster_it_uses(
-    ray: FakeRay, tmp_path: Path
+    ray: FakeRay, tmp_path: Path, names: str
 ) -> None:
     """It said "started!" and nothing else, also where its cluster did not answer."""
-    told: list[str] = []
-    await sources(tmp_path, ray.address).take_over(told.append)
+
+    async def of(address: str) -> str:
+        match names:
+            case "setting":
+                return await greeting(address, tmp_path)
+            case "address of the pool":
+                return await greeting(SETTING, tmp_path, address=address)
+            case _:
+                return await greeting(None, tmp_path, cluster={"address": address})
+
+    assert re.match(
+        rf"Flow runs go to Ray 2\.\d+\S* at {ray.address}, 1 node,", await of(ray.address)
+    )
     ray.faults.add(Fault("GET", "/api/version", kind=Kind.STATUS, status=401, times=None))
-    await sources(tmp_path, ray.address).take_over(told.append)
-    await sources(tmp_path, f"http://127.0.0.1:{free_port()}").take_over(told.append)
-    assert re.match(rf"Flow runs go to Ray 2\.\d+\S* at {ray.address}, 1 node,", told[0]), told
-    assert "cannot be used now: " in told[1]
-    assert "401" in told[1]
-    assert "cannot be used now: " in told[2]
-    assert len(told) == 3
+    refused = await of(ray.address)
+    assert "cannot be used now: " in refused
+    assert "401" in refused
+    silent = f"http://127.0.0.1:{free_port()}"
+    assert f"The Ray cluster at {silent} cannot be used now: " in await of(silent)
+
+
+async def test_a_worker_that_starts_says_that_a_default_of_its_pool_cannot_work(
+    tmp_path: Path,
+) -> None:
+    said = await greeting(None, tmp_path, address="ray://head:10001")
+    assert said.startswith("The defaults of the work pool cannot be used: ")
+    assert "'address'" in said
+
+
+async def test_a_worker_whose_clusters_are_made_for_runs_names_none(tmp_path: Path) -> None:
+    assert await greeting(None, tmp_path) == ""
+    assert await greeting(SETTING, tmp_path, kuberay={"image": "rayproject/ray:2.60.0"}) == ""
 
 
 @pytest.mark.parametrize(
