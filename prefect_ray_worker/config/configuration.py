@@ -36,7 +36,12 @@ from prefect_ray_worker.prefect_api.compat import setting_of_variable
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
 from prefect_ray_worker.settings import worker_settings
-from prefect_ray_worker.shared.environment import PREFECT_VERSION, WARM_SECONDS
+from prefect_ray_worker.shared.environment import (
+    PREFECT_VERSION,
+    WARM_SECONDS,
+    WORKER_ID_KEY,
+    variables_of_run,
+)
 from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY, attempt_in
 
 if TYPE_CHECKING:
@@ -52,6 +57,7 @@ _NO_IMAGE_FOR_BUNDLES = (
 )
 _DRIVER = "python -m prefect_ray_worker.driver"
 _PER_RUN_PREFIX = "PREFECT__"
+_WORKER_ID = "PREFECT__WORKER_ID"
 
 
 class RayJobConfiguration(RayFields, BaseJobConfiguration):
@@ -207,9 +213,15 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         run = (per_run.get("PREFECT__FLOW_RUN_ID", ""), attempt_in(submission_id))
         driver = f"{_DRIVER} {shlex.join(run)}" if can_ship(self.runtime_env) else _PREFECTS_OWN
         command = self._asked_command or f"exec {driver}"
+        metadata = self._job_metadata(submission_id, per_run)
+        if ours and package is not None:
+            # The driver that goes with the job reads these from its metadata. One that the nodes
+            # have may be older and does not.
+            read = variables_of_run(run[0], metadata)
+            per_run = {k: v for k, v in per_run.items() if read.get(k) != v}
         request = JobSubmitRequest(
             submission_id=submission_id,
-            entrypoint=f"export {_assignments(per_run)}; {command}",
+            entrypoint=f"export {_assignments(per_run)}; {command}" if per_run else command,
             runtime_env=compose(
                 self.runtime_env.model_copy(update={"env_vars": beside or None}),
                 inherited=inherited,
@@ -217,7 +229,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
                 stop_grace_seconds=self.stop_grace_seconds,
                 package=package if can_ship(self.runtime_env) else None,
             ),
-            metadata=self._job_metadata(submission_id),
+            metadata=metadata,
             entrypoint_num_cpus=self.entrypoint_num_cpus,
             entrypoint_num_gpus=self.entrypoint_num_gpus,
             entrypoint_memory=memory_in_bytes(self.entrypoint_memory),
@@ -230,14 +242,15 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
     def _has_own_cluster(self) -> bool:
         return self.kuberay is not None and self.kuberay.scope == "run"
 
-    def _job_metadata(self, submission_id: str) -> dict[str, str]:
+    def _job_metadata(self, submission_id: str, per_run: Mapping[str, str]) -> dict[str, str]:
         # Ray has one place for both variables. `labels` is Prefect's own field, into which it
         # puts the labels of run, deployment and pool; `metadata` is Ray's word, for Ray's users.
-        seconds = self.delete_job_after_seconds
+        seconds, worker_id = self.delete_job_after_seconds, per_run.get(_WORKER_ID)
         return {
             **self.labels,
             **self.metadata,
             **({} if seconds is None else {DELETE_AFTER_KEY: str(seconds)}),
+            **({} if worker_id is None else {WORKER_ID_KEY: worker_id}),
             "job_name": (self.name or submission_id).replace("/", "-"),
         }
 

@@ -9,7 +9,8 @@ Pure. Later rows win:
 | our defaults for Ray                     | `runtime_env.env_vars`            |
 | the user's `runtime_env.env_vars`        | `runtime_env.env_vars`            |
 | the user's `env`                         | `runtime_env.env_vars`            |
-| what differs from run to run             | exported by the entrypoint        |
+| what differs from run to run             | the job's metadata, or exported   |
+|                                          | by the entrypoint                 |
 
 Ray expands every `$NAME` in these values on the node and has no escape. In the user's `env`
 only `${UPPER_CASE}` means a variable of the node; any other `$` arrives as written. The user's

@@ -13,7 +13,9 @@ def of_run(run_id: UUID) -> list[psutil.Process]:
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         try:
-            is_of_run = process.environ().get("PREFECT__FLOW_RUN_ID") == str(run_id)
+            told = process.environ().get("PREFECT__FLOW_RUN_ID")
+            # The guard has its run as an argument, from which it makes the variable.
+            is_of_run = told == str(run_id) or str(run_id) in process.cmdline()
             if is_of_run and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.Error:

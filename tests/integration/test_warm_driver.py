@@ -111,6 +111,9 @@ async def test_nothing_of_one_run_is_visible_in_another(node: Node) -> None:
         second, third = node.seen("second"), node.seen("third")
         for seen, own, other in ((second, *ids), (third, *reversed(ids))):
             assert seen["environment"]["PREFECT__FLOW_RUN_ID"] == own
+            assert seen["environment"]["PREFECT__FLOW_NAME"] == "shows-itself"
+            assert seen["environment"]["PREFECT__DEPLOYMENT_NAME"]
+            assert seen["environment"]["PREFECT__WORKER_NAME"]
             assert own in seen["shown"]
             assert other not in json.dumps(seen)
             assert seen["arguments"][0] == own

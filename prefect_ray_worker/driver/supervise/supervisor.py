@@ -13,6 +13,7 @@ The supervisor is the guard's fork, and its engine a new interpreter; or a zygot
 has forked both, which saves the imports.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from prefect_ray_worker.driver.supervise import processes as descendants
 from prefect_ray_worker.driver.supervise.borrowed import borrow_supervisor
@@ -29,13 +30,15 @@ from prefect_ray_worker.driver.supervise.fingerprint import fingerprint_of_proce
 from prefect_ray_worker.driver.supervise.link import GuardLink, Word
 from prefect_ray_worker.driver.supervise.memory import MemoryWatch, peak_of_children
 from prefect_ray_worker.driver.supervise.rendezvous import Rendezvous
-from prefect_ray_worker.shared.environment import WARM_SECONDS, ZYGOTE
+from prefect_ray_worker.shared.environment import WARM_SECONDS, ZYGOTE, variables_of_run
 from prefect_ray_worker.shared.exits import DriverExit
 from prefect_ray_worker.shared.memory_kills import MemoryKills
 
 HANDLED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGIO})
 """The signals that guard and supervisor block, so that they are read in one place."""
 
+# Set by Ray in the entrypoint of a job (`job_supervisor.py`, 2.60).
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _LOOK_SECONDS = 0.5
 _REPORT_SECONDS = 60
 
@@ -62,6 +65,7 @@ def main(arguments: list[str]) -> int:
         print("Usage: python -m prefect_ray_worker.driver <flow run id> <attempt>", file=sys.stderr)
         return DriverExit.BAD_CALL
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    os.environ.update(_variables_of_job(arguments[0]))
     job, guard, group = os.getppid(), os.getpid(), os.getpgrp()
     descendants.watch_over_family()
     watched = _borrow(arguments)
@@ -76,6 +80,17 @@ def main(arguments: list[str]) -> int:
     code = _wait(watched, _lost(job))
     _kill_descendants()
     return _end_like(code)
+
+
+def _variables_of_job(flow_run_id: str) -> dict[str, str]:
+    """Return Prefect's variables for the run, but for those that its job's environment sets."""
+    try:
+        job: dict[str, Any] = json.loads(os.environ.get(_JOB_CONFIG, "{}"))
+        variables = variables_of_run(flow_run_id, job.get("metadata") or {})
+        asked = (job.get("runtime_env") or {}).get("env_vars") or {}
+    except (AttributeError, TypeError, ValueError):
+        return variables_of_run(flow_run_id, {})
+    return {name: value for name, value in variables.items() if name not in asked}
 
 
 def _borrow(arguments: list[str]) -> AwaitedProcess | None:

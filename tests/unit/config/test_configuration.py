@@ -8,11 +8,13 @@ from uuid import uuid4
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import Flow, FlowRun
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, temporary_settings
 
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
+from prefect_ray_worker.shared.environment import variables_of_run
 from prefect_ray_worker.worker import RayWorker
 
 TEMPLATE = RayWorker.get_default_base_job_template()
@@ -264,6 +266,44 @@ async def test_what_differs_from_run_to_run_is_in_the_entrypoint_only() -> None:
     assert bodies[0]["runtime_env"] == bodies[1]["runtime_env"]
     assert bodies[0]["entrypoint"] != bodies[1]["entrypoint"]
     assert "PREFECT__FLOW_RUN_ID=" in bodies[0]["entrypoint"]
+
+
+async def test_entrypoint_of_a_driver_that_goes_with_the_job_names_only_run_and_attempt() -> None:
+    """Ray's page of jobs showed `export PREFECT__DEPLOYMENT_ID=…` for each run."""
+    configuration = await configure()
+    flow = Flow(id=uuid4(), name="my flow", labels={})
+    deployment = DeploymentResponse(id=uuid4(), name="nightly", flow_id=flow.id)
+    run = FlowRun(id=uuid4(), flow_id=flow.id, name="r", deployment_id=deployment.id)
+    configuration.prepare_for_flow_run(
+        run, deployment=deployment, flow=flow, worker_name="worker 1", worker_id=uuid4()
+    )
+    body = configuration.submission_request("prefect-id", package="gcs://ours.zip").body()
+    assert body["entrypoint"] == f"exec python -m prefect_ray_worker.driver {run.id} id"
+    prefects = {k: v for k, v in configuration.env.items() if k.startswith("PREFECT__")}
+    assert len(prefects) == 7
+    assert variables_of_run(str(run.id), body["metadata"]) == prefects
+
+
+async def test_variable_that_the_metadata_does_not_tell_is_exported_nevertheless() -> None:
+    configuration = await configure()
+    run = FlowRun(id=uuid4(), flow_id=uuid4(), name="r")
+    configuration.prepare_for_flow_run(run)  # without the flow there is no label with its id
+    body = configuration.submission_request("prefect-id", package="gcs://ours.zip").body()
+    assert body["entrypoint"].startswith(f"export PREFECT__FLOW_ID={run.flow_id}; exec python -m")
+
+
+@pytest.mark.parametrize("command", [None, "python run.py"])
+async def test_what_may_not_know_the_metadata_gets_all_variables_exported(
+    command: str | None,
+) -> None:
+    """A command of the user's, and a driver that the nodes have, which may be older."""
+    configuration = await configure(**({"command": command} if command else {}))
+    prepared(configuration)
+    package = "gcs://ours.zip" if command else None
+    entrypoint = configuration.submission_request("prefect-id", package=package).entrypoint
+    assert entrypoint.startswith("export PREFECT__FLOW_ID=")
+    for name in ("FLOW_RUN_ID", "FLOW_NAME", "WORKER_NAME"):
+        assert f" PREFECT__{name}=" in entrypoint
 
 
 async def test_flow_names_are_quoted_for_the_shell() -> None:

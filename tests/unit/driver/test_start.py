@@ -1,6 +1,7 @@
 """The first lines of the driver, which any Python may run."""
 
 import ast
+import json
 import runpy
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import prefect_ray_worker
+from prefect_ray_worker.driver.supervise import supervisor
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.exits import DriverExit
 from prefect_ray_worker.shared.verdict_line import find_verdict
@@ -92,3 +94,29 @@ def test_prefect_is_imported_without_what_it_does_not_need() -> None:
         "import httpx._main\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"metadata": {"prefect.io/flow-name": "train"}}, {"PREFECT__FLOW_NAME": "train"}),
+        # What the job variable `env` says comes first.
+        (
+            {
+                "metadata": {"prefect.io/flow-name": "train", "prefect.io/worker-name": "w"},
+                "runtime_env": {"env_vars": {"PREFECT__FLOW_NAME": "mine"}},
+            },
+            {"PREFECT__WORKER_NAME": "w"},
+        ),
+        ({"metadata": None}, {}),
+        ([], {}),
+        (None, {}),
+    ],
+)
+def test_a_job_tells_its_driver_of_the_run(
+    config: object, told: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    if config is not None:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
+    assert supervisor._variables_of_job("a") == {"PREFECT__FLOW_RUN_ID": "a", **told}
