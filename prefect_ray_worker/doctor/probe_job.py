@@ -36,8 +36,10 @@ _NAME: Final = "prefect-ray-worker-doctor"
 _LOOK_SECONDS: Final = 0.25
 # How long Ray waits for a stopped probe to end: the probe has nothing to clean up.
 _GRACE_SECONDS: Final = 2
-# A record deleted less than about 2 s after its job ended comes back without metadata (Ray 2.60).
-_GHOST_SECONDS: Final = 3.0
+# A head that has not noticed yet that a job has ended writes the job's record anew after it was
+# deleted. It looks about once a second, later if it is busy (`job_manager.py`, Ray 2.60).
+_NOTICED_SECONDS: Final = 2.0
+_COMES_BACK_SECONDS: Final = 1.5
 # A busy head takes that long to start the supervisor of a job.
 _SUPERVISOR_SECONDS: Final = 10.0
 _DELETIONS: Final = 3
@@ -205,10 +207,10 @@ class ProbeJob:
                 await stop_and_confirm(self._client, submission_id, grace_seconds=_GRACE_SECONDS)
                 await self._wait_for_a_queued_stop()
                 self._seen_ended = anyio.current_time()
+            await anyio.sleep_until(self._seen_ended + _NOTICED_SECONDS)
             for _ in range(_DELETIONS):
-                await anyio.sleep_until(self._seen_ended + _GHOST_SECONDS)
                 await self._client.delete(submission_id)
-                self._seen_ended = anyio.current_time() - _GHOST_SECONDS / 2
+                await anyio.sleep(_COMES_BACK_SECONDS)
                 await self._client.get(submission_id)
         except JobNotFound:
             return ok(CheckSubject.CLEAN_UP, "The probe's job and its record are gone.")

@@ -82,6 +82,7 @@ class FakeJob:
         log: What its driver has printed: bytes, or anything that can be measured and sliced like
             them. None for a log that is not there.
         node_address: Of the agent of its node; by default of the fake itself.
+        is_ghost: Whether it is what comes back of a record that was deleted too early.
     """
 
     submission_id: str | None
@@ -93,6 +94,7 @@ class FakeJob:
     stop_requests: int = 0
     log: Any = b""
     node_address: str = ""
+    is_ghost: bool = False
     _began: float = field(default_factory=time.monotonic)
     _submitted_at: float = field(default_factory=time.time)
     _stop_at: float = math.inf

@@ -30,6 +30,8 @@ _BROWSER_HEADERS = (
     "Access-Control-Request-Headers",
 )
 _LABEL_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?")
+# Between two looks of the head at a job (`job_manager.py`, Ray 2.60).
+_MONITOR_SECONDS = 1.0
 _LARGEST_PACKAGE = 100 * 1024 * 1024
 _sessions = itertools.count(1)
 
@@ -92,7 +94,8 @@ class FakeRay:
         on_submit: A `Timeline`, or a function from `FakeJob` to one, for new jobs.
         stop_seconds: From a stop request to STOPPED, for new jobs.
         ghost_seconds: A record that is deleted within so many seconds after its end comes back
-            as a FAILED ghost. Ray 2.60 does that (about 2 s); 0 leaves it out.
+            as a FAILED ghost, once, a second later at most. Ray 2.60 does that (about 2 s); 0
+            leaves it out.
         nodes: Its nodes; nothing takes place on them.
         listed_agent_port: Port of the agents, as the cluster itself lists it; None as before 2.60.
         has_agent: Whether the head's agent has started. The dashboard waits 10 s for it; here not
@@ -295,10 +298,10 @@ class FakeRay:
             text = answers.not_terminal(job.submission_id, job.status)
             return web.Response(status=500, text=text)
         del self.jobs[job.submission_id]
-        if job.seconds_since_end < self.ghost_seconds:
-            asyncio.get_running_loop().call_later(
-                self.ghost_seconds - job.seconds_since_end, self._haunt, job.submission_id
-            )
+        left = self.ghost_seconds - job.seconds_since_end
+        if left > 0 and not job.is_ghost:
+            loop = asyncio.get_running_loop()
+            loop.call_later(min(left, _MONITOR_SECONDS), self._haunt, job.submission_id)
         return web.json_response({"deleted": True})
 
     async def _get_package(self, request: web.Request) -> web.Response:
@@ -332,7 +335,8 @@ class FakeRay:
         return web.json_response({"driver": driver, **self.other_activities})
 
     def _haunt(self, submission_id: str) -> None:
-        ghost = FakeJob(submission_id, {"entrypoint": "Entrypoint not found."}, Timeline(()))
+        body = {"entrypoint": "Entrypoint not found."}
+        ghost = FakeJob(submission_id, body, Timeline(()), is_ghost=True)
         ghost.set(
             "FAILED",
             message="Job supervisor actor died: The actor died unexpectedly before finishing "

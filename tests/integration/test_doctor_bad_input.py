@@ -141,9 +141,10 @@ async def test_probe_that_cannot_start_says_why_and_what_is_left(ray: FakeRay) -
 
 
 async def test_record_that_comes_back_as_a_ghost_is_deleted_again(ray: FakeRay) -> None:
-    ray.ghost_seconds = 3.5
+    ray.ghost_seconds = 60  # a head that is slow to notice that the job has ended
     checks = {check.subject: check async for check in examine(ray.address, {}, wait=5)}
     assert checks[CheckSubject.CLEAN_UP].grade is Grade.OK, checks[CheckSubject.CLEAN_UP]
+    assert ray.requests.number_of("DELETE") == 2, "it said that all is gone before the ghost came"
     assert ray.jobs == {}
 
 

@@ -259,13 +259,22 @@ async def test_a_run_joins_no_cluster_whose_head_is_lost_for_good(
 ) -> None:
     cluster = await worker.provide(ended(stage.run()))
     name = name_of(cluster)
+
+    def told(condition: str, status: str) -> bool:
+        document = stage.kubernetes.store.get("rayclusters", "ray", name)
+        conditions = document.get("status", {}).get("conditions", [])
+        return any(c["type"] == condition and c["status"] == status for c in conditions)
+
+    # A head can take jobs before KubeRay has noticed. If it died then, it would count as one that
+    # never started, and the run would fail.
+    await wait_until(
+        lambda: told("RayClusterProvisioned", "True"), timeout=10, description="KubeRay's word"
+    )
     stage.kubernetes.scripts[name] = Script(crashes=math.inf)
     await stage.kubernetes.kubelet.kill_head("ray", name)
 
     def is_down() -> bool:
-        document = stage.kubernetes.store.get("rayclusters", "ray", name)
-        conditions = document.get("status", {}).get("conditions", [])
-        return any(c["type"] == "HeadPodReady" and c["status"] != "True" for c in conditions)
+        return told("HeadPodReady", "False")
 
     await wait_until(is_down, timeout=10, description="a head that is down")
     again = await worker.provide(stage.run())
