@@ -86,6 +86,9 @@ class _Zygote:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._raylet, selectors.EVENT_READ)
+        # A signal alone ends no wait: Python waits on for what is left of the time.
+        self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._selector.register(self._woken, selectors.EVENT_READ)
         self._supervisors: dict[int, int] = {}  # process by handle
         self._forget_the_run()
         descendants.watch_over_family()
@@ -93,7 +96,7 @@ class _Zygote:
 
     def _forget_the_run(self) -> None:
         gc.disable()
-        own = {self._raylet, self._lock, self._listener.fileno()}
+        own = {self._raylet, self._lock, self._listener.fileno(), self._woken, self._waker}
         own.add(self._selector.fileno())  # type: ignore[attr-defined]
         _close_files(keep=own)
         null = os.open(_NULL, os.O_RDWR)
@@ -102,6 +105,7 @@ class _Zygote:
         os.chdir("/")
         os.environ.clear()
         show_as([sys.executable, "-m", "prefect_ray_worker.driver", "zygote"], {})
+        signal.set_wakeup_fd(self._waker)
         signal.signal(signal.SIGTERM, self._retire)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
@@ -124,6 +128,9 @@ class _Zygote:
         used = time.monotonic()
         while self._supervisors or time.monotonic() - used < self._idle_seconds:
             for key, _ in self._selector.select(min(max(self._idle_seconds, 1), _LOOK_SECONDS)):
+                if key.fd == self._woken:
+                    os.read(self._woken, 64)
+                    continue
                 used = time.monotonic()
                 if key.fd == self._raylet:
                     self._end()
@@ -138,9 +145,10 @@ class _Zygote:
     def _close(self) -> None:
         # As objects, not by number: an object that is freed later would close the file that has
         # got its number meanwhile.
+        signal.set_wakeup_fd(-1)
         self._selector.close()
         self._listener.close()
-        for file in (self._raylet, self._lock, *self._supervisors):
+        for file in (self._raylet, self._lock, self._woken, self._waker, *self._supervisors):
             os.close(file)
 
     def _end(self) -> NoReturn:
@@ -169,10 +177,13 @@ class _Zygote:
             link.close()  # a look at who listens, or a run that has ended meanwhile
             return None
         self._rendezvous.used(self._fingerprint)
+        # A signal to the new process is the run's, and must not reach the zygote's handler in it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         supervisor = os.fork()
         if supervisor == 0:
             self._close()
             return _supervise(link, order, files)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         link.close()
         for file in files:
             os.close(file)
@@ -183,10 +194,12 @@ class _Zygote:
 
 
 def _supervise(link: GuardLink, order: Order, files: Sequence[int]) -> Sequence[str]:
-    """Become the supervisor of a run, and start its engine; return in the engine only."""
+    """Become the supervisor of a run, and start its engine; return in the engine only.
+
+    The signals in `HANDLED` are blocked.
+    """
     code = 1
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.setsid()
         descendants.watch_over_family()

@@ -1,0 +1,190 @@
+"""A zygote and runs that ask it: at the same moment, and with a SIGTERM at the worst one.
+
+Guards, supervisors and engines are real processes. The engines import no Prefect: they do what
+the test says.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from prefect_ray_worker.driver.supervise.rendezvous import Rendezvous
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there are zygotes on Linux only")
+
+NOT_BORROWED = 99
+
+ZYGOTE = """
+import os, signal, sys, time
+from pathlib import Path
+from prefect_ray_worker.driver.supervise.zygote import stay_behind
+
+folder, raylet = Path(sys.argv[1]), int(sys.argv[2])
+arguments = stay_behind("f", raylet, 300.0, prepare=lambda: None)
+if arguments is None:
+    sys.exit()
+name, attempt = arguments
+(folder / f"{name}.new").write_text(f"{os.getpid()} {attempt}")
+(folder / f"{name}.new").rename(folder / f"{name}.begun")
+while not (folder / f"{name}.go").exists():
+    time.sleep(0.01)
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+(folder / f"{name}.heard").write_text(" ".join(heard))
+os._exit(0)
+"""
+
+GUARD = """
+import signal, sys
+from pathlib import Path
+from prefect_ray_worker.driver.supervise import supervisor
+from prefect_ray_worker.driver.supervise.borrowed import borrow_supervisor
+from prefect_ray_worker.driver.supervise.rendezvous import Rendezvous
+
+signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.HANDLED)
+print("asks", flush=True)
+watched = borrow_supervisor(Rendezvous(int(sys.argv[2]), Path(sys.argv[1])), "f", sys.argv[3:])
+sys.exit(99 if watched is None else supervisor._wait(watched, lambda: False))
+"""
+
+
+class Node:
+    """A node whose raylet is this process, with one zygote."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._rendezvous = Rendezvous(os.getpid(), folder)
+        self._guards: list[subprocess.Popen[str]] = []
+        self._python(ZYGOTE, TMPDIR=str(folder)).wait()
+
+    def _python(self, script: str, *arguments: str, **env: str) -> "subprocess.Popen[str]":
+        place = (str(self.folder), str(os.getpid()))
+        return subprocess.Popen(
+            [sys.executable, "-c", script, *place, *arguments],
+            env={**os.environ, **env}, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    async def zygote(self) -> psutil.Process:
+        (pid,) = await wait_until(
+            self._rendezvous.processes, timeout=10, description="a zygote that listens"
+        )
+        return psutil.Process(pid)
+
+    def ask(self, name: str) -> "subprocess.Popen[str]":
+        """Start the guard of a run, and return it when it asks for a supervisor."""
+        guard = self._python(GUARD, name, f"attempt of {name}")
+        self._guards.append(guard)
+        assert guard.stdout is not None
+        assert guard.stdout.readline() == "asks\n"
+        return guard
+
+    async def engine(self, name: str) -> psutil.Process:
+        """Wait for the engine of a run, which holds before it handles SIGTERM."""
+        begun = self.folder / f"{name}.begun"
+        await wait_until(begun.exists, timeout=10, description=f"the engine of {name}")
+        pid, attempt = begun.read_text().split(maxsplit=1)
+        assert attempt == f"attempt of {name}"
+        return psutil.Process(int(pid))
+
+    def let(self, name: str) -> None:
+        (self.folder / f"{name}.go").touch()
+
+    def heard(self, name: str) -> str:
+        return (self.folder / f"{name}.heard").read_text()
+
+    def close(self) -> None:
+        for pid in self._rendezvous.processes():
+            os.kill(pid, signal.SIGKILL)
+        for guard in self._guards:
+            guard.kill()
+            guard.communicate()
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    # Short, because of the path of the socket.
+    folder = Path(tempfile.mkdtemp(prefix="prwz-", dir="/tmp"))
+    made = Node(folder)
+    try:
+        yield made
+    finally:
+        made.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def waits_with_sigterm(process: psutil.Process) -> bool:
+    """Return whether a process has got a SIGTERM that it does not take yet."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    pending = next(line for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return bool(int(pending.split()[1], 16) & 1 << (signal.SIGTERM - 1))
+
+
+async def test_two_runs_that_ask_at_the_same_moment_get_an_engine_each(node: Node) -> None:
+    zygote = await node.zygote()
+    zygote.suspend()
+    guards = [node.ask(name) for name in ("one", "two")]
+    zygote.resume()
+    engines = [await node.engine(name) for name in ("one", "two")]
+    assert engines[0].pid != engines[1].pid
+    supervisors = [engine.parent() for engine in engines]
+    assert None not in supervisors
+    assert len({s.pid for s in supervisors if s}) == 2
+    assert {s.ppid() for s in supervisors if s} == {zygote.pid}
+    node.let("one")
+    assert guards[0].wait(10) == 0
+    assert not has_ended(engines[1]), "the end of one run is no other's"
+    node.let("two")
+    assert guards[1].wait(10) == 0
+    await wait_until(lambda: not zygote.children(), timeout=10, description="no children")
+
+
+async def test_a_sigterm_right_after_the_fork_waits_until_it_is_handled(node: Node) -> None:
+    """It would have killed the engine, and the run would have been Crashed."""
+    await node.zygote()
+    guard = node.ask("run")
+    engine = await node.engine("run")
+    guard.send_signal(signal.SIGTERM)
+    await wait_until(
+        lambda: waits_with_sigterm(engine), timeout=10, description="the SIGTERM at the engine"
+    )
+    node.let("run")
+    assert guard.wait(10) == 0
+    assert node.heard("run") == "SIGTERM"
+
+
+async def test_a_zygote_that_is_asked_to_leave_ends_at_once(node: Node) -> None:
+    """It took up to a minute, its next look."""
+    zygote = await node.zygote()
+    zygote.terminate()
+    await wait_until(lambda: has_ended(zygote), timeout=5, description="the zygote's end")
+    assert node.ask("late").wait(10) == NOT_BORROWED
+
+
+async def test_a_zygote_that_is_asked_to_leave_waits_for_its_runs(node: Node) -> None:
+    zygote = await node.zygote()
+    guard = node.ask("run")
+    await node.engine("run")
+    zygote.terminate()
+    assert node.ask("late").wait(10) == NOT_BORROWED
+    assert not has_ended(zygote)
+    node.let("run")
+    assert guard.wait(10) == 0
+    assert node.heard("run") == ""
+    await wait_until(lambda: has_ended(zygote), timeout=5, description="the zygote's end")
