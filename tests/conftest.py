@@ -8,6 +8,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from tests.fixtures import (
     client,
+    forks,
     here,
     kubernetes,
     kubernetes_client,
@@ -22,6 +23,7 @@ from tests.fixtures import (
 
 __all__ = [
     "client",
+    "forks",
     "here",
     "kubernetes",
     "kubernetes_client",

@@ -14,6 +14,7 @@ from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from tests.fake_kubernetes import CRD, MISSING_CRD, FakeKubernetes
 from tests.fake_ray import FakeRay
+from tests.forks import Forks
 from tests.integration.harness import Pool, new_pool, set_timing, settings_of
 from tests.integration.stage import STAGE_INTERVAL, Stage, new_stage
 from tests.prefect_server import PrefectServer, prefect_server
@@ -39,6 +40,13 @@ async def client(ray: FakeRay) -> AsyncIterator[JobsClient]:
     """Our client of the fake Ray."""
     async with JobsClient(Connection(ray.address)) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Runs code in interpreters of its own, forks of one that has Prefect imported."""
+    with Forks() as forks:
+        yield forks
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import importlib
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 
@@ -13,17 +14,22 @@ import pytest
 import prefect_ray_worker
 from prefect_ray_worker._version import OLDEST_PREFECT, OLDEST_PYTHON, OLDEST_RAY
 from prefect_ray_worker.prefect_api import compat
+from tests.forks import Forks
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = sorted((ROOT / "prefect_ray_worker").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 @pytest.mark.parametrize("path", [*PACKAGE, *TESTS], ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_stay_small(path: Path) -> None:
-    text = path.read_text()
-    assert text.count("\n") <= 400
-    for node in ast.walk(ast.parse(text)):
+    assert path.read_text().count("\n") <= 400
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             assert length <= 60, f"{node.name} has {length} lines"
@@ -68,14 +74,13 @@ def test_importing_the_package_imports_nothing_else() -> None:
     assert out.stdout.strip() == "[]"
 
 
-def test_worker_imports_neither_ray_nor_what_only_kuberay_needs() -> None:
+def test_worker_imports_neither_ray_nor_what_only_kuberay_needs(forks: Forks) -> None:
     script = (
         "import sys, prefect_ray_worker.worker\n"
         "heavy = ('ray', 'lightkube', 'httpx2', 'msgspec', 'prefect_ray_worker.kubernetes_api')\n"
         "print([m for m in heavy if m in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    assert forks.run(script)[0].strip() == "[]"
 
 
 @pytest.mark.parametrize("name", compat.OVERRIDDEN)
@@ -105,7 +110,7 @@ def test_private_names_of_prefect_stay_in_one_place() -> None:
     for path in PACKAGE:
         if path.name == "compat.py":
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prefect."):
                 parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
                 assert not [p for p in parts if p.startswith("_")], path
@@ -114,7 +119,7 @@ def test_private_names_of_prefect_stay_in_one_place() -> None:
 def test_no_class_name_stands_for_two_things() -> None:
     homes: dict[str, list[str]] = {}
     for path in PACKAGE:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef):
                 homes.setdefault(node.name.lstrip("_"), []).append(str(path.relative_to(ROOT)))
     assert {name: places for name, places in homes.items() if len(places) > 1} == {}

@@ -1,7 +1,5 @@
 """`ray_job` at decoration: typed like the job variables, light, and without checks."""
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -11,6 +9,7 @@ from prefect.flows import InfrastructureBoundFlow
 from prefect_ray_worker import ray_job
 from prefect_ray_worker.adhoc.decorator import RayJobVariables
 from prefect_ray_worker.config.variables import FORM_ORDER
+from tests.forks import Forks
 
 
 @ray_job("any-pool", ["config.yaml"], entrypoint_num_cpus=1)
@@ -47,12 +46,11 @@ def test_launcher_is_refused_by_name() -> None:
         ray_job("any-pool", **options)
 
 
-def test_decorating_imports_no_worker_and_no_ray() -> None:
+def test_decorating_imports_no_worker_and_no_ray(forks: Forks) -> None:
     script = (
         "import sys\nfrom prefect import flow\nfrom prefect_ray_worker import ray_job\n"
         "@ray_job('pool')\n@flow\ndef train(): ...\n"
         "print([m for m in ('ray', 'prefect_ray_worker.worker', 'prefect_ray_worker.config')"
         " if m in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    assert forks.run(script)[0].strip() == "[]"

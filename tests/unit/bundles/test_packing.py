@@ -5,8 +5,6 @@ import enum
 import io
 import json
 import re
-import subprocess
-import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -22,6 +20,7 @@ from prefect.blocks.system import Secret
 from prefect_ray_worker.bundles import content
 from prefect_ray_worker.bundles.packing import pack, split_parameters
 from prefect_ray_worker.errors import BundleRefused, Unpicklable
+from tests.forks import Forks
 
 
 class Shape(pydantic.BaseModel):
@@ -145,17 +144,15 @@ PROJECT = {
 }
 
 
-def test_modules_travel_as_files_with_what_they_import_later(tmp_path: Path) -> None:
+def test_modules_travel_as_files_with_what_they_import_later(
+    tmp_path: Path, forks: Forks
+) -> None:
     """A global that is a lock, and an import inside the flow, did not survive Prefect's way."""
     for name, text in PROJECT.items():
         path = tmp_path / "project" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    said = subprocess.run(
-        [sys.executable, "run.py"], cwd=tmp_path / "project", capture_output=True, text=True
-    )
-    assert said.returncode == 0, said.stderr
-    packed = bytes.fromhex(said.stdout.strip())
+    packed = bytes.fromhex(forks.run_script(tmp_path / "project", "run.py").strip())
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         names = archive.namelist()
         manifest = json.loads(archive.read("manifest.json"))
@@ -164,7 +161,7 @@ def test_modules_travel_as_files_with_what_they_import_later(tmp_path: Path) -> 
         "files/pkg/never_loaded.py", "files/outside-0/lazily.py",
     }  # fmt: skip
     assert manifest["folder"] == "pkg"
-    assert run_on_a_node(tmp_path, packed) == "3"
+    assert run_on_a_node(forks, tmp_path, packed) == "3"
 
 
 SCRIPT = {
@@ -187,21 +184,19 @@ SCRIPT = {
 
 
 @pytest.mark.parametrize(("times", "name"), [("1", "script"), ("2", "__prefect_loader_")])
-def test_flow_that_prefect_has_loaded_from_a_script(tmp_path: Path, times: str, name: str) -> None:
+def test_flow_that_prefect_has_loaded_from_a_script(
+    tmp_path: Path, forks: Forks, times: str, name: str
+) -> None:
     """So a driver has loaded the flow of a deployment, which may call others."""
     (tmp_path / "laptop").mkdir()
     for file, text in SCRIPT.items():
         (tmp_path / "laptop" / file).write_text(text)
-    said = subprocess.run(
-        [sys.executable, "pack.py", times], cwd=tmp_path / "laptop", capture_output=True, text=True
-    )
-    assert said.returncode == 0, said.stderr
-    module, packed = said.stdout.split()
+    module, packed = forks.run_script(tmp_path / "laptop", "pack.py", times).split()
     assert module.startswith(name)
-    assert run_on_a_node(tmp_path, bytes.fromhex(packed)) == "(42, 'Own')"
+    assert run_on_a_node(forks, tmp_path, bytes.fromhex(packed)) == "(42, 'Own')"
 
 
-def run_on_a_node(folder: Path, packed: bytes) -> str:
+def run_on_a_node(forks: Forks, folder: Path, packed: bytes) -> str:
     """Unpack a bundle in a process of its own, run its flow, and return what that returned."""
     (folder / "node").mkdir()
     (folder / "bundle").write_bytes(packed)
@@ -211,11 +206,7 @@ def run_on_a_node(folder: Path, packed: bytes) -> str:
         "sys.path[:0] = b.paths\n"
         "print(content.unpickle(b).fn())"
     )
-    said = subprocess.run(
-        [sys.executable, "-c", run], cwd=folder / "node", capture_output=True, text=True
-    )
-    assert said.returncode == 0, said.stderr
-    return said.stdout.strip()
+    return forks.run(run, folder / "node")[0].strip()
 
 
 def test_nothing_of_the_settings_is_in_a_bundle(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
-from prefect.client.orchestration import PrefectClient
 
 from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.existing import ExistingClusters, cluster_at, warn_of_local_api
@@ -19,6 +18,7 @@ from prefect_ray_worker.worker import RayWorker
 from tests.fake_ray import FakeRay, Fault, Kind
 from tests.ports import free_port
 from tests.unit.clusters import Heard
+from tests.unit.config import CLIENT
 
 JOB = "http://job:8265"
 BLOCK = "http://block:8265"
@@ -36,8 +36,7 @@ async def greeting(setting: str | None, directory: Path, **defaults: object) -> 
     for name, value in defaults.items():
         template["variables"]["properties"][name]["default"] = value
     told: list[str] = []
-    client = PrefectClient("http://127.0.0.1:9/api")  # never asked: nothing refers to a block
-    await sources(directory, setting).say_where_runs_go(template, client, told.append)
+    await sources(directory, setting).say_where_runs_go(template, CLIENT, told.append)
     assert len(told) <= 1
     return "".join(told)
 

@@ -3,19 +3,17 @@
 from typing import Any
 
 import pytest
-from prefect.client.orchestration import PrefectClient
 
 from prefect_ray_worker import RayWorker
 from prefect_ray_worker.config.cluster_source import over_pool_default
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration
+from tests.unit.config import CLIENT
 
 
 async def configured(**values: Any) -> RayJobConfiguration:
-    # Never connected: nothing here refers to a block or a variable of a server.
-    client = PrefectClient("http://127.0.0.1:9/api")
     template = RayWorker.get_default_base_job_template()
-    return await RayJobConfiguration.from_template_and_values(template, values, client=client)
+    return await RayJobConfiguration.from_template_and_values(template, values, client=CLIENT)
 
 
 @pytest.mark.parametrize(

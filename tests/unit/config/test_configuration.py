@@ -6,7 +6,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import Flow, FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, temporary_settings
@@ -16,15 +15,14 @@ from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
 from prefect_ray_worker.shared.environment import variables_of_run
 from prefect_ray_worker.worker import RayWorker
+from tests.unit.config import CLIENT
 
 TEMPLATE = RayWorker.get_default_base_job_template()
 SECRET = "hunter2-do-not-show"
 
 
 async def configure(**values: Any) -> RayJobConfiguration:
-    # Never connected: nothing here refers to a block or a variable of a server.
-    client = PrefectClient("http://127.0.0.1:9/api")
-    return await RayJobConfiguration.from_template_and_values(TEMPLATE, values, client=client)
+    return await RayJobConfiguration.from_template_and_values(TEMPLATE, values, client=CLIENT)
 
 
 def prepared(configuration: RayJobConfiguration, name: str = "quiet-owl") -> JobSubmitRequest:
@@ -161,19 +159,17 @@ async def test_bad_input_names_variable_value_and_way_out(name: str) -> None:
 async def test_variable_that_the_pool_is_too_old_for_is_explained() -> None:
     old = json.loads(json.dumps(TEMPLATE))
     del old["variables"]["properties"]["run_timeout_seconds"]
-    client = PrefectClient("http://127.0.0.1:9/api")
     with pytest.raises(InvalidConfiguration, match="base job template is older"):
         await RayJobConfiguration.from_template_and_values(
-            old, {"run_timeout_seconds": 5}, client=client
+            old, {"run_timeout_seconds": 5}, client=CLIENT
         )
 
 
 async def test_template_key_that_nobody_reads_is_refused() -> None:
     edited = json.loads(json.dumps(TEMPLATE))
     edited["job_configuration"]["adress"] = "http://head:8265"
-    client = PrefectClient("http://127.0.0.1:9/api")
     with pytest.raises(InvalidConfiguration, match=r"'adress'.*base job template"):
-        await RayJobConfiguration.from_template_and_values(edited, {}, client=client)
+        await RayJobConfiguration.from_template_and_values(edited, {}, client=CLIENT)
 
 
 async def test_oversized_entrypoint_is_refused() -> None:

@@ -5,7 +5,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from prefect.client.orchestration import PrefectClient
 
 from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.config.configuration import RayJobConfiguration
@@ -13,6 +12,7 @@ from prefect_ray_worker.config.origin import FOLDER_SETTING, ClusterOrigin
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.worker import RayWorker
+from tests.unit.config import CLIENT
 
 OURS = "http://ours:8265"
 ATTACKER = "http://attacker:8265"
@@ -40,7 +40,7 @@ async def connection_of(
 ) -> Connection:
     """How the worker would reach a run's cluster."""
     configuration = await RayJobConfiguration.from_template_and_values(
-        template(**pool), values, client=PrefectClient("http://127.0.0.1:9/api")
+        template(**pool), values, client=CLIENT
     )
     cluster = await ClusterSources.of_worker(Path("/nowhere"), setting).find(configuration)
     assert cluster is not None

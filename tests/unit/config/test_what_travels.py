@@ -7,7 +7,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import Flow, FlowRun
 from prefect.settings.context import get_current_settings, temporary_settings
 from prefect.settings.legacy import _get_settings_fields
@@ -17,10 +16,9 @@ from prefect_ray_worker.config.secrets import NO_SECRETS, TRAVELS, Delivery, war
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.prefect_api.compat import setting_of_variable
 from prefect_ray_worker.worker import RayWorker
+from tests.unit.config import CLIENT
 
 TEMPLATE = RayWorker.get_default_base_job_template()
-# Never connected, and made before a test sets a file of authorities that is not there.
-CLIENT = PrefectClient("http://127.0.0.1:9/api")
 
 
 @contextmanager

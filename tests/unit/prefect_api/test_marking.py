@@ -1,14 +1,12 @@
 """Which lines of a driver's console are marked, and how: in an interpreter of its own."""
 
-import json
-import subprocess
-import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from prefect_ray_worker.shared.log_marks import Mark, find_mark, mark, seal_of
+from tests.forks import Forks
 
 NOW_MS = 1_767_225_600_123
 SEAL = seal_of("0123456789ab")
@@ -29,53 +27,18 @@ set_api_log_sink(lambda log: sent.append(log["message"]))
 run = {"flow_run_id": "2a672563-cf8a-4e9b-a5d1-000000000001", "flow_run_name": "ox"}
 flow_logger = logging.getLogger("prefect.flow_runs")
 """
-# Imports once, and forks for each body that it reads.
-FORKS = """
-import json, os, tempfile
-for body in sys.stdin:
-    files = [tempfile.TemporaryFile("w+") for _ in range(2)]
-    child = os.fork()
-    if not child:
-        for number, file in enumerate(files, start=1):
-            os.dup2(file.fileno(), number)
-        code = 1
-        try:
-            exec(json.loads(body), globals())
-            code = 0
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    _, status = os.waitpid(child, 0)
-    for file in files:
-        file.seek(0)
-    print(json.dumps([status, *(file.read() for file in files)]), flush=True)
-"""
 LinesOf = Callable[[str], list[str]]
 
 
-@pytest.fixture(scope="module")
-def lines_of() -> Iterator[LinesOf]:
+@pytest.fixture
+def lines_of(forks: Forks) -> LinesOf:
     """A function that runs code in an interpreter of its own, and returns what it prints."""
-    with subprocess.Popen(
-        [sys.executable, "-c", PREAMBLE + FORKS],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
 
-        def run(body: str) -> list[str]:
-            print(json.dumps(textwrap.dedent(body)), file=process.stdin, flush=True)
-            status, out, err = json.loads(process.stdout.readline())
-            assert status == 0, err
-            return [*out.splitlines(), *err.splitlines()]
+    def run(body: str) -> list[str]:
+        out, err = forks.run(PREAMBLE + textwrap.dedent(body))
+        return [*out.splitlines(), *err.splitlines()]
 
-        yield run
-        process.stdin.close()
+    return run
 
 
 def marks_of(lines: list[str]) -> list[tuple[bool, int] | None]:
@@ -171,7 +134,7 @@ def test_marks_of_a_driver_that_is_older_than_seals_are_found() -> None:
     assert find_mark(line, seal="", now_ms=NOW_MS) == ("", Mark(True, 20, NOW_MS), "text")
 
 
-def test_a_process_of_ray_announces_that_it_marks_its_lines() -> None:
+def test_a_process_of_ray_announces_that_it_marks_its_lines(forks: Forks) -> None:
     """On both streams, which Ray forwards apart, and in words that Ray does not call repeated."""
     script = """
     from prefect_ray_worker.prefect_api import marking
@@ -180,11 +143,7 @@ def test_a_process_of_ray_announces_that_it_marks_its_lines() -> None:
         marking.install_in_ray_process(seal)
     assert marking.present_seal() == seal
     """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
-    )
-    assert result.returncode == 0, result.stderr
-    (out,), (err,) = result.stdout.splitlines(), result.stderr.splitlines()
+    (out,), (err,) = map(str.splitlines, forks.run(textwrap.dedent(script)))
     assert marks_of([out, err]) == [(True, 10), (True, 10)]
     words = [line.rpartition("(")[2] for line in (out, err)]
     assert words[0] != words[1]

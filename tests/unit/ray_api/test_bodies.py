@@ -5,6 +5,7 @@ import gzip
 import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 
 import pytest
 
@@ -22,8 +23,6 @@ from prefect_ray_worker.ray_api.models import JobSubmitRequest
 
 REQUEST = JobSubmitRequest(entrypoint="true", submission_id="a", runtime_env={}, metadata={})
 MIB = 1024 * 1024
-# 300 MiB of spaces, in 300 KB.
-BOMB = gzip.compress(b" " * 300 * MIB, compresslevel=9)
 
 Ask = Callable[[JobsClient], Awaitable[object]]
 ENDPOINTS: dict[str, Ask] = {
@@ -36,6 +35,12 @@ ENDPOINTS: dict[str, Ask] = {
     "package": lambda client: client.has_package("p"),
     "submit": lambda client: client.submit(REQUEST),
 }
+
+
+@cache
+def bomb() -> bytes:
+    """Return 300 MiB of spaces in 300 KB, which takes a second to make."""
+    return gzip.compress(b" " * 300 * MIB, compresslevel=9)
 
 
 @asynccontextmanager
@@ -70,9 +75,9 @@ def peak_mib() -> int:
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 async def test_a_compressed_answer_does_not_grow_in_memory(endpoint: str, status: bytes) -> None:
     """204 KB of gzip grew the worker to 471 MB."""
-    before = peak_mib()
+    body, before = bomb(), peak_mib()
     head = status + b"\r\nContent-Type: application/json\r\nContent-Encoding: gzip"
-    async with answering(head, BOMB) as address, JobsClient(Connection(address)) as client:
+    async with answering(head, body) as address, JobsClient(Connection(address)) as client:
         with pytest.raises((ClusterUnreachable, AmbiguousError)):
             await ENDPOINTS[endpoint](client)
     assert peak_mib() - before < 60
@@ -120,8 +125,8 @@ async def test_deep_json_is_an_answer_that_is_not_ray_s() -> None:
 @pytest.mark.parametrize("status", [b"200 OK", b"206 Partial Content", b"500 Error"])
 async def test_compressed_logs_are_not_taken(way: str, status: bytes) -> None:
     head = status + b"\r\nContent-Encoding: gzip\r\nContent-Range: bytes 0-9/10"
-    before = peak_mib()
-    async with answering(head, BOMB) as address, LogsClient(Connection(address)) as client:
+    body, before = bomb(), peak_mib()
+    async with answering(head, body) as address, LogsClient(Connection(address)) as client:
         asked = (
             client.from_agent(address, "x.log", start=0, room=100)
             if way == "agent"
