@@ -86,7 +86,7 @@ class ExistingClusters:
 
 
 async def greeting_of(connection: Connection) -> str:
-    """Return in a sentence which Ray a cluster runs, with how many nodes, or why it gives no answer.
+    """Return which Ray a cluster runs, with how many nodes, or why it cannot be used; a sentence.
 
     Args:
         connection: To the cluster of all runs that name none.

@@ -144,9 +144,7 @@ PROJECT = {
 }
 
 
-def test_modules_travel_as_files_with_what_they_import_later(
-    tmp_path: Path, forks: Forks
-) -> None:
+def test_modules_travel_as_files_with_what_they_import_later(tmp_path: Path, forks: Forks) -> None:
     """A global that is a lock, and an import inside the flow, did not survive Prefect's way."""
     for name, text in PROJECT.items():
         path = tmp_path / "project" / name
