@@ -10,10 +10,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import psutil
 import pytest
 
@@ -173,7 +173,7 @@ async def test_a_sigterm_right_after_the_fork_waits_until_it_is_handled(node: No
 async def test_a_zygote_that_is_asked_to_leave_ends_at_once(node: Node) -> None:
     """It took up to a minute, its next look."""
     zygote = await node.zygote()
-    time.sleep(0.3)  # to find it was a look at it; from now on it waits
+    await anyio.sleep(0.3)  # to find it was a look at it; from now on it waits
     zygote.terminate()
     await wait_until(lambda: has_ended(zygote), timeout=5, description="the zygote's end")
     assert node.ask("late").wait(10) == NOT_BORROWED
