@@ -95,7 +95,7 @@ async def _leave_releasing(scene: Scene) -> None:
 
 STARTING = Stage(
     "starting",
-    "the run's RayCluster is there, and its head waits for a node",
+    "the run's RayCluster exists, and its head waits for a node",
     _reach_starting,
     _leave_starting,
 )

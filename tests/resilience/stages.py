@@ -96,7 +96,7 @@ SUBMITTING = Stage(
 )
 PENDING = Stage(
     "pending",
-    "Ray has the job, and no resources for it",
+    "Ray has the job, but no resources for it",
     _reach_pending,
     _leave_pending,
 )
@@ -115,7 +115,7 @@ CANCELLING = Stage(
 )
 FINISHING = Stage(
     "finishing",
-    "the user's code has returned, Prefect has been told, and the driver is in an "
+    "the user's code has returned, Prefect has the result, and the driver is in an "
     "`on_completion` hook",
     _reach_finishing,
     _let_hooks_go,
