@@ -23,12 +23,13 @@ from tests.real_ray import TERMS
 
 CPUS = 2
 ALL = ["no-op", "async", "waits", "chain", "fan-in", "parameter"]
-# For each runner: what share of the tasks it gets, and what else it is asked for.
+# For each runner: what share of the tasks it gets, and what it is asked for.
 RUNNERS = {
-    "prefect_ray_worker": (1, ["map", "large"]),
-    "prefect_ray": (8, []),
-    "threads": (1, []),
-    "prefect_dask": (2, []),
+    "prefect_ray_worker": (1, [*ALL, "map", "large", "one for many"]),
+    "prefect_ray": (8, ALL),
+    "threads": (1, ALL),
+    "prefect_dask": (2, ALL),
+    "ray": (1, ["large"]),
 }
 _SECONDS = 1_500
 _MORE_FOR_SERVER = {"PREFECT_SERVER_API_MAX_PARAMETER_SIZE": "4000000"}
@@ -63,9 +64,9 @@ def charts(results: Results) -> list[Chart]:
 def measure(
     name: str, tasks: int, parts: list[str], env: dict[str, str], server: int
 ) -> dict[str, float] | None:
-    share, more = RUNNERS[name]
+    share, own = RUNNERS[name]
     module = "tests.benchmarks.measured.task_runners"
-    arguments = [name, str(CPUS), str(tasks // share), str(server), *(parts or [*ALL, *more])]
+    arguments = [name, str(CPUS), str(tasks // share), str(server), *(parts or own)]
     command = [sys.executable, "-m", module, *arguments]
     begun = time.monotonic()
     try:

@@ -1,9 +1,12 @@
 """Runs flows with one task runner, and prints what they took.
 
 python -m tests.benchmarks.measured.task_runners <runner> <cpus> <tasks> <server's pid> <part> ...
+
+`ray` is no task runner: the same functions, as plain Ray runs them. It has the part `large` only.
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -11,12 +14,15 @@ from contextlib import suppress
 from typing import Any
 
 import psutil
-from prefect import flow, task
+from prefect import flow, task, unmapped
 from prefect.futures import wait
 
 Found = dict[str, float]
 MB = 1_000_000
-_SETTLE_SECONDS = 5
+# Both are 50 MB each: 2 GB in Ray's store, and one value.
+LARGE, MANY = 40, 300
+# The server has worked off what it has got when it uses less of a core than this share.
+_IDLE_SHARE, _IDLE_SECONDS, _MOST_SECONDS = 0.1, 2.0, 120.0
 
 
 @task
@@ -47,6 +53,11 @@ def large(x: int) -> bytes:
 
 @task
 def length(x: bytes) -> int:
+    return len(x)
+
+
+@task
+def length_of_one(_: int, x: bytes) -> int:
     return len(x)
 
 
@@ -119,9 +130,19 @@ def no_op(found: Found, count: int, _: int) -> None:
     found["no-op, tasks/s"], found["driver's CPU for a submit, ms"] = rate(
         count, lambda: [nothing.submit(i) for i in range(count)]
     )
-    time.sleep(_SETTLE_SECONDS)  # the server works off what it has got
+    settle()
     for name, seconds in cpu_seconds().items():
         found[f"CPU for a task, ms: {name}"] = (seconds - before[name]) * 1000 / count
+
+
+def settle() -> None:
+    """Wait until the server has worked off what it has got."""
+    deadline = time.monotonic() + _MOST_SECONDS
+    while time.monotonic() < deadline:
+        before = cpu_seconds()["Prefect server"]
+        time.sleep(_IDLE_SECONDS)
+        if cpu_seconds()["Prefect server"] - before < _IDLE_SHARE * _IDLE_SECONDS:
+            return
 
 
 def async_no_op(found: Found, count: int, _: int) -> None:
@@ -155,15 +176,61 @@ def ten_thousand(found: Found, _: int, __: int) -> None:
 
 
 def large_results(found: Found, _: int, __: int) -> None:
-    before = psutil.Process().memory_info().rss
+    def passed_on() -> int:
+        futures = [large.submit(i) for i in range(LARGE)]
+        return sum(length.map(futures).result())
+
+    passing(found, passed_on)
+
+
+def large_results_of_ray(cpus: int) -> Found:
+    """Do the same as `large_results` without a task runner."""
+    import ray
+
+    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+    make, measure = ray.remote(large.fn), ray.remote(length.fn)
+    ray.get([measure.remote(b"") for _ in range(8 * cpus)])
+    found: Found = {}
+    passing(found, lambda: sum(ray.get([measure.remote(make.remote(i)) for i in range(LARGE)])))
+    return found
+
+
+def passing(found: Found, passed_on: Callable[[], int]) -> None:
+    rss, cpu = psutil.Process().memory_info().rss, cpu_seconds()
     begun = time.perf_counter()
-    futures = [large.submit(i) for i in range(100)]
-    lengths = length.map(futures)
-    wait(futures)
-    assert sum(lengths.result()) == 100 * 50 * MB
-    found["100 x 50 MB passed on, s"] = time.perf_counter() - begun
-    after = psutil.Process().memory_info().rss
-    found["100 x 50 MB passed on: driver grew, MB"] = (after - before) / MB
+    assert passed_on() == LARGE * 50 * MB
+    title = f"{LARGE} x 50 MB passed on"
+    found[f"{title}, s"] = time.perf_counter() - begun
+    used = {name: seconds - cpu[name] for name, seconds in cpu_seconds().items()}
+    used.pop("Prefect server")
+    found[f"{title}: CPU for each, ms"] = sum(used.values()) * 1000 / LARGE
+    found[f"{title}: driver grew, MB"] = (psutil.Process().memory_info().rss - rss) / MB
+
+
+def one_for_many(found: Found, _: int, __: int) -> None:
+    value = b"x" * (50 * MB)
+    length_of_one.submit(0, value).result()
+    for name, submit in (
+        ("map", lambda: length_of_one.map(range(MANY), unmapped(value))),
+        ("submit", lambda: [length_of_one.submit(i, value) for i in range(MANY)]),
+    ):
+        title = f"50 MB to each of {MANY} by `{name}`"
+        begun, cpu = time.perf_counter(), time.thread_time()
+        futures = list(submit())
+        found[f"{title}: driver's CPU, s"] = time.thread_time() - cpu
+        wait(futures)
+        found[f"{title}, s"] = time.perf_counter() - begun
+        found[f"{title}: in Ray's store, MB"] = stored()
+
+
+def stored() -> float:
+    """Return how many MB Ray's store holds."""
+    import ray
+    from ray._private.internal_api import memory_summary
+
+    said = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
+    found = re.search(r"Plasma memory usage (\d+) MiB", said)
+    return float(found.group(1)) * 1024**2 / MB if found else float("nan")
 
 
 PARTS = {
@@ -174,6 +241,7 @@ PARTS = {
     "fan-in": fan_in,
     "map": ten_thousand,
     "large": large_results,
+    "one for many": one_for_many,
 }
 
 
@@ -204,4 +272,11 @@ def measure(name: str, cpus: int, count: int, parts: list[str]) -> Found:
 
 if __name__ == "__main__":
     runner, cpus, tasks, _, *asked = sys.argv[1:]
-    print(json.dumps(measure(runner, int(cpus), int(tasks), asked)))
+    is_ray = runner == "ray"
+    print(
+        json.dumps(
+            large_results_of_ray(int(cpus))
+            if is_ray
+            else measure(runner, int(cpus), int(tasks), asked)
+        )
+    )
