@@ -364,6 +364,28 @@ def replace_event_of_waits(event: "type[threading.Event]") -> None:
     setattr(futures, "threading", Threading())  # noqa: B010 (it is of another type)
 
 
+def skip_unread_cache_keys() -> None:
+    """Compute no cache key for a task that has no cache policy and persists nothing.
+
+    Prefect (3.8.8) gives such a task the policy `DEFAULT` and computes its key, a JSON or a pickle
+    of all parameters with a hash over it: 0.3 s for 50 MB. Only a persisted result could ever be
+    found by the key. A task with `persist_result=False` has none either.
+    """
+    from prefect.cache_policies import DEFAULT
+    from prefect.context import TaskRunContext
+    from prefect.task_engine import BaseTaskRunEngine
+
+    compute = BaseTaskRunEngine.compute_transaction_key
+
+    def compute_if_read(self: "BaseTaskRunEngine[Any, Any]") -> str | None:
+        context = TaskRunContext.get()
+        if context and not context.persist_result and self.task.cache_policy == DEFAULT:
+            return None
+        return compute(self)
+
+    BaseTaskRunEngine.compute_transaction_key = compute_if_read
+
+
 def saved_block_id(block: object) -> UUID | None:
     """Return the id of the document that a block was saved as, or None (3.8.8)."""
     return getattr(block, "_block_document_id", None)

@@ -18,9 +18,6 @@ from prefect.utilities.annotations import BaseAnnotation
 from prefect_ray_worker.errors import Unpicklable
 from prefect_ray_worker.task_runner.pickling import Packed, Packer, digest_of, pack
 
-# Ray (2.60) sends smaller arguments along with a task, and puts larger ones into its store.
-_LARGE_BYTES = 100 * 1024
-
 
 @dataclass(frozen=True, eq=False)
 class StoredValue:
@@ -89,10 +86,10 @@ class ParameterPickler:
             packer, parts = self._begin(unchanged, values)
             parts += [self._kept(packer.pack(values[n])) for n in names[len(unchanged) :]]
         whole = packer.pack(parameters)
-        if not large and not _is_large(whole):
+        if not large and not whole.is_large:
             return (whole,)
         values = {n: _unwrapped(v) for n, v in parameters.items()}
-        if _is_large(whole):
+        if whole.is_large:
             names += [n for n in values if n not in names]
             packer = Packer()
             parts = [self._kept(packer.pack(values[n])) for n in names]
@@ -120,7 +117,7 @@ class ParameterPickler:
 
     def _kept(self, packed: Packed) -> Packed | StoredValue:
         """Put what is large into Ray's store, once: arrays, too, are now as they are."""
-        if not _is_large(packed):
+        if not packed.is_large:
             return packed
         import ray
 
@@ -134,10 +131,6 @@ class ParameterPickler:
 def _unwrapped(value: Any) -> Any:
     # `map` wraps an unmapped one anew for each submit (Prefect 3.8.8).
     return value.unwrap() if isinstance(value, BaseAnnotation) else value
-
-
-def _is_large(packed: Packed) -> bool:
-    return bool(packed.buffers) or len(packed.content) > _LARGE_BYTES
 
 
 def references(parts: ParameterParts, arguments: list[Any]) -> list[Packed | int]:

@@ -209,7 +209,7 @@ class TaskPreparer:
 
         from prefect_ray_worker.task_runner.execution import run
 
-        key = b"" if options == DEFAULTS else pack_whole(sorted(options.items())).content
+        key = b"" if options == DEFAULTS else digest_of(pack_whole(sorted(options.items())))
         if key not in self._remotes:
             try:
                 self._remotes[key] = ray.remote(**options, num_returns=_RETURNS)(run)

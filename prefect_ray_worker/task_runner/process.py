@@ -22,7 +22,11 @@ from prefect.logging.handlers import set_api_log_sink
 from prefect.results import ResultStore
 from prefect.tasks import Task
 
-from prefect_ray_worker.prefect_api.compat import serve_no_client_metrics, tap_events
+from prefect_ray_worker.prefect_api.compat import (
+    serve_no_client_metrics,
+    skip_unread_cache_keys,
+    tap_events,
+)
 from prefect_ray_worker.prefect_api.marking import install_in_ray_process
 from prefect_ray_worker.task_runner import modules
 from prefect_ray_worker.task_runner.call import FlowContext
@@ -73,8 +77,7 @@ class TaskProcess:
         """Return what this process keeps for a flow context."""
         kept = cls._kept.get(flow_context.digest)
         if kept is None:
-            collect_telemetry()
-            serve_no_client_metrics()
+            _prepare()
             OpenRefs.in_task_process()
             mark_children()
             Interrupts.install()
@@ -174,6 +177,13 @@ class _Present:
 
 
 _present = _Present()
+
+
+@cache
+def _prepare() -> None:
+    collect_telemetry()
+    serve_no_client_metrics()
+    skip_unread_cache_keys()
 
 
 @cache

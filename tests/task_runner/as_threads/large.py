@@ -15,6 +15,7 @@ class Heavy:
 
     def __init__(self, content: bytes) -> None:
         self.content = content
+        self.pickled_before = Heavy.pickled  # the class may come with its count
 
     def __reduce__(self) -> Any:
         Heavy.pickled += 1
@@ -29,6 +30,16 @@ def total(number: int, values: dict[str, bytes]) -> int:
 @task
 def size(number: int, value: Heavy) -> int:
     return number + len(value.content)
+
+
+@task
+def pickled_so_far(value: Heavy) -> int:
+    return Heavy.pickled - value.pickled_before
+
+
+@task(persist_result=True)
+def kept(value: bytes) -> int:
+    return len(value)
 
 
 @task
@@ -66,6 +77,17 @@ def one_for_all_of_a_map(runner: Any) -> Any:
         before = Heavy.pickled
         results = size.map(range(20), unmapped(Heavy(b"x" * MB))).result()
         return results, _costs_little(runner, Heavy.pickled - before <= 3)
+
+    return _flow(runner, body)
+
+
+def one_that_only_a_cache_would_read(runner: Any) -> Any:
+    """Prefect makes a key for each task; nothing finds a result by it that is not persisted."""
+
+    def body() -> Any:
+        pickled = pickled_so_far.submit(Heavy(b"x" * MB)).result()
+        names = [kept.submit(b"x" * MB, return_state=True).name for _ in range(2)]
+        return names, _costs_little(runner, pickled == 0)
 
     return _flow(runner, body)
 
