@@ -28,7 +28,7 @@ from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.errors import InvalidConfiguration, unwrapped
 from prefect_ray_worker.prefect_api.answers import outlast
 from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
-from prefect_ray_worker.prefect_api.compat import (
+from prefect_ray_worker.prefect_api.compat.workers import (
     exit_stack,
     read_work_pool,
     related_resources,

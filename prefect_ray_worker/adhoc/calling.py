@@ -44,7 +44,7 @@ from prefect_ray_worker.config.block import RayCluster
 from prefect_ray_worker.config.refusals import refuse_unknown
 from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.errors import BundleMissing, InvalidConfiguration, NoWorkerOnline
-from prefect_ray_worker.prefect_api.compat import saved_block_id
+from prefect_ray_worker.prefect_api.compat.settings import saved_block_id
 from prefect_ray_worker.shared.ids import AWAITING_CODE
 
 if TYPE_CHECKING:

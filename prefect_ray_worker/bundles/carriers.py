@@ -22,7 +22,7 @@ from prefect.filesystems import WritableFileSystem
 
 from prefect_ray_worker.bundles.header import BundleHeader
 from prefect_ray_worker.errors import BundleDamaged, BundleMissing, BundleRefused
-from prefect_ray_worker.prefect_api.compat import saved_block_id
+from prefect_ray_worker.prefect_api.compat.settings import saved_block_id
 from prefect_ray_worker.shared.run_rules import Patience, is_own_not_found, is_passing
 
 T = TypeVar("T")

@@ -33,7 +33,7 @@ from prefect_ray_worker.bundles.modules import (
     main_file,
 )
 from prefect_ray_worker.errors import BundleRefused, Unpicklable
-from prefect_ray_worker.prefect_api.compat import saved_block_id
+from prefect_ray_worker.prefect_api.compat.settings import saved_block_id
 from prefect_ray_worker.shared.references import unpicklable_in
 
 _OUTSIDE = "outside"

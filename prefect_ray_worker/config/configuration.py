@@ -32,7 +32,7 @@ from prefect_ray_worker.config.runtime_env import as_text, can_ship, compose
 from prefect_ray_worker.config.secrets import NO_SECRETS, Delivery
 from prefect_ray_worker.config.variables import JobName, RayFields, UserMetadata
 from prefect_ray_worker.errors import InvalidConfiguration
-from prefect_ray_worker.prefect_api.compat import setting_of_variable
+from prefect_ray_worker.prefect_api.compat.settings import setting_of_variable
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
 from prefect_ray_worker.settings import worker_settings

@@ -31,6 +31,7 @@ _IMPORTED_LATER = (
     "packaging.requirements",
     "prefect.deployments.steps.core",
     "prefect.deployments.steps.pull",
+    "prefect.runner._workspace_resolver",
     "pydantic.v1",
 )
 _COMMAND_LINE = "httpx._main"
@@ -76,7 +77,12 @@ def _imported() -> Callable[[str, str], int]:
 
         from prefect_ray_worker.driver.flow_process import run_attempt
         from prefect_ray_worker.prefect_api import marking
-        from prefect_ray_worker.prefect_api.compat import serve_client_metrics_if_possible
+        from prefect_ray_worker.prefect_api.compat.clients import (
+            serve_client_metrics_if_possible,
+            share_tls_context,
+        )
+
+    share_tls_context()
 
     def run(flow_run_id: str, attempt: str) -> int:
         hold_lifeline()
@@ -172,7 +178,7 @@ def _with_bad_setting(exc: ValueError, attempt: str) -> int:
         raise exc
     # The rest are defaults that could not be worked out because of the others.
     mistakes = [m for m in mistakes if m["type"] != "default_factory_not_called"]
-    from prefect_ray_worker.prefect_api.compat import setting_of_variable
+    from prefect_ray_worker.prefect_api.compat.settings import setting_of_variable
 
     ends = tuple({f"_{mistake['loc'][0]}".upper() for mistake in mistakes if mistake["loc"]})
     named = [

@@ -37,7 +37,7 @@ from prefect_ray_worker.driver.last_words import explained
 from prefect_ray_worker.driver.signals import Termination
 from prefect_ray_worker.driver.source import BundleSource, FlowSource, Workspace, source_of
 from prefect_ray_worker.driver.state_guard import StateGuard
-from prefect_ray_worker.prefect_api.compat import (
+from prefect_ray_worker.prefect_api.compat.flows import (
     do_not_join_heartbeats,
     drive_flow_result,
     run_metrics,

@@ -26,10 +26,8 @@ from prefect_ray_worker.driver.api import passes
 from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE
 from prefect_ray_worker.driver.signals import Termination, raise_in_thread
 from prefect_ray_worker.driver.state_guard import StateGuard, crash_with
-from prefect_ray_worker.prefect_api.compat import (
-    end_task_threads,
-    set_termination_intent,
-)
+from prefect_ray_worker.prefect_api.compat.flows import set_termination_intent
+from prefect_ray_worker.prefect_api.compat.tasks import end_task_threads
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, attempt_name, present_claim
 from prefect_ray_worker.shared.run_rules import Patience
 

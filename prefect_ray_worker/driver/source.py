@@ -36,7 +36,7 @@ from prefect_ray_worker.driver.api import (
     trouble_with_api,
 )
 from prefect_ray_worker.errors import BundleDamaged, BundleMissing, BundlePythonMismatch
-from prefect_ray_worker.prefect_api.compat import load_flow, prepare_workspace
+from prefect_ray_worker.prefect_api.compat.flows import load_flow, prepare_workspace
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
 from prefect_ray_worker.shared.ids import BUNDLE_FOLDER_VARIABLE

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from prefect.logging.handlers import APILogHandler
 
-from prefect_ray_worker.prefect_api.compat import in_process_pools
+from prefect_ray_worker.prefect_api.compat.tasks import in_process_pools
 from prefect_ray_worker.shared.log_marks import mark
 
 _SENT = "_prefect_ray_sent"

@@ -7,13 +7,12 @@ from contextvars import Context
 from functools import cache
 from typing import Any
 
-from prefect import task_engine
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Crashed
 from prefect.task_engine import run_task_async, run_task_sync
 from prefect.tasks import Task
 
-from prefect_ray_worker.prefect_api.compat import crashed_state
+from prefect_ray_worker.prefect_api.compat.tasks import crashed_state, replace_state_of_crashes
 from prefect_ray_worker.task_runner.call import Call
 from prefect_ray_worker.task_runner.inputs import fill_slots
 from prefect_ray_worker.task_runner.options import inherit
@@ -95,33 +94,24 @@ def _engine_arguments(
 def _cancel_what_is_interrupted() -> None:
     """Have the engines of this process end an interrupted task as Cancelled, without an error.
 
-    They take every interrupt for a crash, whose state they make of the exception alone, and log
-    two errors (3.8.8). With a flow that fails, its cause would be one among many.
+    Otherwise they report a crash and log two errors. With a flow that fails, its cause would be
+    one among many.
     """
-    engine: Any = task_engine
-    plain, plain_sync = engine.exception_to_crashed_state, engine.exception_to_crashed_state_sync
+    replace_state_of_crashes(_state_if_interrupted)
+    logging.getLogger("prefect.task_runs").addFilter(_is_wanted)
 
-    async def ended(exc: BaseException, *arguments: Any, **options: Any) -> State[Any]:
-        if Interrupts.has_hit:
-            return Cancelled(message=INTERRUPTED)
-        return await plain(exc, *arguments, **options)
 
-    def ended_sync(exc: BaseException, *arguments: Any, **options: Any) -> State[Any]:
-        if Interrupts.has_hit:
-            return Cancelled(message=INTERRUPTED)
-        return plain_sync(exc, *arguments, **options)
+def _state_if_interrupted() -> State[Any] | None:
+    return Cancelled(message=INTERRUPTED) if Interrupts.has_hit else None
 
-    def is_wanted(record: logging.LogRecord) -> bool:
-        if Interrupts.has_hit and record.levelno == logging.ERROR:
-            if record.msg == f"Crash detected! {INTERRUPTED}":
-                return False
-            if str(record.msg).startswith("Finished in state Cancelled("):
-                record.levelno, record.levelname = logging.INFO, "INFO"
-        return True
 
-    engine.exception_to_crashed_state = ended
-    engine.exception_to_crashed_state_sync = ended_sync
-    logging.getLogger("prefect.task_runs").addFilter(is_wanted)
+def _is_wanted(record: logging.LogRecord) -> bool:
+    if Interrupts.has_hit and record.levelno == logging.ERROR:
+        if record.msg == f"Crash detected! {INTERRUPTED}":
+            return False
+        if str(record.msg).startswith("Finished in state Cancelled("):
+            record.levelno, record.levelname = logging.INFO, "INFO"
+    return True
 
 
 def _crashed(exc: BaseException) -> State[Any]:

@@ -14,7 +14,7 @@ from prefect.logging import get_logger
 from prefect.states import Crashed
 from prefect.utilities.engine import link_state_to_task_run_result
 
-from prefect_ray_worker.prefect_api.compat import raise_if_suspended
+from prefect_ray_worker.prefect_api.compat.flows import raise_if_suspended
 from prefect_ray_worker.task_runner.pickling import unpack
 from prefect_ray_worker.task_runner.task_end import RemoteRecord, TaskEnd, describe
 from prefect_ray_worker.task_runner.waiting import OpenRefs, wait_yielding

@@ -22,11 +22,9 @@ from prefect.logging.handlers import set_api_log_sink
 from prefect.results import ResultStore
 from prefect.tasks import Task
 
-from prefect_ray_worker.prefect_api.compat import (
-    serve_no_client_metrics,
-    skip_unread_cache_keys,
-    tap_events,
-)
+from prefect_ray_worker.prefect_api.compat.clients import serve_no_client_metrics, share_tls_context
+from prefect_ray_worker.prefect_api.compat.events import tap_events
+from prefect_ray_worker.prefect_api.compat.tasks import skip_unread_cache_keys
 from prefect_ray_worker.prefect_api.marking import install_in_ray_process
 from prefect_ray_worker.task_runner import modules
 from prefect_ray_worker.task_runner.call import FlowContext
@@ -183,6 +181,7 @@ _present = _Present()
 def _prepare() -> None:
     collect_telemetry()
     serve_no_client_metrics()
+    share_tls_context()
     skip_unread_cache_keys()
 
 

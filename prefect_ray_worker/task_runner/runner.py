@@ -14,7 +14,8 @@ from prefect.tasks import Task
 from prefect.transactions import get_transaction
 
 from prefect_ray_worker.errors import RayShutDown, TransactionAround
-from prefect_ray_worker.prefect_api.compat import await_events_sent, new_run_id
+from prefect_ray_worker.prefect_api.compat.events import await_events_sent
+from prefect_ray_worker.prefect_api.compat.tasks import new_run_id
 from prefect_ray_worker.task_runner import code, modules, session
 from prefect_ray_worker.task_runner.context import ContextPickler
 from prefect_ray_worker.task_runner.dispatcher import Dispatcher

@@ -20,7 +20,7 @@ from prefect.context import SettingsContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_logger
 
-from prefect_ray_worker.prefect_api.compat import send_event_by_websocket
+from prefect_ray_worker.prefect_api.compat.events import send_event_by_websocket
 from prefect_ray_worker.shared.run_rules import is_not_taken
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from prefect_ray_worker.prefect_api.compat import replace_event_of_waits
+from prefect_ray_worker.prefect_api.compat.tasks import replace_event_of_waits
 
 # `ray.wait` takes longer with more of them, and those submitted first tend to end first.
 _MOST_REFS = 32

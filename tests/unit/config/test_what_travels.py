@@ -14,7 +14,7 @@ from prefect.settings.legacy import _get_settings_fields
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import NO_SECRETS, TRAVELS, Delivery, warnings_of
 from prefect_ray_worker.errors import InvalidConfiguration
-from prefect_ray_worker.prefect_api.compat import setting_of_variable
+from prefect_ray_worker.prefect_api.compat.settings import setting_of_variable
 from prefect_ray_worker.worker import RayWorker
 from tests.unit.config import CLIENT
 

@@ -1,0 +1,64 @@
+"""Private names of `BaseWorker`."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+    from logging import Logger, LoggerAdapter
+
+    from anyio.abc import TaskGroup
+    from prefect.events import RelatedResource
+    from prefect.workers.base import BaseJobConfiguration, BaseWorker
+
+
+def exit_stack(worker: "BaseWorker[Any, Any, Any]") -> "AsyncExitStack":
+    """Return the stack that `BaseWorker.setup` fills and `teardown` exits (3.8.8).
+
+    A context entered before `super().setup()` outlives the worker's runs; no hook allows this.
+    """
+    return worker._exit_stack  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def runs_task_group(worker: "BaseWorker[Any, Any, Any]") -> "TaskGroup":
+    """Return the task group of the worker's runs, which `teardown` waits for (3.8.8).
+
+    Tasks in this group can use Prefect's client until they end. A task group of our own could not
+    exit after the runs end and before the client closes.
+    """
+    group = worker._runs_task_group  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    if group is None:
+        raise RuntimeError("Set up the worker first.")
+    return group
+
+
+async def read_work_pool(worker: "BaseWorker[Any, Any, Any]") -> None:
+    """Load a worker's pool without a heartbeat, which would mark the worker online (3.8.8)."""
+    pool = await worker.client.read_work_pool(worker._work_pool_name)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    worker._record_work_pool_snapshot(pool)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def worker_logger(worker: "BaseWorker[Any, Any, Any]") -> "Logger | LoggerAdapter[Logger]":
+    """Return the worker's own logger, which also logs to its page in the UI (3.8.8)."""
+    return worker._logger  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def work_queues(worker: "BaseWorker[Any, Any, Any]") -> frozenset[str]:
+    """Return the queues that a worker polls; an empty set means all of its pool (3.8.8)."""
+    return frozenset(worker._work_queues)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def related_resources(
+    worker: "BaseWorker[Any, Any, Any]", configuration: "BaseJobConfiguration"
+) -> "list[RelatedResource]":
+    """Return the run, flow, tags, pool, worker and so on that Prefect's events name (3.8.8)."""
+    return worker._event_related_resources(configuration, include_self=True)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+OVERRIDDEN = (
+    "_initiate_run",
+    "_submit_scheduled_flow_runs",
+    "_documentation_url",
+    "_logo_url",
+    "_description",
+)
+"""Private members of `BaseWorker` (3.8.8) that `RayWorker` overrides; no public way exists."""
