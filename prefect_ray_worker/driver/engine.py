@@ -131,8 +131,6 @@ def _prepare_environment() -> None:
     for name in _MAY_BE_EMPTY:
         if os.environ.get(name) == "":
             del os.environ[name]
-    # Without an API, Prefect would start a server of its own on the node, which knows no run.
-    os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
 
 
 @contextmanager

@@ -12,8 +12,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from prefect_ray_worker._version import __version__
-
 # Nothing that the imports of Prefect and of the driver read: the run, the job, and the devices that
 # Ray has chosen for it (`_private/accelerators`, Ray 2.60).
 _PER_RUN = re.compile(
@@ -53,7 +51,7 @@ def fingerprint_of_process(raylet: int, environment: Mapping[str, str] = os.envi
         *lasting,
         str(folder),
         str((os.getuid(), os.getgid(), sys.executable, sys.version, tuple(sys.flags))),
-        f"{__file__} {__version__}",
+        __file__,
         *(_stamp(path) for path in _read_by_imports(folder, environment)),
     ]
     text = "\0".join(parts).encode(errors="surrogateescape")

@@ -64,6 +64,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2:
         print("Usage: python -m prefect_ray_worker.driver <flow run id> <attempt>", file=sys.stderr)
         return DriverExit.BAD_CALL
+    # Without an API, Prefect would start a server of its own on the node, which knows no run.
+    os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     os.environ.update(_variables_of_job(arguments[0]))
     job, guard, group = os.getppid(), os.getpid(), os.getpgrp()

@@ -2,11 +2,13 @@
 
 import ast
 import json
+import os
 import runpy
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -70,6 +72,20 @@ def test_what_says_so_can_be_read_by_old_pythons(name: str) -> None:
     # `X | None` in annotations is evaluated before 3.14, and fails before 3.10.
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.BinOp | ast.Match)
                 and isinstance(getattr(node, "op", None), ast.BitOr)]  # fmt: skip
+
+
+def test_nothing_starts_a_server_on_the_node(tmp_path: Path) -> None:
+    """The process that reports a death did, where there was no API."""
+    dies = "import os, sys\nif 'prefect_ray_worker.driver.engine' in sys.orig_argv: os.abort()\n"
+    (tmp_path / "sitecustomize.py").write_text(dies)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    environment |= {"PYTHONPATH": str(tmp_path), "PREFECT_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect_ray_worker.driver", str(uuid4()), ATTEMPT],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode
+    assert "No Prefect API URL provided" in done.stderr
 
 
 def test_the_first_process_imports_the_standard_library_alone() -> None:
