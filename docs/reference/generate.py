@@ -33,18 +33,19 @@ def job_variables() -> str:
         "# Job variables",
         _generated("the work pool's schema"),
         "Look up what you can set for a run. All variables are optional. Set them on the work pool "
-        "(its base job template), on a deployment (`job_variables`), or on a single run; "
-        "later wins. If the pool does not offer a variable, or a value cannot work, the run is "
-        "Crashed before anything is submitted, with a message that names the variable.",
+        "(its base job template), on a deployment (`job_variables`), or on a single run. A run's "
+        "value wins over a deployment's, and that over the pool's. If the pool does not offer a "
+        "variable, or a value cannot work, the run is Crashed before anything is submitted, with a "
+        "message that names the variable.",
         *(_variable(name, field, definitions) for name, field in schema["properties"].items()),
         "## The fields of `runtime_env`",
-        "Any other key that Ray knows is passed on unchanged.",
+        "The worker passes on any other key that Ray knows.",
         _table(definitions["RuntimeEnv"], definitions),
         "### `runtime_env.config`",
         _table(definitions["RuntimeEnvConfig"], definitions),
         "## The fields of `kuberay`",
-        "A deployment, or a run, can set single fields and keeps the others of the pool: "
-        "`kuberay.image`, or a mapping with some of them. "
+        "A deployment or a run can set single fields, with `kuberay.image` or with a mapping of "
+        "some fields, and keeps the pool's other fields. "
         "[A cluster for each run](../how-to/cluster-per-run.md) shows how.",
         _table(definitions["KubeRay"], definitions),
         "### `kuberay.head`",
@@ -52,9 +53,9 @@ def job_variables() -> str:
         "### An entry of `kuberay.workers`",
         _table(definitions["KubeRayWorkerGroup"], definitions),
         "## The fields of `cluster_source`",
-        "`type` (required), `start_timeout_seconds`, `keep_failed_seconds`, and the fields of the "
-        "source itself. Deployments and runs can set single fields, as for `kuberay`. "
-        "[Write a source of clusters](../how-to/write-a-source-of-clusters.md).",
+        "The fields are `type` (required), `start_timeout_seconds`, `keep_failed_seconds`, and "
+        "those of the source itself. Deployments and runs can set single fields, as for "
+        "`kuberay`: [Write a source of clusters](../how-to/write-a-source-of-clusters.md).",
         "## The `RayCluster` block",
         "Create it in the UI (Blocks, Ray Cluster) or from Python; the variable `cluster` uses it.",
         _table(definitions["RayCluster"], definitions),
@@ -77,10 +78,10 @@ def settings() -> str:
         "[job variable](job-variables.md).",
         "\n".join(["| variable | default | what |", "|---|---|---|", *rows]),
         "## What travels to a job",
-        "A job gets these of the worker's Prefect settings, if they are set for the worker. No "
-        "other setting travels. What the job sets itself, in `env` or `runtime_env.env_vars`, "
-        "wins, under each of a setting's names; `null` in `env` keeps a setting from the job. "
-        "How secrets travel: [Credentials](../how-to/credentials.md).",
+        "The worker sends these of its Prefect settings to a job, if they are set, and no others. "
+        "If the job sets one of them in `env` or `runtime_env.env_vars`, under any of its names, "
+        "the job's value wins; `null` in `env` removes the setting. "
+        "[Credentials](../how-to/credentials.md) explains how secrets reach a job.",
         "\n".join(
             ["| setting | why |", "|---|---|", *(f"| `{k}` | {v} |" for k, v in TRAVELS.items())]
         ),
@@ -112,41 +113,43 @@ def events() -> str:
     parts = [
         "# Events",
         _generated("prefect_ray_worker/prefect_api/events.py and cluster_events.py"),
-        "React to what happens to a job, or to a cluster that the worker makes, with automations "
+        "React to what happens to a job, or to a cluster that the worker creates, with automations "
         "or in the event feed. The worker sends "
         "an event when it notices the change, through Prefect's own sender, in the background. It "
-        "sends each event once, also after a restart. If the API is down for long, some events are "
+        "sends each event once, even after a restart. If the API is down for long, some events are "
         "lost, so use them only where a lost event does no harm. "
         "[Debug a run](../how-to/debug-a-run.md) has an automation.",
         "## Jobs",
         "\n".join(["| event | meaning | time of the event |", "|---|---|---|", *names]),
-        "The events that end a job come when its run is settled: an automation finds the run in "
-        "its final state. A job that starts and ends between two polls has no `running`.",
+        "The events that end a job come after its run is settled, so an automation finds the run "
+        "in its final state. A job that starts and ends between two polls has no `running`.",
         "### Labels of the resource",
-        "The resource is `prefect.ray.job.<submission id>`. It has the name of the job: the job "
-        "variable `name`, else the flow run's name. Unknown labels are left out.",
+        "The resource is `prefect.ray.job.<submission id>`. Its name is the job variable `name`, "
+        "else the flow run's name. Labels whose value is unknown are left out.",
         "\n".join(["| label | meaning |", "|---|---|", *labels]),
         "### Related resources",
-        "The same as for Prefect's own workers, in the same roles: `flow-run`, `flow`, "
+        "They are the same as for Prefect's own workers, in the same roles: `flow-run`, `flow`, "
         "`deployment`, `work-pool`, `worker` and `tag`.",
         "### Payload",
-        "`message`: on an event that ends a job, the message of the run's state.",
+        "An event that ends a job has the message of the run's state as `message`.",
         "### Ids",
         "An event's id derives from the submission id and the event's name. `follows` names the "
         "previous event, unless that is more than 5 minutes older: Prefect would delay the event.",
         "## Clusters",
-        "For clusters that the worker makes, with the job variable `kuberay` or `cluster_source`.",
+        "The worker sends these events for clusters that it creates, with the job variable "
+        "`kuberay` or `cluster_source`.",
         "\n".join(["| event | meaning |", "|---|---|", *clusters]),
         "The resource is `prefect.ray.cluster.<uid>`, with the uid of the RayCluster. Before the "
-        "cluster exists (`requested`, and `failed` if it cannot be created) an id that follows "
-        "from its name stands in: match the label `prefect.ray.cluster` to get all of them.",
+        "cluster exists (`requested`, and `failed` if it cannot be created), the resource has an "
+        "id derived from the cluster's name. To get all events of a cluster, match the label "
+        "`prefect.ray.cluster`.",
         "\n".join(["| label | meaning |", "|---|---|", *cluster_labels]),
-        "Related resources: the work pool, the worker, and the flow run that the cluster is for; "
-        "up to `ready` also its flow, deployment and tags. `message` in the payload: the reason, "
-        "on `failed`, `deleting` and `stuck`. Ids derive from the resource and the event's name; "
-        "for `joined` also from the job.",
-        "The time of an event is when the worker noticed it. If every worker ends while a cluster "
-        "is being deleted, its `gone` is never sent.",
+        "The related resources are the work pool, the worker, and the flow run that the cluster is "
+        "for; up to `ready` also its flow, deployment and tags. The payload of `failed`, "
+        "`deleting` and `stuck` has the reason as `message`. Ids derive from the resource and the "
+        "event's name; for `joined` also from the job.",
+        "The time of an event is when the worker noticed the change. If every worker ends while a "
+        "cluster is being deleted, its `gone` is never sent.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -172,7 +175,7 @@ def metrics() -> str:
         "\n".join(["| metric | type | labels | meaning |", "|---|---|---|---|", *rows]),
         "Alert on `prefect_ray_poll_age_seconds` above a minute (a cluster does not answer) and on "
         "an unusual rate of `prefect_ray_crashes_total` or `prefect_ray_clusters_failed_total`. "
-        "For a single job or cluster there are [events](events.md).",
+        "For a single job or cluster use [events](events.md).",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -191,18 +194,20 @@ def cli() -> str:
         "`prefect worker start --pool <pool> --type ray`.",
         *(_command(name) for name in ("doctor", "status", "logs", "sweep")),
         "### Checks",
-        "In this order. A check is not run if one that it needs failed.",
+        "The doctor runs these checks in this order. It skips a check if an earlier check that it "
+        "needs has failed.",
         "\n".join(["| subject | question |", "|---|---|", *subjects]),
-        "For a pool with the job variable `kuberay` these follow `target`, and no others: its "
-        "clusters are made for runs.",
+        "For a pool with the job variable `kuberay`, only these checks follow `target`, because "
+        "its clusters are created for runs.",
         "\n".join(["| subject | question |", "|---|---|", *of_kuberay]),
-        "For a pool with `cluster_source`:",
+        "For a pool with `cluster_source`, only these checks follow `target`:",
         "\n".join(["| subject | question |", "|---|---|", *of_source]),
         "### Outcomes",
         "\n".join(["| grade | meaning |", "|---|---|", *grades]),
         "### `--json`",
-        "An object with `ok` (true if no check failed) and `checks`: each with `subject`, `grade`, "
-        "`says` and `advice`. The names are stable; a release can add subjects.",
+        "The output is an object with `ok` (true if no check failed) and `checks`, each with "
+        "`subject`, `grade`, `says` and `advice`. The names are stable; a release can add "
+        "subjects.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -249,13 +254,14 @@ def compatibility() -> str:
     parts = [
         "# Versions",
         _generated("tests/compat/measured.json"),
-        f"See which versions were tested together. Declared: Python {declared['requires-python']}, "
-        f"{', '.join(f'`{dependency}`' for dependency in wanted)}. For the worker, this is what it "
-        "is installed with; the cluster's Ray can differ.",
-        "`make compat` installs the built wheel in a fresh environment for each line, starts that "
+        "See which versions were tested together. The package requires Python "
+        f"{declared['requires-python']}, "
+        f"{' and '.join(f'`{dependency}`' for dependency in wanted)} where the worker runs. The "
+        "cluster's Ray can differ.",
+        "For each line, `make compat` installs the built wheel in a fresh environment, starts that "
         "Ray and a server of that Prefect, and runs the core of the end-to-end tests: deployments, "
-        "cancelling, shipping the driver, `RayTaskRunner`; for the newest Ray, also what its Jobs "
-        "API answers.",
+        "cancelling, sending the driver, `RayTaskRunner`, and for the newest Ray also the answers "
+        "of its Jobs API.",
         "\n".join(["| Python | Ray | Prefect | end-to-end tests |", "|---|---|---|---|", *rows]),
         "The whole suite runs with the versions in `constraints.txt`.",
     ]

@@ -32,11 +32,11 @@ async def doctor(
 ) -> int:
     """Check that a Ray cluster can run a work pool's flows.
 
-    It reaches the cluster, uploads the driver, runs a small job and checks from there Python, Ray,
-    Prefect, its API, other nodes and the clocks. It prints one line for each check and leaves
-    nothing behind. Run it on the worker's machine, with the worker's environment.
+    It connects to the cluster, uploads the driver and runs a small job. From inside the job it
+    checks Python, Ray, Prefect, its API, other nodes and the clocks. It prints one line for each
+    check, and removes its job. Run it on the worker's machine, with the worker's environment.
 
-    Exit code: 0 if no check failed (warnings do not count), 1 if one did, 2 for a bad call.
+    Exit code: 0 if no check failed (warnings do not count); 1 if one did; 2 for a bad call.
 
     Example: `prefect-ray-worker doctor http://ray-head:8265`
 
@@ -44,9 +44,9 @@ async def doctor(
         target: Address of a Ray dashboard, such as http://ray-head:8265, or the name of a work
             pool; by default the cluster of PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS, or the Ray that
             a worker started on this machine.
-        job_variable: Override a job variable of the pool, as for `prefect deployment run`:
-            NAME=VALUE, in short `-jv`. The value is JSON, or else text; can be repeated.
-        wait: The longest time for the probe job, its runtime environment included, in seconds.
+        job_variable: Override a job variable of the pool with NAME=VALUE, like `-jv` of
+            `prefect deployment run`. The value is JSON, or else text. Can be repeated.
+        wait: Limit for the probe job, including its runtime environment, in seconds.
         json: Print one JSON document at the end.
     """
     from prefect_ray_worker.doctor import report

@@ -28,21 +28,21 @@ async def logs(
     follow: Annotated[bool, Parameter(name=["--follow", "-f"])] = False,
     tail: Annotated[int | None, Parameter(validator=Number(gte=0))] = None,
 ) -> int:
-    """Print the log of a flow run: the lines of worker, driver and tasks in order of time.
+    """Print the log of a flow run: the lines of worker, driver and tasks, sorted by time.
 
     With `--follow` it prints each line as it arrives, until the run has ended and its log is
-    complete. The state is told on standard error, so that the output is the log and nothing else.
+    complete. It prints the run's state to standard error, so standard output has only the log.
 
-    Exit code: 0, or 1 if the followed run did not complete, 2 for a bad call, or if Prefect cannot
-    be asked.
+    Exit code: 0; 1 if the followed run did not complete; 2 for a bad call, or if Prefect cannot be
+    reached.
 
     Example: `prefect-ray-worker logs happy-otter --follow`
 
     Args:
-        run: Name or id of the flow run, or the address of its page. Of several runs with one name,
-            the latest is taken.
-        follow: Go on until the run has ended.
-        tail: Begin with so many of the last lines.
+        run: Name or id of the flow run, or the address of its page. If several runs have the name,
+            the latest one counts.
+        follow: Print new lines until the run has ended.
+        tail: Number of existing lines to print, counted from the end. Unset: all.
     """
     from prefect_ray_worker.commands.run_log import RunLog, is_complete
     from prefect_ray_worker.doctor.work_pool import open_prefect

@@ -39,19 +39,19 @@ async def status(
 ) -> int:
     """Show the workers, clusters and runs of a work pool.
 
-    Each run that is due or goes on is shown with its state, for how long it has been in it, its Ray
-    Job, and what it waits for. Nothing is changed. A cluster is asked only if the work pool, or
-    this machine's settings, name it.
+    It lists each run that is due or active, with its state and for how long it has had it, its Ray
+    Job, and what it is waiting for. It changes nothing. It sends requests only to clusters that the
+    work pool or this machine's settings name.
 
-    Exit code: 0, or 2 for a bad call, or if Prefect cannot be asked.
+    Exit code: 0; 2 for a bad call, or if Prefect cannot be reached.
 
     Example: `prefect-ray-worker status --pool research --watch`
 
     Args:
         pool: Name of the work pool.
-        watch: Show it again every two seconds, until Ctrl-C.
-        json: Print one JSON document; with `--watch`, one in each line.
-        most: The most runs to show, the oldest first; more are counted.
+        watch: Refresh every two seconds, until Ctrl-C.
+        json: Print one JSON document; with `--watch`, one on each line.
+        most: Largest number of runs to list, the oldest first. Further runs are only counted.
     """
     if not watch:
         overview = await _look(pool, most)

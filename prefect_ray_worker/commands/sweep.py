@@ -15,16 +15,17 @@ async def sweep(
     """Delete the KubeRay clusters of a work pool that no run needs any more.
 
     A worker of the pool does the same about once a minute. This command does one round and exits.
-    Run it from a CronJob for the case that no worker comes back.
+    Run it from a CronJob, in case no worker comes back.
 
-    Exit code: 0 if all was swept, 1 if Prefect or Kubernetes could not be asked, 2 for a bad call.
+    Exit code: 0 if the round is complete; 1 if Prefect or Kubernetes could not be reached; 2 for a
+    bad call.
 
     Example: `prefect-ray-worker sweep --pool research`
 
     Args:
-        pool: Name of the work pool whose runs are looked at.
-        namespace: Kubernetes namespace to sweep besides that of the pool's own `kuberay`; can be
-            repeated.
+        pool: Name of the work pool.
+        namespace: Kubernetes namespace to sweep, in addition to that of the pool's own `kuberay`.
+            Can be repeated.
     """
     from prefect_ray_worker.errors import InvalidConfiguration
     from prefect_ray_worker.runs.recovery.sweep import sweep_once

@@ -110,8 +110,8 @@ class KubeRayWorkerGroup(KubeRayNode):
         ge=1,
         title="Most pods",
         description=(
-            "Pods that there are at most. More than the fewest turns Ray's autoscaler on. Unset: "
-            "as many as the fewest. Example: 10"
+            "Largest number of pods. A value above min turns on Ray's autoscaler. Unset: the value "
+            "of min. Example: 10"
         ),
     )
 
@@ -173,8 +173,8 @@ class KubeRay(BaseModel):
         default="run",
         title="One cluster for",
         description=(
-            "`run`: each attempt at a run gets a cluster of its own, which is deleted after it. "
-            "`shared`: the runs of the pool whose kuberay is equal share one cluster, which is "
+            "`run`: each attempt at a run gets its own cluster, which is deleted afterwards. "
+            "`shared`: runs of the pool with the same kuberay share one cluster, which is "
             "deleted when it is idle."
         ),
     )
@@ -190,7 +190,7 @@ class KubeRay(BaseModel):
         default=None,
         title="Image",
         description=(
-            "Image of the head and the workers: Ray, Prefect and what the flows need. "
+            "Image of the head and the workers, with Ray, Prefect and the flows' packages. "
             "Example: rayproject/ray:2.60.0-py311"
         ),
     )
@@ -199,7 +199,7 @@ class KubeRay(BaseModel):
         title="Ray version",
         description=(
             "Version of Ray in the image, 2.52 or later, for KubeRay's token authentication. "
-            "Unset: what the image's tag begins with. Example: 2.60.0"
+            "Unset: the version at the beginning of the image's tag. Example: 2.60.0"
         ),
     )
     head: KubeRayHead | None = Field(
@@ -259,15 +259,15 @@ class KubeRay(BaseModel):
     ready_when: Literal["head", "all"] = Field(
         default="head",
         title="Ready when",
-        description="`head`: when the head takes jobs. `all`: when all pods are ready as well.",
+        description="`head`: when the head accepts jobs. `all`: when all pods are ready too.",
     )
     start_timeout_seconds: int = Field(
         default=900,
         ge=1,
         title="Start timeout (seconds)",
         description=(
-            "How long the cluster may take from its creation until it takes jobs, before the run "
-            "is marked Crashed. Time in a Kueue queue does not count. Example: 900"
+            "How long the cluster may take from its creation until it accepts jobs. Then the run "
+            "is Crashed. Time in a Kueue queue does not count. Example: 900"
         ),
     )
     keep_failed_seconds: int = Field(
@@ -275,8 +275,8 @@ class KubeRay(BaseModel):
         ge=0,
         title="Keep failed (seconds)",
         description=(
-            "Scope `run` only. How long the cluster of a failed or crashed run stays, for a look "
-            "at it, unless another attempt begins. Example: 3600"
+            "Scope `run` only. How long the cluster of a failed or crashed run stays, so that you "
+            "can look at it. It is deleted earlier if another attempt begins. Example: 3600"
         ),
     )
     idle_seconds: int | None = Field(

@@ -57,9 +57,8 @@ class RayFields(BaseModel):
         default=None,
         title="Ray address",
         description=(
-            "Address of the Ray dashboard. Leave it out to use the cluster block, or else what "
-            "the worker is set to, or else a Ray that the worker starts on its own machine. "
-            "Example: http://ray-head:8265"
+            "Address of the Ray dashboard. Unset: the cluster block, else the worker's setting, "
+            "else a Ray that the worker starts on its own machine. Example: http://ray-head:8265"
         ),
         examples=["http://ray-head:8265"],
     )
@@ -68,18 +67,18 @@ class RayFields(BaseModel):
         title="Ray cluster",
         description=(
             "A RayCluster block: address, token, headers and TLS of the cluster. If the variable "
-            "address names another one, the block is not used, and its secrets go nowhere. "
-            "Choose it here, on the pool: `prefect deploy` would store its secrets in plain text."
+            "address names another cluster, the block is not used, and its secrets are not sent. "
+            "Set it on the pool: `prefect deploy` would store its secrets in plain text."
         ),
     )
     kuberay: KubeRay | None = Field(
         default=None,
         title="KubeRay cluster",
         description=(
-            "A Ray cluster on Kubernetes that the worker makes for each run and deletes after it. "
-            "Instead of address and cluster. A deployment may set single fields, such as "
-            "kuberay.image, and keeps the others of the pool. Needs the extra `kuberay` on the "
-            'worker. Example: {"image": "rayproject/ray:2.60.0-py311"}'
+            "A Ray cluster on Kubernetes that the worker creates for each run and deletes "
+            "afterwards. Cannot be combined with address or cluster. A deployment can set single "
+            "fields, such as kuberay.image, and keeps the pool's other fields. Needs the extra "
+            '`kuberay` on the worker. Example: {"image": "rayproject/ray:2.60.0-py311"}'
         ),
         examples=[{"image": "rayproject/ray:2.60.0-py311"}],
     )
@@ -87,10 +86,10 @@ class RayFields(BaseModel):
         default=None,
         title="Cluster source",
         description=(
-            "A Ray cluster that a source of another package makes for each run. Instead of "
-            "address, cluster and kuberay. `type` names the source; start_timeout_seconds (900) "
-            "and keep_failed_seconds (0) are for every source, all other fields its own. "
-            'Example: {"type": "shell", "port": 8300}'
+            "A Ray cluster that a source from another package creates for each run. Cannot be "
+            "combined with address, cluster or kuberay. `type` names the source; every source has "
+            "start_timeout_seconds (900) and keep_failed_seconds (0), and defines the other "
+            'fields. Example: {"type": "shell", "port": 8300}'
         ),
         examples=[{"type": "shell", "port": 8300}],
     )
@@ -148,8 +147,8 @@ class RayFields(BaseModel):
         default_factory=dict,
         title="Job metadata",
         description=(
-            "Shown beside the job in Ray's dashboard and to everyone who can list jobs: no "
-            'secrets. Example: {"team": "research"}'
+            "Metadata of the job in Ray. Everyone who can list jobs can read it, so never put a "
+            'secret here. Example: {"team": "research"}'
         ),
         examples=[{"team": "research"}],
     )
@@ -199,9 +198,9 @@ class RayFields(BaseModel):
         le=100,
         title="Infrastructure retries",
         description=(
-            "How often a run is tried again after its infrastructure has failed: the node or "
-            "the job's supervisor died, or the cluster lost the job. Never after an error of "
-            "the flow, for which a flow has its own retries. Example: 3"
+            "How often a run is repeated after its infrastructure has failed: the node or "
+            "the job's supervisor died, or the cluster lost the job. Not after an error of "
+            "the flow; use the flow's own retries for that. Example: 3"
         ),
         examples=[3],
     )
@@ -221,9 +220,9 @@ class RayFields(BaseModel):
         le=86400,
         title="Keep a warm driver (seconds)",
         description=(
-            "How long a process that has Prefect imported stays on the node after a run. The "
+            "How long a process that has imported Prefect stays on the node after a run. The "
             "drivers of later runs with the same environment are forked from it, and start in "
-            "a fraction of the time. 0: none stays. Example: 3600"
+            "a fraction of the time. 0: no process stays. Example: 3600"
         ),
         examples=[3600],
     )

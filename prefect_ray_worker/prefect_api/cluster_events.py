@@ -37,16 +37,19 @@ class ClusterHappening(Enum):
     """
 
     REQUESTED = ("requested", "A run needs the cluster, and a worker begins to create it.")
-    CREATED = ("created", "The cluster exists. Its pods, or processes, have yet to start.")
-    JOINED = ("joined", "A run uses a cluster that was there already. Once for each attempt.")
-    READY = ("ready", "The cluster takes jobs.")
+    CREATED = ("created", "The cluster exists. Its pods or processes have not started yet.")
+    JOINED = ("joined", "A run uses an existing cluster. Once for each attempt.")
+    READY = ("ready", "The cluster accepts jobs.")
     FAILED = (
         "failed",
-        "The cluster cannot be created, or did not take jobs in time. The run is Crashed.",
+        "The cluster cannot be created, or did not accept jobs in time. The run is Crashed.",
     )
     DELETING = ("deleting", "The worker has asked for the deletion of the cluster.")
-    GONE = ("gone", "The cluster does not exist any more. Noticed about once a minute.")
-    STUCK = ("stuck", "The deletion has not ended after five minutes; the message says what holds.")
+    GONE = ("gone", "The cluster no longer exists. Noticed about once a minute.")
+    STUCK = (
+        "stuck",
+        "The deletion has not ended after five minutes; the message says what delays it.",
+    )
 
     def __init__(self, label: str, meaning: str) -> None:
         self.label = label
@@ -65,11 +68,11 @@ class ClusterLabel(Enum):
         meaning: Description for the documentation.
     """
 
-    SOURCE = ("prefect.ray.cluster-source", "What makes the cluster, such as `kuberay`.")
+    SOURCE = ("prefect.ray.cluster-source", "The source of the cluster, such as `kuberay`.")
     CLUSTER = (
         "prefect.ray.cluster",
-        "The cluster's name among all, such as `kuberay:ray/ray-0123`. It is the same on all "
-        "events of a cluster, `requested` included.",
+        "The cluster's unique name, such as `kuberay:ray/ray-0123`. It is the same on all "
+        "events of a cluster, including `requested`.",
     )
     DIAGNOSIS = (
         "prefect.ray.diagnosis",

@@ -35,7 +35,7 @@ class Happening(Enum):
     RUNNING = (
         "running",
         "Ray has started the driver.",
-        "when the worker first saw it run: Ray keeps no time of that",
+        "when the worker first saw it run, because Ray does not record that time",
     )
     SUCCEEDED = ("succeeded", "The driver exited with code 0.", "its end, by Ray's clock")
     FAILED = (

@@ -73,13 +73,13 @@ class Category(Enum):
     )
     RESOURCES_BUSY = (
         "ResourcesBusy",
-        "The cluster has what the driver asks for, and others were using it.",
+        "The cluster has what the driver asks for, but other jobs were using it.",
         "Limit the concurrency of the work pool, free or add resources, or raise "
         "start_timeout_seconds.",
     )
     START_TIMEOUT = (
         "StartTimeout",
-        "The job did not start in time, and nothing says that resources were the reason.",
+        "The job did not start in time. Resources were not the reason, or the reason is unknown.",
         "Look at the job in the Ray dashboard, or raise start_timeout_seconds.",
     )
     RUN_TIMEOUT = (
@@ -89,8 +89,8 @@ class Category(Enum):
     )
     JOB_REJECTED = (
         "JobRejected",
-        "Ray refused the job, or did not take it for a long time.",
-        "Correct what its answer names.",
+        "Ray rejected the job, or did not accept it for a long time.",
+        "Correct what Ray's answer names.",
     )
     ENTRYPOINT_NOT_FOUND = (
         "EntrypointNotFound",
@@ -137,7 +137,7 @@ class Category(Enum):
     )
     PYTHON_VERSION_MISMATCH = (
         "PythonVersionMismatch",
-        "The Python of the job is too old, or another than that of its Ray cluster or of the "
+        "The Python of the job is too old, or differs from that of its Ray cluster or of the "
         "process that called the flow.",
         "Use one Python version, 3.11 or later, for the nodes, for runtime_env and where flows "
         "are called.",
@@ -160,7 +160,7 @@ class Category(Enum):
     )
     PREFECT_API_UNAUTHORIZED = (
         "PrefectApiUnauthorized",
-        "The Prefect API refuses the credentials that the job has, or has not.",
+        "The Prefect API rejects the job's credentials, or the job has none.",
         "Give the job a key: set PREFECT_API_KEY (or PREFECT_API_AUTH_STRING) in the environment "
         "of the Ray nodes, or name the variable of the nodes that holds it in "
         "PREFECT_INTEGRATIONS_RAY_WORKER_NODE_SECRETS, or have the worker send its own in plain "
@@ -168,7 +168,7 @@ class Category(Enum):
     )
     PREFECT_API_WRONG = (
         "PrefectApiWrong",
-        "What answers at PREFECT_API_URL does not know the run, or is no Prefect API.",
+        "The server at PREFECT_API_URL does not know the run, or is not a Prefect API.",
         "Set env.PREFECT_API_URL to the API of the worker's own Prefect; the URL of a server ends "
         "in /api.",
     )
@@ -184,13 +184,13 @@ class Category(Enum):
     )
     KILLED_BY_SIGNAL = (
         "KilledBySignal",
-        "A process of the run died of a signal, and nothing proves that memory was the reason.",
+        "A signal ended a process of the run, and there is no proof that memory was the reason.",
         "Look at the job's log and at the node's own log for who sent the signal.",
     )
     DRIVER_EXITED = (
         "DriverExited",
-        "A process of the run ended with an exit code of its own.",
-        "The job's log says why; os._exit, or a library that calls it, says nothing.",
+        "A process of the run ended with its own exit code.",
+        "Look for the reason in the job's log; os._exit, or a library that calls it, logs nothing.",
     )
     NO_FINAL_STATE = (
         "NoFinalState",
@@ -237,7 +237,7 @@ class Category(Enum):
     )
     CLUSTER_FORBIDDEN = (
         "ClusterForbidden",
-        "The worker lacks a right in Kubernetes, or its credentials are refused.",
+        "The worker lacks a right in Kubernetes, or Kubernetes rejects its credentials.",
         "Give the worker's service account the rights of deployment-templates/kuberay-per-run.",
     )
     CLUSTER_IMAGE = (
@@ -257,18 +257,18 @@ class Category(Enum):
     )
     CLUSTER_SOURCE_FAILED = (
         "ClusterSourceFailed",
-        "The source of clusters that cluster_source names could not make the run's cluster.",
-        "Correct what the cause says; for help ask who maintains the package that it names.",
+        "The source of clusters that cluster_source names could not create the run's cluster.",
+        "Correct what the cause says; for help ask the authors of the package that it names.",
     )
     CLUSTER_SPEC_INVALID = (
         "ClusterSpecInvalid",
-        "Kubernetes or KubeRay refuses the cluster's specification, or cannot start a container "
-        "as it asks.",
+        "Kubernetes or KubeRay rejects the cluster's specification, or cannot start a container "
+        "according to it.",
         "Correct the field of the job variable kuberay that the cause names.",
     )
     CLUSTER_START_TIMEOUT = (
         "ClusterStartTimeout",
-        "The cluster did not take jobs in time, and nothing says why.",
+        "The cluster did not accept jobs in time, for an unknown reason.",
         "Look at its pods with kubectl, or raise kuberay.start_timeout_seconds.",
     )
     CLUSTER_UNSCHEDULABLE = (
@@ -285,7 +285,7 @@ class Category(Enum):
     KUBERAY_MISSING = (
         "KubeRayMissing",
         "The Kubernetes cluster does not know RayClusters.",
-        "Install KubeRay 1.4 or later there, or name a cluster that runs already.",
+        "Install KubeRay 1.5 or later there, or use an existing cluster.",
     )
     KUBERNETES_UNREACHABLE = (
         "KubernetesUnreachable",
