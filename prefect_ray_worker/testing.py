@@ -1,6 +1,6 @@
 """`check_plugin`: checks that a source of clusters keeps its promises; for its author's tests.
 
-It makes one cluster, and deletes it.
+It creates one cluster, and deletes it.
 """
 
 from uuid import uuid4
@@ -25,7 +25,7 @@ async def check_plugin(
     Args:
         plugin: The plugin.
         fields: Its fields, for a small cluster.
-        start_seconds: The most that a cluster may take until it takes jobs.
+        start_seconds: How long the cluster may take until it accepts jobs.
 
     Raises:
         AssertionError: A promise is broken; the message says which.

@@ -87,11 +87,11 @@ class RayWorkerResult(BaseWorkerResult):
 class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerResult]):
     """Runs the flow runs of a `ray` work pool as Ray Jobs.
 
-    Started by `prefect worker start --pool <pool>`; the class is public for `worker.submit` and
+    `prefect worker start --pool <pool>` starts it. The class is public for `worker.submit` and
     for flows that are bound to infrastructure. It never imports `ray`.
 
-    Without `start`, as `worker.submit` and bound flows use it, it is a caller: it submits and
-    nothing more. It is not online, adopts no runs, and starts no Ray.
+    `worker.submit` and bound flows use it without `start`. Then it only submits: it is not online,
+    adopts no runs, and starts no Ray.
 
     Attributes:
         serves: Whether this process works for its pool; `start` sets it.
@@ -250,12 +250,12 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         configuration: RayJobConfiguration,
         task_status: "anyio.abc.TaskStatus[Any] | None" = None,
     ) -> RayWorkerResult:
-        """Submit the run's job, and return when the run is settled. Its log may take longer.
+        """Submit the run's job, and return when the run is settled. Its log can arrive later.
 
         Args:
             flow_run: The run.
-            configuration: Prepared for the run.
-            task_status: Told the infrastructure pid once Ray has the job; None if it never will.
+            configuration: The run's configuration.
+            task_status: Receives the infrastructure pid when Ray has the job; None if it will not.
 
         Raises:
             RayWorkerError: Before the job was accepted; Prefect then marks the run Crashed.

@@ -63,16 +63,18 @@ def ray_job(
 
     Args:
         work_pool: Name of a work pool of type `ray`. One of its workers has to be online.
-        include_files: Files to send along: paths, folders, globs, or `!pattern` to leave some out.
-        include_files_base_dir: Where these begin; by default the flow's folder, in a notebook the
-            working directory.
-        dependencies: Packages that the cluster installs for the run. `cluster`: none. `lock`: what
-            `uv.lock` has. `freeze`: what is installed here. Or a list of requirements.
+        include_files: Files to send with the flow: paths, folders or globs; `!pattern` leaves files
+            out.
+        include_files_base_dir: Folder that the paths are relative to. By default the flow's
+            folder, in a notebook the working directory.
+        dependencies: Packages that the cluster installs for the run. `cluster`: none. `lock`: the
+            content of `uv.lock`. `freeze`: the packages that are installed here. Or a list of
+            requirements.
         stream_logs: Whether a call prints the logs of the run.
-        **job_variables: Those of the work pool.
+        **job_variables: Job variables of the work pool.
 
     Raises:
-        TypeError: For `launcher`, which Prefect's own decorators take: nothing is launched here.
+        TypeError: `launcher` is given. Prefect's own decorators accept it; `ray_job` does not.
 
     Example:
         ```python

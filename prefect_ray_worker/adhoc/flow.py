@@ -28,13 +28,13 @@ class CallTerms:
 
 
 class RayBoundFlow(InfrastructureBoundFlow[P, R]):
-    """A flow that is bound to a `ray` work pool; made by `ray_job`.
+    """A flow that is bound to a `ray` work pool. `ray_job` returns it.
 
     Args:
         flow: The flow.
         work_pool: The pool's name.
-        job_variables: Those of its calls.
-        terms: The rest of what `ray_job` was given.
+        job_variables: Job variables of the flow's calls.
+        terms: The other arguments of `ray_job`.
     """
 
     terms: CallTerms
@@ -83,13 +83,13 @@ class RayBoundFlow(InfrastructureBoundFlow[P, R]):
     ) -> Any:
         """Run the flow in the cluster, print its logs and return its value.
 
-        Ctrl-C cancels the run and waits for its end; a second one leaves it to itself.
+        Ctrl-C cancels the run and waits for its end. A second Ctrl-C stops waiting.
 
         Args:
-            *args: The flow's own.
+            *args: Arguments of the flow.
             return_state: Return the run's final state instead of the value.
             wait_for: Futures to wait for before the run is created.
-            **kwargs: The flow's own.
+            **kwargs: Arguments of the flow.
 
         Raises:
             Exception: The flow's own exception, or Prefect's `CrashedRun` or `CancelledRun`.
@@ -107,7 +107,7 @@ class RayBoundFlow(InfrastructureBoundFlow[P, R]):
         return follow(begin, self.terms.stream_logs, return_state=return_state)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> "RayFlowRunFuture[R]":
-        """Have a worker of the pool run the flow, and return a future at once."""
+        """Create a run for a worker of the pool, and return a future at once."""
         return self._beginning(args, kwargs)()
 
     def submit_to_work_pool(self, *args: P.args, **kwargs: P.kwargs) -> "RayFlowRunFuture[R]":
@@ -115,7 +115,7 @@ class RayBoundFlow(InfrastructureBoundFlow[P, R]):
         return self._beginning(args, kwargs)()
 
     async def retry(self, flow_run: "FlowRun") -> Any:
-        """Run a flow run again, with the code that it was called with, and return its value.
+        """Repeat a flow run with the code that it was called with, and return its value.
 
         Args:
             flow_run: A run that has ended.
@@ -140,10 +140,10 @@ class RayBoundFlow(InfrastructureBoundFlow[P, R]):
         Args:
             job_variables: Replace all job variables.
             include_files: Replace the patterns.
-            include_files_base_dir: Replace the folder in which they begin.
+            include_files_base_dir: Replace the folder that the patterns are relative to.
             dependencies: See `ray_job`.
             stream_logs: See `ray_job`.
-            **options: Those of Prefect's `Flow.with_options`.
+            **options: Options of Prefect's `Flow.with_options`.
         """
         given = {
             "include_files": None if include_files is None else tuple(include_files),

@@ -68,7 +68,7 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
         """Wait until the run has ended.
 
         Args:
-            timeout: For how many seconds; by default without a limit.
+            timeout: Limit in seconds. By default there is none.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with Following(self, stream_logs=False) as following:
@@ -84,12 +84,12 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
         """Wait for the run and return the flow's value.
 
         Args:
-            timeout: For how many seconds to wait.
-            raise_on_failure: Return the exception of a run that has failed if this is False.
+            timeout: Limit in seconds. By default there is none.
+            raise_on_failure: If False, return the exception of a failed run instead of raising it.
 
         Raises:
             TimeoutError: The run has not ended.
-            AnswerMissing: The run has completed, and its value did not come back.
+            AnswerMissing: The run has completed, but its value did not come back.
             Exception: The flow's own exception, or Prefect's `CrashedRun` or `CancelledRun`.
         """
         if self._final_state is None:

@@ -1,7 +1,7 @@
-"""`ClusterPlugin`: what a package implements that makes Ray clusters for runs in its own way.
+"""`ClusterPlugin`: implement it in a package to create Ray clusters for runs in your own way.
 
 The page "Write a source of clusters" has an example, and says what a plugin must promise. The
-worker itself sees to names, limits, the wait until a cluster takes jobs, the events and the sweep.
+worker handles names, limits, the wait until a cluster accepts jobs, events and the sweep.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ GROUP = "prefect_ray_worker.cluster_sources"
 
 
 class SourceFields(BaseModel):
-    """The fields of `cluster_source` that a plugin reads; the default has none."""
+    """The fields of `cluster_source` that a plugin reads. The default has none."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,8 +33,8 @@ class AskedCluster(Generic[F]):
     """A cluster that a run needs, or needed.
 
     Attributes:
-        name: Its name, worked out from the attempt at the run: 49 lower-case letters, digits and
-            dashes. Every worker, and every call for the attempt, has the same.
+        name: Its name, derived from the attempt: 49 lower-case letters, digits and dashes. It is
+            the same for every worker and every call for the attempt.
         fields: The run's `cluster_source`, validated.
         run_id: The flow run.
         pool_id: The work pool.
@@ -48,11 +48,11 @@ class AskedCluster(Generic[F]):
 
 @dataclass(frozen=True)
 class MadeCluster:
-    """A cluster that a plugin has made and that still exists.
+    """A cluster that a plugin has created and that still exists.
 
     Attributes:
-        name: As it was asked for.
-        created_at: When it was made, with a time zone.
+        name: The name in the `AskedCluster`.
+        created_at: When it was created, with a time zone.
     """
 
     name: str
@@ -60,12 +60,12 @@ class MadeCluster:
 
 
 class ClusterPlugin(ABC, Generic[F]):
-    """Makes clusters for runs. A worker makes one object of the class, without arguments.
+    """Creates clusters for runs. A worker creates one object of the class, without arguments.
 
     Attributes:
-        Fields: The model of its fields in `cluster_source`. Forbid extra ones, so that a misspelt
-            field is refused.
-        only_here: Whether a cluster is on the worker's machine, and no other machine reaches it.
+        Fields: The model of its fields in `cluster_source`. Forbid extra fields, so that a misspelt
+            field is rejected.
+        only_here: Whether only the worker's machine can reach its clusters.
     """
 
     Fields: ClassVar[type[BaseModel]] = SourceFields
@@ -73,62 +73,66 @@ class ClusterPlugin(ABC, Generic[F]):
 
     @abstractmethod
     async def acquire(self, asked: AskedCluster[F], tell: Callable[[str], None]) -> Connection:
-        """Make the cluster unless it is there, and return the way to its Ray dashboard.
+        """Create the cluster unless it exists, and return the connection to its Ray dashboard.
 
-        Idempotent: called again, at the same time or by another worker, it makes no second one.
-        Need not wait until the cluster takes jobs. Is cancelled when the run is, or is late.
+        Must be idempotent: if called again, at the same time or by another worker, it creates no
+        second cluster. It need not wait until the cluster accepts jobs. The worker cancels it if
+        the run is cancelled, or if the start takes too long.
 
         Args:
             asked: The cluster.
-            tell: Takes a sentence for the run: what it waits for. Call it again and again.
+            tell: Shows a sentence on the run: what it is waiting for. Call it repeatedly.
 
         Raises:
-            Exception: It cannot be made. The run is Crashed with the error's text. Raise
-                `ClusterFailed` with `may_retry=True` if another attempt may do better.
+            Exception: The cluster cannot be created. The run is Crashed with the error's text.
+                Raise `ClusterFailed` with `may_retry=True` if another attempt can succeed.
         """
 
     @abstractmethod
     async def look(self, asked: AskedCluster[F]) -> Connection | None:
-        """Return the way to the cluster; None if it certainly does not exist. Changes nothing.
+        """Return the connection to the cluster, or None if it certainly does not exist.
+
+        Must change nothing.
 
         Raises:
-            Exception: It is not known whether it exists; asked again later.
+            Exception: It is not known whether the cluster exists. The worker asks again later.
         """
 
     @abstractmethod
     async def release(self, asked: AskedCluster[F]) -> None:
-        """Delete the cluster. Idempotent: it may be gone, or never have been made.
+        """Delete the cluster. Must be idempotent: it can be gone, or never have been created.
 
         Raises:
-            Exception: It could not be deleted; tried again about once a minute.
+            Exception: It could not be deleted. The worker tries again about once a minute.
         """
 
     async def why_gone(self, asked: AskedCluster[F]) -> str | None:
-        """Return why a silent cluster is certainly gone, as a clause; None if that is not certain.
+        """Return why a cluster that does not answer is certainly gone, as a clause.
 
-        The run of a cluster that is gone ends at once. Silence alone proves nothing.
+        Return None if that is not certain: a cluster that does not answer can still run. The run of
+        a cluster that is gone ends at once.
         """
         return None
 
     async def made(self, fields: F, pool_id: str) -> Sequence[MadeCluster]:
-        """Return the clusters of a work pool that exist, for the sweep.
+        """Return the existing clusters of a work pool, for the sweep.
 
-        Without it, nobody deletes a cluster whose run has ended while no worker was there.
+        Without this method, a cluster is not deleted if its run ended while no worker was up.
 
         Args:
-            fields: The pool's, or those of a run.
+            fields: The fields of the pool, or of a run.
             pool_id: The work pool. Never return another pool's clusters: they would be deleted.
         """
         return ()
 
     async def examine(self, fields: F) -> AsyncIterator[str]:
-        """Yield a sentence for each thing that `prefect-ray-worker doctor` finds in order.
+        """Yield a sentence for each check of `prefect-ray-worker doctor` that succeeds.
 
         Raises:
-            Exception: What is not in order, and what to do.
+            Exception: A check failed. The text says why, and what to do.
         """
         for sentence in ():
             yield sentence
 
     async def close(self) -> None:
-        """Close connections. Clusters stay: their runs go on, and so does the next worker."""
+        """Close connections. Leave the clusters: their runs continue without this worker."""

@@ -20,7 +20,7 @@ DashboardUrl = Annotated[str, AfterValidator(partial(normalize_address, variable
 
 
 class RayCluster(Block):
-    """Address of a Ray cluster's dashboard, and the credentials that it wants.
+    """Address of a Ray cluster's dashboard, and the credentials that it requires.
 
     Use it as the `cluster` job variable of a `ray` work pool. Token, headers and cookies are
     stored as secrets and never shown.
@@ -48,8 +48,8 @@ class RayCluster(Block):
     _logo_url = LOGO_URL  # pyright: ignore[reportAssignmentType]
     _documentation_url = documentation_url() or None  # pyright: ignore[reportAssignmentType]
     _description = (
-        "Where a Ray cluster's dashboard is and how to be let in: the `cluster` job variable "
-        "of a `ray` work pool."
+        "Address of a Ray cluster's dashboard, and credentials for it. Use it as the `cluster` "
+        "job variable of a `ray` work pool."
     )
 
     address: DashboardAddress = Field(
