@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
 
-_API = "The driver uses the API of the worker, and reaches it in the same way."
-_LOGS = "Runs log as the owner of the worker wants."
+_API = "The driver uses the same API as the worker, in the same way."
+_LOGS = "Runs log as configured for the worker."
 _DEFAULTS = "Flows and tasks have the same defaults wherever they run."
 
 TRAVELS: Mapping[str, str] = {

@@ -76,7 +76,10 @@ class Label(Enum):
 
     ADDRESS = ("prefect.ray.address", "Address of the cluster, as the worker knows it.")
     DASHBOARD = ("prefect.ray.dashboard", "The job's page in the Ray dashboard.")
-    SESSION = ("prefect.ray.session", "The life of the cluster that took the job.")
+    SESSION = (
+        "prefect.ray.session",
+        "Ray's session that took the job. It changes when the head restarts.",
+    )
     STATUS = ("prefect.ray.status", "Ray's status of the job when it was last seen.")
     NODE = ("prefect.ray.driver-node-id", "Ray's id of the node that has the driver.")
     EXIT_CODE = ("prefect.ray.exit-code", "Of the driver; negative for a signal.")
