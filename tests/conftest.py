@@ -50,6 +50,9 @@ _ORDER = (
     "tests/integration/",
     "tests/fundamentals/",
     "tests/contract/",
+    "tests/unit/clusters/kuberay/test_joining.py",
+    "tests/unit/logs/test_bridge.py",
+    "tests/unit/clusters/test_poller.py",
 )
 
 
@@ -66,6 +69,12 @@ class _FilesOrSuite(LoadFileScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
     """Replace the scheduler of `--dist loadfile`."""
     return _FilesOrSuite(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return twice as many processes as there are CPUs: half of the time they wait."""
+    return 2 * (os.cpu_count() or 1)
 
 
 def _place(item: pytest.Item) -> int:

@@ -84,6 +84,7 @@ class LogBridge:
         self._details: JobDetails | None = None
         self._news = anyio.Event()
         self._ended_at: float | None = None
+        self._silent_since: float | None = None
         self._progress = Progress()
         self._splitter = LineSplitter(longest)
         self._batch: list[SentLog] = []
@@ -189,12 +190,15 @@ class LogBridge:
                 place = self._place() or place
                 piece = await self._reads.read(place, self._progress)
             except JobsApiError as exc:
+                if self._silent_since is None:
+                    self._silent_since = anyio.current_time()
                 if self._has_given_up(exc):
                     await self._tell_of_loss(exc)
                     return
                 await anyio.sleep(backoff.next())
                 continue
             backoff.reset()
+            self._silent_since = None
             if self._behind_since is None:
                 self._behind_since = anyio.current_time()
             await self._forward(piece.data, milliseconds(began))
@@ -294,10 +298,11 @@ class LogBridge:
         self.lines_forwarded += len(missing)
 
     def _has_given_up(self, exc: JobsApiError) -> bool:
-        if self._ended_at is None:
+        if self._ended_at is None or self._silent_since is None:
             return False
         patience = _MISSING_SECONDS if isinstance(exc, LogNotFound) else _SILENT_SECONDS
-        return anyio.current_time() - self._ended_at > patience
+        # The time for which Prefect was away is not the cluster's.
+        return anyio.current_time() - max(self._ended_at, self._silent_since) > patience
 
     async def _tell_of_loss(self, exc: JobsApiError) -> None:
         lost = f"The log of the Ray Job {self._job} cannot be read any more"

@@ -23,7 +23,7 @@ from tests.ports import free_port
 from tests.unit.logs.kit import LONGEST, MemoryPrefect
 from tests.waiting import wait_until
 
-MANY = 100
+MANY = 50
 
 
 @asynccontextmanager
@@ -178,13 +178,13 @@ async def test_many_chatty_runs_leave_the_jobs_api_alone(ray: FakeRay) -> None:
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(JobsClient(Connection(ray.address)))
         _, sinks, _ = await stack.enter_async_context(bridging(ray, *names))
-        for turn in range(20):
+        for turn in range(30):
             for job in jobs:
                 job.print(f"turn {turn} of a chatty job\n" * 10)
             await client.list()
             await asyncio.sleep(0.2)
         await wait_until(
-            lambda: all(len(texts(sink)) == 200 for sink in sinks),
+            lambda: all(len(texts(sink)) == 300 for sink in sinks),
             timeout=30,
             description="all lines of all runs",
         )

@@ -132,6 +132,12 @@ def test_lines_arrive_once_by_whichever_way_they_come(
     assert prefect.shown == shape_whole(stream)
 
 
+def test_silence_of_prefect_is_not_the_clusters(small: None) -> None:
+    """The first read that failed, minutes after the job's end, gave the whole log up."""
+    prefect = run(forward(b"a line\n", ["lost"] * 10, ["all"], [], [1]))
+    assert prefect.shown == shape_whole(b"a line\n")
+
+
 @QUICKLY
 @given(STREAMS, st.integers(0, 40), st.integers(0, 60))
 def test_run_that_an_older_version_began_goes_on_once(

@@ -12,7 +12,7 @@ from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.errors import ClusterFailed
 from tests.fake_kubernetes import NO_NODE, FakeHeads, FakeKubernetes, Fault, Kind, Script
 from tests.fake_ray import FakeRay
-from tests.unit.clusters.kuberay.shared_stage import Run, SharedStage, Worker, a_stage
+from tests.unit.clusters.kuberay.shared_stage import QUICK, Run, SharedStage, Worker, a_stage
 from tests.waiting import wait_until
 
 
@@ -277,6 +277,7 @@ async def test_a_run_joins_no_cluster_whose_head_is_lost_for_good(
         return told("HeadPodReady", "False")
 
     await wait_until(is_down, timeout=10, description="a head that is down")
+    await anyio.sleep(QUICK.poll)  # for so long a look serves all runs, that of the first one too
     again = await worker.provide(stage.run())
     assert name_of(again) == name[:-1] + "2"
     assert name in stage.kubernetes.clusters(), "the sweep decides about it, not a run"
@@ -345,6 +346,7 @@ async def test_a_worker_that_dies_at_a_request_leaves_one_cluster_to_its_heir(
         assert stage.kubernetes.clusters() == (made or [name_of(cluster)])
         assert await heir.provide(run) == cluster, "and once it may have the job, no other"
         run.goes_on = False
+        age_of(stage, name_of(cluster))
         await goes(stage, heir, name_of(cluster))
 
 
