@@ -30,6 +30,7 @@ from prefect_ray_worker.shared.ids import (
     attempt_name,
     present_claim,
 )
+from prefect_ray_worker.shared.masking import masked
 
 R = TypeVar("R")
 Begin = Callable[[], "RayFlowRunFuture[Any]"]
@@ -141,11 +142,22 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
         if answer is not None and answer.kind == "value":
             return answer.value
         if isinstance(state.data, ResultRecordMetadata):
-            return state.result(_sync=True)  # pyright: ignore[reportCallIssue]
+            return self._stored_value(state)
         why = answer.text if answer is not None else "The flow's value did not come back."
         raise AnswerMissing(
             f"The flow run {page_of(self.flow_run_id)} is Completed. {why} {_NO_VALUE}"
         )
+
+    def _stored_value(self, state: State[Any]) -> Any:
+        try:
+            return state.result(_sync=True)  # pyright: ignore[reportCallIssue]
+        except Exception as exc:  # whatever the storage's own library raises
+            why = masked(f"{type(exc).__name__}: {exc}")
+            raise AnswerMissing(
+                f"The flow run {page_of(self.flow_run_id)} is Completed. Its value cannot be read "
+                f"from the result storage ({why}). The run's log says whether it was stored. If it "
+                "was, give this process access to the storage and the packages of its block."
+            ) from exc
 
     def _answer(self, state: State[Any]) -> FlowAnswer | None:
         with get_client(sync_client=True) as client:

@@ -12,6 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import StateType, WorkPoolStorageConfiguration
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
+from pydantic import SecretStr
 
 from prefect_ray_worker.bundles.carriers import read_header
 from tests.integration.caller_kit import CALLER_SECONDS, FILES, Laptop, online, set_address
@@ -144,3 +145,27 @@ async def test_large_value_and_large_bundle_go_through_s3(laptop: Laptop, s3: st
     async with online(laptop.pool):
         assert "value 5242880" in await laptop.call("large", "5")
         assert "value 6291456" in await laptop.call("sends", "6")
+
+
+async def test_prefects_command_configures_the_storage(laptop: Laptop, s3: str) -> None:
+    """It also sets the steps of Prefect's own bundles, which `ray_job` neither uses nor changes."""
+    prefect_aws = pytest.importorskip("prefect_aws", reason="pip install prefect-aws")
+    pool, name = laptop.pool, f"aws-{laptop.pool.name}"
+    await laptop.call("block", "register", "-m", "prefect_aws", program=["-m", "prefect"])
+    client = {"endpoint_url": s3}
+    credentials = prefect_aws.AwsCredentials(aws_client_parameters=client)
+    await credentials.save(name)
+    command = ["work-pool", "storage", "configure", "s3", pool.name, "--bucket", "results"]
+    await laptop.call(*command, "--aws-credentials-block-name", name, program=["-m", "prefect"])
+    configured = (await pool.client.read_work_pool(pool.name)).storage_configuration
+    async with online(pool):
+        said = await laptop.call("large", "5")
+        assert "result has not been persisted" in said, "the nodes have no keys"
+        assert "AnswerMissing The flow run" in said
+        assert "cannot be read from the result storage (ClientError: " in said
+        credentials.aws_access_key_id = "testing"
+        credentials.aws_secret_access_key = SecretStr("testing")
+        await credentials.save(name, overwrite=True)
+        assert "value 5242880" in await laptop.call("large", "5")
+        assert "value 6291456" in await laptop.call("sends", "6")
+    assert (await pool.client.read_work_pool(pool.name)).storage_configuration == configured
