@@ -10,7 +10,7 @@ Prints, as medians and as ratios (these machines are noisy, ratios are less so):
 * memory: PSS of the job's processes while the flow runs;
 * cancel: from the request to Cancelled, for a flow that loops in Python.
 
-And, with four runs at once, the memory that a run costs with its share of the zygote.
+And, with four runs at once, the memory that each adds to that of the idle zygotes.
 """
 
 import os
@@ -95,7 +95,8 @@ async def measure_cancel(pool: Pool, folder: Path, variables: dict[str, Any]) ->
 
 
 async def measure_memory(pool: Pool, folder: Path, variables: dict[str, Any]) -> float:
-    """Return the PSS of one of several runs at once, with its share of the zygotes."""
+    """Return the PSS that each of several runs at once adds to that of the idle zygotes."""
+    idle = sum(map(pss, zygotes()))
     markers = [folder / f"{time.monotonic_ns()}-{index}" for index in range(AT_ONCE)]
     runs = [
         await pool.start("bench", {"marker": str(marker)}, job_variables=variables)
@@ -104,7 +105,7 @@ async def measure_memory(pool: Pool, folder: Path, variables: dict[str, Any]) ->
     for marker in markers:
         await wait_until(marker.exists, timeout=60, description="the flow to run")
     found = [process for run_id in runs for process in processes_of(run_id)] + zygotes()
-    size = sum(map(pss, found)) / AT_ONCE
+    size = (sum(map(pss, found)) - idle) / AT_ONCE
     for marker, run_id in zip(markers, runs, strict=True):
         marker.with_suffix(".go").touch()
         await pool.wait_for(run_id, StateType.COMPLETED)
@@ -163,8 +164,8 @@ async def main(rounds: int) -> None:
                 crowd = {way: await measure_memory(pool, folder, v) for way, v in WAYS.items()}
     print(f"medians of {rounds} rounds")
     charts = [chart(name, results) for name in MEASURES]
-    told(f"memory of one of {AT_ONCE}", crowd, "MB")
-    title = f"Memory for each of {AT_ONCE} runs at once (PSS), with its share of the zygote"
+    told(f"memory added by one of {AT_ONCE}", crowd, "MB")
+    title = f"Memory that each of {AT_ONCE} runs at once adds (PSS)"
     record([*charts, Chart(title, "MB", crowd)], rounds=rounds)
 
 
@@ -178,7 +179,7 @@ def chart(name: str, results: dict[str, list[dict[str, float]]]) -> Chart:
 def told(name: str, figures: dict[str, float], unit: str) -> None:
     first = next(iter(figures.values()))
     each = [f"{way} {f:.2f} {unit} ({f / first:.2f} x)" for way, f in figures.items()]
-    print(f"{name:16} {', '.join(each)}")
+    print(f"{name:24} {', '.join(each)}")
 
 
 if __name__ == "__main__":
