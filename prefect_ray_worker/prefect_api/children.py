@@ -22,6 +22,9 @@ from prefect_ray_worker.prefect_api.pages import pages
 Patiently = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
 """Repeats a request until the API answers it."""
 
+BeganAnew = Callable[[], Awaitable[datetime | None]]
+"""Returns when a newer attempt at the run began; None if none has."""
+
 _Kind = Literal["flow_runs", "task_runs"]
 
 _OPEN = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING")
@@ -42,7 +45,7 @@ class Ending:
     Attributes:
         type: Crashed or Cancelled, as their run.
         message: Why.
-        before: When their process was dead: what is younger belongs to another attempt.
+        before: When their process was dead. What is younger belongs to another attempt.
     """
 
     type: StateType
@@ -56,15 +59,21 @@ class Ending:
 
 
 async def end_children(
-    client: PrefectClient, flow_run_id: UUID, ending: Ending, patiently: Patiently
+    client: PrefectClient,
+    flow_run_id: UUID,
+    ending: Ending,
+    patiently: Patiently,
+    *,
+    began_anew: BeganAnew,
 ) -> int:
     """Settle the open task runs and subflow runs of a run, and theirs; return how many.
 
     Args:
         client: An open client.
-        flow_run_id: The run, which has ended.
+        flow_run_id: The run. The attempt that they belong to has ended.
         ending: How they end.
         patiently: Repeats a request until the API answers it.
+        began_anew: Tells of a newer attempt, whose children are left alone.
     """
     ended: set[UUID] = set()
     with anyio.move_on_after(_LONGEST_SECONDS):
@@ -72,7 +81,7 @@ async def end_children(
             known = len(ended)
             if look:
                 await anyio.sleep(_PAUSE_SECONDS)
-            await _Family(client, ending, patiently, ended).end(flow_run_id)
+            await _Family(client, ending, patiently, began_anew, ended).end(flow_run_id)
             if len(ended) == known:
                 break
     return len(ended)
@@ -83,6 +92,7 @@ class _Family:
     client: PrefectClient
     ending: Ending
     patiently: Patiently
+    began_anew: BeganAnew
     ended: set[UUID]
 
     async def end(self, flow_run_id: UUID) -> None:
@@ -100,15 +110,21 @@ class _Family:
     async def _open(self, kind: _Kind, filters: dict[str, Any]) -> list[dict[str, Any]]:
         body = {kind: {**filters, "state": {"type": {"any_": _OPEN}}}}
         ask = partial(self._filter, kind)
-        return [run async for page in pages(ask, body) for run in page if self._is_left(run)]
+        found = [run async for page in pages(ask, body) for run in page]
+        if not found:
+            return []
+        # Asked afterwards: a newer attempt that has children among them has begun by now.
+        began_anew = await self.began_anew()
+        before = min(self.ending.before, began_anew or self.ending.before)
+        return [run for run in found if self._is_left(run, before)]
 
     async def _filter(self, kind: _Kind, body: dict[str, Any]) -> list[dict[str, Any]]:
         path = "/flow_runs/filter" if kind == "flow_runs" else "/task_runs/filter"
         return (await self.patiently(lambda: self.client.request("POST", path, json=body))).json()
 
-    def _is_left(self, run: dict[str, Any]) -> bool:
+    def _is_left(self, run: dict[str, Any], before: datetime) -> bool:
         since = datetime.fromisoformat(run["state"]["timestamp"])
-        return UUID(run["id"]) not in self.ended and since <= self.ending.before
+        return UUID(run["id"]) not in self.ended and since <= before
 
     async def _set_all(self, ids: list[UUID], set_one: Callable[[UUID], Awaitable[Any]]) -> None:
         limiter = anyio.CapacityLimiter(_AT_ONCE)

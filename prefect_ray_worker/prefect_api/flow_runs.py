@@ -90,6 +90,18 @@ class FlowRuns:
         """Return the id of the Pending state that began the present attempt at a run."""
         return present_claim(await self.states(flow_run_id)) or flow_run_id
 
+    async def began_anew(self, flow_run_id: UUID, claim_id: UUID) -> datetime | None:
+        """Return when the present attempt at a run began; None if it is the one of a claim.
+
+        Args:
+            flow_run_id: The run.
+            claim_id: The Pending state that began an attempt.
+        """
+        states = await self.states(flow_run_id)
+        present = present_claim(states)
+        newer = (state.timestamp for state in states if state.id == present != claim_id)
+        return next(newer, None)
+
     async def label(self, flow_run_id: UUID, labels: dict[str, str]) -> None:
         """Add labels to a run; they are for machines, and no page of the UI shows them."""
         await self._patiently(
@@ -235,9 +247,21 @@ class FlowRuns:
         """Return the runs of a work pool that an attempt has begun on and not ended."""
         return await active_runs(self._client, work_pool_id)
 
-    async def end_children(self, flow_run_id: UUID, ending: Ending) -> int:
-        """Settle the task runs and subflow runs that an ended run left open; return how many."""
-        return await end_children(self._client, flow_run_id, ending, self._patiently)
+    async def end_children(self, flow_run_id: UUID, claim_id: UUID, ending: Ending) -> int:
+        """Settle the task runs and subflow runs that an ended attempt left open; return how many.
+
+        Args:
+            flow_run_id: The run.
+            claim_id: The Pending state that began the attempt.
+            ending: How they end.
+        """
+        return await end_children(
+            self._client,
+            flow_run_id,
+            ending,
+            self._patiently,
+            began_anew=partial(self.began_anew, flow_run_id, claim_id),
+        )
 
     async def ended(self, work_pool_id: UUID, since: datetime) -> dict[UUID, ActiveRun]:
         """Return the runs of a work pool that have ended since a moment of the server's clock."""

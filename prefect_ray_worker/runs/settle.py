@@ -25,7 +25,7 @@ from prefect_ray_worker.shared.resources import Asked
 # Paused: in its process, or suspended; a suspended run has another claim when it resumes.
 _ATTEMPT_GOES_ON = (*GOES_ON, StateType.PAUSED)
 
-# Between this machine and the driver's node. The next attempt takes longer to begin its tasks.
+# Between this machine and the driver's node.
 _CLOCKS_DIFFER = timedelta(seconds=5)
 
 
@@ -168,18 +168,23 @@ class Settlement:
         if reported and decided.resolution is Resolution.LEAVE:
             return  # the driver has settled them itself
         before = datetime.now(UTC) + _CLOCKS_DIFFER
-        run = await self._flow_runs.read(self._attempt.run_id)
+        claim_id, run_id = self._attempt.claim_id, self._attempt.run_id
+        run = await self._flow_runs.read(run_id)
         state = run.state if run is not None else None
-        if run is None or state is None or not (state.is_final() or state.is_scheduled()):
+        if run is None or state is None:
             return
+        now = f"the run is {state.name}"
+        if not (state.is_final() or state.is_scheduled()):
+            if await self._flow_runs.began_anew(run_id, claim_id) is None:
+                return
+            now = "another attempt at the run has begun"
         unwanted = state.is_cancelled() or state.is_completed()
         ending = Ending(
             StateType.CANCELLED if unwanted else StateType.CRASHED,
-            f"ParentEnded: the process of flow run {run.name!r} is gone, and the run is "
-            f"{state.name}.",
+            f"ParentEnded: the process of flow run {run.name!r} is gone, and {now}.",
             before,
         )
-        count = await self._flow_runs.end_children(run.id, ending)
+        count = await self._flow_runs.end_children(run_id, claim_id, ending)
         if count:
             self._log.info("Settled %d task runs and subflow runs that were still open.", count)
 

@@ -6,14 +6,16 @@ from uuid import UUID
 
 import httpx
 import pytest
+from prefect import task
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State, StateType
+from prefect.states import Running
 from prefect.utilities.engine import propose_state
 
 from prefect_ray_worker.prefect_api import flow_runs
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY
 from prefect_ray_worker.worker import RayWorker
-from tests.fake_ray import FakeJob
+from tests.fake_ray import FakeJob, Fault, Kind
 from tests.integration.harness import set_timing
 from tests.integration.stage import Stage
 from tests.waiting import wait_until
@@ -61,6 +63,40 @@ async def test_run_is_tried_again_until_its_retries_are_used_up(stage: Stage) ->
         "Infrastructure retry 2 of 2. ",
     ]
     assert len({job.submission_id for job in jobs}) == 3
+
+
+@task
+def some_task() -> None: ...
+
+
+async def test_tasks_of_a_lost_attempt_are_settled_although_the_next_one_has_begun(
+    stage: Stage,
+) -> None:
+    """They stayed Running if the rest of the lost attempt's log came after the next claim."""
+    client = stage.pool.client
+    async with stage.pool.working():
+        run_id = await stage.start(infrastructure_retries=1)
+        jobs: list[FakeJob] = []
+        first = await next_job(stage, run_id, jobs)
+        left = await client.create_task_run(some_task, run_id, "left", state=Running())
+        stage.ray.faults.add(Fault("GET", "logs", kind=Kind.STATUS, status=503, times=None))
+        kill_supervisor(first)
+        await next_job(stage, run_id, jobs)
+        goes_on = await client.create_task_run(some_task, run_id, "goes on", state=Running())
+        stage.ray.faults.clear()
+
+        async def state_of_left() -> State | None:
+            state = (await client.read_task_run(left.id)).state
+            return state if state is not None and state.is_final() else None
+
+        state = await wait_until(state_of_left, timeout=30, description="the task's end")
+        assert state is not None
+        assert state.is_crashed()
+        assert "another attempt at the run has begun" in (state.message or "")
+        await stage.pool.wait_for_log(run_id, "Settled 1 task runs")
+        other = (await client.read_task_run(goes_on.id)).state
+        assert other is not None
+        assert other.is_running()
 
 
 async def test_lost_job_is_tried_again_once_its_nodes_have_ended(stage: Stage) -> None:

@@ -82,7 +82,13 @@ async def test_logs_cancelling_and_recovery_work_with_a_low_limit(
                     something, runs[0].id, dynamic_key=str(n), state=Running()
                 )
             ending = Ending(StateType.CRASHED, "The node died.", datetime.now(UTC))
-            assert await end_children(client, runs[0].id, ending, lambda ask: ask()) == MANY
+
+            async def never() -> None: ...
+
+            ended = await end_children(
+                client, runs[0].id, ending, lambda ask: ask(), began_anew=never
+            )
+            assert ended == MANY
 
             began = datetime.now(UTC)
             logs = PrefectLogs(client, runs[0].id, anyio.CapacityLimiter(1))
