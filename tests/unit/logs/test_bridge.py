@@ -220,7 +220,7 @@ class Counting(MemoryPrefect):
         del self.logs[:-10]
 
 
-@pytest.mark.parametrize("megabytes", [int(os.environ.get("LOG_MEGABYTES", "80"))])
+@pytest.mark.parametrize("megabytes", [int(os.environ.get("LOG_MEGABYTES", "60"))])
 async def test_memory_does_not_grow_with_the_log(ray: FakeRay, megabytes: int) -> None:
     process, sink = psutil.Process(), Counting()
     job = ray.add_job("j", "SUCCEEDED")
