@@ -113,9 +113,13 @@ async def measure_memory(pool: Pool, folder: Path, variables: dict[str, Any]) ->
 
 
 def processes_of(run_id: UUID) -> list[psutil.Process]:
-    """Return the processes of a run's job: each has the run's id in its environment."""
-    entry = f"PREFECT__FLOW_RUN_ID={run_id}\0".encode()
-    return [process for process in psutil.process_iter() if entry in said_of(process, "environ")]
+    """Return the processes of a run's job: each has its id as an argument or in a variable."""
+    entry, argument = f"PREFECT__FLOW_RUN_ID={run_id}\0".encode(), f"\0{run_id}\0".encode()
+    return [
+        process
+        for process in psutil.process_iter()
+        if entry in said_of(process, "environ") or argument in said_of(process, "cmdline")
+    ]
 
 
 def started_at(process: psutil.Process) -> float:
