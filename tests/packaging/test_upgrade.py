@@ -1,5 +1,6 @@
 """Workers of two releases in one pool: runs in flight survive an upgrade, and its way back."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 
 from tests.integration.stage import HEARTBEAT_SECONDS, MISSED_SECONDS, STAGE_INTERVAL, Stage
@@ -51,15 +53,33 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def environment_of(earlier: Path) -> dict[str, str]:
+    # Without the second, Python would take the checkout that is the current folder.
+    return {"PYTHONPATH": str(earlier), "PYTHONSAFEPATH": "1"}
+
+
+async def give_form_of(earlier: Path, stage: Stage) -> None:
+    """Give the pool the form of the previous release, which is the one that it keeps."""
+    command = [
+        sys.executable,
+        "-c",
+        "import json; from prefect_ray_worker import RayWorker as W\n"
+        "print(json.dumps(W.get_default_base_job_template()))",
+    ]
+    said = subprocess.run(
+        command, env={**os.environ, **environment_of(earlier)}, capture_output=True, check=True
+    )
+    form = WorkPoolUpdate(base_job_template=json.loads(said.stdout))
+    await stage.pool.client.update_work_pool(stage.pool.name, form)
+
+
 @contextmanager
 def earlier_worker(
     stage: Stage, earlier: Path, home: Path, name: str
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Start a worker of the previous release, with this environment's Prefect and Ray."""
     env = {
-        # Without the second, Python would take the checkout that is the current folder.
-        "PYTHONPATH": str(earlier),
-        "PYTHONSAFEPATH": "1",
+        **environment_of(earlier),
         "PREFECT_WORKER_HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS),
         "PREFECT_INTEGRATIONS_RAY_WORKER_POLL_INTERVAL_SECONDS": str(STAGE_INTERVAL),
     }
@@ -81,6 +101,7 @@ async def ended(process: "subprocess.Popen[bytes]") -> None:
 async def test_new_worker_takes_over_the_runs_of_the_previous_release(
     stage: Stage, earlier: Path, tmp_path: Path
 ) -> None:
+    await give_form_of(earlier, stage)
     with earlier_worker(stage, earlier, tmp_path / "home", "old") as process:
         crashed, failed = await stage.running()
         cancelled, stopped = await stage.running()
