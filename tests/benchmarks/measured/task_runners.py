@@ -228,6 +228,8 @@ def stored() -> float:
     import ray
     from ray._private.internal_api import memory_summary
 
+    if not ray.is_initialized():
+        return float("nan")
     said = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
     found = re.search(r"Plasma memory usage (\d+) MiB", said)
     return float(found.group(1)) * 1024**2 / MB if found else float("nan")
