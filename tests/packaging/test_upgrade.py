@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.client.schemas.actions import WorkPoolUpdate
@@ -58,8 +59,8 @@ def environment_of(earlier: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(earlier), "PYTHONSAFEPATH": "1"}
 
 
-async def give_form_of(earlier: Path, stage: Stage) -> None:
-    """Give the pool the form of the previous release, which is the one that it keeps."""
+def form_of(earlier: Path) -> dict[str, Any]:
+    """Return the form of the previous release, which a pool keeps over an upgrade."""
     command = [
         sys.executable,
         "-c",
@@ -69,8 +70,7 @@ async def give_form_of(earlier: Path, stage: Stage) -> None:
     said = subprocess.run(
         command, env={**os.environ, **environment_of(earlier)}, capture_output=True, check=True
     )
-    form = WorkPoolUpdate(base_job_template=json.loads(said.stdout))
-    await stage.pool.client.update_work_pool(stage.pool.name, form)
+    return json.loads(said.stdout)
 
 
 @contextmanager
@@ -101,7 +101,8 @@ async def ended(process: "subprocess.Popen[bytes]") -> None:
 async def test_new_worker_takes_over_the_runs_of_the_previous_release(
     stage: Stage, earlier: Path, tmp_path: Path
 ) -> None:
-    await give_form_of(earlier, stage)
+    form = WorkPoolUpdate(base_job_template=form_of(earlier))
+    await stage.pool.client.update_work_pool(stage.pool.name, form)
     with earlier_worker(stage, earlier, tmp_path / "home", "old") as process:
         crashed, failed = await stage.running()
         cancelled, stopped = await stage.running()
