@@ -105,7 +105,7 @@ async def test_new_worker_takes_over_the_runs_of_the_previous_release(
     await stage.pool.client.update_work_pool(stage.pool.name, form)
     with earlier_worker(stage, earlier, tmp_path / "home", "old") as process:
         crashed, failed = await stage.running()
-        cancelled, stopped = await stage.running()
+        cancelled, stopped = await stage.running(stop_grace_seconds=1)
         assert "old" in await owner_of(stage, crashed)
         # For a while both serve the pool.
         async with stage.heir(name="new"):
