@@ -38,7 +38,9 @@ from prefect_ray_worker.ray_api.models import JobSubmitRequest
 from prefect_ray_worker.settings import worker_settings
 from prefect_ray_worker.shared.environment import (
     PREFECT_VERSION,
+    RUN_ID,
     WARM_SECONDS,
+    WORKER_ID,
     WORKER_ID_KEY,
     variables_of_run,
 )
@@ -57,7 +59,6 @@ _NO_IMAGE_FOR_BUNDLES = (
 )
 _DRIVER = "python -m prefect_ray_worker.driver"
 _PER_RUN_PREFIX = "PREFECT__"
-_WORKER_ID = "PREFECT__WORKER_ID"
 
 
 class RayJobConfiguration(RayFields, BaseJobConfiguration):
@@ -210,7 +211,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             raise InvalidConfiguration(_NO_IMAGE_FOR_BUNDLES)
         if ours:
             refuse_auto_install({**beside, **self._asked_env})
-        run = (per_run.get("PREFECT__FLOW_RUN_ID", ""), attempt_in(submission_id))
+        run = (per_run.get(RUN_ID, ""), attempt_in(submission_id))
         driver = f"{_DRIVER} {shlex.join(run)}" if can_ship(self.runtime_env) else _PREFECTS_OWN
         command = self._asked_command or f"exec {driver}"
         metadata = self._job_metadata(submission_id, per_run)
@@ -245,7 +246,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
     def _job_metadata(self, submission_id: str, per_run: Mapping[str, str]) -> dict[str, str]:
         # Ray has one place for both variables. `labels` is Prefect's own field, into which it
         # puts the labels of run, deployment and pool; `metadata` is Ray's word, for Ray's users.
-        seconds, worker_id = self.delete_job_after_seconds, per_run.get(_WORKER_ID)
+        seconds, worker_id = self.delete_job_after_seconds, per_run.get(WORKER_ID)
         return {
             **self.labels,
             **self.metadata,

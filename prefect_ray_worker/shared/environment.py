@@ -14,7 +14,12 @@ ZYGOTE = "PREFECT_RAY_WORKER_ZYGOTE"
 WORKER_ID_KEY = "prefect-ray-worker/worker-id"
 """The key of a job's metadata for the worker's id in Prefect, which no label of Prefect's has."""
 
-_RUN_ID = "PREFECT__FLOW_RUN_ID"
+RUN_ID = "PREFECT__FLOW_RUN_ID"
+"""Prefect's variable for the flow run that a process runs."""
+
+WORKER_ID = "PREFECT__WORKER_ID"
+"""Prefect's variable for the worker that has submitted it."""
+
 # Prefect's variables for what runs a flow (`_base_attribution_environment`, 3.8.8), and the key of
 # the job's metadata that has the same value. All but the last are labels of Prefect's.
 _OF_METADATA: "Mapping[str, str]" = {
@@ -23,7 +28,7 @@ _OF_METADATA: "Mapping[str, str]" = {
     "PREFECT__DEPLOYMENT_ID": "prefect.io/deployment-id",
     "PREFECT__DEPLOYMENT_NAME": "prefect.io/deployment-name",
     "PREFECT__WORKER_NAME": "prefect.io/worker-name",
-    "PREFECT__WORKER_ID": WORKER_ID_KEY,
+    WORKER_ID: WORKER_ID_KEY,
 }
 
 
@@ -35,4 +40,4 @@ def variables_of_run(flow_run_id: str, metadata: "Mapping[str, str]") -> "dict[s
         metadata: Of the job.
     """
     told = {name: metadata[key] for name, key in _OF_METADATA.items() if key in metadata}
-    return {_RUN_ID: flow_run_id, **told}
+    return {RUN_ID: flow_run_id, **told}

@@ -26,6 +26,7 @@ import anyio
 import psutil
 from prefect.client.schemas.objects import StateType
 
+from prefect_ray_worker.driver.supervise.processes import stat_of
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.shared.ids import InfrastructurePid
@@ -124,7 +125,7 @@ def processes_of(run_id: UUID) -> list[psutil.Process]:
 
 def started_at(process: psutil.Process) -> float:
     """Return when a process has started; psutil's answer is up to a second off (7.2)."""
-    ticks = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])
+    ticks = int(stat_of(process.pid)[19])
     ago = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return time.time() - ago
 
