@@ -54,6 +54,7 @@ class LogBridge:
         reads: The log side of its cluster.
         sink: The logs of its run.
         longest: The most characters of a log, as JSON.
+        is_new: Whether no bridge can have run for the job, so that Prefect need not be asked.
         on_end: Awaited once all that the flow has printed is in Prefect, if its driver says when
             that is. The job has not ended by then.
 
@@ -72,6 +73,7 @@ class LogBridge:
         reads: ClusterLogs,
         sink: LogSink,
         longest: int,
+        is_new: bool = False,
         on_end: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._job = submission_id
@@ -79,6 +81,7 @@ class LogBridge:
         self._reads = reads
         self._sink = sink
         self._longest = longest
+        self._is_new = is_new
         self._on_end = on_end
         self._sender = Sender(sink)
         self._details: JobDetails | None = None
@@ -150,9 +153,11 @@ class LogBridge:
             self.is_complete = self._details is not None and self._details.is_terminal
             return
         since = datetime.fromtimestamp((self._details.start_time or 0) / 1000, UTC)
-        position = await find_position(
-            self._sink, self._sender, self._job, self._attempt, since=since
-        )
+        position = None
+        if not self._is_new:
+            position = await find_position(
+                self._sink, self._sender, self._job, self._attempt, since=since
+            )
         self._shaper = Shaper(self._job, entrypoint=self._details.entrypoint, longest=self._longest)
         if position is None:
             self._not_before = milliseconds(max(since, datetime.now(UTC)))

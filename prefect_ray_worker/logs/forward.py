@@ -29,6 +29,7 @@ class LogForwarding:
         sink: The logs of its flow run.
         owns: Returns whether this process still owns the attempt.
         log: Logs to the flow run.
+        is_new: Whether nobody can have forwarded any of it yet; see `LogBridge`.
         on_end: Awaited once all that the flow has printed is in Prefect; see `LogBridge`.
     """
 
@@ -41,6 +42,7 @@ class LogForwarding:
         sink: LogSink,
         owns: Owns,
         log: "Logger | LoggerAdapter[Any]",
+        is_new: bool = False,
         on_end: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._log = log
@@ -51,6 +53,7 @@ class LogForwarding:
             reads=reads,
             sink=_OwnedLogs(sink, owns),
             longest=longest_message(),
+            is_new=is_new,
             on_end=on_end,
         )
 

@@ -47,7 +47,7 @@ class Follower:
         self._submitter = submitter
         self._settlement = Settlement(services, attempt)
         self._narrator = Narrator(services, attempt, submitter.session)
-        self.logs = _logs_of(services, attempt)
+        self.logs = _logs_of(services, attempt, is_new=submitter.is_first)
         self._run_is_deleted = False
         self._last = Watched(submitted_at=0.0, arrived=False)
         self._decided: Outcome | None = None
@@ -290,7 +290,7 @@ class Follower:
         return None
 
 
-def _logs_of(services: Services, attempt: RunAttempt) -> LogForwarding | None:
+def _logs_of(services: Services, attempt: RunAttempt, *, is_new: bool) -> LogForwarding | None:
     """Return what forwards the log of an attempt's job; None if its run does not want that."""
     if not attempt.configuration.forward_logs:
         return None
@@ -301,6 +301,7 @@ def _logs_of(services: Services, attempt: RunAttempt) -> LogForwarding | None:
         sink=services.logs_of(attempt.run_id),
         owns=partial(services.lease.holds, attempt.run_id, attempt.job_id),
         log=attempt.log,
+        is_new=is_new,
         on_end=None if attempt.flow_run.deployment_id else partial(_tell_caller, services, attempt),
     )
 

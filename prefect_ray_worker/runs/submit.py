@@ -203,6 +203,11 @@ class Submitter:
         """True if an earlier request or another worker submitted the job."""
         return self._disposition is Disposition.ADOPTED
 
+    @property
+    def is_first(self) -> bool:
+        """True if Ray took the job from this process, so that no other can have followed it yet."""
+        return self._disposition is Disposition.SUBMITTED
+
     async def submit(self) -> InfrastructurePid:
         """Submit the job unless Ray already has it; return its location.
 

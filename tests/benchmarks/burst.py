@@ -1,14 +1,16 @@
 """A burst: from the creation of many runs at once until the last one is Running.
 
-    python -m tests.benchmarks.burst [runs]
+    python -m tests.benchmarks.burst [runs] [database ...]
 
-Measured on PostgreSQL and on SQLite, one after the other: a real Prefect server, one
-`prefect worker start` with default settings, and a fake head in this process. No flow runs: for
-each job that the head gets, a stand-in in this process tells Prefect what our driver and the flow
-engine tell it until the first line of user code. It reads the run, and sets Starting (so the driver
-claims the run) and Running. A real driver sends a few requests more, and needs a node to run on.
+Measured on PostgreSQL and on SQLite, or on what is named of these, one after the other: a real
+Prefect server, one `prefect worker start` with default settings, and a fake head in this process.
+No flow runs: for each job that the head gets, a stand-in in this process tells Prefect what our
+driver and the flow engine tell it until the first line of user code. It reads the run, and sets
+Starting (so the driver claims the run) and Running. A real driver sends a few requests more, and
+needs a node to run on.
 
-* creation: eight callers create the runs through the API; runs per second;
+* creation: eight callers create the runs through the API; runs per second. A caller tries again
+  where the server answers 503, as it does on SQLite whose file is locked for too long;
 * burst: from the first call until the last run is Running, and runs per second;
 * bare: with nobody else on the server, eight callers set the states of a run until it is Running
   (Pending, Submitting, Starting, Running) with four requests per run; runs per second. That is the
@@ -21,7 +23,7 @@ Both servers keep no events, and have no UI.
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +54,7 @@ CALLERS = 8
 BARE_RUNS = 100
 DRIVERS_AT_ONCE = 16
 _RUNNING_WITHIN = 3600.0
+_TRIES = 60
 _RUN_ID = "prefect.io/flow-run-id"
 _BEFORE_RUNNING: tuple[State[Any], ...] = (
     Pending(),
@@ -89,6 +92,21 @@ async def by_callers(act: Callable[[T], Awaitable[object]], items: Iterable[T]) 
             number += 1
             tasks.start_soon(one, item)
     return number / (time.monotonic() - began)
+
+
+async def patiently(call: Callable[[], Awaitable[object]]) -> None:
+    """Do something again, a second later, for as long as the server says that it is too busy."""
+    for _ in range(_TRIES):
+        try:
+            await call()
+        except PrefectHTTPStatusError as exc:
+            if exc.response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                raise
+            print("  a caller tries again: 503", flush=True)
+            await anyio.sleep(1)
+        else:
+            return
+    raise TimeoutError(f"The server has answered 503 {_TRIES} times.")
 
 
 async def report(client: PrefectClient, run_id: UUID, *states: State[Any]) -> None:
@@ -148,6 +166,7 @@ async def measure(runs: int, home: Path) -> Burst:
     async with FakeRay() as ray:
         async with new_pool({"address": ray.address}) as nobodys:
             limit = await bare(nobodys, min(runs, BARE_RUNS))
+            print(f"  bare: {limit:.1f} runs/s", flush=True)
         async with new_pool({"address": ray.address}) as pool, anyio.create_task_group() as tasks:
             drivers = Drivers(pool.client, tasks)
             ray.on_submit = drivers.begin
@@ -157,7 +176,8 @@ async def measure(runs: int, home: Path) -> Burst:
                 return bool(await pool.client.read_workers_for_work_pool(pool.name))
 
             async def create(_: int) -> None:
-                await pool.client.create_flow_run_from_deployment(deployment)
+                create = pool.client.create_flow_run_from_deployment
+                await patiently(lambda: create(deployment))
 
             with worker_process(pool.name, home, env={"PREFECT_WORKER_QUERY_SECONDS": "10"}):
                 await wait_until(online, timeout=120, description="the worker to be online")
@@ -182,11 +202,13 @@ def databases(folder: Path) -> dict[str, AbstractContextManager[str]]:
     }
 
 
-def main(runs: int) -> None:
+def main(runs: int, names: Sequence[str]) -> None:
     """Measure the databases in turn, and print and save what came out."""
     found: dict[str, Burst] = {}
     with tempfile.TemporaryDirectory() as name:
         for database, running in databases(Path(name)).items():
+            if names and database not in names:
+                continue
             print(f"{runs:,} runs on {database}:", flush=True)
             with running as url, prefect(url):
                 found[database] = anyio.run(measure, runs, Path(name) / database)
@@ -209,4 +231,4 @@ def main(runs: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000, sys.argv[2:])

@@ -270,10 +270,15 @@ class Stage:
         posts = self._posts + self.ray.requests.number_of("POST", "/api/jobs/$")
         if posts > len(jobs):
             print(f"  {posts - len(jobs)} submissions were repeated after an unclear answer")
-        reports = await self.ask("report")
-        followed, settled = (sum(r[k] for r in reports) for k in ("followed", "settled"))
+        rest = len(self.ray.jobs) - self._ended
+
+        async def followed() -> bool:
+            # A worker lets a run go a moment after it has settled it.
+            return sum(report["followed"] for report in await self.ask("report")) == rest
+
+        await wait_until(followed, timeout=60, description=f"{rest} runs to be followed")
+        settled = sum(report["settled"] for report in await self.ask("report"))
         assert settled == self._ended, f"{settled} ends were settled, of {self._ended}"
-        assert followed == len(self.ray.jobs) - self._ended, f"{followed} runs are followed"
         assert not (times := await self._runs.twice_settled()), f"{times} runs crashed twice"
 
 
@@ -288,8 +293,8 @@ async def measured(stage: Stage, total: int) -> Found:
     submitted = await stage.grow_to(total)
     found = replace(await stage.watch(), submitted_per_second=submitted)
     found = replace(found, noticed=await stage.notice())
-    await stage.check_order()
     print(found.told(), flush=True)
+    await stage.check_order()
     return found
 
 

@@ -13,6 +13,7 @@ import pytest
 from prefect_ray_worker.logs import bridge as bridge_module
 from prefect_ray_worker.logs.bridge import LogBridge
 from prefect_ray_worker.logs.read import ClusterLogs
+from prefect_ray_worker.prefect_api.logs import FoundLogs
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.logs import LogsClient
@@ -156,6 +157,24 @@ async def test_log_that_died_with_its_node_is_told_once(
     assert "2 lines of it had been read" in told[2]
     assert "cannot be read any more" in told[2]
     assert texts(sink) == told
+
+
+async def test_prefect_is_not_asked_for_lines_of_a_job_that_is_new(ray: FakeRay) -> None:
+    """A thousand runs at once cost the server two requests less each."""
+
+    class Unasked(MemoryPrefect):
+        async def find(self, **_: Any) -> FoundLogs:
+            raise AssertionError("no bridge can have run before")
+
+    job, sink = ray.add_job("j"), Unasked()
+    async with LogsClient(Connection(ray.address)) as client:
+        reads = ClusterLogs(client)
+        bridge = LogBridge("j", attempt=1, reads=reads, sink=sink, longest=LONGEST, is_new=True)
+        job.print("one\ntwo\n")
+        job.set("SUCCEEDED")
+        show(ray, "j", bridge)
+        await asyncio.wait_for(bridge.run(), 20)
+    assert texts(sink) == ["one", "two"]
 
 
 async def test_cluster_that_does_not_answer_for_a_while_is_no_loss(ray: FakeRay) -> None:
