@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from prefect_ray_worker.driver.last_words import explained
 from prefect_ray_worker.driver.signals import Termination
-from prefect_ray_worker.driver.supervise.processes import hold_lifeline
+from prefect_ray_worker.driver.supervise.processes import have_orphans_adopted, hold_lifeline
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import diagnosed
 from prefect_ray_worker.shared.environment import PREFECT_VERSION, WARM_SECONDS, ZYGOTE
@@ -106,9 +106,12 @@ def _stay_behind(zygote: str) -> Sequence[str] | None:
     fingerprint, _, raylet = zygote.partition(" ")
     try:
         idle_seconds = float(os.environ[WARM_SECONDS])
-        return stay_behind(fingerprint, int(raylet), idle_seconds, prepare=_import_more)
+        forked = stay_behind(fingerprint, int(raylet), idle_seconds, prepare=_import_more)
     except OSError:
-        return None  # no process can be made now
+        forked = None  # no process can be made now
+    if forked is None:
+        have_orphans_adopted()
+    return forked
 
 
 def _import_more() -> None:

@@ -5,6 +5,8 @@ from uuid import UUID
 
 import psutil
 
+from prefect_ray_worker.driver.supervise.link import peer_of
+from prefect_ray_worker.driver.supervise.rendezvous import Rendezvous
 from tests.waiting import wait_until
 
 
@@ -59,6 +61,17 @@ def zygote_of(engine: psutil.Process) -> psutil.Process:
 def is_forked(engine: psutil.Process) -> bool:
     """Return whether an engine was forked from a zygote."""
     return supervisor_of(engine) not in guard_of(engine).children()
+
+
+def zygotes_at(rendezvous: Rendezvous) -> frozenset[int]:
+    """Return the processes that listen there."""
+    pids: set[int] = set()
+    for fingerprint in rendezvous.fingerprints():
+        connection = rendezvous.connect(fingerprint)
+        if connection is not None:
+            pids.add(peer_of(connection)[0])
+            connection.close()
+    return frozenset(pids)
 
 
 def raylet_of(head: int) -> psutil.Process:

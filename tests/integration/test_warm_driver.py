@@ -13,6 +13,9 @@ import pytest
 from prefect.client.schemas.objects import StateType
 
 from prefect_ray_worker.driver.supervise.rendezvous import Rendezvous
+from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.shared.ids import InfrastructurePid
 from tests.integration.driver_kit import begin, ended_job, ends, start, traces
 from tests.integration.harness import Pool, new_pool
 from tests.integration.processes import (
@@ -26,6 +29,7 @@ from tests.integration.processes import (
     raylet_of,
     supervisor_of,
     zygote_of,
+    zygotes_at,
 )
 from tests.real_ray import RealRay, real_ray
 from tests.waiting import wait_until
@@ -55,7 +59,7 @@ class Node:
 
     @property
     def zygotes(self) -> frozenset[int]:
-        return self.rendezvous.processes()
+        return zygotes_at(self.rendezvous)
 
     async def warm_up(self) -> psutil.Process:
         """Have a run leave a zygote behind, and return it."""
@@ -171,6 +175,24 @@ async def test_nothing_is_left_of_a_forked_run_without(
         await all_gone(node.run_id, within=_GONE_SECONDS)
         await ends(node.pool, node.run_id, StateType.CRASHED, f"{category}: ")
         assert is_alive(zygote)
+
+
+async def test_the_first_run_can_be_stopped_while_others_run_on_its_zygote(node: Node) -> None:
+    """Ray ends all descendants of a job that it stops; the zygote was one, with all of its runs."""
+    async with node.pool.working():
+        first = await node.begin("loops", "first")
+        first_id = node.run_id
+        assert not is_forked(first)
+        second = await node.begin("ends_when_permitted", "second", "ran")
+        assert is_forked(second)
+        zygote = zygote_of(second)
+        async with JobsClient(Connection(node.pool.defaults["address"])) as client:
+            pid = InfrastructurePid.parse((await node.pool.read(first_id)).infrastructure_pid or "")
+            await client.stop(pid.submission_id)
+        await ends(node.pool, first_id, StateType.CRASHED, "StoppedOutside")
+        await all_gone(first_id, within=_GONE_SECONDS)
+        assert is_alive(zygote)
+        await node.finish("second")
 
 
 async def test_a_run_goes_on_without_its_zygote(node: Node) -> None:

@@ -55,9 +55,10 @@ def borrow_supervisor(
         link.close()
         return None
     if link.hears(Word.READY):
-        link.wake()
         link.say(Word.GO)
-        if not link.is_closed:
+        # One that does not answer may still start the engine. One that has gone never will.
+        if link.hears(Word.STARTS) or not link.is_closed:
+            link.wake()
             return BorrowedSupervisor(link)
     link.close()
     return None

@@ -27,7 +27,11 @@ class Word(Enum):
     """The supervisor is there, and waits."""
 
     GO = "go"
-    """Start the engine. Until then the run can still be started in another way."""
+    """Start the engine."""
+
+    STARTS = "starts"
+    """The supervisor starts it. A run whose supervisor has ended without this word can still be
+    started in another way."""
 
     TERMINATE = "terminate"
     """Ray asks the run to end, as with SIGTERM."""
@@ -117,9 +121,12 @@ class GuardLink:
             while b"\n" not in self._unread:
                 part = self._socket.recv(64)
                 if not part:
-                    return False
+                    raise ConnectionResetError
                 self._unread += part
+        except TimeoutError:
+            return False
         except OSError:
+            self._is_closed = True
             return False
         line, _, self._unread = self._unread.partition(b"\n")
         return line.decode(errors="replace") == word.value
@@ -155,7 +162,7 @@ class GuardLink:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the other side has gone, as far as `words` has seen."""
+        """Whether the other side has gone, as far as this side has seen."""
         return self._is_closed
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ its supervisor, ends itself when the pipe closes.
 
 import ctypes
 import os
+import select
 import signal
 import threading
 from collections.abc import Collection
@@ -18,16 +19,34 @@ LIFELINE = "PREFECT_RAY_LIFELINE_FD"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _ROUNDS = 20
+_ANSWER_SECONDS = 2.0
 
 
-def watch_over_family() -> None:
-    """Get a SIGCHLD when our parent dies, and adopt descendants whose own parent dies.
+def notice_death_of_parent() -> None:
+    """Get a SIGCHLD when our parent dies. Call it again after a fork, which does not inherit it.
 
-    Call it again after a fork, which inherits neither. Polling would be too slow: Ray ends the
-    process group within a second of its JobSupervisor's death.
+    Polling would be too slow: Ray ends the process group within a second of its JobSupervisor's
+    death.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGCHLD)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent dies. A fork does not inherit it."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def have_orphans_adopted() -> None:
+    """Let the supervisor and the guard adopt what this process leaves behind from now on.
+
+    Waits for the supervisor's answer, which comes through the lifeline.
+    """
+    lifeline = os.environ.get(LIFELINE)
+    if lifeline is None:
+        return
+    os.kill(os.getppid(), signal.SIGIO)
+    if select.select([int(lifeline)], [], [], _ANSWER_SECONDS)[0]:
+        os.read(int(lifeline), 1)
 
 
 def die_with_parent(parent: int) -> None:

@@ -60,6 +60,8 @@ class Rendezvous:
         lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_ino != Path(f"{path}.lock").stat().st_ino:
+                raise BlockingIOError("the zygote that had it has left meanwhile")
         except OSError:
             os.close(lock)
             return None
@@ -70,7 +72,10 @@ class Rendezvous:
         return listener, lock
 
     def leave(self, fingerprint: str) -> None:
-        """Be found no more. Only the zygote with that fingerprint may call it."""
+        """Be found no more. Only the zygote with that fingerprint may call it, and only once.
+
+        Afterwards the place can be that of another one.
+        """
         for path in (self._path(fingerprint), f"{self._path(fingerprint)}.lock"):
             with suppress(OSError):
                 Path(path).unlink()
@@ -91,16 +96,6 @@ class Rendezvous:
                     if stat.S_ISSOCK(path.lstat().st_mode):
                         found.append((path.stat().st_mtime, path.name))
         return [name for _, name in sorted(found)]
-
-    def processes(self) -> frozenset[int]:
-        """Return the processes that listen."""
-        pids: set[int] = set()
-        for fingerprint in self.fingerprints():
-            connection = self.connect(fingerprint)
-            if connection is not None:
-                pids.add(peer_of(connection)[0])
-                connection.close()
-        return frozenset(pids)
 
     def _path(self, fingerprint: str) -> str:
         return str(self._folder / fingerprint)

@@ -5,7 +5,9 @@ Standard library only: they exist in every run, and their start delays the run's
 1. Nothing of the run outlives its job. Ray and the kernel's out-of-memory killer may kill any
    process here, and the children of a dead process cannot be found any more. So there are two:
    the guard, which Ray knows, and the supervisor. Each ends everything when the other dies; the
-   guard does so as well when Ray's JobSupervisor dies.
+   guard does so as well when Ray's JobSupervisor dies. Both adopt orphans, but only once the
+   engine has left its zygote behind: that forks other runs, so it must not be of this family.
+   When Ray stops a job, it ends all descendants of the guard (`job_supervisor.py`, 2.60).
 2. An engine that died silently is reported by a process that can import Prefect.
 3. The exit code is the engine's own, signals included.
 
@@ -19,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
@@ -69,18 +71,20 @@ def main(arguments: list[str]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     os.environ.update(_variables_of_job(arguments[0]))
     job, guard, group = os.getppid(), os.getpid(), os.getpgrp()
-    descendants.watch_over_family()
+    descendants.notice_death_of_parent()
     watched = _borrow(arguments)
+    if ZYGOTE not in os.environ:
+        descendants.adopt_orphans()
     if watched is None:
         supervisor = os.fork()
         if supervisor == 0:
             # Ray kills a job's process group at once: one of the two has to survive and clean up.
             os.setpgid(0, 0)
-            descendants.watch_over_family()
+            descendants.notice_death_of_parent()
             return _end_like(_supervise(arguments, guard, group))
         watched = _Child(supervisor)
-    code = _wait(watched, _lost(job))
-    _kill_descendants()
+    code = _wait(watched, _lost(job), woken=descendants.adopt_orphans)
+    descendants.kill_descendants()
     return _end_like(code)
 
 
@@ -113,13 +117,27 @@ def _borrow(arguments: list[str]) -> AwaitedProcess | None:
 
 
 def _supervise(arguments: list[str], guard: int, group: int) -> int:
-    engine = _start("engine", arguments, group)
-    engine.returncode = attend(engine.pid, arguments, _lost(guard), group)
+    engine, lifeline = _start("engine", arguments, group)
+
+    def adopt() -> None:
+        descendants.adopt_orphans()
+        with suppress(OSError):
+            if os.getppid() == guard:
+                os.kill(guard, signal.SIGIO)
+            os.write(lifeline, b"+")
+
+    if ZYGOTE not in os.environ:
+        descendants.adopt_orphans()
+    engine.returncode = attend(engine.pid, arguments, _lost(guard), group, adopt)
     return engine.returncode
 
 
 def attend(
-    engine: int, arguments: Sequence[str], is_orphaned: Callable[[], bool], group: int
+    engine: int,
+    arguments: Sequence[str],
+    is_orphaned: Callable[[], bool],
+    group: int,
+    adopt: Callable[[], None] = descendants.adopt_orphans,
 ) -> int:
     """Wait for the engine, this process's child; have a silent death reported.
 
@@ -128,20 +146,22 @@ def attend(
         arguments: The flow run's id and the attempt's.
         is_orphaned: Whether the guard has gone, so that all has to end.
         group: The process group of what is started; 0 for one of its own.
+        adopt: Makes guard and supervisor adopt orphans, when the engine asks for it.
 
     Returns:
         The engine's exit code, negative for a signal.
     """
     memory = MemoryWatch()
-    code = _wait(_Child(engine), is_orphaned, meanwhile=memory.look)
+    code = _wait(_Child(engine), is_orphaned, meanwhile=memory.look, woken=adopt)
     if code == 0 or code in set(DriverExit):
-        _kill_descendants()
+        descendants.kill_descendants()
         return code
     kills = memory.kills()
-    _kill_descendants()
+    descendants.kill_descendants()
     peak = peak_of_children()
     evidence = [str(code), kills.value, str(peak)]
-    reporter = _start("report", [*arguments, *evidence], group)
+    adopt()  # the engine may have died before it could ask, and the flow's hooks run now
+    reporter, _ = _start("report", [*arguments, *evidence], group)
     child = _Child(reporter.pid)
     limit = child.kill_after(_REPORT_SECONDS)
     reporter.returncode = _wait(child, is_orphaned, meanwhile=limit)
@@ -157,7 +177,8 @@ def _tell_worker(attempt: str, code: int, kills: MemoryKills, peak: int) -> None
     tell_worker(of_exit(code, kills, peak=peak), attempt)
 
 
-def _start(module: str, arguments: list[str], group: int) -> "subprocess.Popen[bytes]":
+def _start(module: str, arguments: list[str], group: int) -> "tuple[subprocess.Popen[bytes], int]":
+    """Start a process of the run; return it, and this side of its lifeline."""
     lifeline, held_open = os.pipe()
     os.set_inheritable(held_open, False)
     process = subprocess.Popen(
@@ -168,7 +189,7 @@ def _start(module: str, arguments: list[str], group: int) -> "subprocess.Popen[b
         preexec_fn=partial(_in_child, os.getpid(), group),
     )
     os.close(lifeline)
-    return process
+    return process, held_open
 
 
 def _in_child(parent: int, group: int) -> None:
@@ -224,8 +245,15 @@ def _wait(
     is_orphaned: Callable[[], bool],
     *,
     meanwhile: Callable[[], None] = lambda: None,
+    woken: Callable[[], None] = lambda: None,
 ) -> int:
     """Wait for an end, hand SIGTERM on, and end everything if nobody waits for this process.
+
+    Args:
+        watched: What to wait for.
+        is_orphaned: Whether nobody waits for this process.
+        meanwhile: Called now and then.
+        woken: Called after each SIGIO.
 
     Returns:
         Its exit code, negative for a signal.
@@ -242,6 +270,8 @@ def _wait(
             # Ray signals every process that it finds, perhaps before the engine exists. An engine
             # that gets the signal twice ignores the second.
             watched.terminate()
+        elif news is not None and news.si_signo == signal.SIGIO:
+            woken()
 
 
 def _next_signal() -> "signal.struct_siginfo | None":
@@ -251,16 +281,8 @@ def _next_signal() -> "signal.struct_siginfo | None":
     return None
 
 
-def _kill_descendants() -> None:
-    zygotes: Collection[int] = ()
-    with suppress(KeyError, ValueError, OSError):
-        raylet = int(os.environ[ZYGOTE].rpartition(" ")[2])
-        zygotes = Rendezvous(raylet).processes()
-    descendants.kill_descendants(spare=zygotes)
-
-
 def _end_everything() -> None:
-    _kill_descendants()
+    descendants.kill_descendants()
     os._exit(1)
 
 

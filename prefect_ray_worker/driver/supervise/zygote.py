@@ -63,9 +63,12 @@ def stay_behind(
             os._exit(1)
         gc.freeze()
         zygote = _Zygote(fingerprint, idle_seconds, raylet)
+        arguments = zygote.serve()
     except BaseException:
+        # Anything else would return in this process, and it would go on as the engine of the run
+        # that has left it behind.
         os._exit(1)
-    return zygote.serve()
+    return arguments
 
 
 def _has_threads() -> bool:
@@ -90,8 +93,10 @@ class _Zygote:
         self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._supervisors: dict[int, int] = {}  # process by handle
+        self._is_found = True
         self._forget_the_run()
-        descendants.watch_over_family()
+        descendants.notice_death_of_parent()
+        descendants.adopt_orphans()
         self._make_room()
 
     def _forget_the_run(self) -> None:
@@ -116,12 +121,20 @@ class _Zygote:
             connection = self._rendezvous.connect(fingerprint)
             if connection is not None:
                 with connection, suppress(OSError):
-                    os.kill(peer_of(connection)[0], signal.SIGTERM)
+                    process = peer_of(connection)[0]
+                    # 0: of another container that has the same folder of temporary files.
+                    if process > 0:
+                        os.kill(process, signal.SIGTERM)
 
     def _retire(self, *_: object) -> None:
         """Take no more runs, and end when those that are there have ended."""
-        self._rendezvous.leave(self._fingerprint)
+        self._leave()
         self._idle_seconds = 0.0
+
+    def _leave(self) -> None:
+        if self._is_found:
+            self._is_found = False
+            self._rendezvous.leave(self._fingerprint)
 
     def serve(self) -> Sequence[str]:
         """Fork supervisors and engines; return in an engine only, with its arguments."""
@@ -152,7 +165,7 @@ class _Zygote:
             os.close(file)
 
     def _end(self) -> NoReturn:
-        self._rendezvous.leave(self._fingerprint)
+        self._leave()
         os._exit(0)
 
     def _bury(self, handle: int) -> None:
@@ -176,10 +189,14 @@ class _Zygote:
         except (OSError, ValueError, TypeError):
             link.close()  # a look at who listens, or a run that has ended meanwhile
             return None
-        self._rendezvous.used(self._fingerprint)
+        if self._is_found:
+            self._rendezvous.used(self._fingerprint)
         # A signal to the new process is the run's, and must not reach the zygote's handler in it.
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-        supervisor = os.fork()
+        try:
+            supervisor = os.fork()
+        except OSError:
+            supervisor = None  # no process can be made now: the guard sees the link close
         if supervisor == 0:
             self._close()
             return _supervise(link, order, files)
@@ -187,6 +204,8 @@ class _Zygote:
         link.close()
         for file in files:
             os.close(file)
+        if supervisor is None:
+            return None
         handle = os.pidfd_open(supervisor)
         self._supervisors[handle] = supervisor
         self._selector.register(handle, selectors.EVENT_READ)
@@ -202,11 +221,13 @@ def _supervise(link: GuardLink, order: Order, files: Sequence[int]) -> Sequence[
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.setsid()
-        descendants.watch_over_family()
+        descendants.notice_death_of_parent()
+        descendants.adopt_orphans()
         _become(order, files)
         link.say(Word.READY)
         if not link.hears(Word.GO):
             os._exit(code)
+        link.say(Word.STARTS)
         link.wake()
         supervisor = os.getpid()
         engine = os.fork()

@@ -7,6 +7,7 @@ import pytest
 
 from prefect_ray_worker.driver.supervise.link import GuardLink, Order, Word
 from prefect_ray_worker.driver.supervise.rendezvous import Rendezvous
+from tests.integration.processes import zygotes_at
 
 
 def test_who_listens_is_found_until_it_leaves(tmp_path: Path) -> None:
@@ -16,14 +17,14 @@ def test_who_listens_is_found_until_it_leaves(tmp_path: Path) -> None:
     assert place is not None
     assert rendezvous.listen("a") is None, "one at a time"
     assert rendezvous.fingerprints() == ["a"]
-    assert rendezvous.processes() == {os.getpid()}
-    assert not Rendezvous(8, tmp_path).processes(), "another node"
+    assert zygotes_at(rendezvous) == {os.getpid()}
+    assert not zygotes_at(Rendezvous(8, tmp_path)), "another node"
     listener, lock = place
     with listener:
         rendezvous.leave("a")
     os.close(lock)
     assert rendezvous.connect("a") is None
-    assert not rendezvous.processes()
+    assert not zygotes_at(rendezvous)
 
 
 def test_the_place_of_one_that_was_killed_is_taken(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_a_look_is_no_order(tmp_path: Path) -> None:
     place = rendezvous.listen("a")
     assert place is not None
     listener, lock = place
-    rendezvous.processes()
+    zygotes_at(rendezvous)
     looking = GuardLink(listener.accept()[0])
     with listener, pytest.raises(ValueError, match="no order"):
         looking.receive_order()

@@ -7,17 +7,21 @@ the test says.
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import anyio
 import psutil
 import pytest
 
+from prefect_ray_worker.driver.supervise.link import GuardLink, Word
 from prefect_ray_worker.driver.supervise.rendezvous import Rendezvous
+from tests.integration.processes import zygotes_at
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there are zygotes on Linux only")
@@ -30,6 +34,14 @@ from pathlib import Path
 from prefect_ray_worker.driver.supervise.zygote import stay_behind
 
 folder, raylet = Path(sys.argv[1]), int(sys.argv[2])
+fork = os.fork
+
+def fork_if_possible():
+    if (folder / "full").exists():
+        raise BlockingIOError("Resource temporarily unavailable")
+    return fork()
+
+os.fork = fork_if_possible
 arguments = stay_behind("f", raylet, 300.0, prepare=lambda: None)
 if arguments is None:
     sys.exit()
@@ -64,9 +76,12 @@ class Node:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._rendezvous = Rendezvous(os.getpid(), folder)
+        self.rendezvous = Rendezvous(os.getpid(), folder)
         self._guards: list[subprocess.Popen[str]] = []
-        self._python(ZYGOTE, TMPDIR=str(folder)).communicate()
+        self.leave_zygote()
+
+    def leave_zygote(self) -> None:
+        self._python(ZYGOTE, TMPDIR=str(self.folder)).communicate()
 
     def _python(self, script: str, *arguments: str, **env: str) -> "subprocess.Popen[str]":
         place = (str(self.folder), str(os.getpid()))
@@ -77,7 +92,7 @@ class Node:
 
     async def zygote(self) -> psutil.Process:
         (pid,) = await wait_until(
-            self._rendezvous.processes, timeout=10, description="a zygote that listens"
+            partial(zygotes_at, self.rendezvous), timeout=10, description="a zygote that listens"
         )
         return psutil.Process(pid)
 
@@ -104,7 +119,7 @@ class Node:
         return (self.folder / f"{name}.heard").read_text()
 
     def close(self) -> None:
-        for pid in self._rendezvous.processes():
+        for pid in zygotes_at(self.rendezvous):
             os.kill(pid, signal.SIGKILL)
         for guard in self._guards:
             guard.kill()
@@ -190,3 +205,54 @@ async def test_a_zygote_that_is_asked_to_leave_waits_for_its_runs(node: Node) ->
     assert guard.wait(10) == 0
     assert node.heard("run") == ""
     await wait_until(lambda: has_ended(zygote), timeout=5, description="the zygote's end")
+
+
+async def test_a_zygote_that_waits_for_its_runs_leaves_its_place_to_the_next(node: Node) -> None:
+    """At its end it took away the socket of the next one, which nobody found any more."""
+    zygote = await node.zygote()
+    guard = node.ask("run")
+    await node.engine("run")
+    zygote.terminate()
+    await wait_until(
+        lambda: node.ask("late").wait(10) == NOT_BORROWED, timeout=5, description="it to leave"
+    )
+    node.leave_zygote()
+    following = await node.zygote()
+    assert following != zygote
+    node.let("run")
+    assert guard.wait(10) == 0
+    await wait_until(lambda: has_ended(zygote), timeout=5, description="the first one's end")
+    assert await node.zygote() == following
+
+
+async def test_a_zygote_that_cannot_fork_is_passed_over_and_remains(node: Node) -> None:
+    """It went on as the engine of the run that had left it behind."""
+    zygote = await node.zygote()
+    (node.folder / "full").touch()
+    assert node.ask("one").wait(10) == NOT_BORROWED
+    (node.folder / "full").unlink()
+    guard = node.ask("two")
+    await node.engine("two")
+    assert await node.zygote() == zygote
+    node.let("two")
+    assert guard.wait(10) == 0
+
+
+async def test_a_supervisor_that_ends_before_it_starts_the_engine_is_replaced(node: Node) -> None:
+    """The run was Crashed by a SIGKILL that nobody had sent."""
+    (await node.zygote()).kill()
+    place = None
+    while place is None:
+        place = node.rendezvous.listen("f")
+    listener, lock = place
+    guard = node.ask("run")
+    with listener:
+        connection = listener.accept()[0]
+        link = GuardLink(connection)
+        _, files = link.receive_order()
+        for file in (lock, *files):
+            os.close(file)
+        link.say(Word.READY)
+        assert connection.recv(16, socket.MSG_PEEK) == b"go\n"
+        link.close()
+    assert guard.wait(10) == NOT_BORROWED
