@@ -72,7 +72,7 @@ class ClusterSeen:
 
 @dataclass(frozen=True)
 class RunSeen:
-    """A run of the pool that is due, or goes on.
+    """A run of the pool that is due or running.
 
     Attributes:
         id: The flow run.

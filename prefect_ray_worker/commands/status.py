@@ -143,7 +143,7 @@ def _clusters(overview: "Overview") -> RenderableType:
 
 def _runs(overview: "Overview") -> RenderableType:
     if not overview.runs:
-        return Text("No run is due or goes on.")
+        return Text("No run is due or running.")
     table = _table("RUN", "STATE", "FOR", "RAY JOB", "WORKER", "WAITS FOR")
     for run in overview.runs:
         table.add_row(

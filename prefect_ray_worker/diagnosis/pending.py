@@ -78,11 +78,11 @@ def why_waiting(asked: Asked, cluster: ClusterResources | None, message: str | N
 
 
 def _infeasible(asked: Asked, cluster: ClusterResources) -> str:
-    has = f"its {len(cluster.nodes)} nodes have"
+    has = f"its {len(cluster.nodes)} nodes have at most"
     if len(cluster.nodes) == 1:
         has = "its one node has"
-    at_most = in_words(cluster.largest(asked.resources))
-    there_is = f": {has} at most {at_most}" if at_most else ""
+    largest = in_words(cluster.largest(asked.resources))
+    there_is = f": {has} {largest}" if largest else ""
     return (
         f"No node of the cluster can ever run the driver, which asks for {asked}{there_is}. It "
         "starts only if such a node is added."

@@ -106,7 +106,7 @@ class ProbeJob:
         self._client = client
         self._request = request
         self._seen_ended: float | None = None
-        self._too_large: str | None = None
+        self._dropped: tuple[str, str] | None = None
         self.left: Check | None = None
         """Whether anything was left behind; set when the context has exited."""
 
@@ -151,15 +151,25 @@ class ProbeJob:
         return answer(check, job, submitted=submitted, ended=time.time())
 
     async def _fit(self) -> None:
-        """Drop a request that no node can fulfil.
+        """Drop a request that no node can fulfil, or of which that is not known.
 
         Ray would report it as an error in the logs of every run on the cluster, and such a job
         cannot be ended (2.60).
         """
         asked = asked_for(self._request)
-        waiting = why_waiting(asked, await resources_of(self._client), None)
+        resources = await resources_of(self._client)
+        waiting = why_waiting(asked, resources, None)
         if waiting.reason is Reason.INFEASIBLE:
-            self._too_large = waiting.sentence
+            self._dropped = (
+                waiting.sentence,
+                "Lower them, or add such a node; an autoscaler may do so when a run asks for it.",
+            )
+        elif resources is None and (asked.resources or asked.labels):
+            self._dropped = (
+                f"The cluster does not list its nodes, so nothing shows whether one has {asked}.",
+                "Let this machine read /api/v0/nodes of the dashboard, and look again.",
+            )
+        if self._dropped is not None:
             self._request = self._request.model_copy(update=dict(_ASKING_NOTHING))
 
     async def _judged(self, job: JobDetails | None, started: float | None, wait: float) -> Check:
@@ -183,12 +193,10 @@ class ProbeJob:
             ended = Ended(job.status, job.error_type, job.driver_exit_code, job.message or "")
             return _failed(of_job(ended, context))
         says = f"A job started {started:.1f} s after it was submitted."
-        if self._too_large is not None:
-            return warning(
-                CheckSubject.PROBE_JOB,
-                f"{says} It ran without the entrypoint_ variables. {self._too_large}",
-                "Lower them, or add such a node; an autoscaler may do so when a run asks for it.",
-            )
+        if self._dropped is not None:
+            why, advice = self._dropped
+            says = f"{says} It ran without the entrypoint_ variables. {why}"
+            return warning(CheckSubject.PROBE_JOB, says, advice)
         return ok(CheckSubject.PROBE_JOB, says)
 
     async def _wait_for_a_queued_stop(self) -> None:

@@ -10,15 +10,18 @@ from prefect_ray_worker.shared.memory_kills import MemoryKills
 _GIB = 1024**3
 _CRASHES = frozenset(f"signal SIG{name}" for name in ("SEGV", "BUS", "ILL", "ABRT", "FPE"))
 _OUT_OF_MEMORY = {
-    MemoryKills.IN_CONTAINER: "the kernel killed a process of its container for memory just then",
+    MemoryKills.IN_CONTAINER: (
+        "the kernel killed a process of its container for memory at that time"
+    ),
     MemoryKills.ON_MACHINE: (
-        "the kernel killed a process of the machine for memory just then, almost certainly this one"
+        "the kernel killed a process of the machine for memory at that time, almost certainly this "
+        "one"
     ),
 }
 _NOT_PROVEN = {
-    MemoryKills.NONE: "the kernel counted no kill for memory on the node just then",
+    MemoryKills.NONE: "the kernel counted no out-of-memory kill on the node at that time",
     MemoryKills.UNKNOWN: (
-        "most often that is for memory, but nothing that is readable there proves it"
+        "most often the cause is memory, but nothing that is readable on the node proves it"
     ),
 }
 
@@ -49,7 +52,7 @@ def of_exit(
         )
     if words != f"signal {signal.SIGKILL.name}":
         return diagnosed(Category.KILLED_BY_SIGNAL, f"{process} died of {words}.")
-    used = f" It, or one of its processes, had used {_amount(peak)}." if peak else ""
+    used = f" It or one of its child processes had used {_amount(peak)}." if peak else ""
     if kills in _OUT_OF_MEMORY:
         cause = f"{process} died of {words}: {_OUT_OF_MEMORY[kills]}.{used}"
         return diagnosed(Category.OUT_OF_MEMORY, cause)

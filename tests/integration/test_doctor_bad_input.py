@@ -124,6 +124,25 @@ async def test_request_that_no_node_can_fulfil_is_not_sent(ray: FakeRay) -> None
     assert checks[CheckSubject.CLEAN_UP].grade is Grade.OK
 
 
+async def test_request_is_not_sent_where_the_cluster_does_not_list_its_nodes(ray: FakeRay) -> None:
+    """Nothing tells whether a node can fulfil it, and an infeasible job cannot be ended."""
+    asked: list[Any] = []
+
+    def on_submit(job: FakeJob) -> Timeline:
+        asked.append(job.body.get("entrypoint_num_gpus"))
+        return SUCCEEDS_SOON
+
+    ray.on_submit = on_submit
+    ray.faults.add(Fault("GET", "/api/v0/nodes", Kind.STATUS, times=None, status=404))
+    variables = {"entrypoint_num_gpus": 4}
+    checks = {check.subject: check async for check in examine(ray.address, variables, wait=5)}
+    probe = checks[CheckSubject.PROBE_JOB]
+    assert asked == [None]
+    assert probe.grade is Grade.WARNING, probe
+    assert "does not list its nodes, so nothing shows whether one has 4 GPU" in probe.says
+    assert "/api/v0/nodes" in probe.advice
+
+
 async def test_probe_that_cannot_start_says_why_and_what_is_left(ray: FakeRay) -> None:
     """Ray ends no PENDING job: what stays behind has to be named."""
     ray.on_submit = PENDING_FOREVER

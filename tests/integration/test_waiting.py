@@ -48,7 +48,7 @@ async def test_reason_is_shown_once_and_what_changes_is_logged(stage: Stage) -> 
         run_id = await stage.start(entrypoint_num_cpus=8)
         state = await said_to_wait(stage.pool, run_id)
         assert state.type == StateType.PENDING
-        assert "asks for 8 CPU: its one node has at most 4 CPU" in (state.message or "")
+        assert "asks for 8 CPU: its one node has 4 CPU" in (state.message or "")
         stage.ray.nodes.append(FakeNode({"CPU": 8}, used={"CPU": 8}))
         said = await stage.pool.wait_for_log(run_id, "free are 1 CPU of 12 CPU")
         assert "has been PENDING for" in said
@@ -143,7 +143,7 @@ async def test_on_a_real_ray_the_run_goes_on_when_there_is_room(
         too_large = await pool.start("adds", job_variables={"entrypoint_num_cpus": 64})
         run_id = await pool.start("adds", job_variables={"entrypoint_num_cpus": 1})
         state = await said_to_wait(pool, too_large)
-        assert "asks for 64 CPU: its one node has at most 2 CPU" in (state.message or "")
+        assert "asks for 64 CPU: its one node has 2 CPU" in (state.message or "")
         state = await said_to_wait(pool, run_id)
         assert "asks for 1 CPU" in (state.message or "")
         await client.stop(held.submission_id)

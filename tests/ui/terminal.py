@@ -38,7 +38,7 @@ def output_of_the_quickstart() -> str:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_"))}
         process = subprocess.Popen(
             [sys.executable, QUICKSTART],
-            env={**env, "QUICKSTART_STATE": state, "SHOW": "all"},
+            env={**env, "QUICKSTART_STATE": state, "SHOW": "all", "COLUMNS": "999"},
             stdout=theirs,
             stderr=subprocess.STDOUT,
         )

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,8 +85,25 @@ async def follow(client: PrefectClient, run: FlowRun) -> FlowRun:
 def say_line(line: Log) -> None:
     if line.level < logging.INFO:
         return  # what Ray says of itself in passing
+    if line.task_run_id is not None and line.message.startswith("Finished in state Completed"):
+        return  # once per task, and the line does not say which; the flow counts its tasks
     style = RED if line.level >= logging.ERROR else YELLOW if line.level >= logging.WARNING else ""
-    say(f"    {line.timestamp:%H:%M:%S} | {line.message}", style)
+    head = f"    {line.timestamp:%H:%M:%S} | "
+    say(head + wrapped(line.message, len(head)), style)
+
+
+def wrapped(text: str, indent: int) -> str:
+    """Wrap a text on a terminal at words, so that ids and addresses stay whole."""
+    if not sys.stdout.isatty():
+        return text
+    width = max(shutil.get_terminal_size().columns - indent, 40)
+    lines = [
+        part
+        for line in text.splitlines()
+        for part in textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+        or [""]
+    ]
+    return f"\n{' ' * indent}".join(lines)
 
 
 async def show(up: Stack) -> bool:
@@ -101,14 +120,14 @@ async def show_trouble(client: PrefectClient) -> bool:
     """Show how a run ends that is killed, and one that gets no place and is cancelled."""
     step("Running a flow that is killed")
     killed = await follow(client, await deploy(client, "trouble.py:dies"))
-    is_completed(killed)
+    say_end(killed)
     step("Running a flow that asks for more than the cluster has, and cancelling it")
     run = await deploy(client, "trouble.py:wants_gpus", entrypoint_num_gpus=8)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(cancel_once_explained, client, run)
         cancelled = await follow(client, run)
         tasks.cancel_scope.cancel()
-    is_completed(cancelled)
+    say_end(cancelled)
     ended = [run.state.name if run.state else "" for run in (killed, cancelled)]
     return ended == ["Crashed", "Cancelled"]
 
@@ -118,18 +137,23 @@ async def cancel_once_explained(client: PrefectClient, run: FlowRun) -> None:
     while True:
         state = (await client.read_flow_run(run.id)).state
         if state is not None and state.name == "InfrastructurePending":
-            say(f"    Its state is {state.name}: {state.message}", CYAN)
+            say(f"    The run's state is {state.name}, with this reason. Cancelling it.", CYAN)
             await client.set_flow_run_state(run.id, Cancelling())
             return
         await anyio.sleep(0.5)
 
 
-def is_completed(run: FlowRun) -> bool:
-    """Say how a run has ended, and return whether it is Completed."""
-    completed = run.state is not None and run.state.is_completed()
+def say_end(run: FlowRun) -> None:
+    """Say how a run has ended."""
     state = run.state.name if run.state else "unknown"
     message = f": {run.state.message}" if run.state and run.state.message else ""
-    step(f"Flow run '{run.name}' is {state}{message}")
+    step(wrapped(f"Flow run '{run.name}' is {state}{message}", len("==> ")))
+
+
+def is_completed(run: FlowRun) -> bool:
+    """Say how a run has ended, and return whether it is Completed."""
+    say_end(run)
+    completed = run.state is not None and run.state.is_completed()
     if not completed:
         say(f"    The worker's log is in {STATE / 'worker.log'}")
     return completed
@@ -150,15 +174,16 @@ def start_prefect(up: Stack, *, usual_port: bool = True, **worker_env: str) -> N
 
 NEXT = """
 What to try next
-    make quickstart SHOW=all               a run that is killed, and one that waits and is cancelled
-    make quickstart KEEP=1                 leaves it up: see the graph and the artifacts in the UI
-    make quickstart-kuberay                a RayCluster for the run, on a simulated Kubernetes
-    README.md, "Connect a cluster"         run your own deployments on your own Ray cluster
-    docs/tutorial/first-run.md             the same by hand, command by command"""
+    make quickstart SHOW=all      also runs that are killed, and wait for GPUs
+    make quickstart KEEP=1        leaves it up: see graph and artifacts in the UI
+    make quickstart-kuberay       a RayCluster for the run, Kubernetes simulated
+    docs/tutorial/first-run.md    the same by hand, command by command
+    README.md                     "Connect your cluster": your flows, your Ray"""
 
 KEPT = """
 Everything is still up
     UI:      {ui}
+    shell:   export PREFECT_API_URL={ui}/api
     logs:    {state}
     again:   make quickstart
     stop:    make quickstart-stop"""
@@ -194,7 +219,7 @@ def main() -> int:
         step("Stopping the worker, its Ray and the server")
         up.stop()
         say(NEXT)
-    say(f"\n{time.monotonic() - began:.0f} s")
+    say(f"\nIt took {time.monotonic() - began:.0f} s.")
     return 0 if completed else 1
 
 

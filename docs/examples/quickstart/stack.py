@@ -78,6 +78,7 @@ class Stack:
     def start_worker(self, **env: str) -> None:
         """Start the worker; it creates its pool."""
         command = ["-m", "prefect", "worker", "start", "--pool", POOL, "--type", "ray"]
+        command += ["--name", "quickstart"]
         self.worker = _spawn(command, "worker.log", {"PREFECT_API_URL": self.api_url, **env})
 
     def start_kubernetes(self) -> Path:

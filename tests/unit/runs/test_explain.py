@@ -29,7 +29,7 @@ def asks(labels: dict[str, str] | None = None, **resources: float) -> Asked:
         (asks(CPU=10), CLUSTER, Reason.INFEASIBLE, "asks for 10 CPU"),
         (asks(memory=16 * GIB), CLUSTER, Reason.INFEASIBLE, "16 GiB memory: its 2 nodes have at"),
         (asks(ssd=1), CLUSTER, Reason.INFEASIBLE, "at most 0 ssd"),
-        (asks(CPU=16), SILENT, Reason.INFEASIBLE, "its one node has at most 4 CPU"),
+        (asks(CPU=16), SILENT, Reason.INFEASIBLE, "its one node has 4 CPU"),
         (asks(CPU=2), SILENT, Reason.UNKNOWN, "has 4 CPU, and does not say what is free"),
         (asks({"zone": "c"}), CLUSTER, Reason.INFEASIBLE, "asks for zone=c. It starts only"),
         (asks({"zone": "a"}, GPU=1), CLUSTER, Reason.INFEASIBLE, "1 GPU, zone=a"),
