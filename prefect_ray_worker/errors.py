@@ -169,7 +169,7 @@ class NoWorkerOnline(RayWorkerError, RuntimeError):
 
 
 class AnswerMissing(RayWorkerError, LookupError):
-    """A flow run has completed, and its value did not come back; the message says why."""
+    """The value of a flow run did not come back; the message says why."""
 
 
 class JobsApiError(RayWorkerError):

@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFlowRunFuture
 from prefect.results import (
     ResultRecordMetadata,  # pyright: ignore[reportPrivateImportUsage]
@@ -90,7 +91,8 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
 
         Raises:
             TimeoutError: The run has not ended.
-            AnswerMissing: The run has completed, but its value did not come back.
+            AnswerMissing: The run has completed, but its value did not come back; or the run was
+                deleted.
             Exception: The flow's own exception, or Prefect's `CrashedRun` or `CancelledRun`.
         """
         if self._final_state is None:
@@ -118,7 +120,7 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
         if state is None:
             raise RuntimeError("The flow run has not ended.")
         answer = self._answer(state)
-        if answer is not None and answer.kind != "none":
+        if answer is not None and answer.kind in ("value", "exception"):
             state.data = get_result_store().create_result_record(answer.value)
         return state
 
@@ -129,11 +131,17 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
         answer = self._answer(state)
         if state.is_completed():
             return self._value(state, answer)
-        if answer is not None and isinstance(answer.value, BaseException):
+        if answer is not None and answer.kind == "exception":
             raised = answer.value
             raised.add_note(f"Raised in the flow run {page_of(self.flow_run_id)}:\n{answer.text}")
         else:
             raised = run_coro_as_sync(aget_state_exception(state))
+            if answer is not None and answer.kind == "unreadable":
+                raised.add_note(
+                    f"Raised in the flow run {page_of(self.flow_run_id)}. The exception itself "
+                    f"cannot be unpickled here ({type(answer.value).__name__}: {answer.value}):\n"
+                    f"{answer.text}"
+                )
         if raise_on_failure:
             raise raised
         return raised
@@ -143,6 +151,12 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
             return answer.value
         if isinstance(state.data, ResultRecordMetadata):
             return self._stored_value(state)
+        if answer is not None and answer.kind == "unreadable":
+            raise AnswerMissing(
+                f"The flow run {page_of(self.flow_run_id)} is Completed. Its value cannot be "
+                f"unpickled here ({type(answer.value).__name__}: {answer.value}). Install the "
+                "packages that it needs, in the versions that the cluster has."
+            )
         why = answer.text if answer is not None else "The flow's value did not come back."
         raise AnswerMissing(
             f"The flow run {page_of(self.flow_run_id)} is Completed. {why} {_NO_VALUE}"
@@ -167,13 +181,7 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
                 if (claim := present_claim(history)) is None:
                     return None
                 self.attempt = attempt = attempt_name(claim)
-            try:
-                return patiently(lambda: read_answer(client, self.flow_run_id, attempt, state))
-            except (ImportError, AttributeError) as exc:
-                raise AnswerMissing(
-                    f"The answer of the flow run {page_of(self.flow_run_id)} cannot be unpickled "
-                    f"here ({type(exc).__name__}: {exc}). Install what it consists of."
-                ) from exc
+            return patiently(lambda: read_answer(client, self.flow_run_id, attempt, state))
 
 
 class Following:
@@ -202,12 +210,12 @@ class Following:
 
     def go_on(self, deadline: float | None = None) -> None:
         """Follow the run to its end, or until a moment of the monotonic clock."""
-        while not self._step() and not _is_over(deadline):
+        while not self._step(deadline) and not _is_over(deadline):
             time.sleep(self._pause)
 
     async def go_on_async(self, deadline: float | None = None) -> None:
         """Do what `go_on` does without blocking the event loop."""
-        while not await anyio.to_thread.run_sync(self._step):
+        while not await anyio.to_thread.run_sync(self._step, deadline):
             if _is_over(deadline):
                 return
             await anyio.sleep(self._pause)
@@ -216,11 +224,21 @@ class Following:
     def _pause(self) -> float:
         return _INTERVAL_SECONDS if self._ended_at is None else _DRAIN_INTERVAL_SECONDS
 
-    def _step(self) -> bool:
+    def _read(self, deadline: float | None) -> FlowRun:
+        left = _API_AWAY_SECONDS
+        if deadline is not None:
+            left = min(left, max(deadline - time.monotonic(), 0.0))
+        try:
+            return patiently(lambda: self._client.read_flow_run(self._run_id), left)
+        except ObjectNotFound as exc:
+            raise AnswerMissing(
+                f"Prefect does not have the flow run {self._run_id} any more: it was deleted. The "
+                "pool's worker stops its job. Call the flow anew if you need its value."
+            ) from exc
+
+    def _step(self, deadline: float | None) -> bool:
         """Look once; return whether the run has ended and its logs have been printed."""
-        run: FlowRun = patiently(
-            lambda: self._client.read_flow_run(self._run_id), _API_AWAY_SECONDS
-        )
+        run = self._read(deadline)
         if self._ended_at is None and run.state is not None and run.state.is_final():
             history = patiently(lambda: self._client.read_flow_run_states(self._run_id))
             self._future.ended(run.state, present_claim(history))

@@ -32,7 +32,7 @@ from prefect_ray_worker.bundles.carriers import (
 )
 from prefect_ray_worker.errors import BundleUnusable
 
-Kind = Literal["value", "exception", "none"]
+Kind = Literal["value", "exception", "none", "unreadable"]
 
 _PREFIX = "ray-answer"
 _MOST_ANSWERS = 200
@@ -44,8 +44,9 @@ class FlowAnswer:
     """What a flow returned or raised.
 
     Attributes:
-        kind: What it is; `none` for a value that could not be sent.
-        value: The value or the exception.
+        kind: What it is; `none` for a value that could not be sent, `unreadable` for one that
+            cannot be unpickled in this process.
+        value: The value or the exception; of an unreadable one, what unpickling it raised.
         text: The remote traceback, or why there is no value.
     """
 
@@ -131,10 +132,9 @@ def read_answer(
         flow_run_id: The run.
         attempt: The attempt's name.
         state: The run's final state.
-
-    Raises:
-        Exception: What unpickling the answer raises.
     """
+    if not (state.is_completed() or state.is_failed()):
+        return None  # an earlier try of the flow may have left its exception
     found = client.filter_flow_run_input(
         flow_run_id, f"{_PREFIX}-{attempt}-", limit=_MOST_ANSWERS, exclude_keys=set()
     )
@@ -154,7 +154,10 @@ def read_answer(
         content = read_parts(client, flow_run_id, f"{_PREFIX}-part-{key}", told["parts"])
     if hashlib.sha256(content).hexdigest() != told["sha256"]:
         raise BundleUnusable(f"The answer of the flow run {flow_run_id} is damaged.")
-    return FlowAnswer(told["kind"], pickle.loads(content), told["text"])  # noqa: S301 (see above)
+    try:
+        return FlowAnswer(told["kind"], pickle.loads(content), told["text"])  # noqa: S301 (see above)
+    except Exception as exc:  # noqa: BLE001 (of the user's classes)
+        return FlowAnswer("unreadable", exc, told["text"])
 
 
 def _data_of(state: State[Any]) -> Any:

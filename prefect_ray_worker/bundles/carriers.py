@@ -22,8 +22,9 @@ from prefect.filesystems import WritableFileSystem
 
 from prefect_ray_worker.bundles.header import BundleHeader
 from prefect_ray_worker.errors import BundleDamaged, BundleMissing, BundleRefused
+from prefect_ray_worker.prefect_api.answers import is_passing_error
 from prefect_ray_worker.prefect_api.compat.settings import saved_block_id
-from prefect_ray_worker.shared.run_rules import Patience, is_own_not_found, is_passing
+from prefect_ray_worker.shared.run_rules import Patience, is_own_not_found
 
 T = TypeVar("T")
 
@@ -251,14 +252,8 @@ def patiently(ask: Callable[[], T], seconds: float = _ASK_SECONDS) -> T:
     while True:
         try:
             return ask()
-        except (PrefectHTTPStatusError, httpx.HTTPStatusError) as exc:
-            if not is_passing(exc.response.status_code):
-                raise
-            delay = patience.wait(time.monotonic())
-            if delay is None:
-                raise
-        except httpx.TransportError:
-            delay = patience.wait(time.monotonic())
+        except (PrefectHTTPStatusError, httpx.HTTPError, ObjectNotFound) as exc:
+            delay = patience.wait(time.monotonic()) if is_passing_error(exc) else None
             if delay is None:
                 raise
         time.sleep(delay)

@@ -1,21 +1,28 @@
 """How bundles travel over a real Prefect API, and what a driver does with one that is not right."""
 
 import base64
+import hashlib
 import json
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
 import anyio.to_thread
+import httpx
 import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
+from prefect.exceptions import FailedRun
 from prefect.filesystems import LocalFileSystem
-from prefect.states import Pending, Scheduled
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Scheduled
 
+from prefect_ray_worker.adhoc.following import RayFlowRunFuture
+from prefect_ray_worker.bundles.answers import Answering, read_answer
 from prefect_ray_worker.bundles.carriers import (
     HEADER_KEY,
     header_of_stored,
@@ -27,10 +34,11 @@ from prefect_ray_worker.bundles.carriers import (
 from prefect_ray_worker.bundles.content import load_block
 from prefect_ray_worker.bundles.header import BundleHeader
 from prefect_ray_worker.bundles.packing import pack
-from prefect_ray_worker.errors import BundleDamaged, BundleMissing, BundleRefused
+from prefect_ray_worker.errors import AnswerMissing, BundleDamaged, BundleMissing, BundleRefused
 from prefect_ray_worker.shared.category import Category
 from tests.integration.driver_kit import driver, ends, output, present_attempt
 from tests.integration.harness import Pool
+from tests.ports import free_port
 
 T = TypeVar("T")
 MIB = 1024 * 1024
@@ -148,3 +156,74 @@ async def test_driver_runs_a_bundle(here: Pool) -> None:
     process = driver(run_id, await present_attempt(here, run_id))
     await anyio.to_thread.run_sync(output, process)
     await ends(here, run_id, StateType.COMPLETED)
+
+
+ATTEMPT = "0123456789ab"
+
+
+class Unreadable:
+    """Like an object of another version of its package."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("no number",)
+
+
+async def test_exception_of_an_earlier_try_is_not_the_reason_of_a_crash(here: Pool) -> None:
+    """The flow failed, was to be tried again, and was cancelled or killed before its end."""
+    run_id = await new_run(here)
+
+    def leave(client: SyncPrefectClient) -> None:
+        with_values = Answering(client, run_id, ATTEMPT, with_values=True)
+        with_values.leave(Failed(data=ValueError("of the first try")))
+
+    await ask(leave)
+    failed = await ask(lambda c: read_answer(c, run_id, ATTEMPT, Failed()))
+    assert failed is not None
+    assert failed.kind == "exception"
+    for state in (Crashed(), Cancelled()):
+        assert await ask(lambda c, s=state: read_answer(c, run_id, ATTEMPT, s)) is None
+
+
+async def test_value_that_cannot_be_read_here_says_what_to_install(here: Pool) -> None:
+    """It was a bare `ValueError` of the pickled class, as if the flow had raised it."""
+    run_id = await new_run(here)
+    future = RayFlowRunFuture[Any](run_id)
+    future.ended(Completed(), None)
+    future.attempt = ATTEMPT
+    await ask(
+        lambda c: Answering(c, run_id, ATTEMPT, with_values=True).leave(
+            Completed(data=Unreadable())
+        )
+    )
+    with pytest.raises(AnswerMissing, match=r"ValueError: .*no number.*versions that the cluster"):
+        await future.aresult()
+
+
+async def test_caller_of_a_run_that_was_deleted_is_told(here: Pool) -> None:
+    """It was an `ObjectNotFound` without a message."""
+    run_id = await new_run(here)
+    await here.client.delete_flow_run(run_id)
+    with pytest.raises(AnswerMissing, match=f"{run_id} any more: it was deleted"):
+        await RayFlowRunFuture[Any](run_id).aresult()
+
+
+async def test_limit_of_a_wait_holds_while_the_api_is_away(here: Pool) -> None:
+    """It was ten minutes."""
+    began = time.monotonic()
+    away = {PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}
+    with temporary_settings(away), pytest.raises(httpx.ConnectError):
+        await RayFlowRunFuture[Any](UUID(int=1)).wait_async(1)
+    assert time.monotonic() - began < 20
+
+
+async def test_exception_that_cannot_be_read_here_comes_as_its_traceback(here: Pool) -> None:
+    run_id = await new_run(here)
+    text = {"kind": "exception", "sha256": hashlib.sha256(b"").hexdigest(), "content": "",
+            "text": "Traceback of the cluster"}  # fmt: skip
+    await ask(lambda c: write_input(c, run_id, f"ray-answer-{ATTEMPT}-0000", json.dumps(text)))
+    future = RayFlowRunFuture[Any](run_id)
+    future.ended(Failed(message="no data"), None)
+    future.attempt = ATTEMPT
+    with pytest.raises(FailedRun, match="no data") as raised:
+        await future.aresult()
+    assert "Traceback of the cluster" in "".join(raised.value.__notes__)
