@@ -1,7 +1,8 @@
 """`RunLog`: the log of a flow run, each line once, also while the run goes on."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from typing import TypeVar
 from uuid import UUID
 
 import anyio
@@ -10,9 +11,13 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterTimestamp
 from prefect.client.schemas.objects import FlowRun, Log
 from prefect.client.schemas.sorting import LogSort
+from prefect.exceptions import ObjectNotFound
 from prefect.logging.clients import get_logs_subscriber
 
+from prefect_ray_worker.errors import InvalidConfiguration, unwrapped
+from prefect_ray_worker.prefect_api.answers import ask_patiently
 from prefect_ray_worker.runs.recovery.labels import UNFINISHED_LABEL, labelled_owner
+from prefect_ray_worker.shared.run_rules import Patience
 
 # Also where the server streams its logs: what a broken connection has missed comes at once then.
 _READ_SECONDS = 1.0
@@ -23,7 +28,10 @@ _QUIET_SECONDS = 4.0
 # A log that is not complete and stays quiet may wait for a worker that is dead.
 _LONGEST_QUIET_SECONDS = 15.0
 _WAITING_LINES = 10_000
+# A server that is being restarted ends no look at a log.
+_API_AWAY_SECONDS = 60.0
 
+T = TypeVar("T")
 IsComplete = Callable[[FlowRun], bool | None]
 
 
@@ -59,7 +67,17 @@ class RunLog:
             is_complete: Returns whether all lines of an ended run are in Prefect; None if nothing
                 tells: then a log that stays quiet for 4 s has ended. One that is not complete is
                 waited for until nothing has come for 15 s.
+
+        Raises:
+            InvalidConfiguration: The run was deleted.
+            Exception: The Prefect API is away for longer than a minute.
         """
+        try:
+            await self._follow(show, is_complete)
+        except BaseExceptionGroup as group:
+            raise unwrapped(group) from None
+
+    async def _follow(self, show: Callable[[Log], None], is_complete: IsComplete) -> None:
         send, receive = anyio.create_memory_object_stream[Log](_WAITING_LINES)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_stream, self.run.id, send, name="log-stream")
@@ -76,7 +94,7 @@ class RunLog:
                         if self._is_new(line):
                             show(line)
                 if not has_ended:
-                    self.run = await self._client.read_flow_run(self.run.id)
+                    self.run = await self._read_run()
                     if self.run.state is not None and self.run.state.is_final():
                         has_ended, quiet_since = True, anyio.current_time()
             tasks.cancel_scope.cancel()
@@ -90,10 +108,19 @@ class RunLog:
             return True
         said = is_complete(self.run)
         if said is False:
-            self.run = await self._client.read_flow_run(self.run.id)
+            self.run = await self._read_run()
             return False
         # The last lines may have arrived between the look at the log and the look at the run.
         return quiet > (_READ_SECONDS if said else _QUIET_SECONDS)
+
+    async def _read_run(self) -> FlowRun:
+        try:
+            return await _ask(lambda: self._client.read_flow_run(self.run.id))
+        except ObjectNotFound:
+            raise InvalidConfiguration(
+                f"The flow run {self.run.name} ({self.run.id}) was deleted, and its log with it. "
+                "Choose another run: `prefect flow-run ls` lists them."
+            ) from None
 
     async def _unread(self, since: datetime | None) -> list[Log]:
         wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[self.run.id]))
@@ -102,7 +129,11 @@ class RunLog:
             wanted.timestamp = LogFilterTimestamp.model_validate(after)
         found: list[Log] = []
         read = 0
-        while page := await self._client.read_logs(wanted, offset=read, sort=LogSort.TIMESTAMP_ASC):
+
+        async def next_page() -> list[Log]:
+            return await self._client.read_logs(wanted, offset=read, sort=LogSort.TIMESTAMP_ASC)
+
+        while page := await _ask(next_page):
             read += len(page)
             # A late line moves those after it on to the next page.
             found += [line for line in page if self._is_new(line)]
@@ -125,6 +156,15 @@ def is_complete(run: FlowRun) -> bool | None:
         return None
     said = run.labels.get(f"{UNFINISHED_LABEL}.{owned[0]}")
     return None if said is None else said == "no"
+
+
+async def _ask(ask: Callable[[], Awaitable[T]]) -> T:
+    patience = Patience(_API_AWAY_SECONDS, now=anyio.current_time())
+    return await ask_patiently(ask, patience, on_wait=_say_nothing)
+
+
+def _say_nothing(_: Exception, __: float) -> None:
+    """Let the lines of the log stand alone."""
 
 
 async def _stream(run_id: UUID, lines: MemoryObjectSendStream[Log]) -> None:

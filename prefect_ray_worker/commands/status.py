@@ -14,7 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from prefect_ray_worker.commands.terminal import console, length_of, print_line
+from prefect_ray_worker.commands.terminal import console, errors, length_of, print_line
+from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.shared.plain_text import plain
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ async def status(
     Job, and what it is waiting for. It changes nothing. It sends requests only to clusters that the
     work pool or this machine's settings name.
 
-    Exit code: 0; 2 for a bad call, or if Prefect cannot be reached.
+    Exit code: 0; 2 for a bad call, or if Prefect cannot be reached. With `--watch`, only the first
+    look can fail; later it says what is wrong, and looks again.
 
     Example: `prefect-ray-worker status --pool research --watch`
 
@@ -63,15 +65,28 @@ async def status(
     shows_live = console().is_terminal and not json
     live = Live(console=console(), auto_refresh=False) if shows_live else None
     with live or nullcontext():
+        overview = await _look(pool, most)
         while True:
-            overview = await _look(pool, most)
             if live is not None:
                 live.update(table_of(overview), refresh=True)
             elif json:
                 print_line(json_of(overview))
             else:
                 console().print(table_of(overview))
-            await asyncio.sleep(_WATCH_SECONDS)
+            overview = await _look_again(pool, most)
+
+
+async def _look_again(pool: str, most: int) -> "Overview":
+    """Return the next overview; an API that is away, for example restarting, ends no watch."""
+    said = ""
+    while True:
+        await asyncio.sleep(_WATCH_SECONDS)
+        try:
+            return await _look(pool, most)
+        except InvalidConfiguration as exc:
+            if str(exc) != said:
+                said = str(exc)
+                errors().print(said, markup=False, highlight=False)
 
 
 async def _look(pool: str, most: int) -> "Overview":

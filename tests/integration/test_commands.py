@@ -4,20 +4,23 @@ import json
 import os
 import sys
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 import anyio
 import pytest
+from aiohttp import web
 from prefect.client.schemas.actions import LogCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_ray_worker.commands.logs import logs
 from prefect_ray_worker.commands.status import status
 from prefect_ray_worker.errors import InvalidConfiguration
 from tests.fake_ray.nodes import FakeNode
 from tests.fake_ray.script import PENDING_FOREVER
+from tests.integration.busy_api import Refuses, busy_api
 from tests.integration.harness import Pool, set_timing
 from tests.integration.stage import Stage
 from tests.waiting import wait_until
@@ -156,3 +159,57 @@ async def test_log_of_a_run_that_is_not_there_says_how_to_list_runs(stage: Stage
     del stage
     with pytest.raises(InvalidConfiguration, match="prefect flow-run ls"):
         await logs("no-such-run")
+
+
+async def test_follower_of_a_run_that_is_deleted_is_told(stage: Stage) -> None:
+    """It was the traceback of a group of exceptions."""
+    run_id = await stage.start()
+
+    async def delete() -> None:
+        await anyio.sleep(0.5)
+        await stage.pool.client.delete_flow_run(run_id)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(delete)
+        found = ""
+        try:
+            await logs(str(run_id), follow=True)
+        except InvalidConfiguration as exc:
+            found = str(exc)
+    assert f"({run_id}) was deleted" in found
+
+
+def away_now_and_then(asked: list[str]) -> Refuses:
+    """Return what refuses four requests in a row, as a server does that is restarted."""
+
+    def refuses(request: web.Request) -> web.Response | None:
+        asked.append(request.path)
+        return web.Response(status=502) if 12 <= len(asked) < 16 else None
+
+    return refuses
+
+
+async def test_log_is_followed_through_a_restart_of_the_api(stage: Stage) -> None:
+    run_id, asked = await stage.start(), list[str]()
+    await write_line(stage.pool, run_id, "a line")
+    async with (
+        busy_api(str(PREFECT_API_URL.value()), away_now_and_then(asked)) as url,
+        anyio.create_task_group() as tasks,
+    ):
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+            tasks.start_soon(partial(logs, str(run_id), follow=True))
+        await wait_until(lambda: len(asked) > 20, timeout=30, description="it to go on")
+        tasks.cancel_scope.cancel()
+
+
+async def test_status_is_watched_through_a_restart_of_the_api(stage: Stage) -> None:
+    """A single 502 ended the watch."""
+    asked = list[str]()
+    async with (
+        busy_api(str(PREFECT_API_URL.value()), away_now_and_then(asked)) as url,
+        anyio.create_task_group() as tasks,
+    ):
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+            tasks.start_soon(partial(status, pool=stage.pool.name, watch=True, json=True))
+        await wait_until(lambda: len(asked) > 20, timeout=30, description="it to go on")
+        tasks.cancel_scope.cancel()

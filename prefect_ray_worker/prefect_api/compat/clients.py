@@ -15,7 +15,8 @@ def share_tls_context() -> None:
 
     Each client (`prefect.client.orchestration`, 3.8.8) makes a context of its own and reads all
     certificate authorities for it, also where the API is plain http: 30 ms and a megabyte, and a
-    run has half a dozen clients. A client whose settings name `verify` or `cert` keeps its own.
+    run has half a dozen clients. A client whose settings name a certificate or a version of HTTP
+    keeps its own.
     """
     from prefect.client.orchestration import PrefectClient, SyncPrefectClient
 
@@ -33,7 +34,8 @@ def _share_context_of(kind: Any) -> None:
     def with_shared_context(self: Any, api: Any, **options: Any) -> None:
         httpx_settings: dict[str, Any] = options.get("httpx_settings") or {}
         context = _shared_context() if isinstance(api, str) else None
-        if context and not httpx_settings.keys() & {"verify", "cert"}:
+        # httpcore writes the protocols of HTTP/1 or HTTP/2 into the context of a client.
+        if context and not httpx_settings.keys() & {"verify", "cert", "http2", "http1"}:
             options["httpx_settings"] = {**httpx_settings, "verify": context}
         make(self, api, **options)
 
@@ -51,7 +53,7 @@ def _shared_context() -> ssl.SSLContext | None:
     file = api.ssl_cert_file or certifi.where()
     try:
         found = Path(file).stat()
-        # The certificates can be renewed. httpcore sets the protocols of a context for HTTP/2.
+        # The certificates can be renewed.
         key = (file, found.st_ino, found.st_mtime_ns, found.st_size, api.enable_http2)
         if key not in _contexts:
             _contexts[key] = ssl.create_default_context(cafile=file)

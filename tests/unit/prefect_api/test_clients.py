@@ -46,8 +46,12 @@ def test_clients_of_both_kinds_share_one(made: list[ssl.SSLContext]) -> None:
     assert made == []
 
 
-def test_client_that_chooses_its_own_gets_it(made: list[ssl.SSLContext]) -> None:
-    SyncPrefectClient(URL, httpx_settings={"verify": False})
+@pytest.mark.parametrize("own", [{"verify": False}, {"http2": True}], ids=str)
+def test_client_that_chooses_its_own_gets_it(
+    made: list[ssl.SSLContext], own: dict[str, bool]
+) -> None:
+    """The protocols of HTTP/2 in a shared context would reach the clients of HTTP/1 as well."""
+    SyncPrefectClient(URL, httpx_settings=own)
     assert len(made) == 1, "Prefect's own"
 
 
