@@ -8,12 +8,13 @@ from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
+from rich.text import Text
 
 from prefect_ray_worker.commands.doctor import doctor
 from prefect_ray_worker.commands.logs import logs
 from prefect_ray_worker.commands.status import status
 from prefect_ray_worker.commands.sweep import sweep
-from prefect_ray_worker.commands.terminal import BAD_CALL, errors
+from prefect_ray_worker.commands.terminal import BAD_CALL, errors, print_text
 from prefect_ray_worker.errors import InvalidConfiguration
 
 _INTERRUPTED = 130
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CycloptsError:
         return BAD_CALL  # said
     except InvalidConfiguration as exc:
-        errors().print(str(exc), markup=False, highlight=False)
+        print_text(errors(), Text(str(exc)))
         return BAD_CALL
     except (KeyboardInterrupt, asyncio.CancelledError):
         return _INTERRUPTED

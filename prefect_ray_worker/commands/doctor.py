@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.text import Text
 
-from prefect_ray_worker.commands.terminal import console, print_line
+from prefect_ray_worker.commands.terminal import console, print_line, print_text
 
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bright_black"}
 
@@ -64,7 +64,7 @@ async def doctor(
                 if not json:
                     line = Text(report.line_of(check))
                     line.stylize(_STYLES[check.grade.label], 0, len(check.grade.label))
-                    console().print(line, soft_wrap=True)
+                    print_text(console(), line)
     print_line(report.json_of(checks) if json else report.summary_of(checks))
     return 0 if report.is_well(checks) else 1
 

@@ -42,6 +42,11 @@ def print_line(text: str) -> None:
     console().print(Text(text), soft_wrap=True)
 
 
+def print_text(to: Console, text: Text) -> None:
+    """Print sentences: wrapped at words on a terminal, as one line elsewhere."""
+    to.print(text, soft_wrap=not to.is_terminal)
+
+
 def length_of(seconds: float) -> str:
     """Return a length of time in its two largest units: `3 m 5 s`, `2 d 4 h`."""
     rest = max(0, int(seconds))

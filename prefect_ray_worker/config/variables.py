@@ -77,8 +77,8 @@ class RayFields(BaseModel):
         description=(
             "A Ray cluster on Kubernetes that the worker creates for each run and deletes "
             "afterwards. Cannot be combined with address or cluster. A deployment can set single "
-            "fields, such as kuberay.image, and keeps the pool's other fields. Needs the extra "
-            '`kuberay` on the worker. Example: {"image": "rayproject/ray:2.60.0-py311"}'
+            "fields, such as kuberay.image, and keeps the pool's other fields. The worker needs "
+            'prefect-ray-worker[kuberay]. Example: {"image": "rayproject/ray:2.60.0-py311"}'
         ),
         examples=[{"image": "rayproject/ray:2.60.0-py311"}],
     )

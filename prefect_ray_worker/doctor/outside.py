@@ -233,8 +233,7 @@ async def check_finished_jobs(client: JobsClient) -> Check:
         why = str(exc) or f"no answer within {_LIST_SECONDS:g} s"
         return skipped(CheckSubject.FINISHED_JOBS, f"The jobs cannot be listed ({why}).")
     says = (
-        f"{finished} finished jobs are on record; listing them takes "
-        f"{anyio.current_time() - began:.1f} s."
+        f"Finished jobs on record: {finished}. Listing takes {anyio.current_time() - began:.1f} s."
     )
     if finished <= _MANY:
         return ok(CheckSubject.FINISHED_JOBS, says)

@@ -92,7 +92,9 @@ class Check:
     advice: str = ""
 
     def __str__(self) -> str:
-        return f"{self.says} {self.advice}".strip()
+        # What others answered can end a finding, without a full stop.
+        ends = not self.advice or self.says.endswith((".", ":", "?", "!"))
+        return f"{self.says}{'' if ends else '.'} {self.advice}".strip()
 
 
 def ok(subject: Subject, says: str) -> Check:

@@ -138,8 +138,10 @@ async def _target(
     cluster = await sources.find(configuration)
     if cluster is None:
         raise InvalidConfiguration(
-            "No cluster is named, and no worker has started one on this machine. Name "
-            "http://<head>:8265 or a work pool, or set PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS."
+            "No cluster is named, and no worker with this PREFECT_HOME "
+            f"({PREFECT_HOME.value()}) has started one on this machine. Name the address "
+            "http://<head>:8265 or a work pool that has one, or set "
+            "PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS."
         )
     local = await _local_ray() if configuration.cluster is None else None
     if local is not None and local.address == cluster.connection.address:

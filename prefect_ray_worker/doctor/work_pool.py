@@ -35,8 +35,8 @@ async def open_prefect(wanted: str, otherwise: str = "") -> AsyncGenerator[Prefe
     or_else = f", or {otherwise}" if otherwise else ""
     if not api:
         raise InvalidConfiguration(
-            f"PREFECT_API_URL is not set, so {wanted} cannot be looked up. Set it as for a "
-            f"worker{or_else}."
+            f"PREFECT_API_URL is not set, so {wanted} cannot be looked up. Set it to the API that "
+            f"the workers use{or_else}."
         )
     try:
         async with get_client() as client:
@@ -46,8 +46,8 @@ async def open_prefect(wanted: str, otherwise: str = "") -> AsyncGenerator[Prefe
         cause = exc.__cause__ or exc
         reason = next(iter(clean(str(cause))), type(cause).__name__)  # without credentials
         raise InvalidConfiguration(
-            f"The Prefect API at {without_userinfo(api)} cannot be asked for {wanted} "
-            f"({reason}). Correct PREFECT_API_URL or the credentials{or_else}."
+            f"Cannot read {wanted} from the Prefect API at {without_userinfo(api)} ({reason}). "
+            f"Check that the server runs, PREFECT_API_URL and the credentials{or_else}."
         ) from exc
 
 

@@ -101,7 +101,7 @@ async def test_old_ray_and_many_records(ray: FakeRay) -> None:
     assert checks[CheckSubject.RAY_VERSION].grade is Grade.FAILED
     assert "2.10" in checks[CheckSubject.RAY_VERSION].advice
     assert checks[CheckSubject.FINISHED_JOBS].grade is Grade.WARNING
-    assert "1001 finished jobs" in checks[CheckSubject.FINISHED_JOBS].says
+    assert "Finished jobs on record: 1001." in checks[CheckSubject.FINISHED_JOBS].says
     assert "delete_job_after_seconds" in checks[CheckSubject.FINISHED_JOBS].advice
 
 
@@ -178,7 +178,7 @@ async def test_no_cluster_is_named(tmp_path: Path) -> None:
     ("api_url", "named", "says"),
     [
         ("", "research", "PREFECT_API_URL is not set"),
-        ("http://127.0.0.1:9/api", "research", "cannot be asked for work pool 'research'"),
+        ("http://127.0.0.1:9/api", "research", "Cannot read work pool 'research'"),
         ("", "ray://head:10001", "is a Ray Client address"),
         ("", "http://user:pw@head:8265", "holds credentials"),
     ],
@@ -213,7 +213,7 @@ async def test_a_404_that_is_not_prefects_does_not_mean_that_a_pool_is_missing(
             with pytest.raises(PrefectHTTPStatusError, match="404"):
                 await anyio.to_thread.run_sync(copy_context().run, probe.api, "some-pool")
     assert failure.subject is CheckSubject.TARGET
-    assert "cannot be asked for work pool 'some-pool'" in str(failure)
+    assert "Cannot read work pool 'some-pool'" in str(failure)
     assert "has no work pool" not in str(failure)
     assert (await anyio.to_thread.run_sync(probe.api, "some-pool"))["knows_pool"] is False
 

@@ -22,6 +22,7 @@ from prefect.client.schemas.objects import FlowRun, Log  # noqa: E402
 from prefect.exceptions import ObjectNotFound  # noqa: E402
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 from prefect.states import Cancelling, Scheduled  # noqa: E402
+from prefect.utilities.callables import parameter_schema_from_entrypoint  # noqa: E402
 
 from prefect_ray_worker.commands.run_log import RunLog, is_complete  # noqa: E402
 
@@ -67,7 +68,10 @@ async def deploy(
         name="quickstart",
         entrypoint=entrypoint,
         pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": here}}],
-        parameter_openapi_schema={"type": "object", "properties": {}},
+        parameter_openapi_schema=parameter_schema_from_entrypoint(
+            f"{here}/{entrypoint}"
+        ).model_dump(),
+        description="Created by make quickstart. A custom run can change the flow's parameters.",
         work_pool_name=POOL,
         job_variables=job_variables,
     )
@@ -183,7 +187,8 @@ What to try next
 KEPT = """
 Everything is still up
     UI:      {ui}
-    shell:   export PREFECT_API_URL={ui}/api
+    shell:   export PREFECT_API_URL={ui}/api PREFECT_HOME={home}
+             .venv/bin/prefect-ray-worker status --pool {pool}
     logs:    {state}
     again:   make quickstart
     stop:    make quickstart-stop"""
@@ -214,7 +219,7 @@ def main() -> int:
             up.stop()
         raise
     if keep or kept:
-        say(KEPT.format(ui=up.ui_url, state=STATE))
+        say(KEPT.format(ui=up.ui_url, state=STATE, home=os.environ["PREFECT_HOME"], pool=POOL))
     else:
         step("Stopping the worker, its Ray and the server")
         up.stop()

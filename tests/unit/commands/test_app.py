@@ -1,12 +1,15 @@
 """The command line: what is a bad call, and what help says."""
 
+import io
 import re
 from itertools import pairwise
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
 from prefect_ray_worker.commands.app import app, main, parse
-from prefect_ray_worker.commands.terminal import length_of
+from prefect_ray_worker.commands.terminal import length_of, print_text
 
 COMMANDS = ("doctor", "status", "logs", "sweep")
 
@@ -67,3 +70,13 @@ def test_lengths_of_time_have_two_units_and_grow() -> None:
         "1 d 1 h",
     ]
     assert all(length_of(a) != length_of(b) for a, b in pairwise(seconds))
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_sentence_breaks_between_words_and_only_on_a_terminal(is_terminal: bool) -> None:
+    console = Console(file=io.StringIO(), width=20, force_terminal=is_terminal, soft_wrap=True)
+    print_text(console, Text("Name the address of a Ray dashboard"))
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    lines = [line.strip() for line in shown.splitlines()]
+    broken = ["Name the address of", "a Ray dashboard"]
+    assert lines == (broken if is_terminal else ["Name the address of a Ray dashboard"])

@@ -151,7 +151,7 @@ def test_report_has_a_line_for_each_check_and_the_same_as_json() -> None:
         failed(CheckSubject.TLS, "No.\nReally", "Do it."),
     ]
     lines = [report.line_of(check) for check in checks]
-    assert lines == ["ok      dashboard: It answers.", "failed  tls: No. Really Do it."]
+    assert lines == ["ok      dashboard: It answers.", "failed  tls: No. Really. Do it."]
     assert report.summary_of(checks).startswith("1 ok, 1 failed, ")
     document = json.loads(report.json_of(checks))
     assert document["ok"] is False

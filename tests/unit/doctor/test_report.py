@@ -17,3 +17,8 @@ def test_answer_of_a_cluster_cannot_fake_a_line() -> None:
         assert line.split()[:2] == [check.grade.label, "ray-version:"]
         assert "\x1b" not in report.json_of([check])
         assert json.loads(report.json_of([check]))["checks"][0]["subject"] == "ray-version"
+
+
+def test_a_finding_that_ends_with_a_quotation_does_not_run_into_the_advice() -> None:
+    check = failed(CheckSubject.DASHBOARD, "It answered: '0.8.4'", "Name the port.")
+    assert str(check) == "It answered: '0.8.4'. Name the port."
