@@ -162,6 +162,8 @@ def environment_of(marker: object, env: Mapping[str, str | None]) -> dict[str, s
         **inherited,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         **TERMS,
+        # Below a longer one, such as pytest's, the dashboard cannot make its sockets.
+        "TMPDIR": "/tmp",
         _MARKER: str(marker),
         **env,
     }

@@ -36,6 +36,10 @@ _PORT_TRIES = 200
 # $TMPDIR can be too long.
 _TEMP_PARENT = Path("/tmp")  # noqa: S108 (the directory inside is checked to be ours alone)
 _TEMP_PREFIX = "prw-"
+# Ray's dashboard starts processes by `multiprocessing`, which listens on a socket below $TMPDIR and
+# adds 32 characters (Python 3.11, Ray 2.60). Where the path is too long, the dashboard ends without
+# a word from `ray start`.
+_LONGEST_TMPDIR = 70
 # RAY_ variables in lower case tune Ray's internals, and users can set them. These are exceptions:
 # they choose a cluster or its storage.
 _NOT_TUNING = (
@@ -173,13 +177,15 @@ def environment(
         inherited: The worker's environment. Prefect's settings are kept. Variables that point Ray
             to another cluster, token or directory, or turn on metrics, are removed.
         token_path: The file with the bearer token.
-        temp: The directory for Ray's files.
+        temp: The directory for Ray's files. It takes the place of a TMPDIR that is too long.
     """
     kept = {
         name: value
         for name, value in inherited.items()
         if not (_steers_ray(name) or name in _FOR_THE_WORKER)
     }
+    if len(kept.get("TMPDIR", "")) > _LONGEST_TMPDIR:
+        kept["TMPDIR"] = str(temp.path)
     # An entrypoint must run the worker's `python` and `prefect`, also in a virtual environment.
     path = os.pathsep.join(filter(None, [str(Path(sys.executable).parent), kept.get("PATH")]))
     return kept | {

@@ -61,6 +61,18 @@ def test_everything_else_reaches_it(temp):
     assert env[MARKER] == str(temp.path)
 
 
+def test_a_tmpdir_that_is_too_long_for_sockets_is_replaced(temp):
+    """`ray start` hung for a minute: its dashboard could not make a socket below it."""
+    long = f"/scratch/{'x' * 80}"
+    replaced = environment({"TMPDIR": long}, temp)["TMPDIR"]
+    with socket.socket(socket.AF_UNIX) as listener:
+        temp.create()
+        folder = Path(replaced) / "pymp-12345678"
+        folder.mkdir()
+        listener.bind(str(folder / "listener-12345678"))
+    assert environment({"TMPDIR": "/scratch/short"}, temp)["TMPDIR"] == "/scratch/short"
+
+
 @pytest.mark.parametrize("inherited", [{"PATH": "/usr/bin:/bin"}, {}])
 def test_the_interpreters_directory_is_first_on_the_path(temp, inherited):
     path = environment(inherited, temp)["PATH"].split(":")
