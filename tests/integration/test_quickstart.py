@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -92,18 +94,46 @@ class KubeRayQuickstart:
     def left(self) -> list[str]:
         """Return the command of each process that it started and that still runs."""
         found: list[str] = []
+        for process in self._processes():
+            with suppress(psutil.Error):
+                found.append(" ".join(process.cmdline())[:100])
+        return found
+
+    def end(self) -> None:
+        """End what it started, after a test that has failed."""
+        for process in self._processes():
+            with suppress(psutil.Error):
+                process.kill()
+        self.process.wait(10)
+
+    def _processes(self) -> list[psutil.Process]:
+        found: list[psutil.Process] = []
         for process in psutil.process_iter():
-            try:
+            with suppress(psutil.Error):
                 is_its = process.environ().get(MARKER) == self.marker
                 if is_its and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(" ".join(process.cmdline())[:100])
-            except psutil.Error:
-                continue
+                    found.append(process)
         return found
 
 
-def test_a_raycluster_comes_and_goes_with_its_run_also_twice_at_once(tmp_path: Path) -> None:
-    both = [KubeRayQuickstart(tmp_path / name) for name in ("one", "other")]
+@pytest.fixture
+def start() -> Iterator[Callable[[Path], KubeRayQuickstart]]:
+    """Return what starts a quickstart, which ends with the test at the latest."""
+    started: list[KubeRayQuickstart] = []
+
+    def start(folder: Path) -> KubeRayQuickstart:
+        started.append(KubeRayQuickstart(folder))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
+
+
+def test_a_raycluster_comes_and_goes_with_its_run_also_twice_at_once(
+    start: Callable[[Path], KubeRayQuickstart], tmp_path: Path
+) -> None:
+    both = [start(tmp_path / name) for name in ("one", "other")]
     for one in both:
         assert one.process.wait(280) == 0, one.output
         output = one.output
@@ -124,8 +154,10 @@ def test_a_raycluster_comes_and_goes_with_its_run_also_twice_at_once(tmp_path: P
         assert one.left() == []
 
 
-def test_ctrl_c_leaves_nothing_of_it(tmp_path: Path) -> None:
-    one = KubeRayQuickstart(tmp_path / "state")
+def test_ctrl_c_leaves_nothing_of_it(
+    start: Callable[[Path], KubeRayQuickstart], tmp_path: Path
+) -> None:
+    one = start(tmp_path / "state")
     one.says("The head pod is ready")
     assert one.left()
     one.process.send_signal(signal.SIGINT)
