@@ -204,11 +204,11 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         services.start_soon(self._services.slots.run, name="ray-slots")
         followers.start_soon(self._services.waiting.run, name="ray-waiting")
         if self.serves:
-            await self._serve(services, followers)
+            await self._serve(followers)
         else:
             self._services.lease.renew(math.inf)  # no other worker takes over what a caller does
 
-    async def _serve(self, services: "TaskGroup", followers: "TaskGroup") -> None:
+    async def _serve(self, followers: "TaskGroup") -> None:
         tell = worker_logger(self).info
         await self._sources.take_over(tell)
         template = self.work_pool.base_job_template
@@ -216,7 +216,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         await register_block(self.client, worker_logger(self).warning)
         followers.start_soon(self._recovery.run, name="ray-recovery")
         if not self._runs_once:
-            services.start_soon(self._wake.run, lambda: self.work_pool, name="ray-wake")
+            # A worker that is being closed takes no more runs.
+            followers.start_soon(self._wake.run, lambda: self.work_pool, name="ray-wake")
 
     def _shared_by_runs(
         self, settings: RayWorkerSettings, me: Worker, lease_seconds: float

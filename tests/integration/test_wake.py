@@ -1,7 +1,9 @@
 """A worker that wakes: it looks for runs when Prefect says that there are some, not at its poll."""
 
 from collections.abc import AsyncIterator
+from uuid import UUID
 
+import anyio
 import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, temporary_settings
@@ -40,3 +42,27 @@ async def test_two_workers_submit_a_run_once(stage: Stage) -> None:
         runs = [await stage.start() for _ in range(6)]
         for run_id in runs:
             await stage.job_of(run_id)
+
+
+async def test_worker_that_is_being_closed_takes_no_run(stage: Stage) -> None:
+    """It waits for the runs that it has, and took new ones meanwhile."""
+    worker = stage.pool.worker()
+    worker.serves = True
+    seen = list[StateType | None]()
+
+    async def schedule(first: UUID) -> None:
+        job = await stage.job_of(first)
+        await anyio.sleep(0.5)
+        second = await stage.start()
+        await anyio.sleep(2)
+        seen.append(await stage.pool.state(second))
+        await stage.pool.client.delete_flow_run(second)
+        await stage.play(first, StateType.COMPLETED)
+        job.set("SUCCEEDED")
+
+    with anyio.move_on_after(40):
+        async with anyio.create_task_group() as tasks, worker:
+            run_id = await stage.start()
+            await stage.pool.wait_for(run_id, StateType.PENDING)
+            tasks.start_soon(schedule, run_id)
+    assert seen == [StateType.SCHEDULED]
