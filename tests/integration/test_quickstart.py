@@ -60,7 +60,7 @@ def test_show_all_shows_a_killed_run_and_one_that_waits_and_is_cancelled(tmp_pat
     assert output.count("is Completed") == 1, output
     assert re.search(r"is Crashed: KilledBySignal: .*SIGKILL", output), output
     assert output.count("asks for 8 GPU") == 1, output
-    assert "The run's state is InfrastructurePending, with this reason." in output, output
+    assert "The run's state is InfrastructurePending; its log says why." in output, output
     assert "is Cancelled" in output, output
 
 

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stack import POOL, STATE, Stack, environment
+sys.dont_write_bytecode = True  # as `environment` says
+
+from stack import POOL, STATE, Stack, environment  # noqa: E402
 
 os.environ.update(environment())
 Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
@@ -141,7 +143,7 @@ async def cancel_once_explained(client: PrefectClient, run: FlowRun) -> None:
     while True:
         state = (await client.read_flow_run(run.id)).state
         if state is not None and state.name == "InfrastructurePending":
-            say(f"    The run's state is {state.name}, with this reason. Cancelling it.", CYAN)
+            say(f"    The run's state is {state.name}; its log says why. Cancelling it.", CYAN)
             await client.set_flow_run_state(run.id, Cancelling())
             return
         await anyio.sleep(0.5)

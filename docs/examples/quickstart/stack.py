@@ -110,6 +110,8 @@ def environment() -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.5",
+        # Ray warns of a `__pycache__` in the folder that it ships to the cluster (2.60).
+        "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 
