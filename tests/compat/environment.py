@@ -25,8 +25,8 @@ CORE = (
 CONTRACT = "tests/contract"
 # What the tests need beside the package, and what Prefect 3.8 cannot do without (see pyproject).
 _TOOLS = (
-    "pytest", "pytest-asyncio", "pytest-timeout", "pytest-rerunfailures", "respx", "trustme",
-    "pyyaml", "fastapi<0.151", "hypothesis",
+    "pytest", "pytest-asyncio", "pytest-timeout", "pytest-rerunfailures", "pytest-xdist", "respx",
+    "trustme", "pyyaml", "fastapi<0.151", "hypothesis",
 )  # fmt: skip
 _INSTALL_SECONDS = 900
 _TEST_SECONDS = 1800
