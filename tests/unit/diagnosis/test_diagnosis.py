@@ -125,7 +125,7 @@ RECORDED = [
         "'ff' did not find the module 'only_here'",
     ),
     ("import-error", COMMAND, 1, "DriverExited", "exit code 1"),
-    ("killed", COMMAND, -9, "KilledBySignal", "signal SIGKILL: most often that is for memory"),
+    ("killed", COMMAND, -9, "KilledBySignal", "signal SIGKILL: most often the cause is memory"),
     ("killed-below-a-shell", COMMAND, 137, "KilledBySignal", "signal SIGKILL"),
     (
         "segmentation-fault",

@@ -101,11 +101,11 @@ def test_what_cannot_be_read_is_not_known(tmp_path: Path) -> None:
     [
         (MemoryKills.IN_CONTAINER, Category.OUT_OF_MEMORY, "killed a process of its container"),
         (MemoryKills.ON_MACHINE, Category.OUT_OF_MEMORY, "almost certainly this one"),
-        (MemoryKills.NONE, Category.KILLED_BY_SIGNAL, "counted no kill for memory"),
+        (MemoryKills.NONE, Category.KILLED_BY_SIGNAL, "counted no out-of-memory kill"),
         (
             MemoryKills.UNKNOWN,
             Category.KILLED_BY_SIGNAL,
-            "nothing that is readable there proves it",
+            "nothing that is readable on the node proves it",
         ),
     ],
 )
