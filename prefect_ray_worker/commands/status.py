@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from prefect_ray_worker.commands.terminal import console, errors, length_of, print_line
+from prefect_ray_worker.commands.terminal import console, errors, length_of, print_line, print_text
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.shared.plain_text import plain
 
@@ -86,7 +86,7 @@ async def _look_again(pool: str, most: int) -> "Overview":
         except InvalidConfiguration as exc:
             if str(exc) != said:
                 said = str(exc)
-                errors().print(said, markup=False, highlight=False)
+                print_text(errors(), Text(said))
 
 
 async def _look(pool: str, most: int) -> "Overview":

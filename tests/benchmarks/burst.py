@@ -39,6 +39,8 @@ from prefect.exceptions import Abort, PrefectHTTPStatusError
 from prefect.states import Pending, Running, Scheduled
 from prefect.utilities.engine import propose_state
 
+from prefect_ray_worker.prefect_api.answers import ask_patiently
+from prefect_ray_worker.shared.run_rules import Patience
 from tests.benchmarks.measured.postgres import postgres
 from tests.benchmarks.measured.process import prefect
 from tests.benchmarks.record import Chart, record
@@ -54,7 +56,7 @@ CALLERS = 8
 BARE_RUNS = 100
 DRIVERS_AT_ONCE = 16
 _RUNNING_WITHIN = 3600.0
-_TRIES = 60
+_BUSY_SECONDS = 60.0
 _RUN_ID = "prefect.io/flow-run-id"
 _BEFORE_RUNNING: tuple[State[Any], ...] = (
     Pending(),
@@ -92,21 +94,6 @@ async def by_callers(act: Callable[[T], Awaitable[object]], items: Iterable[T]) 
             number += 1
             tasks.start_soon(one, item)
     return number / (time.monotonic() - began)
-
-
-async def patiently(call: Callable[[], Awaitable[object]]) -> None:
-    """Do something again, a second later, for as long as the server says that it is too busy."""
-    for _ in range(_TRIES):
-        try:
-            await call()
-        except PrefectHTTPStatusError as exc:
-            if exc.response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                raise
-            print("  a caller tries again: 503", flush=True)
-            await anyio.sleep(1)
-        else:
-            return
-    raise TimeoutError(f"The server has answered 503 {_TRIES} times.")
 
 
 async def report(client: PrefectClient, run_id: UUID, *states: State[Any]) -> None:
@@ -175,9 +162,14 @@ async def measure(runs: int, home: Path) -> Burst:
             async def online() -> bool:
                 return bool(await pool.client.read_workers_for_work_pool(pool.name))
 
-            async def create(_: int) -> None:
+            async def create(number: int) -> None:
                 create = pool.client.create_flow_run_from_deployment
-                await patiently(lambda: create(deployment))
+                # With a key: a run whose creation was not answered is not made twice.
+                await ask_patiently(
+                    lambda: create(deployment, idempotency_key=str(number)),
+                    Patience(_BUSY_SECONDS, now=anyio.current_time()),
+                    on_wait=lambda exc, _: print(f"  a caller tries again: {exc!r:.100}"),
+                )
 
             with worker_process(pool.name, home, env={"PREFECT_WORKER_QUERY_SECONDS": "10"}):
                 await wait_until(online, timeout=120, description="the worker to be online")

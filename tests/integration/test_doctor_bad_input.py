@@ -105,8 +105,8 @@ async def test_old_ray_and_many_records(ray: FakeRay) -> None:
     assert "delete_job_after_seconds" in checks[CheckSubject.FINISHED_JOBS].advice
 
 
-async def test_request_that_no_node_can_fulfil_is_not_sent(ray: FakeRay) -> None:
-    """Ray's autoscaler writes an error about it into the log of every run on the cluster."""
+async def checks_of_dropped_gpus(ray: FakeRay) -> dict[Any, Check]:
+    """Return what the doctor says who was to ask for four GPUs, and has not asked for them."""
     asked: list[Any] = []
 
     def on_submit(job: FakeJob) -> Timeline:
@@ -116,9 +116,15 @@ async def test_request_that_no_node_can_fulfil_is_not_sent(ray: FakeRay) -> None
     ray.on_submit = on_submit
     variables = {"entrypoint_num_gpus": 4}
     checks = {check.subject: check async for check in examine(ray.address, variables, wait=5)}
-    probe = checks[CheckSubject.PROBE_JOB]
     assert asked == [None]
-    assert probe.grade is Grade.WARNING, probe
+    assert checks[CheckSubject.PROBE_JOB].grade is Grade.WARNING, checks
+    return checks
+
+
+async def test_request_that_no_node_can_fulfil_is_not_sent(ray: FakeRay) -> None:
+    """Ray's autoscaler writes an error about it into the log of every run on the cluster."""
+    checks = await checks_of_dropped_gpus(ray)
+    probe = checks[CheckSubject.PROBE_JOB]
     assert "asks for 4 GPU" in probe.says
     assert "autoscaler" in probe.advice
     assert checks[CheckSubject.CLEAN_UP].grade is Grade.OK
@@ -126,19 +132,8 @@ async def test_request_that_no_node_can_fulfil_is_not_sent(ray: FakeRay) -> None
 
 async def test_request_is_not_sent_where_the_cluster_does_not_list_its_nodes(ray: FakeRay) -> None:
     """Nothing tells whether a node can fulfil it, and an infeasible job cannot be ended."""
-    asked: list[Any] = []
-
-    def on_submit(job: FakeJob) -> Timeline:
-        asked.append(job.body.get("entrypoint_num_gpus"))
-        return SUCCEEDS_SOON
-
-    ray.on_submit = on_submit
     ray.faults.add(Fault("GET", "/api/v0/nodes", Kind.STATUS, times=None, status=404))
-    variables = {"entrypoint_num_gpus": 4}
-    checks = {check.subject: check async for check in examine(ray.address, variables, wait=5)}
-    probe = checks[CheckSubject.PROBE_JOB]
-    assert asked == [None]
-    assert probe.grade is Grade.WARNING, probe
+    probe = (await checks_of_dropped_gpus(ray))[CheckSubject.PROBE_JOB]
     assert "does not list its nodes, so nothing shows whether one has 4 GPU" in probe.says
     assert "/api/v0/nodes" in probe.advice
 
