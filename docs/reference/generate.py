@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_ray_worker.commands.app import app
+from prefect_ray_worker.config.block import RayCluster
 from prefect_ray_worker.config.secrets import TRAVELS
 from prefect_ray_worker.doctor.report import CheckSubject, Grade, KubeRaySubject, SourceSubject
 from prefect_ray_worker.metrics import ALL
@@ -58,7 +59,7 @@ def job_variables() -> str:
         "`kuberay`: [Write a source of clusters](../how-to/write-a-source-of-clusters.md).",
         "## The `RayCluster` block",
         "Create it in the UI (Blocks, Ray Cluster) or from Python; the variable `cluster` uses it.",
-        _table(definitions["RayCluster"], definitions),
+        _table(RayCluster.model_json_schema(), definitions),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -282,6 +282,8 @@ class RayWorkerVariables(RayFields, BaseVariables):
           the UI shows those of the definition (3.8.8).
         * The definition of a block keeps its title. The server finds the definition by its title
           and would otherwise reject a reference to a block (`schema_tools/validation.py`, 3.8.8).
+        * The definition of a block has no properties: the form offers saved blocks, and Prefect has
+          checked those. The server checks the whole schema twice for each run that is created.
         """
         schema = super().model_json_schema(*args, **kwargs)
         properties = schema["properties"]
@@ -293,11 +295,9 @@ class RayWorkerVariables(RayFields, BaseVariables):
                 definition["description"] = info.description
                 if "block_type_slug" not in definition:
                     definition["title"] = info.title
-        for name, definition in schema["definitions"].items():
-            fields = definition["properties"]
-            if name == RayCluster.__name__:
-                _allow_masked(fields, definition.get("secret_fields", []))
-            else:
+        for definition in schema["definitions"].values():
+            fields = definition.pop("properties")
+            if "block_type_slug" not in definition:
                 definition["properties"] = {n: _without_null(f) for n, f in fields.items()}
         return schema
 
@@ -326,15 +326,6 @@ FORM_ORDER = (
     "metadata",
     "command",
 )
-
-
-def _allow_masked(fields: dict[str, Any], secret: list[str]) -> None:
-    # The server masks the secrets of a pool's default block before it validates the block against
-    # this schema. A masked mapping is the string "********" (Prefect 3.8.8).
-    for name in secret:
-        options = fields.get(name.removesuffix(".*"), {}).get("anyOf", [])
-        if {"type": "object"} in [{"type": option.get("type")} for option in options]:
-            options.append({"type": "string"})
 
 
 def _without_null(field: dict[str, Any]) -> dict[str, Any]:

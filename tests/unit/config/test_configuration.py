@@ -9,6 +9,7 @@ import pytest
 from prefect.client.schemas.objects import Flow, FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, temporary_settings
+from prefect.utilities.schema_tools.validation import validate
 
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration
@@ -19,6 +20,7 @@ from tests.unit.config import CLIENT
 
 TEMPLATE = RayWorker.get_default_base_job_template()
 SECRET = "hunter2-do-not-show"
+BLOCK_REFERENCE = {"$ref": {"block_document_id": str(uuid4())}}
 
 
 async def configure(**values: Any) -> RayJobConfiguration:
@@ -349,12 +351,25 @@ async def test_no_address_anywhere() -> None:
     assert (await configure()).connection() is None
 
 
-@pytest.mark.parametrize("name", ["headers", "cookies"])
-def test_pool_accepts_a_default_block_whose_secrets_prefect_has_masked(name: str) -> None:
-    """The server masks a whole mapping as one text before it checks the pool's defaults."""
-    block = TEMPLATE["variables"]["definitions"]["RayCluster"]["properties"]
-    assert {"type": "string"} in block[name]["anyOf"]
-    assert {"type": "string"} not in block["token"]["anyOf"], "a text already, of another format"
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param({"cluster": BLOCK_REFERENCE}, id="a block"),
+        # The server masks a whole mapping as one text before it checks the pool's defaults.
+        pytest.param({"cluster": {"address": "http://r:8265", "headers": "****"}}, id="masked"),
+        pytest.param({"kuberay": {"kubeconfig": BLOCK_REFERENCE}}, id="below a variable"),
+    ],
+)
+def test_the_server_s_check_takes_blocks(chosen: dict[str, Any]) -> None:
+    validate(chosen, TEMPLATE["variables"], raise_on_error=True)
+
+
+def test_the_form_has_no_fields_of_blocks() -> None:
+    """The UI offers saved blocks; the fields were a sixth of what a new run costs the server."""
+    definitions = TEMPLATE["variables"]["definitions"]
+    blocks = [d for d in definitions.values() if "block_type_slug" in d]
+    assert {d["block_type_slug"] for d in blocks} == {"ray-cluster", "kubernetes-cluster-config"}
+    assert not [d for d in blocks if "properties" in d]
 
 
 async def test_env_takes_what_yaml_gives_as_text() -> None:
