@@ -22,6 +22,7 @@ from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.urls import url_for
 
 from prefect_ray_worker.adhoc.log_tail import LogTail
+from prefect_ray_worker.adhoc.untaken import Untaken
 from prefect_ray_worker.bundles.answers import FlowAnswer, read_answer
 from prefect_ray_worker.bundles.carriers import patiently
 from prefect_ray_worker.errors import AnswerMissing
@@ -197,6 +198,7 @@ class Following:
         self._run_id = future.flow_run_id
         self._client: SyncPrefectClient = get_client(sync_client=True)
         self._tail = LogTail(self._run_id) if stream_logs else None
+        self._untaken = Untaken()
         self._ended_at: float | None = None
 
     def __enter__(self) -> Self:
@@ -243,6 +245,8 @@ class Following:
             history = patiently(lambda: self._client.read_flow_run_states(self._run_id))
             self._future.ended(run.state, present_claim(history))
             self._ended_at = time.monotonic()
+        if self._ended_at is None and (why := self._untaken.news(self._client, run)):
+            _say(why)
         if self._tail is None:
             return self._ended_at is not None
         self._tail.run_name = run.name

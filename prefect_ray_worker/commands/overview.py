@@ -17,6 +17,7 @@ from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import JobsApiError, RayWorkerError
 from prefect_ray_worker.prefect_api.active_runs import type_in_effect
+from prefect_ray_worker.prefect_api.due_runs import why_not_taken
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.runs.recovery.labels import (
     labelled_cluster,
@@ -234,7 +235,7 @@ def _reason(
     state = record["state"]
     kind, message = _type_of(record), (state.get("message") or "").removesuffix(_UNTIL_NEWS)
     if kind == StateType.SCHEDULED:
-        return _reason_of_due(state["name"], message, pool, online)
+        return why_not_taken(state["name"], message, pool, has_worker=bool(online))
     if owner is not None and owner not in online and kind != StateType.PAUSED:
         return f"Its worker {owner} is offline; another worker of the pool takes it over."
     if kind == StateType.PENDING:
@@ -246,21 +247,6 @@ def _reason(
     if state["type"] == StateType.SCHEDULED.value:
         return f"Its next try, {state['name']}."
     return None
-
-
-def _reason_of_due(
-    state_name: str | None, message: str, pool: WorkPool, online: frozenset[str]
-) -> str:
-    if pool.is_paused:
-        return f"The work pool is paused: `prefect work-pool resume {pool.name}`."
-    if not online:
-        return f"No worker of the pool is online: `prefect worker start --pool {pool.name}`."
-    limit, slots = pool.concurrency_limit, pool.active_slots or 0
-    if limit is not None and slots >= limit:
-        return f"A slot of the work pool: {slots} of {limit} are taken."
-    if state_name == "AwaitingConcurrencySlot":
-        return message or "A slot of its deployment's limit."
-    return "A worker's next look, or a slot of its work queue or of a worker's --limit."
 
 
 def _seen_workers(

@@ -1,0 +1,74 @@
+"""`Untaken`: tells a caller why its run does not begin."""
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+
+from prefect_ray_worker.prefect_api.due_runs import why_not_taken
+from prefect_ray_worker.shared.ids import AWAITING_CODE
+
+# An idle worker takes a run within its poll, 10 s by default; Prefect misses a dead one after 90 s.
+_PATIENCE_SECONDS = 20.0
+_BETWEEN_LOOKS_SECONDS = 20.0
+
+
+class Untaken:
+    """Looks at the pool of a run that has been due for a while, and says what is new.
+
+    A call is refused where the pool is paused or has no worker; that can also come later.
+    """
+
+    def __init__(self) -> None:
+        self._pool: str | None = None
+        self._state: UUID | None = None
+        self._next_look = 0.0
+        self._said: str | None = None
+
+    def news(self, client: SyncPrefectClient, run: FlowRun) -> str | None:
+        """Return why no worker takes the run, once for each reason.
+
+        Args:
+            client: An open client.
+            run: The run as it is now.
+        """
+        state = run.state
+        self._pool = run.work_pool_name or self._pool  # a run that lost its pool has none
+        if state is None or self._pool is None or not _is_due(state):
+            return None
+        if state.id != self._state:
+            self._state, self._next_look = state.id, time.monotonic() + _PATIENCE_SECONDS
+        if time.monotonic() < self._next_look:
+            return None
+        self._next_look = time.monotonic() + _BETWEEN_LOOKS_SECONDS
+        why = _why(client, self._pool, state.name, state.message)
+        if why is None or why == self._said:
+            return None
+        self._said = why
+        return f"No worker has taken the flow run {run.name!r} yet. Why: {why}"
+
+
+def _is_due(state: State[Any]) -> bool:
+    if state.type != StateType.SCHEDULED or state.name == AWAITING_CODE:
+        return False
+    when = state.state_details.scheduled_time
+    return when is None or when <= datetime.now(UTC)
+
+
+def _why(
+    client: SyncPrefectClient, pool_name: str, state_name: str | None, message: str | None
+) -> str | None:
+    try:
+        pool = client.read_work_pool(pool_name)
+        workers = client.read_workers_for_work_pool(pool_name)
+    except ObjectNotFound:
+        return f"The work pool {pool_name!r} does not exist any more. Cancel the call."
+    except (PrefectHTTPStatusError, httpx.HTTPError):
+        return None  # it is asked again
+    has_worker = any(worker.status == WorkerStatus.ONLINE for worker in workers)
+    return why_not_taken(state_name, message, pool, has_worker=has_worker)
