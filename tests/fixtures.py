@@ -15,7 +15,7 @@ from prefect_ray_worker.ray_api.connection import Connection
 from tests.fake_kubernetes import CRD, MISSING_CRD, FakeKubernetes
 from tests.fake_ray import FakeRay
 from tests.forks import Forks
-from tests.integration.harness import Pool, new_pool, set_timing, settings_of
+from tests.integration.harness import Pool, bare_template, new_pool, set_timing, settings_of
 from tests.integration.stage import STAGE_INTERVAL, Stage, new_stage
 from tests.prefect_server import PrefectServer, prefect_server
 from tests.real_ray import RealRay, real_ray
@@ -77,14 +77,14 @@ def prefect_settings(prefect_api: PrefectServer, tmp_path: Path) -> Iterator[Non
 @pytest.fixture
 async def pool(ray_cluster: RealRay, prefect_settings: None) -> AsyncIterator[Pool]:
     """A work pool whose deployments go to the real Ray."""
-    async with new_pool({"address": ray_cluster.address}) as pool:
+    async with new_pool({"address": ray_cluster.address}, bare_template()) as pool:
         yield pool
 
 
 @pytest.fixture
 async def here(prefect_settings: None) -> AsyncIterator[Pool]:
     """A pool without a cluster, for drivers that tests start on this machine."""
-    async with new_pool({}) as pool:
+    async with new_pool({}, bare_template()) as pool:
         yield pool
 
 

@@ -1,5 +1,6 @@
 """Opens the HTTP client for a connection, in the same way for every endpoint of a cluster."""
 
+import functools
 import ssl
 
 import anyio.to_thread
@@ -31,6 +32,11 @@ async def open_http(
         verify = await anyio.to_thread.run_sync(lambda: gateway.tls)
     elif connection.verify and connection.ca_file is not None:
         verify = await anyio.to_thread.run_sync(_load_authorities, connection.ca_file)
+    elif connection.verify:
+        # To read the authorities of the world takes 20 ms, and each client would do it.
+        is_plain = connection.address.startswith("http://")
+        make = _shared_context if is_plain else httpx.create_ssl_context
+        verify = await anyio.to_thread.run_sync(make)
     try:
         headers = httpx.Headers(dict(connection.headers))
     except UnicodeEncodeError:
@@ -57,6 +63,12 @@ class _OffLimits(httpx.AsyncBaseTransport):
             "nothing is sent to an address that neither the run, its pool nor the worker names",
             request=request,
         )
+
+
+@functools.cache
+def _shared_context() -> ssl.SSLContext:
+    """Return what httpx makes for every client, and only a proxy with https would use here."""
+    return httpx.create_ssl_context()
 
 
 def _load_authorities(ca_file: str) -> ssl.SSLContext:

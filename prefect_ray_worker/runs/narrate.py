@@ -66,8 +66,8 @@ class Narrator:
         link = Link(
             page,
             text="Ray dashboard: the job",
-            description=f"The Ray Job of this run, `{attempt.job_id}`, in the dashboard of its "
-            "cluster.",
+            # The UI shows some forty characters of it.
+            description="This run's job in Ray's dashboard.",
         )
         try:
             async with self._services.links:

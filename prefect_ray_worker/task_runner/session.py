@@ -160,7 +160,9 @@ def _connect(address: str | None, init_kwargs: Mapping[str, Any], *, ship_code: 
             address,
         )
     with signal_handlers_kept(), _override(in_job and "runtime_env" in kwargs):
-        _init(address, kwargs)
+        dashboard = _init(address, kwargs)
+    if dashboard and not in_job:  # a job's worker has said where its dashboard is
+        _log.info("Ray's dashboard is at %s", dashboard)
     _log.info("Using a Ray cluster of %s", nodes_in_words(_nodes()))
     return _session(True, paths, root if joins else _this_machine())
 
@@ -200,7 +202,7 @@ def _session(is_ours: bool, paths: list[str], root: Path | None) -> RaySession:
     return RaySession(is_ours, paths, own, own.below(root))
 
 
-def _init(address: str | None, kwargs: dict[str, Any]) -> None:
+def _init(address: str | None, kwargs: dict[str, Any]) -> str | None:
     import ray
 
     try:
@@ -216,9 +218,7 @@ def _init(address: str | None, kwargs: dict[str, Any]) -> None:
             "cluster here (`ray start --address=...`), or leave the address of RayTaskRunner out "
             f"for a Ray of the flow's own. Ray says: {exc}"
         ) from exc
-    url = getattr(context, "dashboard_url", None)
-    if url:
-        _log.info("Ray's dashboard is at %s", url)
+    return getattr(context, "dashboard_url", None)
 
 
 def _job_runtime_env() -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Deploys flows, starts workers and waits for states, on a real Prefect server."""
 
+import copy
+import functools
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -14,13 +16,20 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.settings import (
+    PREFECT_API_SSL_CERT_FILE,
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    temporary_settings,
+)
 from prefect.states import Cancelling, Scheduled
 
 from prefect_ray_worker.worker import RayWorker
 from tests.waiting import wait_until
 
 FLOWS = Path(__file__).parent / "flows"
+AUTHORITY = Path(__file__).parents[1] / "authority.pem"
+"""The certificate of an authority of which nobody has the key."""
 
 
 def set_timing(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
@@ -34,7 +43,14 @@ def settings_of(api_url: str, home: Path, **env: str) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in env}
     os.environ.update(env)
     try:
-        with temporary_settings({PREFECT_API_URL: api_url, PREFECT_HOME: home}):
+        with temporary_settings(
+            {
+                PREFECT_API_URL: api_url,
+                PREFECT_HOME: home,
+                # Each client would read all authorities of the world, for 16 ms.
+                PREFECT_API_SSL_CERT_FILE: str(AUTHORITY),
+            }
+        ):
             yield
     finally:
         for name, value in before.items():
@@ -157,6 +173,24 @@ async def _serve(worker: RayWorker) -> None:
     await worker.start(printer=lambda *_: None)
 
 
+@functools.cache
+def default_template() -> dict[str, Any]:
+    return RayWorker.get_default_base_job_template()
+
+
+def bare_template() -> dict[str, Any]:
+    """Return the template of a new pool with nothing in its form but the names and defaults.
+
+    The server checks the form, and each value against it, three times for a run of a new
+    deployment: a third of its CPU in this suite.
+    """
+    template = copy.deepcopy(default_template())
+    fields = template["variables"]["properties"]
+    bare = {name: {k: f[k] for k in ("default",) if k in f} for name, f in fields.items()}
+    template["variables"] = {"type": "object", "properties": bare}
+    return template
+
+
 @asynccontextmanager
 async def new_pool(
     defaults: dict[str, Any], template: dict[str, Any] | None = None
@@ -168,7 +202,7 @@ async def new_pool(
             WorkPoolCreate(
                 name=name,
                 type="ray",
-                base_job_template=template or RayWorker.get_default_base_job_template(),
+                base_job_template=template or default_template(),
             )
         )
         try:

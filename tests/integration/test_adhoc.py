@@ -74,6 +74,7 @@ def unpacked(inputs: list) -> str:
         return "".join(archive.read(name).decode("latin-1") for name in archive.namelist())
 
 
+@pytest.mark.extra
 async def test_own_exception_comes_back_as_it_was_raised(laptop: Laptop) -> None:
     async with online(laptop.pool):
         said = await laptop.call("failed")

@@ -202,6 +202,7 @@ async def test_log_is_followed_through_a_restart_of_the_api(stage: Stage) -> Non
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.extra
 async def test_status_is_watched_through_a_restart_of_the_api(stage: Stage) -> None:
     """A single 502 ended the watch."""
     asked = list[str]()

@@ -16,7 +16,7 @@ from prefect_ray_worker.ray_api.models import JobSubmitRequest
 from prefect_ray_worker.ray_api.resources import asked_for
 from prefect_ray_worker.shared.resources import ClusterResources
 from tests.fake_ray import FakeRay
-from tests.integration.harness import Pool, new_pool
+from tests.integration.harness import Pool, bare_template, new_pool
 from tests.real_ray import RealRay, real_ray
 from tests.two_nodes import two_nodes
 from tests.waiting import wait_until
@@ -51,7 +51,7 @@ def own_ray() -> Iterator[RealRay]:
 
 @pytest.fixture
 async def own_pool(own_ray: RealRay, prefect_settings: None) -> AsyncIterator[Pool]:
-    async with new_pool({"address": own_ray.address}) as pool:
+    async with new_pool({"address": own_ray.address}, bare_template()) as pool:
         yield pool
 
 
@@ -115,22 +115,25 @@ async def test_environments(own_pool: Pool) -> None:
 
 
 async def test_commands_and_flows(pool: Pool, folder: dict[str, Any]) -> None:
+    commands = [("no-such-command", "EntrypointNotFound", "'no-such-command'")]
+    entrypoints = [
+        ("broken.py:any", "ModuleNotFound", "'no_such_module'"),
+        ("works.py:kills_itself", "KilledBySignal", "counted no out-of-memory kill"),
+    ]
+    runs = await of_commands(pool, commands)
+    await crash(pool, runs | await of_entrypoints(pool, folder, entrypoints))
+
+
+@pytest.mark.extra
+async def test_more_commands_and_flows(pool: Pool, folder: dict[str, Any]) -> None:
     commands = [
-        ("no-such-command", "EntrypointNotFound", "'no-such-command'"),
         ("python no_such_file.py", "EntrypointNotFound", "no_such_file.py"),
         ("python -m no_such_module", "ModuleNotFoundOnNode", "'no_such_module'"),
         ("python -c 'import no_such'", "ModuleNotFound", "'no_such'"),
         ("exit 3", "DriverExited", "exit code 3"),
     ]
-    entrypoints = [
-        ("broken.py:any", "ModuleNotFound", "'no_such_module'"),
-        ("works.py:other", "EntrypointNotFound", "'works.py:other' leads to no flow"),
-        ("works.py:kills_itself", "KilledBySignal", "counted no out-of-memory kill"),
-    ]
-    runs = {
-        await pool.start("adds", job_variables={"command": command}): (category, words)
-        for command, category, words in commands
-    }
+    entrypoints = [("works.py:other", "EntrypointNotFound", "'works.py:other' leads to no flow")]
+    runs = await of_commands(pool, commands)
     await crash(pool, runs | await of_entrypoints(pool, folder, entrypoints))
 
 
@@ -143,6 +146,13 @@ async def test_entrypoints_of_files_and_modules_that_are_missing(
         ("no_such.place:any", "EntrypointNotFound", "'no_such.place:any' leads to no flow"),
     ]
     await crash(pool, await of_entrypoints(pool, folder, entrypoints))
+
+
+async def of_commands(pool: Pool, cases: list[tuple[str, str, str]]) -> dict[UUID, tuple[str, str]]:
+    return {
+        await pool.start("adds", job_variables={"command": command}): (category, words)
+        for command, category, words in cases
+    }
 
 
 async def of_entrypoints(

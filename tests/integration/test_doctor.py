@@ -131,6 +131,7 @@ async def test_interrupted_examination_leaves_no_job(
     assert await jobs_of_the_doctor(ray_cluster) == []
 
 
+@pytest.mark.extra
 async def test_address_from_the_log_of_a_worker_is_let_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

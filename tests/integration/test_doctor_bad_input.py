@@ -92,6 +92,7 @@ async def test_server_that_hangs(ray: FakeRay) -> None:
     assert "8265" in failure.advice
 
 
+@pytest.mark.extra
 async def test_old_ray_and_many_records(ray: FakeRay) -> None:
     ray.ray_version = "2.9.3"
     ray.on_submit = PENDING_FOREVER

@@ -102,7 +102,7 @@ async def test_a_run_that_is_being_cancelled_is_cancelled_before_it_starts(
     assert traces(tmp_path, "ran") == []
 
 
-@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("waits", [True, pytest.param(False, marks=pytest.mark.extra)])
 async def test_a_driver_whose_run_has_gone_on_ends_itself(
     here: Pool, tmp_path: Path, waits: bool
 ) -> None:

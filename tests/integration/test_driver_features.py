@@ -124,6 +124,7 @@ async def test_a_flow_that_cannot_be_loaded_says_why(here: Pool, tmp_path: Path)
     assert not traces(tmp_path, "ran")
 
 
+@pytest.mark.extra
 async def test_children_of_a_flow_end_the_usual_way(here: Pool, tmp_path: Path) -> None:
     """`multiprocessing` forks, and ends its children with SIGTERM."""
     run = await claimed(here, "forks_and_terminates", tmp_path)

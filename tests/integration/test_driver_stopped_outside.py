@@ -54,6 +54,7 @@ async def test_a_stopped_job_crashes_its_run_and_says_who_did_it(
             assert len(traces(tmp_path / name, "on_crashed")) == 1
 
 
+@pytest.mark.extra
 async def test_a_stopped_job_is_tried_again_where_that_is_asked_for(
     pool: Pool, tmp_path: Path
 ) -> None:

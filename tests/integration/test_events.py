@@ -121,6 +121,7 @@ async def test_life_of_a_job_that_fails(stage: Stage) -> None:
     assert name in [resource.name for resource in failed.related]
 
 
+@pytest.mark.extra
 async def test_second_worker_sends_only_what_is_new(stage: Stage) -> None:
     """The server forgets ids after 5 minutes, so the second worker has to ask before it sends."""
     async with stage.pool.working(heartbeat_interval_seconds=2):

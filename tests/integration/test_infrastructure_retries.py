@@ -135,7 +135,7 @@ async def test_cancelling_while_it_waits_for_its_retry(
     assert stage.jobs_of(run_id) == [job]
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize("goes_on", [False, pytest.param(True, marks=pytest.mark.extra)])
 async def test_retry_is_counted_once_although_the_answer_to_it_was_lost(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, goes_on: bool
 ) -> None:

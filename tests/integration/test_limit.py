@@ -65,7 +65,7 @@ async def test_run_that_is_claimed_again_while_its_log_drains(stage: Stage) -> N
         await stage.is_served()
 
 
-@pytest.mark.parametrize("limit", [1, None])
+@pytest.mark.parametrize("limit", [1, pytest.param(None, marks=pytest.mark.extra)])
 async def test_run_that_is_claimed_again_while_its_job_ends_waits(
     stage: Stage, limit: int | None
 ) -> None:

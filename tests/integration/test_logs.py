@@ -170,6 +170,7 @@ async def test_prints_that_look_like_prefects_are_there_and_its_own_are_not(pool
     only_once_by_its_logger(logs, "task logger says hello", "Finished in state Completed()")
 
 
+@pytest.mark.extra
 async def test_prints_of_tasks_that_look_like_prefects_are_there(pool: Pool) -> None:
     """A task's print in Prefect's format hid itself, and the traceback after it."""
     async with pool.working():
@@ -200,6 +201,7 @@ async def test_prefects_own_executor_says_nothing_twice(pool: Pool) -> None:
     assert not [m for m in messages if "Traceback" in m or "Beginning flow run" in m], messages
 
 
+@pytest.mark.extra
 async def test_forwarding_can_be_turned_off(pool: Pool) -> None:
     async with pool.working():
         without = {"forward_logs": False, "command": "echo before the end"}

@@ -18,6 +18,7 @@ from tests.real_ray import RealRay
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.extra
 async def test_completed_run_is_a_ray_job(pool: Pool, ray_cluster: RealRay) -> None:
     async with pool.working():
         run_id = await pool.start("adds", {"left": 3, "right": 4})
@@ -69,6 +70,7 @@ async def test_command_override_runs_the_flow(pool: Pool) -> None:
     assert run.state.type == StateType.COMPLETED
 
 
+@pytest.mark.extra
 async def test_retried_run_is_a_new_job(pool: Pool, tmp_path: Path) -> None:
     from prefect.states import Scheduled
 

@@ -49,6 +49,7 @@ async def test_burst_of_one_deployment_reads_it_few_times(
     assert len(read) < BURST * 3 / 2
 
 
+@pytest.mark.extra
 async def test_many_runs_on_one_worker(stage: Stage) -> None:
     """Without Prefect's own loop of the worker: on SQLite, that takes minutes for many runs."""
     jobs, asked = stage.ray.jobs, stage.ray.requests

@@ -58,6 +58,7 @@ async def test_what_prometheus_reads(stage: Stage, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.extra
 async def test_runs_that_serve_metrics_do_not_fight_for_the_port(
     pool: Pool, tmp_path: Path
 ) -> None:

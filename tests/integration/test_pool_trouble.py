@@ -1,6 +1,7 @@
 """A pool that is paused, or deleted under its worker, costs no run its outcome."""
 
 import anyio
+import pytest
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.states import Scheduled
@@ -44,6 +45,7 @@ async def test_pool_is_deleted_while_its_runs_run(stage: Stage) -> None:
         await stage.is_served()
 
 
+@pytest.mark.extra
 async def test_run_that_waits_in_its_process_for_a_retry_is_taken_over(stage: Stage) -> None:
     """Prefect calls it Scheduled, and gives it to no worker: its process goes on with it."""
     async with stage.heir():

@@ -65,7 +65,10 @@ async def proxied(target: str) -> AsyncIterator[tuple[Proxy, str]]:
 
 @pytest.mark.parametrize(
     ("status", "text", "headers"),
-    [(429, "slow down", {"Retry-After": "1"}), (404, "<html>no such host</html>", {})],
+    [
+        (429, "slow down", {"Retry-After": "1"}),
+        pytest.param(404, "<html>no such host</html>", {}, marks=pytest.mark.extra),
+    ],
 )
 async def test_worker_outlives_an_api_that_refuses_nine_of_ten_requests(
     prefect_settings: None, tmp_path: Path, status: int, text: str, headers: dict[str, str]

@@ -136,6 +136,7 @@ async def test_run_that_was_claimed_and_never_submitted_is_submitted(stage: Stag
         await stage.ends(run_id, StateType.CRASHED, "exit code 7")
 
 
+@pytest.mark.extra
 async def test_label_of_an_earlier_attempt_shuts_nobody_out(stage: Stage) -> None:
     """Attempt 2 was claimed by a worker that died before its label: 5 of 6 runs stayed Pending."""
     earlier = {OWNER_LABEL: "0123456789ab 123 - first", "prefect.worker.name": "dead"}
@@ -160,6 +161,7 @@ async def test_unlabelled_claim_is_taken_over_once_it_is_old(
         await stage.job_of(run_id)
 
 
+@pytest.mark.extra
 async def test_unlabelled_claim_may_wait_for_its_turn_here(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +253,7 @@ async def test_deleted_run_has_its_job_stopped(stage: Stage) -> None:
         await stage.is_served()
 
 
+@pytest.mark.extra
 async def test_deleted_deployment_loses_no_outcome(stage: Stage, tmp_path: Path) -> None:
     """The driver has what it needs; the next worker goes on with the default limits.
 
@@ -306,6 +309,7 @@ async def test_paused_worker_does_no_harm_when_it_wakes(stage: Stage, tmp_path: 
             assert len(said) == 1, "one worker follows, and tells"
 
 
+@pytest.mark.extra
 async def test_workers_share_the_runs_of_a_dead_one(stage: Stage, tmp_path: Path) -> None:
     runs: dict[UUID, FakeJob] = {}
     with stage.worker_process(tmp_path / "home", "--name", "dead") as process:

@@ -96,6 +96,7 @@ async def test_a_variable_of_the_nodes_is_named_and_its_value_is_nowhere(
     assert SECRET not in shown
 
 
+@pytest.mark.extra
 async def test_sending_in_clear_is_possible_and_warned_of(
     guarded_api: PrefectServer,
     knowing_ray: RealRay,

@@ -45,6 +45,7 @@ def something() -> None:
     return None
 
 
+@pytest.mark.extra
 async def test_logs_cancelling_and_recovery_work_with_a_low_limit(
     limited_api: PrefectServer, tmp_path: Path
 ) -> None:

@@ -82,6 +82,7 @@ async def test_cluster_without_prefect_says_so_with_the_fix(
     assert "\n" not in message, "one sentence, and no traceback"
 
 
+@pytest.mark.extra
 async def test_another_minor_version_of_prefect_is_told_with_the_fix(
     prefect_settings: None, ray_cluster: RealRay
 ) -> None:

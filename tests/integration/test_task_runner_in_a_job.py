@@ -24,6 +24,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.extra
 async def test_cancelling_the_flow_ends_its_tasks(pool: Pool, tmp_path: Path) -> None:
     async with pool.working():
         run_id = await begin(
@@ -111,6 +112,8 @@ async def test_tasks_of_a_suspended_flow_run_once(pool: Pool, tmp_path: Path) ->
         await ends(pool, run_id, StateType.COMPLETED)
     assert traces(tmp_path, "total") == ["3"]
     assert sorted(traces(tmp_path, "bodies")) == ["0", "1", "2"]
+    told = [line for line in await pool.logs(run_id) if "dashboard" in line.lower()]
+    assert len(told) == 2, "once for each job, by the worker"
 
 
 async def test_a_flow_may_go_on_importing_prefect_ray(pool: Pool, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ async def test_what_the_driver_has_reported_stands(stage: Stage) -> None:
             await stage.ends(waiting_run, StateType.CANCELLED)
 
 
+@pytest.mark.extra
 async def test_second_worker_does_not_say_it_again(stage: Stage) -> None:
     stage.ray.on_submit = PENDING_FOREVER
     async with stage.heir():

@@ -146,6 +146,7 @@ async def test_a_forked_engine_is_cancelled_as_any_other(node: Node) -> None:
         assert is_alive(zygote)
 
 
+@pytest.mark.extra
 async def test_another_environment_is_no_fork(node: Node) -> None:
     async with node.pool.working():
         await node.warm_up()
@@ -158,8 +159,8 @@ async def test_another_environment_is_no_fork(node: Node) -> None:
     ("victim_of", "category"),
     [
         (job_supervisor_of, "SupervisorDied"),
-        (guard_of, "KilledBySignal"),
-        (supervisor_of, "KilledBySignal"),
+        pytest.param(guard_of, "KilledBySignal", marks=pytest.mark.extra),
+        pytest.param(supervisor_of, "KilledBySignal", marks=pytest.mark.extra),
     ],
 )
 async def test_nothing_is_left_of_a_forked_run_without(
@@ -203,6 +204,7 @@ async def test_a_run_goes_on_without_its_zygote(node: Node) -> None:
         await node.finish("second")
 
 
+@pytest.mark.extra
 async def test_a_forked_engine_that_dies_is_reported_in_words(node: Node) -> None:
     async with node.pool.working():
         await node.warm_up()
@@ -213,6 +215,7 @@ async def test_a_forked_engine_that_dies_is_reported_in_words(node: Node) -> Non
         await all_gone(run_id, within=_GONE_SECONDS)
 
 
+@pytest.mark.extra
 async def test_a_zygote_that_does_not_answer_is_passed_over(node: Node) -> None:
     """The run starts cold, and only once; what it has sent is not taken for another run later."""
     async with node.pool.working():
@@ -235,6 +238,7 @@ async def test_a_zygote_ends_after_idle_seconds(node: Node) -> None:
         assert zygote.pid not in node.zygotes
 
 
+@pytest.mark.extra
 async def test_warm_drivers_are_switched_off_by_one_variable(node: Node) -> None:
     async with node.pool.working():
         node.variables |= {"warm_driver_seconds": 0}

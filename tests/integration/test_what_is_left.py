@@ -45,6 +45,7 @@ async def has_lines(stage: Stage, run_id: UUID, wanted: list[str], seconds: floa
     await wait_until(there, timeout=seconds, description=f"{len(wanted)} lines, once and in order")
 
 
+@pytest.mark.extra
 async def test_log_of_a_run_that_ended_while_its_worker_was_dead_arrives(
     stage: Stage, tmp_path: Path
 ) -> None:
@@ -166,7 +167,10 @@ async def states_of_tasks(stage: Stage, run_id: UUID) -> list[State | None]:
     return found
 
 
-@pytest.mark.parametrize(("type_", "tasks"), [(StateType.CRASHED, 250), (StateType.CANCELLED, 3)])
+@pytest.mark.parametrize(
+    ("type_", "tasks"),
+    [pytest.param(StateType.CRASHED, 250, marks=pytest.mark.extra), (StateType.CANCELLED, 3)],
+)
 async def test_children_of_a_dead_driver_are_settled(
     stage: Stage, type_: StateType, tasks: int
 ) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import anyio
+import pytest
 from prefect.client.schemas.objects import StateType
 
 from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL, Worker, label_of
@@ -17,6 +18,7 @@ LINES = 100
 LINE_SECONDS = 0.1
 
 
+@pytest.mark.extra
 async def test_run_once_ends_although_another_worker_owns_its_run(
     stage: Stage, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def test_workflow_may_read_and_nothing_else_but_where_a_job_asks(name: str) -> N
         granted
         == {
             "ci": {},
+            "nightly": {},
             "docs": {"docs": {"contents"}},
             "release": {
                 "build": {"id-token", "attestations"},
@@ -71,7 +72,7 @@ def test_commands_of_ci_are_targets_of_make() -> None:
         for step in steps(workflow)
         for target in re.findall(r"\bmake (\S+)", step.get("run", ""))
     ]
-    assert {"check", "test", "docs", "docs-version"} <= set(commands)
+    assert {"check", "test", "test-extra", "docs", "docs-version"} <= set(commands)
     assert set(commands) <= set(targets)
 
 

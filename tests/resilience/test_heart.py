@@ -1,7 +1,7 @@
 """The heart of the chaos suite: the faults that every installation meets. All: `make chaos`.
 
-What a dead `JobSupervisor` leaves without a retry is in `test_driver_dies_with_its_job`, and what
-swallowed answers do in `test_faults_submitting`.
+What a dead `JobSupervisor` leaves without a retry is in `test_driver_dies_with_its_job`, what a
+dead worker leaves is in `test_recovery`, and what swallowed answers do in `test_faults_submitting`.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -17,12 +17,11 @@ from tests.resilience.killable_server import KillableServer
 from tests.resilience.pairs import PAIRS, Pair
 from tests.resilience.play import play
 from tests.resilience.scene import World, new_world
-from tests.resilience.stages import RUNNING, SUBMITTING
+from tests.resilience.stages import RUNNING
 
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module")]
 
 _HEART = (
-    (f.WORKER_KILLED, SUBMITTING, 1),
     (f.JOB_SUPERVISOR, RUNNING, 2),
     (f.JOB_HEAD, RUNNING, 1),
 )

@@ -47,7 +47,7 @@ ALL = [(script, name) for script in SCRIPTS for name in names_in(script)]
 _ENTRY, _ALONE = "values", "imports"
 # One CPU is the hardest for tasks that wait for tasks, and the second node for what depends on its
 # files. `make test-extra` runs all of them everywhere.
-_MATTERS = {"1": [s for s in SCRIPTS if s != _ALONE], "2": [], "far": [_ALONE, "values"]}
+_MATTERS = {"1": [s for s in SCRIPTS if s != _ALONE], "2": [], "far": [_ALONE]}
 CASES = [
     pytest.param(
         *(script, name, where),

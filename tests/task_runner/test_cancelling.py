@@ -137,6 +137,7 @@ def test_what_ignores_the_interrupt_is_killed(
 
 
 @pytest.mark.timeout(120, method="thread")  # Prefect wants the alarm signal for itself
+@pytest.mark.extra
 def test_a_flow_that_runs_out_of_time_cancels_what_runs(
     runner: RayTaskRunner, tmp_path: Path
 ) -> None:

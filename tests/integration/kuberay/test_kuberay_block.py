@@ -1,5 +1,6 @@
 """A kubeconfig from a block of Prefect's own type, of the pool or of a deployment."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.server.models.block_registration import COLLECTIONS_BLOCKS_DATA_PATH
 
 from prefect_ray_worker.config.kuberay import CONFIG_BLOCK_SLUG
+from tests.integration.harness import default_template
 from tests.integration.kuberay.stage import KUBERAY, KubeRayStage
 
 
@@ -55,7 +57,7 @@ async def test_a_run_gets_its_cluster_with_the_kubeconfig_of_a_block(
     pool = stage.pool
     block_id = await saved_block(pool.client, stage.kubernetes.kubeconfig())
     reference = {"$ref": {"block_document_id": str(block_id)}}
-    template = (await pool.client.read_work_pool(pool.name)).base_job_template
+    template = copy.deepcopy(default_template())
     # What makes the form offer the blocks of this type.
     picker = template["variables"]["definitions"]["KubernetesConfig"]
     assert picker["block_type_slug"] == CONFIG_BLOCK_SLUG

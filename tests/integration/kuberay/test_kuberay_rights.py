@@ -63,6 +63,7 @@ async def test_the_roles_for_a_cluster_per_run_grant_what_a_worker_uses_and_no_m
     assert worker.used == granted(worker.rules)
 
 
+@pytest.mark.extra
 async def test_the_roles_for_a_shared_cluster_grant_what_a_worker_uses_and_no_more(
     stage: KubeRayStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,7 @@ async def test_killed_after_the_cluster_is_created(stage: KubeRayStage, tmp_path
     assert list(stage.heads.by_cluster) == [name], "the heir went on with the same cluster"
 
 
+@pytest.mark.extra
 async def test_stopped_while_the_cluster_starts(stage: KubeRayStage, tmp_path: Path) -> None:
     """Its run waited until Prefect counted the worker as offline, and ended after it."""
     stage.kubernetes.scripts.default = waits = Script(unschedulable=NO_NODE)

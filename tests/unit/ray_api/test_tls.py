@@ -19,6 +19,7 @@ from prefect_ray_worker.errors import (
 from prefect_ray_worker.ray_api.answers import Effect
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
+from tests.fake_ray import FakeRay
 
 LIST = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]"
 
@@ -118,3 +119,18 @@ async def test_a_timeout_over_tls_is_a_timeout(
             await client._request(
                 "GET", "/api/jobs/", effect=effect, timeout=httpx.Timeout(5, read=0.1)
             )
+
+
+async def test_authorities_are_read_once_for_all_clients_without_tls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each run opens clients of its cluster, and each read them for 20 ms in the event loop."""
+    async with FakeRay() as ray:
+        async with JobsClient(Connection(ray.address)) as client:
+            await client.list()
+        made: list[object] = []
+        monkeypatch.setattr(ssl, "create_default_context", lambda **_: made.append(1))
+        for _ in range(3):
+            async with JobsClient(Connection(ray.address)) as client:
+                await client.list()
+    assert made == []
