@@ -79,6 +79,7 @@ async def test_task_runs_on_the_other_node_and_the_head_could_be_spared(
     assert "entrypoint_" in checks[CheckSubject.DRIVER_PLACEMENT].advice
 
 
+@pytest.mark.extra
 async def test_wrong_token_then_the_right_one_on_a_cluster_without_prefect(
     prefect_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

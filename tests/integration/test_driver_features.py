@@ -51,6 +51,7 @@ async def test_every_kind_of_flow_runs(here: Pool, tmp_path: Path) -> None:
     assert len(set(traces(tmp_path / "succeeds_at_second", "ran"))) == 1, "one process"
 
 
+@pytest.mark.extra
 async def test_a_flow_may_use_ray_itself(pool: Pool, tmp_path: Path) -> None:
     async with pool.working():
         run_id = await start(pool, "runs_a_remote_task", tmp_path)

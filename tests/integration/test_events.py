@@ -246,6 +246,7 @@ async def test_attempt_that_is_followed_by_another_has_its_diagnosis(stage: Stag
 
 
 @pytest.mark.ray
+@pytest.mark.extra
 async def test_on_a_real_ray(pool: Pool) -> None:
     """Ray's own times, node and exit code; and the run's way to its job."""
     async with pool.working():

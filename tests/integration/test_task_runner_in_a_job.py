@@ -47,7 +47,7 @@ async def test_cancelling_the_flow_ends_its_tasks(pool: Pool, tmp_path: Path) ->
     "how",
     [
         pytest.param("Cancelled by force", marks=pytest.mark.extra),
-        "Failed by hand",
+        pytest.param("Failed by hand", marks=pytest.mark.extra),
         # Until Prefect gives the slots of a dead process back: 60 s.
         pytest.param("Crashed by SIGKILL", marks=pytest.mark.extra),
     ],
@@ -112,8 +112,7 @@ async def test_tasks_of_a_suspended_flow_run_once(pool: Pool, tmp_path: Path) ->
         await ends(pool, run_id, StateType.COMPLETED)
     assert traces(tmp_path, "total") == ["3"]
     assert sorted(traces(tmp_path, "bodies")) == ["0", "1", "2"]
-    told = [line for line in await pool.logs(run_id) if "dashboard" in line.lower()]
-    assert len(told) == 2, "once for each job, by the worker"
+    assert not any("Ray's dashboard is at" in line for line in await pool.logs(run_id))
 
 
 async def test_a_flow_may_go_on_importing_prefect_ray(pool: Pool, tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ async def test_cluster_is_asked_once_for_all_its_waiting_runs(stage: Stage) -> N
     assert 1 <= looks <= seconds / TICK_SECONDS + 1, "a look at a tick, for all the runs"
 
 
+@pytest.mark.extra
 async def test_cluster_that_does_not_say_what_it_has(stage: Stage) -> None:
     stage.ray.on_submit = PENDING_FOREVER
     stage.ray.faults.add(Fault("GET", "/api/v0/nodes", Kind.STATUS, times=None, status=404))

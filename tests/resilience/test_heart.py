@@ -21,10 +21,7 @@ from tests.resilience.stages import RUNNING
 
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module")]
 
-_HEART = (
-    (f.JOB_SUPERVISOR, RUNNING, 2),
-    (f.JOB_HEAD, RUNNING, 1),
-)
+_HEART = ((f.JOB_SUPERVISOR, RUNNING, 2),)
 HEART = [pair for pair in PAIRS if (pair.fault, pair.stage, pair.executions) in _HEART]
 
 

@@ -171,6 +171,7 @@ class Unloadable:
         return __import__, ("nowhere",) if TaskRunContext.get() is None else ("os",)
 
 
+@pytest.mark.extra
 def test_logs_are_there_with_a_thousand_lines(runner: RayTaskRunner) -> None:
     ids: list[Any] = []
 

@@ -48,7 +48,10 @@ async def saved_block(client: PrefectClient, kubeconfig: dict[str, Any]) -> UUID
     return (await client.create_block_document(document)).id
 
 
-@pytest.mark.parametrize("chosen_in", ["the pool's form", "one run's job variables"])
+@pytest.mark.parametrize(
+    "chosen_in",
+    [pytest.param("the pool's form", marks=pytest.mark.extra), "one run's job variables"],
+)
 async def test_a_run_gets_its_cluster_with_the_kubeconfig_of_a_block(
     stage: KubeRayStage, monkeypatch: pytest.MonkeyPatch, chosen_in: str
 ) -> None:
