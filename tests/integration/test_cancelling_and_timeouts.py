@@ -102,6 +102,7 @@ async def renamed(pool: Pool, run_id: object) -> bool:
     return run.state is not None and "run_timeout_seconds" in (run.state.message or "")
 
 
+@pytest.mark.extra
 async def test_stopped_outside_prefect_is_crashed(pool: Pool, ray_cluster: RealRay) -> None:
     async with pool.working():
         run_id = await pool.start(

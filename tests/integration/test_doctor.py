@@ -106,6 +106,7 @@ async def test_wrong_token_then_the_right_one_on_a_cluster_without_prefect(
     assert let_in[CheckSubject.CLEAN_UP].grade is Grade.OK
 
 
+@pytest.mark.extra
 async def test_prefect_api_that_the_job_does_not_reach(
     ray_cluster: RealRay, prefect_settings: None
 ) -> None:

@@ -214,6 +214,7 @@ async def test_a_404_that_is_not_prefects_does_not_mean_that_a_pool_is_missing(
     assert (await anyio.to_thread.run_sync(probe.api, "some-pool"))["knows_pool"] is False
 
 
+@pytest.mark.extra
 async def test_port_of_another_part_of_ray(ray_cluster: RealRay) -> None:
     failure = await failure_of(f"http://{ray_cluster.gcs_address}")
     assert failure.subject is CheckSubject.DASHBOARD

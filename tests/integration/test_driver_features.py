@@ -110,6 +110,7 @@ async def test_a_suspended_run_goes_on_as_a_new_job(pool: Pool, tmp_path: Path) 
     assert len(set(traces(tmp_path, "ran"))) == 2, "two processes"
 
 
+@pytest.mark.extra
 async def test_a_flow_that_cannot_be_loaded_says_why(here: Pool, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import no_such_module_anywhere\n")
     there = {"prefect.deployments.steps.set_working_directory": {"directory": str(tmp_path)}}

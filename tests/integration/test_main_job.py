@@ -41,6 +41,7 @@ async def test_completed_run_is_a_ray_job(pool: Pool, ray_cluster: RealRay) -> N
     assert job.driver_exit_code == 0
 
 
+@pytest.mark.extra
 async def test_command_that_exits_without_a_result_is_crashed(pool: Pool) -> None:
     async with pool.working():
         run_id = await pool.start("adds", job_variables={"command": "true"})

@@ -66,6 +66,7 @@ async def test_killed_worker_is_replaced_by_another(stage: Stage, tmp_path: Path
     assert len(stage.jobs_of(run_id)) == 1
 
 
+@pytest.mark.extra
 async def test_worker_of_the_same_name_goes_on_at_once(stage: Stage, tmp_path: Path) -> None:
     """A restarted pod or unit keeps its name: nobody waits until Prefect misses the old one."""
     with stage.worker_process(tmp_path / "home", "--name", "same") as process:

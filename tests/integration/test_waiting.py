@@ -129,6 +129,7 @@ async def test_cluster_that_does_not_say_what_it_has(stage: Stage) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.extra
 async def test_on_a_real_ray_the_run_goes_on_when_there_is_room(
     ray_cluster: RealRay, pool: Pool
 ) -> None:

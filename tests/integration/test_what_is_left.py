@@ -79,6 +79,7 @@ async def test_log_that_is_lost_with_its_record_is_told_on_the_run(
         assert await stage.pool.state(run_id) == StateType.COMPLETED
 
 
+@pytest.mark.extra
 async def test_log_that_can_never_be_fetched_is_told_on_the_run(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,12 +17,22 @@ from tests.resilience.killable_server import KillableServer
 from tests.resilience.pairs import PAIRS, Pair
 from tests.resilience.play import play
 from tests.resilience.scene import World, new_world
-from tests.resilience.stages import RUNNING
+from tests.resilience.stages import RUNNING, SUBMITTING
 
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module")]
 
-_HEART = ((f.JOB_SUPERVISOR, RUNNING, 2),)
-HEART = [pair for pair in PAIRS if (pair.fault, pair.stage, pair.executions) in _HEART]
+_HEART = (
+    (f.WORKER_KILLED, SUBMITTING, 1),
+    (f.JOB_SUPERVISOR, RUNNING, 2),
+    (f.JOB_HEAD, RUNNING, 1),
+)
+HEART = [
+    pytest.param(
+        pair, id=pair.name, marks=[] if pair.fault is f.JOB_SUPERVISOR else [pytest.mark.extra]
+    )
+    for pair in PAIRS
+    if (pair.fault, pair.stage, pair.executions) in _HEART
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +55,7 @@ async def world(
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("pair", HEART, ids=lambda pair: pair.name)
+@pytest.mark.parametrize("pair", HEART)
 async def test_nothing_is_lost_and_nothing_doubled(world: World, pair: Pair) -> None:
     result = await play(world, pair)
     assert not result.wrong, result

@@ -157,6 +157,7 @@ async def test_a_run_waits_in_line_for_its_quota(stage: KubeRayStage) -> None:
         await stage.ends(run_id, StateType.COMPLETED)
 
 
+@pytest.mark.extra
 async def test_the_time_in_line_counts_from_the_claim(stage: KubeRayStage) -> None:
     """An heir waited the whole time anew, and so did its heir."""
     stage.kubernetes.limit(0)

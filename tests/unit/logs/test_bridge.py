@@ -190,6 +190,7 @@ async def test_cluster_that_does_not_answer_for_a_while_is_no_loss(ray: FakeRay)
     assert texts(sink) == ["one", "two"]
 
 
+@pytest.mark.extra
 async def test_many_chatty_runs_leave_the_jobs_api_alone(ray: FakeRay) -> None:
     """How quick it stays is measured by `python -m tests.benchmarks.logs`."""
     names = [f"j{number}" for number in range(MANY)]
