@@ -1,5 +1,6 @@
 """`SharedReads`: one request for all that ask at once, and none that is older than the question."""
 
+from collections.abc import Callable
 from uuid import UUID, uuid4
 
 import anyio
@@ -23,18 +24,27 @@ class Server:
     def __init__(self) -> None:
         self.version = 0
         self.trouble: Exception | None = None
+        self.may_answer: anyio.Event | None = None
 
     async def read(self, _: UUID) -> Thing:
         self.version += 1
         version = self.version
         await anyio.sleep(0.05)
+        if self.may_answer is not None:
+            await self.may_answer.wait()
         if self.trouble is not None:
             trouble, self.trouble = self.trouble, None
             raise trouble
         return Thing(version=version, variables={"a": "b"})
 
 
-async def asked(reads: SharedReads[Thing], times: int, *, pause: float = 0.0) -> list[Thing]:
+async def asked(
+    reads: SharedReads[Thing],
+    times: int,
+    *,
+    pause: float = 0.0,
+    then: Callable[[], object] = lambda: None,
+) -> list[Thing]:
     """Return what callers get that ask one after another, none of them waiting for an answer."""
     found: list[Thing] = []
 
@@ -45,13 +55,16 @@ async def asked(reads: SharedReads[Thing], times: int, *, pause: float = 0.0) ->
         for _ in range(times):
             tasks.start_soon(ask)
             await anyio.sleep(pause)
+        then()
     return found
 
 
 async def test_a_hundred_callers_need_two_requests() -> None:
     server = Server()
-    assert len(await asked(SharedReads(server.read), 100)) == 100
-    assert server.version <= 2
+    server.may_answer = anyio.Event()
+    found = await asked(SharedReads(server.read), 100, then=server.may_answer.set)
+    assert len(found) == 100
+    assert server.version == 2
 
 
 async def test_answer_is_never_older_than_the_question() -> None:
