@@ -17,6 +17,7 @@ from prefect.logging.handlers import APILogWorker
 
 from tests.ports import free_port
 
+_IN_MEMORY = "sqlite+aiosqlite:///file::memory:?cache=shared&uri=true&check_same_thread=false"
 _START = Path(__file__).with_name("start_server.py")
 _START_SECONDS = 90
 _STOP_SECONDS = 15
@@ -58,7 +59,7 @@ def prefect_server(
         "PREFECT_SERVER_UI_ENABLED": "false",
         # With a file, SQLite turns away one of two who write at once, and the 503 that comes of it
         # costs a client seconds. Nobody here reads events, and writing them costs as well.
-        "PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///:memory:",
+        "PREFECT_API_DATABASE_CONNECTION_URL": _IN_MEMORY,
         "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
         "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
