@@ -24,7 +24,7 @@ from tests.real_ray import RealRay, real_ray
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[RealRay]:
     """A real Ray head for the whole session; give each job an id of its own."""
-    with real_ray(parts="monitor") as ray:
+    with real_ray(parts="monitor logs") as ray:
         yield ray
 
 

@@ -36,6 +36,8 @@ TERMS = {
     # `ray start` turns tokens on by itself where ~/.ray/auth_token exists.
     "RAY_AUTH_MODE": "disabled",
 }
+# A head starts a process for each of its CPUs when its first driver comes, which few tests use.
+_FEW_PROCESSES = {"RAY_prestart_worker_first_driver": "0"}
 _READY_SECONDS = 60
 _GRACE_SECONDS = 6
 _ATTEMPTS = 3
@@ -78,13 +80,15 @@ def real_ray(
         num_cpus: CPUs that Ray believes in.
         env: More environment variables for the head, and so for all its jobs; None removes one.
         parts: What else it starts, each for a second of CPU: `monitor`, without which it does not
-            say which resources are in use, and `client`, the server of Ray Client.
+            say which resources are in use, `logs`, which prints what tasks print in their driver
+            too, and `client`, the server of Ray Client.
         **options: More for `ray start`, with underscores.
     """
     # Short, because the paths of Ray's unix sockets below it may not exceed 107 bytes.
     temp_dir = Path(tempfile.mkdtemp(prefix="prwt-", dir="/tmp"))
     try:
-        with _head(temp_dir, num_cpus, options, {PARTS_VARIABLE: parts, **(env or {})}) as ray:
+        own = {**_FEW_PROCESSES, PARTS_VARIABLE: parts, **(env or {})}
+        with _head(temp_dir, num_cpus, options, own) as ray:
             yield ray
     finally:
         shutil.rmtree(temp_dir, ignore_errors=True)

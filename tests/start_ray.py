@@ -34,6 +34,8 @@ if __name__ == "__main__":
         parts = os.environ.get("PRWT_RAY_PARTS", "").split()
         if "monitor" not in parts:
             Node.start_monitor = _start_nothing
+        if "logs" not in parts:
+            Node.start_log_monitor = _start_nothing
         if "client" not in parts:
             Node.start_ray_client_server = _start_nothing
     scripts.main()

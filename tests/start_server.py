@@ -13,10 +13,13 @@ import sqlite3
 import sys
 import tempfile
 from contextlib import closing
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import prefect
 import uvicorn
+from prefect.server.api import background_workers
 from prefect.server.api.server import create_app
 from prefect.server.database.interface import PrefectDBInterface
 
@@ -43,6 +46,12 @@ async def _create(db: PrefectDBInterface) -> None:
 
 
 if __name__ == "__main__":
+    # Four times a second by default, for a hundredth of a core.
+    background_workers.Worker = partial(
+        background_workers.Worker,
+        minimum_check_interval=timedelta(seconds=1),
+        scheduling_resolution=timedelta(seconds=1),
+    )
     PrefectDBInterface.create_db = _create  # type: ignore[method-assign]
     uvicorn.run(
         create_app(final=True), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning"
