@@ -20,11 +20,14 @@ from tests.integration.stage import STAGE_INTERVAL, Stage, new_stage
 from tests.prefect_server import PrefectServer, prefect_server
 from tests.real_ray import RealRay, real_ray
 
+NODES_PASSWORD = "admin:correct-horse-battery"
+"""What the nodes of `ray_cluster` have in `TEAM_PASSWORD`, for tests of secrets."""
+
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[RealRay]:
     """A real Ray head for the whole session; give each job an id of its own."""
-    with real_ray(parts="monitor logs") as ray:
+    with real_ray(parts="monitor logs", env={"TEAM_PASSWORD": NODES_PASSWORD}) as ray:
         yield ray
 
 

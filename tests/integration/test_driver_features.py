@@ -98,6 +98,7 @@ async def test_code_comes_by_module_git_and_shell_steps(
     assert run.parameters == {"folder": str(tmp_path / "g"), "left": 20, "right": 22}
 
 
+@pytest.mark.extra
 async def test_a_suspended_run_goes_on_as_a_new_job(pool: Pool, tmp_path: Path) -> None:
     async with pool.working():
         run_id = await start(pool, "suspends_itself", tmp_path)

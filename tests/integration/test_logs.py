@@ -157,6 +157,7 @@ async def test_output_of_ray_workers_is_there(pool: Pool) -> None:
     assert [log.level for log in chatter] == [logging.DEBUG]
 
 
+@pytest.mark.extra
 async def test_prints_that_look_like_prefects_are_there_and_its_own_are_not(pool: Pool) -> None:
     """A print in Prefect's format, and the traceback after it, were taken for Prefect's own."""
     async with pool.working():

@@ -108,6 +108,7 @@ async def test_two_workers_make_one_job_per_run(
     assert all(job.status == JobStatus.SUCCEEDED for job in jobs)
 
 
+@pytest.mark.extra
 async def test_env_and_parameters_reach_the_flow(pool: Pool) -> None:
     async with pool.working():
         run_id = await pool.start(

@@ -11,13 +11,14 @@ from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
+from tests.fixtures import NODES_PASSWORD
 from tests.integration.harness import Pool, new_pool, settings_of
 from tests.prefect_server import PrefectServer, prefect_server
 from tests.real_ray import RealRay, real_ray
 
 pytestmark = pytest.mark.ray
 
-SECRET = "admin:correct-horse-battery"
+SECRET = NODES_PASSWORD
 PREFIX = "PREFECT_INTEGRATIONS_RAY_WORKER_"
 
 
@@ -27,13 +28,6 @@ def guarded_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectSer
     home = tmp_path_factory.mktemp("guarded-server")
     with prefect_server(home, {"PREFECT_SERVER_API_AUTH_STRING": SECRET}) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def knowing_ray() -> Iterator[RealRay]:
-    """A Ray whose nodes have the password under a name of their own."""
-    with real_ray(env={"TEAM_PASSWORD": SECRET}) as ray:
-        yield ray
 
 
 @asynccontextmanager
@@ -68,30 +62,30 @@ async def everything_ray_shows(ray: RealRay) -> str:
 
 
 async def test_by_default_nothing_is_sent_and_the_run_says_the_three_ways(
-    guarded_api: PrefectServer, knowing_ray: RealRay, tmp_path: Path
+    guarded_api: PrefectServer, ray_cluster: RealRay, tmp_path: Path
 ) -> None:
-    async with guarded_pool(guarded_api, knowing_ray, tmp_path) as pool:
+    async with guarded_pool(guarded_api, ray_cluster, tmp_path) as pool:
         run = await run_once(pool)
     assert run.state is not None
     assert run.state.type == StateType.CRASHED
     message = run.state.message or ""
     for way in ("environment of the Ray nodes", f"{PREFIX}NODE_SECRETS", f"{PREFIX}SEND_SECRETS"):
         assert way in message, message
-    assert SECRET not in await everything_ray_shows(knowing_ray)
+    assert SECRET not in await everything_ray_shows(ray_cluster)
 
 
 async def test_a_variable_of_the_nodes_is_named_and_its_value_is_nowhere(
     guarded_api: PrefectServer,
-    knowing_ray: RealRay,
+    ray_cluster: RealRay,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(f"{PREFIX}NODE_SECRETS", '{"PREFECT_API_AUTH_STRING": "TEAM_PASSWORD"}')
-    async with guarded_pool(guarded_api, knowing_ray, tmp_path) as pool:
+    async with guarded_pool(guarded_api, ray_cluster, tmp_path) as pool:
         run = await run_once(pool)
     assert run.state is not None
     assert run.state.is_completed(), run.state
-    shown = await everything_ray_shows(knowing_ray)
+    shown = await everything_ray_shows(ray_cluster)
     assert "${TEAM_PASSWORD}" in shown
     assert SECRET not in shown
 
@@ -99,18 +93,18 @@ async def test_a_variable_of_the_nodes_is_named_and_its_value_is_nowhere(
 @pytest.mark.extra
 async def test_sending_in_clear_is_possible_and_warned_of(
     guarded_api: PrefectServer,
-    knowing_ray: RealRay,
+    ray_cluster: RealRay,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv(f"{PREFIX}SEND_SECRETS", "true")
-    async with guarded_pool(guarded_api, knowing_ray, tmp_path) as pool:
+    async with guarded_pool(guarded_api, ray_cluster, tmp_path) as pool:
         run = await run_once(pool)
     assert run.state is not None
     assert run.state.is_completed(), run.state
     assert "SEND_SECRETS is on" in caplog.text
-    assert SECRET in await everything_ray_shows(knowing_ray)
+    assert SECRET in await everything_ray_shows(ray_cluster)
 
 
 @pytest.mark.extra

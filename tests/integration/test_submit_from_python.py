@@ -94,6 +94,7 @@ async def test_submit_returns_when_ray_has_the_job(storing_pool: Pool, tmp_path:
     assert done.state.type == StateType.COMPLETED
 
 
+@pytest.mark.extra
 async def test_closing_the_worker_does_not_wait_for_the_run(
     storing_pool: Pool, tmp_path: Path
 ) -> None:

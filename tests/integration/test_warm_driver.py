@@ -155,12 +155,13 @@ async def test_another_environment_is_no_fork(node: Node) -> None:
         await node.finish("other")
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize(
     ("victim_of", "category"),
     [
         (job_supervisor_of, "SupervisorDied"),
-        pytest.param(guard_of, "KilledBySignal", marks=pytest.mark.extra),
-        pytest.param(supervisor_of, "KilledBySignal", marks=pytest.mark.extra),
+        (guard_of, "KilledBySignal"),
+        (supervisor_of, "KilledBySignal"),
     ],
 )
 async def test_nothing_is_left_of_a_forked_run_without(
