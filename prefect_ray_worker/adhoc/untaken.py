@@ -26,6 +26,7 @@ class Untaken:
 
     def __init__(self) -> None:
         self._pool: str | None = None
+        self._queue: str | None = None
         self._state: UUID | None = None
         self._next_look = 0.0
         self._said: str | None = None
@@ -38,7 +39,8 @@ class Untaken:
             run: The run as it is now.
         """
         state = run.state
-        self._pool = run.work_pool_name or self._pool  # a run that lost its pool has none
+        if run.work_pool_name:  # a run that lost its pool has none
+            self._pool, self._queue = run.work_pool_name, run.work_queue_name
         if state is None or self._pool is None or not _is_due(state):
             return None
         if state.id != self._state:
@@ -46,11 +48,24 @@ class Untaken:
         if time.monotonic() < self._next_look:
             return None
         self._next_look = time.monotonic() + _BETWEEN_LOOKS_SECONDS
-        why = _why(client, self._pool, state.name, state.message)
+        why = self._why(client, self._pool, state)
         if why is None or why == self._said:
             return None
         self._said = why
         return f"No worker has taken the flow run {run.name!r} yet. Why: {why}"
+
+    def _why(self, client: SyncPrefectClient, pool_name: str, state: State[Any]) -> str | None:
+        try:
+            pool = client.read_work_pool(pool_name)
+            workers = client.read_workers_for_work_pool(pool_name)
+            queues = client.read_work_queues(work_pool_name=pool_name)
+        except ObjectNotFound:
+            return f"The work pool {pool_name!r} does not exist any more. Cancel the call."
+        except (PrefectHTTPStatusError, httpx.HTTPError):
+            return None  # it is asked again
+        queue = next((queue for queue in queues if queue.name == self._queue), None)
+        has_worker = any(worker.status == WorkerStatus.ONLINE for worker in workers)
+        return why_not_taken(state.name, state.message, pool, queue, has_worker=has_worker)
 
 
 def _is_due(state: State[Any]) -> bool:
@@ -58,17 +73,3 @@ def _is_due(state: State[Any]) -> bool:
         return False
     when = state.state_details.scheduled_time
     return when is None or when <= datetime.now(UTC)
-
-
-def _why(
-    client: SyncPrefectClient, pool_name: str, state_name: str | None, message: str | None
-) -> str | None:
-    try:
-        pool = client.read_work_pool(pool_name)
-        workers = client.read_workers_for_work_pool(pool_name)
-    except ObjectNotFound:
-        return f"The work pool {pool_name!r} does not exist any more. Cancel the call."
-    except (PrefectHTTPStatusError, httpx.HTTPError):
-        return None  # it is asked again
-    has_worker = any(worker.status == WorkerStatus.ONLINE for worker in workers)
-    return why_not_taken(state_name, message, pool, has_worker=has_worker)

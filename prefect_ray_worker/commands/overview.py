@@ -9,7 +9,7 @@ from uuid import UUID
 import anyio
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterId
-from prefect.client.schemas.objects import StateType, Worker, WorkerStatus, WorkPool
+from prefect.client.schemas.objects import StateType, Worker, WorkerStatus, WorkPool, WorkQueue
 from prefect.settings import PREFECT_HOME
 
 from prefect_ray_worker.clusters.choice import ClusterSources
@@ -135,8 +135,12 @@ async def overview_of(client: PrefectClient, pool: WorkPool, *, most_runs: int) 
     records, total = await _records(client, pool, most_runs)
     workers = await _workers(client, pool.name)
     online = frozenset(worker.name for worker in workers if worker.status == WorkerStatus.ONLINE)
+    queues = {str(q.name): q for q in await client.read_work_queues(work_pool_name=pool.name)}
     now = datetime.now(UTC)
-    runs = tuple(_run_of(record, pool, online, now) for record in records)
+    runs = tuple(
+        _run_of(record, pool, queues.get(record.get("work_queue_name") or ""), online, now)
+        for record in records
+    )
     return Overview(
         pool=pool.name,
         state=str(pool.status.value if pool.status else "PAUSED" if pool.is_paused else "READY"),
@@ -178,7 +182,9 @@ async def _workers(client: PrefectClient, pool: str) -> list[Worker]:
     return found
 
 
-def _run_of(record: Record, pool: WorkPool, online: frozenset[str], now: datetime) -> RunSeen:
+def _run_of(
+    record: Record, pool: WorkPool, queue: WorkQueue | None, online: frozenset[str], now: datetime
+) -> RunSeen:
     state, labels = record["state"], record.get("labels") or {}
     name = state["name"] or state["type"].title()
     is_due = _type_of(record) == StateType.SCHEDULED
@@ -195,7 +201,7 @@ def _run_of(record: Record, pool: WorkPool, online: frozenset[str], now: datetim
         job_id=job,
         cluster=None if ref is None else str(ref),
         worker=owner,
-        waits_for=_reason(record, pool, online, owner),
+        waits_for=_reason(record, pool, queue, online, owner),
     )
 
 
@@ -230,12 +236,16 @@ def _owner_in(labels: Mapping[str, object]) -> str | None:
 
 
 def _reason(
-    record: Record, pool: WorkPool, online: frozenset[str], owner: str | None
+    record: Record,
+    pool: WorkPool,
+    queue: WorkQueue | None,
+    online: frozenset[str],
+    owner: str | None,
 ) -> str | None:
     state = record["state"]
     kind, message = _type_of(record), (state.get("message") or "").removesuffix(_UNTIL_NEWS)
     if kind == StateType.SCHEDULED:
-        return why_not_taken(state["name"], message, pool, has_worker=bool(online))
+        return why_not_taken(state["name"], message, pool, queue, has_worker=bool(online))
     if owner is not None and owner not in online and kind != StateType.PAUSED:
         return f"Its worker {owner} is offline; another worker of the pool takes it over."
     if kind == StateType.PENDING:

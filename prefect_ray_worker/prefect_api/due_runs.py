@@ -1,10 +1,17 @@
 """Why no worker has taken a run that is due."""
 
-from prefect.client.schemas.objects import WorkPool
+import shlex
+
+from prefect.client.schemas.objects import WorkPool, WorkQueue, WorkQueueStatus
 
 
 def why_not_taken(
-    state_name: str | None, message: str | None, pool: WorkPool, *, has_worker: bool
+    state_name: str | None,
+    message: str | None,
+    pool: WorkPool,
+    queue: WorkQueue | None,
+    *,
+    has_worker: bool,
 ) -> str:
     """Return what a due run waits for, with the command that helps where there is one.
 
@@ -12,15 +19,36 @@ def why_not_taken(
         state_name: Name of the run's state, which is of the type Scheduled.
         message: The state's message.
         pool: The run's work pool.
+        queue: The run's work queue; None if it is not known.
         has_worker: Whether a worker of the pool is online.
     """
+    of_pool = f"--pool {shlex.quote(pool.name)}"
     if pool.is_paused:
-        return f"The work pool is paused: `prefect work-pool resume {pool.name}`."
+        return f"The work pool is paused: `prefect work-pool resume {shlex.quote(pool.name)}`."
+    if queue is not None and queue.is_paused:
+        name = shlex.quote(queue.name)
+        return f"Its work queue is paused: `prefect work-queue resume {name} {of_pool}`."
     if not has_worker:
-        return f"No worker of the pool is online: `prefect worker start --pool {pool.name}`."
-    limit, slots = pool.concurrency_limit, pool.active_slots or 0
-    if limit is not None and slots >= limit:
-        return f"A slot of the work pool: {slots} of {limit} are taken."
+        return f"No worker of the pool is online: `prefect worker start {of_pool}`."
+    # The server says so once nobody has polled the queue for a minute (3.8.8).
+    if queue is not None and queue.status == WorkQueueStatus.NOT_READY:
+        name = shlex.quote(queue.name)
+        return (
+            f"No worker polls its work queue: `prefect worker start {of_pool} --work-queue {name}`."
+        )
+    if _is_full(pool):
+        return f"A slot of the work pool: {_taken(pool)}."
+    if queue is not None and _is_full(queue):
+        return f"A slot of its work queue {queue.name!r}: {_taken(queue)}."
     if state_name == "AwaitingConcurrencySlot":
         return message or "A slot of its deployment's limit."
-    return "A worker's next look, or a slot of its work queue or of a worker's --limit."
+    return "A worker's next look, or a slot of a worker's --limit."
+
+
+def _is_full(place: WorkPool | WorkQueue) -> bool:
+    limit = place.concurrency_limit
+    return limit is not None and (place.active_slots or 0) >= limit
+
+
+def _taken(place: WorkPool | WorkQueue) -> str:
+    return f"{place.active_slots or 0} of {place.concurrency_limit} are taken"

@@ -43,8 +43,10 @@ async def waiting(pool: Pool) -> AsyncIterator[UUID]:
     future = RayFlowRunFuture[Any](run_id)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(anyio.to_thread.run_sync, future.wait)
-        yield run_id
-        await pool.client.set_flow_run_state(run_id, Cancelled(), force=True)
+        try:
+            yield run_id
+        finally:  # else the thread waits for ever
+            await pool.client.set_flow_run_state(run_id, Cancelled(), force=True)
 
 
 @pytest.fixture
@@ -54,8 +56,14 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return Said(capsys)
 
 
+async def poll(pool: Pool) -> None:
+    """Ask for runs as a worker does: the server then calls the pool's queues ready."""
+    await pool.client.get_scheduled_flow_runs_for_work_pool(pool.name)
+
+
 async def test_pool_that_is_paused_or_lost_its_worker_is_named(served: Pool, said: Said) -> None:
     async with waiting(served):
+        await poll(served)
         await said.shows("yet. Why: A worker's next look")
         await served.client.update_work_pool(served.name, WorkPoolUpdate(is_paused=True))
         await said.shows(f"is paused: `prefect work-pool resume {served.name}`")
@@ -66,8 +74,18 @@ async def test_pool_that_is_paused_or_lost_its_worker_is_named(served: Pool, sai
     assert said.text.count("is paused") == said.text.count("is online") == 1, said.text
 
 
+async def test_queue_that_no_worker_polls_is_named(served: Pool, said: Said) -> None:
+    async with waiting(served):
+        await said.shows(f"polls its work queue: `prefect worker start --pool {served.name} --work")
+        await poll(served)
+        await said.shows("yet. Why: A worker's next look")
+        await served.client.update_work_pool(served.name, WorkPoolUpdate(concurrency_limit=0))
+        await said.shows("A slot of the work pool: 0 of 0 are taken.")
+
+
 async def test_pool_that_was_deleted_is_named(served: Pool, said: Said) -> None:
     async with waiting(served):
+        await poll(served)
         await said.shows("yet. Why: A worker's next look")
         await served.client.delete_work_pool(served.name)
         await said.shows(f"'{served.name}' does not exist any more")

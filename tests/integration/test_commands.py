@@ -88,6 +88,19 @@ async def test_status_says_why_due_runs_do_not_begin(
     assert "prefect work-pool resume" in due["waits_for"]
 
 
+async def test_status_names_a_work_queue_that_is_paused(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client, pool = stage.pool.client, stage.pool.name
+    # Prefect's server cannot pause one while its database is in memory (3.8.8).
+    await client.create_work_queue("held back", is_paused=True, work_pool_name=pool)
+    await client.create_flow_run_from_deployment(
+        await stage.pool.deploy("adds"), work_queue_name="held back"
+    )
+    (due,) = (await seen(stage.pool, capsys))["runs"]
+    assert f"`prefect work-queue resume 'held back' --pool {pool}`" in due["waits_for"]
+
+
 async def test_status_asks_the_cluster_that_the_pool_names(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
