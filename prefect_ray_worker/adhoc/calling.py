@@ -5,6 +5,7 @@ and it cancels cleanly. It becomes Scheduled once its bundle is complete. So a c
 any moment takes no slot: after the ten minutes a worker finds the run AwaitingCode, and settles it.
 """
 
+import shlex
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -165,13 +166,14 @@ def run_again(flow_run_id: UUID) -> RayFlowRunFuture[Any]:
 
 
 def _usable_pool(client: SyncPrefectClient, name: str, beside: ThreadPoolExecutor) -> WorkPool:
+    word = shlex.quote(name)
     asked = beside.submit(copy_context().run, client.read_workers_for_work_pool, name)
     try:
         pool = client.read_work_pool(name)
     except ObjectNotFound:
         raise InvalidConfiguration(
             f"The work pool {name!r} does not exist. Create it with `prefect work-pool create "
-            f"{name} --type ray`."
+            f"{word} --type ray`."
         ) from None
     if pool.type != "ray":
         raise InvalidConfiguration(
@@ -179,13 +181,13 @@ def _usable_pool(client: SyncPrefectClient, name: str, beside: ThreadPoolExecuto
         )
     if pool.is_paused:
         raise NoWorkerOnline(
-            f"The work pool {name!r} is paused. Resume it with `prefect work-pool resume {name}`."
+            f"The work pool {name!r} is paused. Resume it with `prefect work-pool resume {word}`."
         )
     workers: list[Worker] = asked.result()
     if not any(worker.status == WorkerStatus.ONLINE for worker in workers):
         raise NoWorkerOnline(
             f"No worker of the work pool {name!r} is online. Start one where it reaches the Ray "
-            f"cluster: `prefect worker start --pool {name}`."
+            f"cluster: `prefect worker start --pool {word}`."
         )
     return pool
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json as json_module
+import shlex
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -127,7 +128,8 @@ def _table(*columns: str) -> Table:
 def _workers(overview: "Overview") -> RenderableType:
     if not overview.workers:
         return Text(
-            f"No worker is online: prefect worker start --pool {overview.pool}", style="red"
+            f"No worker is online: prefect worker start --pool {shlex.quote(overview.pool)}",
+            style="red",
         )
     table = _table("WORKER", "STATUS", "LAST HEARTBEAT", "RUNS")
     for worker in overview.workers:

@@ -42,7 +42,8 @@ def why_not_taken(
         return f"A slot of its work queue {queue.name!r}: {_taken(queue)}."
     if state_name == "AwaitingConcurrencySlot":
         return message or "A slot of its deployment's limit."
-    return "A worker's next look, or a slot of a worker's --limit."
+    of_queue = "" if queue is not None else "of its work queue or "
+    return f"A worker's next look, or a slot {of_queue}of a worker's --limit."
 
 
 def _is_full(place: WorkPool | WorkQueue) -> bool:

@@ -22,7 +22,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, bool, str]] = {
     "a full pool": (FULL, FULL, True, "the work pool: 2 of 2 are taken"),
     "a full queue": ({}, FULL, True, "work queue 'high': 2 of 2 are taken"),
     "no free slot known": ({"concurrency_limit": 2}, {"concurrency_limit": 2}, True, "next look"),
-    "a queue that is not known": ({}, None, True, "next look"),
+    "a queue that is not known": ({}, None, True, "next look, or a slot of its work queue or"),
 }
 
 
