@@ -8,6 +8,7 @@ import io
 import zipfile
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import WorkPool
@@ -70,7 +71,10 @@ def store(
             "The store of the Ray cluster would take more, but this process knows no address of "
             "the cluster (job variable address or cluster)."
         )
-    name, package = _package(bundle.content)
+    # Not after its content: Ray deletes a package with the last job that uses it (2.60), when
+    # another call with equal content may still wait for a worker.
+    name = f"_ray_pkg_bundle_{uuid4().hex}.zip"
+    package = _package(bundle.content)
     if len(package) > _MOST_BYTES_IN_RAY:
         mib = _MOST_BYTES_IN_RAY // (1024 * 1024)
         raise bundle.too_large(f"The store of the Ray cluster takes {mib} MiB at most.")
@@ -102,15 +106,14 @@ async def _put(connection: Connection, name: str, package: bytes) -> None:
         await client.put_package(name, package)
 
 
-def _package(content: bytes) -> tuple[str, bytes]:
+def _package(content: bytes) -> bytes:
     """Return a package with one file, which Ray unpacks and the driver checks."""
     with io.BytesIO() as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             entry = zipfile.ZipInfo(_file_of(content), _TIMESTAMP)
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, content)
-        package = file.getvalue()
-    return f"_ray_pkg_{hashlib.sha256(package).hexdigest()}.zip", package
+        return file.getvalue()
 
 
 def _file_of(content: bytes) -> str:

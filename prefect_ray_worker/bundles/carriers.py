@@ -37,6 +37,7 @@ MOST_BYTES_IN_ONE = 384 * 1024
 """How much one input holds: 512 KiB in base 64."""
 
 _ASK_SECONDS = 30.0
+_WRITING_SECONDS = (0.5, 2.0, 5.0)
 _NOT_FOUND, _CONFLICT, _TOO_LARGE = 404, 409, 413
 
 
@@ -145,6 +146,20 @@ def read_content(
 
 
 def _stored(header: BundleHeader, load: BlockStorage) -> bytes:
+    """Return the content that a storage block has, whole unless it stays damaged.
+
+    Calls with equal content write the same file. In a folder, it is not whole while another call
+    writes it.
+    """
+    for pause in _WRITING_SECONDS:
+        content = _read(header, load)
+        if header.describes(content):
+            return content
+        time.sleep(pause)
+    return _read(header, load)
+
+
+def _read(header: BundleHeader, load: BlockStorage) -> bytes:
     try:
         storage = load(UUID(header.block or ""))
         return _finished(storage.read_path(header.path or ""))

@@ -102,13 +102,17 @@ class BundleHeader:
                 f"{present_python()} ({sys.executable})."
             )
 
+    def describes(self, content: bytes) -> bool:
+        """Return whether content is what was packed."""
+        return hashlib.sha256(content).hexdigest() == self.sha256
+
     def check_content(self, content: bytes) -> None:
         """Compare content with what was packed.
 
         Raises:
             BundleDamaged: It is something else.
         """
-        if hashlib.sha256(content).hexdigest() != self.sha256:
+        if not self.describes(content):
             raise BundleDamaged(
                 f"The content of the bundle has {len(content)} bytes and another SHA-256 than "
                 f"its header says ({self.size} bytes)."

@@ -175,6 +175,14 @@ ENVIRONMENT: Sequence[Rule] = (
     ),
     _rule(
         Category.RUNTIME_ENV_CODE_MISSING,
+        r"Failed to download runtime_env file package (?P<uri>gcs://_ray_pkg_bundle_[0-9a-f]+\.zip)",
+        "The cluster no longer has the code of this call ({uri}); it keeps it for one job.",
+        "Call the flow again. Runs can be repeated if the work pool has result storage: `prefect "
+        "work-pool storage configure`.",
+        with_lines=False,
+    ),
+    _rule(
+        Category.RUNTIME_ENV_CODE_MISSING,
         r"Failed to download runtime_env file package (?P<uri>\S+)",
         "The head does not have {uri}.",
         with_lines=False,

@@ -17,7 +17,7 @@ from prefect_ray_worker.shared.resources import Asked, ClusterResources, Node
 
 _INSTALLED = ("pip", "uv", "conda", "image_uri", "container", "working_dir", "py_modules")
 # Named after a whole SHA-256; what `ray job submit` uploads has a shorter name.
-_OUR_PACKAGE = re.compile(r"gcs://_ray_pkg_[0-9a-f]{64}\.zip")
+_OUR_PACKAGE = re.compile(r"gcs://_ray_pkg_([0-9a-f]{64}|bundle_[0-9a-f]{32})\.zip")
 
 
 class _ListedNode(BaseModel):

@@ -1,6 +1,7 @@
 """More ways to call a flow without a deployment. See `test_adhoc.py` for the core."""
 
 import signal
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -12,12 +13,14 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import StateType, WorkPoolStorageConfiguration
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
+from prefect.states import Scheduled
 from pydantic import SecretStr
 
 from prefect_ray_worker.bundles.carriers import read_header
 from tests.integration.caller_kit import CALLER_SECONDS, FILES, Laptop, online, set_address
 from tests.integration.driver_kit import children_of, ends
-from tests.integration.harness import Pool
+from tests.integration.harness import Pool, bare_template, new_pool
+from tests.real_ray import RealRay, real_ray
 from tests.results.test_results import s3
 
 __all__ = ["s3"]
@@ -28,6 +31,22 @@ pytestmark = [pytest.mark.ray, pytest.mark.extra]
 async def laptop(pool: Pool, tmp_path: Path) -> Laptop:
     await set_address(pool)
     return Laptop(pool, tmp_path / "laptop")
+
+
+@pytest.fixture(scope="module")
+def forgetful_ray() -> Iterator[RealRay]:
+    """A Ray whose node deletes packages as soon as its head does, as a node that had no job yet."""
+    with real_ray(env={"RAY_RUNTIME_ENV_PY_MODULES_CACHE_SIZE_GB": "0"}) as ray:
+        yield ray
+
+
+@pytest.fixture
+async def forgetful(
+    forgetful_ray: RealRay, prefect_settings: None, tmp_path: Path
+) -> AsyncIterator[Laptop]:
+    async with new_pool({"address": forgetful_ray.address}, bare_template()) as pool:
+        await set_address(pool)
+        yield Laptop(pool, tmp_path / "laptop")
 
 
 async def store_in(pool: Pool, block_id: UUID) -> None:
@@ -135,6 +154,34 @@ async def test_large_bundle_goes_through_the_store_of_ray(laptop: Laptop) -> Non
         run = await laptop.run()
         with get_client(sync_client=True) as client:
             assert read_header(client, run.id).carrier == "cluster"
+
+
+async def test_equal_bundles_in_the_store_of_ray_do_not_end_with_the_first_run(
+    forgetful: Laptop,
+) -> None:
+    """Ray deletes a package when the last job that uses it has ended; the other run still waits."""
+    await forgetful.pool.client.update_work_pool(
+        forgetful.pool.name, WorkPoolUpdate(concurrency_limit=1)
+    )
+    async with online(forgetful.pool):
+        assert "values [6291456, 6291456]" in await forgetful.call("sends_twice", "6")
+    assert {run.state_type for run in await forgetful.runs()} == {StateType.COMPLETED}
+
+
+async def test_run_whose_bundle_rays_store_has_dropped_says_to_call_again(
+    forgetful: Laptop,
+) -> None:
+    async with online(forgetful.pool):
+        await forgetful.call("sends", "6")
+        run = await forgetful.run()
+        await forgetful.pool.client.set_flow_run_state(run.id, Scheduled(), force=True)
+        await ends(forgetful.pool, run.id, StateType.CRASHED, seconds=90)
+    state = (await forgetful.pool.read(run.id)).state
+    assert state is not None
+    said = state.message or ""
+    assert "RuntimeEnvCodeMissing" in said
+    assert "no longer has the code of this call" in said
+    assert "Call the flow again" in said
 
 
 async def test_large_value_and_large_bundle_go_through_s3(laptop: Laptop, s3: str) -> None:

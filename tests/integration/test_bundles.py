@@ -22,6 +22,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Scheduled
 
 from prefect_ray_worker.adhoc.following import RayFlowRunFuture
+from prefect_ray_worker.bundles import carriers
 from prefect_ray_worker.bundles.answers import Answering, read_answer
 from prefect_ray_worker.bundles.carriers import (
     HEADER_KEY,
@@ -91,7 +92,14 @@ async def test_writing_again_does_no_harm_and_replaces_nothing(here: Pool) -> No
     assert await content_of(run_id) == b"content"
 
 
-async def test_more_than_four_mib_go_to_a_storage_block(here: Pool, tmp_path: Path) -> None:
+async def _write_later(file: Path, content: bytes) -> None:
+    await anyio.sleep(1)
+    file.write_bytes(content)
+
+
+async def test_more_than_four_mib_go_to_a_storage_block(
+    here: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_id, content = await new_run(here), secrets.token_bytes(4 * MIB + 1)
     with pytest.raises(BundleRefused, match="too large"):
         await ask(lambda c: send_bundle(c, run_id, content))
@@ -102,6 +110,11 @@ async def test_more_than_four_mib_go_to_a_storage_block(here: Pool, tmp_path: Pa
     assert (header.carrier, header.parts) == ("storage", 0)
     assert await content_of(run_id) == content
     (file,) = (tmp_path / "ray-bundles").iterdir()
+    file.write_bytes(content[:1000])  # while another call writes the same
+    async with anyio.create_task_group() as others:
+        others.start_soon(_write_later, file, content)
+        assert await content_of(run_id) == content
+    monkeypatch.setattr(carriers, "_WRITING_SECONDS", (0.1,))
     file.write_bytes(b"something else")
     with pytest.raises(BundleDamaged):
         await content_of(run_id)

@@ -230,6 +230,10 @@ if __name__ == "__main__":
             large_value(mib)
         case ["sends", mib]:
             print("value", sends(os.urandom(int(mib) * 1024 * 1024)))
+        case ["sends_twice", mib]:
+            content = os.urandom(int(mib) * 1024 * 1024)
+            futures = [sends.submit(content), sends.submit(content)]
+            print("values", [future.result() for future in futures])
         case ["stubborn"]:
             stubborn()
         case ["parent"]:
