@@ -9,7 +9,7 @@ import secrets
 import signal
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from prefect_ray_worker.adhoc.calling import run_again
 from prefect_ray_worker.bundles.carriers import read_content, read_header
 from prefect_ray_worker.bundles.content import load_block, unpack, unpickle
 from prefect_ray_worker.errors import BundleMissing, BundleRefused, InvalidConfiguration
+from prefect_ray_worker.prefect_api.pool import RunChange, changes_of_runs
+from prefect_ray_worker.runs import wake
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.ids import AWAITING_CODE
 from tests.fake_ray import FakeRay
@@ -300,11 +302,22 @@ async def test_large_bundle_without_a_way_names_the_ways_out(served: Pool, ray: 
     assert await runs_of(served) == [], "nothing is left in Prefect"
 
 
-async def test_worker_is_not_woken_by_a_run_whose_code_is_being_sent(stage: Stage) -> None:
+async def test_worker_is_not_woken_by_a_run_whose_code_is_being_sent(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The look for it found nothing, and the next one came a second later."""
     await set_address(stage.pool)
+    heard: list[RunChange | None] = []
+
+    async def changes(pool_id: UUID) -> AsyncGenerator[RunChange | None, None]:
+        async for change in changes_of_runs(pool_id):
+            heard.append(change)
+            yield change
+
+    monkeypatch.setattr(wake, "changes_of_runs", changes)
     async with stage.pool.working() as (worker,):
         await is_online(stage.pool)
+        await wait_until(lambda: None in heard, description="the worker listens to events")
         looks: list[float] = []
         look = worker.get_and_submit_flow_runs
 
