@@ -3,12 +3,14 @@
 import functools
 import importlib.metadata
 import os
+import zlib
 from typing import Any
 
 import prefect.workers.base
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+from tests import shared_ray
 from tests.fixtures import (
     client,
     forks,
@@ -53,16 +55,24 @@ def _integrations() -> tuple[importlib.metadata.Distribution, ...]:
 # a tenth of a second (3.8.8).
 prefect.workers.base.distributions = _integrations
 
-# What is handed out first, the longest before all. The many short files fill the gaps at the end,
-# where otherwise one process would wait for the other's last long file.
+# What is handed out first, the longest before all: each takes a minute or more. At the end one
+# process would wait for the other's last long file.
 _AS_THREADS = "tests/task_runner/test_as_threads.py"
 _TASK_RUNNER = "tests/task_runner/"
-_ORDER = (
+_FIRST = (
     _AS_THREADS,
     _TASK_RUNNER,
+    "tests/integration/test_recovery.py",
     "tests/resilience/",
-    "tests/integration/",
+    "tests/integration/test_faults_watching.py",
     "tests/fundamentals/",
+    "tests/integration/test_worker_ends.py",
+    "tests/integration/test_deployment_slots.py",
+    "tests/integration/test_warm_driver.py",
+)
+# Then these, mixed: some compute and some wait. The many short files fill the gaps at the end.
+_LONG = (
+    "tests/integration/",
     "tests/contract/",
     "tests/unit/clusters/kuberay/test_joining.py",
     "tests/unit/logs/test_bridge.py",
@@ -79,6 +89,16 @@ class _FilesOrSuite(LoadFileScheduling):
         return _TASK_RUNNER if is_shared else file
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare what all processes of this run share."""
+    shared_ray.begin(config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End what all processes of this run share."""
+    shared_ray.end(config)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
     """Replace the scheduler of `--dist loadfile`."""
@@ -91,8 +111,14 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 * (os.cpu_count() or 1)
 
 
-def _place(item: pytest.Item) -> int:
-    return next((i for i, start in enumerate(_ORDER) if item.nodeid.startswith(start)), len(_ORDER))
+def _place(item: pytest.Item) -> tuple[int, int]:
+    file = item.nodeid.partition("::")[0]
+    for place, start in enumerate(_FIRST):
+        if file.startswith(start):
+            return place, 0
+    if file.startswith(_LONG):
+        return len(_FIRST), zlib.crc32(file.encode())
+    return len(_FIRST) + 1, 0
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -15,20 +15,24 @@ from prefect_ray_worker.ray_api.connection import Connection
 from tests.fake_kubernetes import CRD, MISSING_CRD, FakeKubernetes
 from tests.fake_ray import FakeRay
 from tests.forks import Forks
-from tests.integration.harness import Pool, bare_template, new_pool, set_timing, settings_of
+from tests.integration.harness import (
+    QUERY_SECONDS,
+    Pool,
+    bare_template,
+    new_pool,
+    set_timing,
+    settings_of,
+)
 from tests.integration.stage import STAGE_INTERVAL, Stage, new_stage
 from tests.prefect_server import PrefectServer, prefect_server
-from tests.real_ray import RealRay, real_ray
-
-NODES_PASSWORD = "admin:correct-horse-battery"
-"""What the nodes of `ray_cluster` have in `TEAM_PASSWORD`, for tests of secrets."""
+from tests.real_ray import RealRay
+from tests.shared_ray import shared_ray
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[RealRay]:
-    """A real Ray head for the whole session; give each job an id of its own."""
-    with real_ray(parts="monitor logs", env={"TEAM_PASSWORD": NODES_PASSWORD}) as ray:
-        yield ray
+def ray_cluster() -> RealRay:
+    """The real Ray head of all processes of the run; give each job an id of its own."""
+    return shared_ray()
 
 
 @pytest.fixture
@@ -71,7 +75,7 @@ def prefect_settings(prefect_api: PrefectServer, tmp_path: Path) -> Iterator[Non
     with settings_of(
         prefect_api.api_url,
         tmp_path / "prefect-home",
-        PREFECT_WORKER_QUERY_SECONDS="1",
+        PREFECT_WORKER_QUERY_SECONDS=QUERY_SECONDS,
         PREFECT_LOGGING_TO_API_BATCH_INTERVAL="0.2",
     ):
         yield

@@ -42,6 +42,7 @@ _READY_SECONDS = 60
 _GRACE_SECONDS = 6
 _ATTEMPTS = 3
 _START = Path(__file__).with_name("start_ray.py")
+_LOG = "ray-start.log"
 
 
 @dataclass(frozen=True)
@@ -84,39 +85,50 @@ def real_ray(
             too, and `client`, the server of Ray Client.
         **options: More for `ray start`, with underscores.
     """
+    process, ray = start_ray(num_cpus, env, parts=parts, **options)
+    try:
+        yield ray
+    finally:
+        if process.poll() is not None:
+            print(f"Ray ended by itself:\n{_log_of(ray.temp_dir)}", file=sys.stderr)
+        end_ray(ray)
+        process.wait(timeout=_GRACE_SECONDS)
+
+
+def start_ray(
+    num_cpus: int, env: Mapping[str, str | None] | None, *, parts: str, **options: object
+) -> tuple[subprocess.Popen[bytes], RealRay]:
+    """Start a head as `real_ray` does, for someone who calls `end_ray`."""
     # Short, because the paths of Ray's unix sockets below it may not exceed 107 bytes.
     temp_dir = Path(tempfile.mkdtemp(prefix="prwt-", dir="/tmp"))
+    environment = environment_of(temp_dir, {**_FEW_PROCESSES, PARTS_VARIABLE: parts, **(env or {})})
     try:
-        own = {**_FEW_PROCESSES, PARTS_VARIABLE: parts, **(env or {})}
-        with _head(temp_dir, num_cpus, options, own) as ray:
-            yield ray
-    finally:
-        shutil.rmtree(temp_dir, ignore_errors=True)
-
-
-@contextmanager
-def _head(
-    temp_dir: Path, num_cpus: int, options: Mapping[str, object], env: Mapping[str, str | None]
-) -> Iterator[RealRay]:
-    environment = environment_of(temp_dir, env)
-    log = temp_dir / "ray-start.log"
-    for attempt in range(1, _ATTEMPTS + 1):
-        ports = free_ports(7)
-        address = f"http://127.0.0.1:{ports[0]}"
-        command = head_command(temp_dir, num_cpus, ports, gcs_port=ports[6], more=options)
-        process = spawn(command, environment, log)
-        try:
+        for _ in range(_ATTEMPTS):
+            ports = free_ports(7)
+            address = f"http://127.0.0.1:{ports[0]}"
+            command = head_command(temp_dir, num_cpus, ports, gcs_port=ports[6], more=options)
+            process = spawn(command, environment, temp_dir / _LOG)
             # Somebody may take a port between our look and Ray's bind: hence more attempts.
             if is_ready(address, process, environment, agent=ports[1]):
                 gcs, client = f"127.0.0.1:{ports[6]}", f"127.0.0.1:{ports[3]}"
-                yield RealRay(address, process.pid, temp_dir, gcs, client)
-                return
-        finally:
-            if process.poll() is not None:
-                print(f"Ray ended by itself:\n{log.read_text()[-4000:]}", file=sys.stderr)
+                return process, RealRay(address, process.pid, temp_dir, gcs, client)
             end(process, marker=str(temp_dir))
-        if attempt == _ATTEMPTS:
-            raise RuntimeError(f"Ray did not start:\n{log.read_text()[-4000:]}")
+        raise RuntimeError(f"Ray did not start:\n{_log_of(temp_dir)}")
+    except BaseException:
+        end_ray(RealRay("", 0, temp_dir, "", ""))
+        raise
+
+
+def end_ray(ray: RealRay) -> None:
+    """End a head and everything that it started, from any process, and remove its files."""
+    marker = str(ray.temp_dir)
+    # Not the family of its pid, which may be another process's by now.
+    _end_all({one for p in marked(marker) for one in _family(p.pid)}, marker=marker)
+    shutil.rmtree(ray.temp_dir, ignore_errors=True)
+
+
+def _log_of(temp_dir: Path) -> str:
+    return (temp_dir / _LOG).read_text()[-4000:]
 
 
 def head_command(
@@ -230,13 +242,16 @@ def listens(process: subprocess.Popen[bytes], port: int, *, within: float) -> bo
 def end(process: subprocess.Popen[bytes], *, marker: str) -> None:
     """End the head and everything it started, and wait until all of it is gone."""
     # Collected before the first signal: orphans cannot be found through their parents.
-    doomed = _family(process.pid) | marked(marker)
+    _end_all(_family(process.pid) | marked(marker), marker=marker)
+    process.wait(timeout=_GRACE_SECONDS)
+
+
+def _end_all(doomed: set[psutil.Process], *, marker: str) -> None:
     _signal(doomed, "terminate")
     psutil.wait_procs(doomed, timeout=_GRACE_SECONDS)
     leftovers = {p for p in doomed if p.is_running()} | marked(marker)
     _signal(leftovers, "kill")
     psutil.wait_procs(leftovers, timeout=_GRACE_SECONDS)
-    process.wait(timeout=_GRACE_SECONDS)
 
 
 def _family(pid: int) -> set[psutil.Process]:

@@ -30,6 +30,8 @@ from tests.waiting import wait_until
 FLOWS = Path(__file__).parent / "flows"
 AUTHORITY = Path(__file__).parents[1] / "authority.pem"
 """The certificate of an authority of which nobody has the key."""
+QUERY_SECONDS = "2"
+"""Between two looks of a test's worker, each 30 ms of the server's CPU; events wake it as well."""
 
 
 def set_timing(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:

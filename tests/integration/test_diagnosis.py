@@ -1,6 +1,6 @@
 """Failures provoked for real, and what the flow run says about them."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,8 +16,8 @@ from prefect_ray_worker.ray_api.models import JobSubmitRequest
 from prefect_ray_worker.ray_api.resources import asked_for
 from prefect_ray_worker.shared.resources import ClusterResources
 from tests.fake_ray import FakeRay
-from tests.integration.harness import Pool, bare_template, new_pool
-from tests.real_ray import RealRay, real_ray
+from tests.integration.harness import Pool, new_pool
+from tests.real_ray import RealRay
 from tests.two_nodes import two_nodes
 from tests.waiting import wait_until
 
@@ -40,19 +40,6 @@ def needs_much(group: str):
         members.write(str(os.getpid()))
     bytearray(10**9)
 """
-
-
-@pytest.fixture(scope="module")
-def own_ray() -> Iterator[RealRay]:
-    """A Ray that tries to set up an environment once, where others try three times."""
-    with real_ray(env={"RUNTIME_ENV_RETRY_TIMES": "1"}) as started:
-        yield started
-
-
-@pytest.fixture
-async def own_pool(own_ray: RealRay, prefect_settings: None) -> AsyncIterator[Pool]:
-    async with new_pool({"address": own_ray.address}, bare_template()) as pool:
-        yield pool
 
 
 @pytest.fixture
@@ -97,7 +84,7 @@ async def crash(pool: Pool, runs: dict[UUID, tuple[str, str]]) -> None:
 
 
 @pytest.mark.extra
-async def test_environments(own_pool: Pool) -> None:
+async def test_environments(pool: Pool) -> None:
     cases: list[tuple[dict[str, Any], str, str]] = [
         ({"pip": _NO_INDEX}, "RuntimeEnvPackageNotFound", "'no-such-package-xyz'"),
         ({"pip": ["x"], "config": {"setup_timeout_seconds": 1}}, "RuntimeEnvTimeout", "1 s"),
@@ -106,9 +93,9 @@ async def test_environments(own_pool: Pool) -> None:
         ({"working_dir": "file:///no/such.zip"}, "RuntimeEnvCodeMissing", "'/no/such.zip'"),
     ]
     await crash(
-        own_pool,
+        pool,
         {
-            await own_pool.start("adds", job_variables={"runtime_env": env}): (category, words)
+            await pool.start("adds", job_variables={"runtime_env": env}): (category, words)
             for env, category, words in cases
         },
     )

@@ -9,12 +9,9 @@ from prefect.states import Scheduled
 
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY
 from tests.fake_ray import FakeJob, Fault, Kind
-from tests.integration.harness import set_timing
+from tests.integration.harness import QUERY_SECONDS, set_timing
 from tests.integration.stage import Stage
 from tests.integration.test_infrastructure_retries import kill_supervisor, next_job
-
-QUERY_SECONDS = 1
-"""Between two questions of the worker for scheduled runs."""
 
 
 def keep_log_away(stage: Stage, *jobs: FakeJob) -> None:
@@ -73,7 +70,7 @@ async def test_run_that_is_claimed_again_while_its_job_ends_waits(
     async with stage.pool.working(limit=limit):
         run_id, job = await stage.running()
         await schedule_again(stage, run_id)
-        await anyio.sleep(4 * QUERY_SECONDS)
+        await anyio.sleep(2 * float(QUERY_SECONDS))
         assert stage.jobs_of(run_id) == [job], "no second job beside the first"
         job.set("SUCCEEDED")
         second = await next_job(stage, run_id, [job])

@@ -11,10 +11,10 @@ from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
-from tests.fixtures import NODES_PASSWORD
 from tests.integration.harness import Pool, new_pool, settings_of
 from tests.prefect_server import PrefectServer, prefect_server
 from tests.real_ray import RealRay, real_ray
+from tests.shared_ray import NODES_PASSWORD
 
 pytestmark = pytest.mark.ray
 

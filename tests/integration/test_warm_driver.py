@@ -1,7 +1,7 @@
 """A run whose engine is forked from a zygote, which an earlier run has left behind on its node."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,9 +93,16 @@ class Node:
         return json.loads((self.folder / name / "seen").read_text())
 
 
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[RealRay]:
+    """A Ray on which nobody else's runs leave zygotes, or take the place of ours."""
+    with real_ray() as ray:
+        yield ray
+
+
 @pytest.fixture
 def node(pool: Pool, ray_cluster: RealRay, tmp_path: Path) -> Node:
-    """The shared node, with an environment that no other test has."""
+    """Its node, with an environment that no other test has."""
     return Node(pool, Rendezvous(raylet_of(ray_cluster.pid).pid), tmp_path, own_environment())
 
 

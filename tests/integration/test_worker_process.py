@@ -11,7 +11,7 @@ import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL
 
-from tests.integration.harness import Pool
+from tests.integration.harness import QUERY_SECONDS, Pool
 from tests.integration.test_cancelling_and_timeouts import job_of
 from tests.integration.worker_process import worker_process
 from tests.real_ray import RealRay
@@ -61,7 +61,7 @@ async def test_worker_of_a_type_creates_its_pool_and_never_imports_ray(
         **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         "PREFECT_API_URL": PREFECT_API_URL.value(),
         "PREFECT_HOME": str(home),
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_WORKER_QUERY_SECONDS": QUERY_SECONDS,
         "PREFECT_INTEGRATIONS_RAY_WORKER_ADDRESS": ray_cluster.address,
     }
     process = await anyio.open_process(

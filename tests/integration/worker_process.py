@@ -10,6 +10,8 @@ from pathlib import Path
 
 from prefect.settings import PREFECT_API_URL
 
+from tests.integration.harness import QUERY_SECONDS
+
 
 def heed_interrupts() -> None:
     """A suite that a shell runs in the background hands an ignored SIGINT down to its children."""
@@ -26,7 +28,7 @@ def worker_process(
         **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         "PREFECT_API_URL": PREFECT_API_URL.value(),
         "PREFECT_HOME": str(home),
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_WORKER_QUERY_SECONDS": QUERY_SECONDS,
         **(env or {}),
     }
     with (home / "worker.log").open("ab") as log:
