@@ -7,6 +7,7 @@ any moment takes no slot: after the ten minutes a worker finds the run AwaitingC
 
 import shlex
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -45,8 +46,10 @@ from prefect_ray_worker.config.block import RayCluster
 from prefect_ray_worker.config.refusals import refuse_unknown
 from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.errors import BundleMissing, InvalidConfiguration, NoWorkerOnline
+from prefect_ray_worker.prefect_api.compat.flows import raise_if_suspended
 from prefect_ray_worker.prefect_api.compat.settings import saved_block_id
 from prefect_ray_worker.shared.ids import AWAITING_CODE
+from prefect_ray_worker.shared.run_rules import RETRY_TYPE_OF_WORKERS
 
 if TYPE_CHECKING:
     from prefect_ray_worker.adhoc.flow import CallTerms, RayBoundFlow
@@ -80,6 +83,7 @@ def begin(call: FlowCall) -> RayFlowRunFuture[Any]:
         Unpicklable: Something of the flow cannot be pickled.
         BundleRefused: The flow cannot be sent for another reason.
     """
+    raise_if_suspended()
     for awaited in call.wait_for:
         awaited.wait()
     parameters: dict[str, Any] = resolve_futures_to_results(call.parameters)
@@ -160,6 +164,10 @@ def run_again(flow_run_id: UUID) -> RayFlowRunFuture[Any]:
                 f"The bundle of the flow run {flow_run_id} was in the store of the Ray cluster, "
                 "which drops it with its job. Call the flow anew."
             )
+        policy = run.empirical_policy
+        if policy.retry_type == "in_process":  # left by a retry of the flow
+            policy.retry_type = RETRY_TYPE_OF_WORKERS
+            patiently(lambda: client.update_flow_run(flow_run_id, empirical_policy=policy))
         # Without `force` the server refuses a run without a deployment (3.8.8).
         _make_due(client, run, force=True)
     return RayFlowRunFuture[Any](flow_run_id)
@@ -307,7 +315,14 @@ def _create(
         tags=list(TagsContext.get().current_tags),
         parent_task_run_id=getattr(parent, "id", None),
     ).model_dump(mode="json", exclude_unset=True)
-    answer = patiently(lambda: client.request("POST", "/flow_runs/", json=asked))
+    try:
+        answer = patiently(lambda: client.request("POST", "/flow_runs/", json=asked))
+    except Exception as exc:
+        if parent is not None:  # no run will ever move it
+            with suppress(Exception):
+                failed: State[Any] = Failed(message=f"The flow could not be called: {exc}")
+                client.set_task_run_state(parent.id, failed, force=True)
+        raise
     return FlowRun.model_validate(answer.json())
 
 

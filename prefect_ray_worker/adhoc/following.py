@@ -26,6 +26,7 @@ from prefect_ray_worker.adhoc.untaken import Untaken
 from prefect_ray_worker.bundles.answers import FlowAnswer, read_answer
 from prefect_ray_worker.bundles.carriers import patiently
 from prefect_ray_worker.errors import AnswerMissing
+from prefect_ray_worker.prefect_api.compat.flows import raise_if_suspended
 from prefect_ray_worker.shared.ids import (
     LOG_END_LABEL,
     UNFINISHED_LABEL,
@@ -76,12 +77,14 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
         deadline = None if timeout is None else time.monotonic() + timeout
         with Following(self, stream_logs=False) as following:
             following.go_on(deadline)
+        raise_if_suspended()
 
     async def wait_async(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 (Prefect's)
         """Wait until the run has ended; see `wait`."""
         deadline = None if timeout is None else time.monotonic() + timeout
         with Following(self, stream_logs=False) as following:
             await following.go_on_async(deadline)
+        raise_if_suspended()
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
         """Wait for the run and return the flow's value.
@@ -98,6 +101,7 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
         """
         if self._final_state is None:
             self.wait(timeout)
+        raise_if_suspended()
         return self._outcome(raise_on_failure, timeout)
 
     async def aresult(
@@ -108,6 +112,7 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
         """Wait for the run and return the flow's value; see `result`."""
         if self._final_state is None:
             await self.wait_async(timeout)
+        raise_if_suspended()
         return await anyio.to_thread.run_sync(self._outcome, raise_on_failure, timeout)
 
     def ended(self, state: State[Any], claim: UUID | None) -> None:
@@ -288,6 +293,7 @@ def follow(begin: Begin, stream_logs: bool, *, return_state: bool = False) -> An
     except BaseException as exc:
         _cancel_and_wait(future, stream_logs, is_user=isinstance(exc, KeyboardInterrupt))
         raise
+    raise_if_suspended()
     return future.state_with_data() if return_state else future.result()
 
 
@@ -322,6 +328,7 @@ async def follow_async(begin: Begin, stream_logs: bool, *, return_state: bool = 
         with anyio.CancelScope(shield=True):
             await _cancel_and_wait_async(begun, stream_logs)
         raise
+    raise_if_suspended()
     if return_state:
         return await anyio.to_thread.run_sync(future.state_with_data)
     return await future.aresult()

@@ -17,7 +17,6 @@ from prefect.logging.handlers import APILogHandler
 
 from prefect_ray_worker.bundles.carriers import patiently
 
-_PAGE = 200
 # Driver, tasks and worker send their lines in batches, so an older line can arrive later.
 _OVERLAP = timedelta(seconds=15)
 # At the end once more: the output of a flow that prints much comes later than what it logs.
@@ -62,16 +61,16 @@ class LogTail:
                 self._printed[log.id] = log.timestamp
                 self._newest = max(self._newest or log.timestamp, log.timestamp)
                 _show(log, self.run_name)
-            if len(page) < _PAGE:
-                break
 
     def _page(self, client: SyncPrefectClient, since: datetime | None, offset: int) -> list[Log]:
         wanted = LogFilter(
             flow_run_id=LogFilterFlowRunId(any_=[self._run_id]),
             timestamp=LogFilterTimestamp.model_validate({"after_": since}) if since else None,
         )
+        # Without a limit: the server rejects one above its own, which may be below 200. So only an
+        # empty page is certain to be the last.
         return patiently(
-            lambda: client.read_logs(wanted, limit=_PAGE, offset=offset, sort=LogSort.TIMESTAMP_ASC)
+            lambda: client.read_logs(wanted, offset=offset, sort=LogSort.TIMESTAMP_ASC)
         )
 
 

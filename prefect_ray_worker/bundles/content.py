@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import UUID
 
+from prefect.blocks.core import Block
 from prefect.filesystems import WritableFileSystem
 from prefect.flows import Flow
 from prefect.results import resolve_result_storage
@@ -157,3 +158,13 @@ def function_of(module: str, qualified_name: str) -> Any:
 def load_block(block_id: UUID) -> WritableFileSystem:
     """Return a saved block by its id: how blocks travel."""
     return resolve_result_storage(block_id, _sync=True)  # pyright: ignore[reportCallIssue]
+
+
+def load_block_of(_kind: type[Block], block_id: UUID) -> Any:
+    """Return a saved block of a class that Prefect does not have itself, which is defined by now.
+
+    Args:
+        _kind: The class: to unpickle it imports its module.
+        block_id: The block.
+    """
+    return load_block(block_id)

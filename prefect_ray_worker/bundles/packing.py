@@ -7,9 +7,7 @@ cannot be is an exception of the call.
 import io
 import json
 import linecache
-import logging
 import pickle
-import threading
 import types
 import zipfile
 from collections.abc import Generator, Mapping, Sequence
@@ -32,12 +30,12 @@ from prefect_ray_worker.bundles.modules import (
     local_modules,
     main_file,
 )
+from prefect_ray_worker.bundles.parameters import split_parameters
 from prefect_ray_worker.errors import BundleRefused, Unpicklable
 from prefect_ray_worker.prefect_api.compat.settings import saved_block_id
 from prefect_ray_worker.shared.references import unpicklable_in
 
 _OUTSIDE = "outside"
-_LONGEST_PARAMETER = 256 * 1024
 _BIGGEST = 5
 _MIB = 1024 * 1024
 
@@ -180,80 +178,6 @@ def _folder_of(function: Any) -> Path:
     return file.resolve().parent if file.is_file() else Path.cwd()
 
 
-def split_parameters(
-    flow: Flow[..., Any], parameters: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what the flow run shows, and what has to travel by pickle.
-
-    A parameter travels as JSON if validating what JSON makes of it gives the same value.
-
-    Args:
-        flow: The flow, whose annotations say what values become.
-        parameters: All of the run's parameters.
-    """
-    shown: dict[str, Any] = {}
-    by_pickle: dict[str, Any] = {}
-    for name, value in parameters.items():
-        text, returned = _through_json(flow, name, value, parameters)
-        if text is None or len(text) > _LONGEST_PARAMETER or not _is_same(value, returned):
-            by_pickle[name] = value
-            shown[name] = f"<{type(value).__name__}>"
-        else:
-            shown[name] = json.loads(text)
-    return shown, by_pickle
-
-
-def _through_json(
-    flow: Flow[..., Any], name: str, value: Any, parameters: Mapping[str, Any]
-) -> tuple[str | None, Any]:
-    """Return a parameter as JSON and what a run would get of that; (None, None) if it cannot."""
-    try:
-        serialized = flow.serialize_parameters({name: value})
-        text = json.dumps(serialized.get(name), allow_nan=False)
-        loaded = json.loads(text)
-        if flow.should_validate_parameters:
-            with _silently():
-                loaded = flow.validate_parameters({**parameters, name: loaded})[name]
-    except Exception:  # noqa: BLE001 (of the value's own methods, or of its validation)
-        return None, None
-    return text, loaded
-
-
-@contextmanager
-def _silently() -> Generator[None]:
-    """Keep Prefect's error for parameters that are not valid from the log of this thread.
-
-    That JSON does not give a value back is no mistake of the user's (`validate_parameters`, 3.8.8).
-    """
-    thread = threading.get_ident()
-
-    def is_of_another(record: logging.LogRecord) -> bool:
-        return record.thread != thread
-
-    logger = logging.getLogger("prefect.flows")
-    logger.addFilter(is_of_another)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_of_another)
-
-
-def _is_same(value: Any, other: Any) -> bool:
-    if type(value) is not type(other):
-        return False
-    if isinstance(value, dict):
-        return list(value) == list(other) and all(
-            _is_same(a, b) and _is_same(value[a], other[b])
-            for a, b in zip(value, other, strict=True)
-        )
-    if isinstance(value, list | tuple):
-        return len(value) == len(other) and all(map(_is_same, value, other))
-    try:
-        return bool(value == other)
-    except Exception:  # noqa: BLE001 (an array has no single truth)
-        return False
-
-
 def _arguments_of(flow: Flow[..., Any]) -> dict[str, Any]:
     """Return the arguments that make the same flow of its function (`Flow.with_options`, 3.8.8)."""
     return {
@@ -366,7 +290,11 @@ def _by_reference(obj: Any) -> Any:
 def _block_by_reference(block: Block) -> Any:
     block_id = saved_block_id(block)
     if block_id is not None:
-        return content.load_block, (block_id,)
+        kind = type(block)
+        if kind.__module__.partition(".")[0] == "prefect":
+            return content.load_block, (block_id,)
+        # Prefect finds a class by its block type only once the class has been defined.
+        return content.load_block_of, (kind, block_id)
     secret = block.model_json_schema().get("secret_fields") or []
     held = [name for name in secret if getattr(block, name.partition(".")[0], None)]
     if held:

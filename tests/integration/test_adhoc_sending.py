@@ -19,7 +19,7 @@ import anyio.to_thread
 import pytest
 from aiohttp import web
 from prefect import flow
-from prefect.client.schemas.objects import FlowRun, State, StateDetails, StateType
+from prefect.client.schemas.objects import FlowRun, FlowRunPolicy, State, StateDetails, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Pending
 
@@ -178,6 +178,17 @@ async def test_run_that_a_worker_has_taken_is_not_scheduled_again(
     assert await served.state(run_id) == StateType.PENDING
     with pytest.raises(InvalidConfiguration, match="only a run that has ended"):
         await anyio.to_thread.run_sync(run_again, run_id)
+
+
+async def test_run_whose_flow_has_retried_in_its_process_can_run_again(served: Pool) -> None:
+    """Its policy says that it waits in a process, and Prefect gives such a run to no worker."""
+    run_id = await submit(served, b"content")
+    policy = FlowRunPolicy(retries=1, retry_type="in_process")
+    await served.client.update_flow_run(run_id, empirical_policy=policy)
+    await served.client.set_flow_run_state(run_id, Completed(), force=True)
+    await anyio.to_thread.run_sync(run_again, run_id)
+    due = await served.client.get_scheduled_flow_runs_for_work_pool(served.name)
+    assert [found.flow_run.id for found in due] == [run_id]
 
 
 async def make_due(pool: Pool, run: FlowRun) -> None:

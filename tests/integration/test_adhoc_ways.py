@@ -13,6 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import StateType, WorkPoolStorageConfiguration
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
+from prefect.flow_runs import suspend_flow_run
 from prefect.states import Scheduled
 from pydantic import SecretStr
 
@@ -20,8 +21,10 @@ from prefect_ray_worker.bundles.carriers import read_header
 from tests.integration.caller_kit import CALLER_SECONDS, FILES, Laptop, online, set_address
 from tests.integration.driver_kit import children_of, ends
 from tests.integration.harness import Pool, bare_template, new_pool
+from tests.integration.processes import all_gone
 from tests.real_ray import RealRay, real_ray
 from tests.results.test_results import s3
+from tests.waiting import wait_until
 
 __all__ = ["s3"]
 pytestmark = [pytest.mark.ray, pytest.mark.extra]
@@ -146,6 +149,26 @@ async def test_deployed_flow_calls_one_without_a_deployment(laptop: Laptop) -> N
     assert child.state_type == StateType.COMPLETED
     assert child.deployment_id is None
     assert child.infrastructure_pid is not None, "in a job of its own"
+
+
+async def test_caller_that_is_suspended_makes_no_more_calls(laptop: Laptop) -> None:
+    """It went on while Prefect said Suspended, and all of it ran again when it was resumed."""
+    pool = replace(laptop.pool, flows=FILES)
+    await set_address(pool, env={"POOL": pool.name})
+    async with online(pool):
+        run_id = await pool.start("caller", entrypoint="calls.py:calls_one_after_the_other")
+
+        async def is_called() -> bool:
+            return [run.state_type for run in await children_of(pool, run_id)] == [
+                StateType.RUNNING
+            ]
+
+        await wait_until(is_called, timeout=60, description="the first call runs")
+        await suspend_flow_run(flow_run_id=run_id, timeout=300)
+        await all_gone(run_id, within=60)
+        (child,) = await children_of(pool, run_id)
+        assert child.state_type == StateType.COMPLETED
+        assert await pool.state(run_id) == StateType.PAUSED
 
 
 async def test_large_bundle_goes_through_the_store_of_ray(laptop: Laptop) -> None:

@@ -2,8 +2,11 @@
 
 import base64
 import hashlib
+import importlib
 import json
+import os
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +124,44 @@ async def test_more_than_four_mib_go_to_a_storage_block(
     file.unlink()
     with pytest.raises(BundleMissing):
         await content_of(run_id)
+
+
+_LOADS = """
+import sys
+from pathlib import Path
+from prefect_ray_worker.bundles.content import unpack, unpickle
+print(unpickle(unpack(Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]))).fn())
+"""
+
+
+async def test_saved_block_of_a_class_that_prefect_does_not_have_arrives(
+    here: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flow names only the block: nothing else imports the module of its class."""
+    (tmp_path / "company_blocks.py").write_text(
+        "from prefect.blocks.core import Block\n"
+        "class Warehouse(Block):\n"
+        "    rows: int\n"
+        "    def count(self): return self.rows * 2\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    warehouse = importlib.import_module("company_blocks").Warehouse(rows=21)
+    await warehouse.save(f"warehouse-{here.name}")
+    namespace: dict[str, Any] = {"__name__": "__main__", "flow": flow, "warehouse": warehouse}
+    exec("@flow\ndef counts(): return warehouse.count()", namespace)
+    monkeypatch.chdir(tmp_path)
+    packed = await anyio.to_thread.run_sync(pack, namespace["counts"], {})
+    (tmp_path / "bundle").write_bytes(packed.content)
+    (tmp_path / "there").mkdir()
+    arguments = [sys.executable, "-c", _LOADS, str(tmp_path / "bundle"), str(tmp_path / "there")]
+    env = {
+        **os.environ,
+        "PREFECT_API_URL": str(PREFECT_API_URL.value()),
+        "PYTHONPATH": str(tmp_path),  # the nodes have the package
+    }
+    done = await anyio.run_process(arguments, env=env, cwd="/", check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().strip() == "42"
 
 
 async def bundle_with(

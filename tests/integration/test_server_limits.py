@@ -8,10 +8,11 @@ import anyio
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import LogCreate, WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Pending, Running
 
+from prefect_ray_worker.adhoc.log_tail import LogTail
 from prefect_ray_worker.prefect_api.active_runs import (
     cancelling_runs,
     ended_runs,
@@ -105,3 +106,22 @@ async def test_logs_cancelling_and_recovery_work_with_a_low_limit(
                 found += page.logs
                 offset = page.following
             assert [log.message for log in found] == [log.message for log in lines]
+
+
+@pytest.mark.extra
+def test_caller_prints_a_log_that_is_longer_than_a_page(
+    limited_api: PrefectServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The pages that it asked for were too long: the call ended with 422, and the run went on."""
+    with settings_of(limited_api.api_url, tmp_path), get_client(sync_client=True) as client:
+        run = client.create_flow_run(nothing)
+        now = datetime.now(UTC)
+        logs = [
+            LogCreate(name="x", level=20, message=f"line {n}", timestamp=now, flow_run_id=run.id)
+            for n in range(MANY)
+        ]
+        client.create_logs(logs)
+        tail = LogTail(run.id)
+        for _ in range(2):
+            tail.print_new(client)
+    assert caplog.messages == [f"line {n}" for n in range(MANY)]

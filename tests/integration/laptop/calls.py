@@ -143,6 +143,18 @@ def parent() -> int:
 
 @ray_job(work_pool=POOL)
 @flow
+def naps() -> None:
+    time.sleep(8)
+
+
+@flow
+def calls_one_after_the_other() -> None:
+    naps()
+    naps()
+
+
+@ray_job(work_pool=POOL)
+@flow
 def asynchronous_twice(number: int) -> int:
     return maths.twice(number)
 

@@ -1,7 +1,6 @@
 """What a bundle holds, and what is refused before a flow run exists."""
 
 import dataclasses
-import enum
 import io
 import json
 import re
@@ -12,56 +11,18 @@ from typing import Any
 from uuid import uuid4
 
 import cloudpickle
-import pydantic
 import pytest
 from prefect import flow, task
 from prefect.blocks.system import Secret
 
 from prefect_ray_worker.bundles import content
-from prefect_ray_worker.bundles.packing import pack, split_parameters
+from prefect_ray_worker.bundles.packing import pack
 from prefect_ray_worker.errors import BundleRefused, Unpicklable
 from tests.forks import Forks
 
 
-class Shape(pydantic.BaseModel):
-    side: int
-
-
-class Color(enum.StrEnum):
-    RED = "red"
-
-
 @flow
-def takes(plain: Any, shape: Shape, other: Any = None) -> None: ...
-
-
-@pytest.mark.parametrize(
-    "value",
-    [(1, 2), {1: "a"}, float("nan"), Shape(side=1), b"x", [Color.RED], lambda: 1, "x" * 300_000],
-)
-def test_parameter_that_json_would_change_is_pickled(value: Any) -> None:
-    """Prefect's own bundles send a class instance as a dict, and a lambda as `{}`."""
-    shown, by_pickle = split_parameters(takes, {"plain": value, "shape": Shape(side=1)})
-    assert by_pickle == {"plain": value}
-    assert shown == {"plain": f"<{type(value).__name__}>", "shape": {"side": 1}}
-
-
-@flow
-def takes_a_color(color: Color, own: threading.Event) -> None: ...
-
-
-def test_value_that_json_does_not_give_back_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    """Prefect logged "Parameter validation failed" in the notebook, and the call went on."""
-    event = threading.Event()
-    _, by_pickle = split_parameters(takes_a_color, {"color": Color.RED, "own": event})
-    assert by_pickle == {"own": event}
-    assert caplog.records == []
-
-
-@pytest.mark.parametrize("value", [1, 1.0, "a", None, True, [1, {"a": [None]}], []])
-def test_parameter_that_json_keeps_is_shown_on_the_run(value: Any) -> None:
-    shown, by_pickle = split_parameters(takes, {"plain": value, "shape": Shape(side=1)})
-    assert (shown["plain"], by_pickle) == (value, {})
+def takes(plain: Any = None) -> None: ...
 
 
 def main_flow(source: str) -> Any:
@@ -102,7 +63,7 @@ def test_what_cannot_be_pickled_is_named(source: str, culprit: str) -> None:
 
 def test_parameter_that_cannot_be_pickled_is_named() -> None:
     with pytest.raises(Unpicklable, match="parameter 'plain', a lock"):
-        pack(takes, {"plain": threading.Lock(), "shape": Shape(side=1)})
+        pack(takes, {"plain": threading.Lock()})
 
 
 def test_unsaved_block_with_a_secret_is_refused() -> None:
@@ -210,7 +171,7 @@ def run_on_a_node(forks: Forks, folder: Path, packed: bytes) -> str:
 def test_nothing_of_the_settings_is_in_a_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
     key = f"pnu_{uuid4().hex}"
     monkeypatch.setenv("PREFECT_API_KEY", key)
-    bundle = pack(takes, {"plain": 1, "shape": Shape(side=1)})
+    bundle = pack(takes, {"plain": 1})
     with zipfile.ZipFile(io.BytesIO(bundle.content)) as archive:
         assert key.encode() not in b"".join(archive.read(n) for n in archive.namelist())
 
