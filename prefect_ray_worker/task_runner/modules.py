@@ -23,6 +23,8 @@ from prefect.flows import Flow
 from prefect.tasks import Task
 
 from prefect_ray_worker.shared.references import global_names
+from prefect_ray_worker.task_runner import generators
+from prefect_ray_worker.task_runner.generators import PackedGlobal
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -85,7 +87,7 @@ def _is_in(name: str, folders: tuple[str, ...]) -> bool:
 class _Process:
     own = OwnModules()
     by_value: set[str] = set()  # noqa: RUF012 (one for a process)
-    given: dict[tuple[str, str], Any] = {}  # noqa: RUF012
+    given: "Globals" = {}  # noqa: RUF012
 
 
 def use(own: OwnModules) -> None:
@@ -131,7 +133,7 @@ def reduced(obj: Any) -> Any:
     if issubclass(kind, type):
         return _reduced_generic(obj)
     name = _SENTINELS.get(id(obj)) or _own_sentinel(obj, kind)
-    return (_attribute, name) if name else None
+    return (_attribute, name) if name else generators.reduced(obj)
 
 
 def _reduced_generic(model: type) -> Any:
@@ -219,7 +221,7 @@ def _cached(function: Any, maxsize: int | None, typed: bool) -> Any:
     return functools.lru_cache(maxsize, typed)(function)
 
 
-Globals = dict[tuple[str, str], Any]
+Globals = dict[tuple[str, str], PackedGlobal]
 
 
 def globals_of(task: Task[Any, Any], pack: Callable[[Any], Any]) -> Globals:
@@ -237,21 +239,23 @@ def globals_of(task: Task[Any, Any], pack: Callable[[Any], Any]) -> Globals:
 def set_globals(found: Globals, pack: Callable[[Any], Any], unpack: Callable[[Any], Any]) -> None:
     """Give own globals the values of the driver, where the driver's have changed.
 
-    What tasks themselves have changed here since, a cache for example, stays.
+    What tasks themselves have changed here since, a cache for example, stays. So does a value that
+    differs only in the states of random generators: from the driver's, all processes would draw
+    the same numbers.
     """
-    for key, packed in found.items():
+    for key, given in found.items():
         module, path = key
         owner, _, name = path.rpartition(".")
         holder = _attribute(module, owner) if owner else importlib.import_module(module)
         last = _Process.given.get(key)
         if last is None:
             try:
-                last = pack(vars(holder)[name])
+                last = PackedGlobal.of(vars(holder)[name], pack)
             except Exception:  # it has none of that name, or one that cannot be pickled
                 last = None
-        if last is None or last.content != packed.content or packed.refs:
-            setattr(holder, name, unpack(packed))
-        _Process.given[key] = packed
+        if last is None or not given.is_as(last):
+            setattr(holder, name, unpack(given.packed))
+        _Process.given[key] = given
 
 
 class _Walk:
@@ -314,7 +318,7 @@ class _Walk:
 
     def _data(self, module: str, name: str, value: Any) -> None:
         try:
-            self._found[module, name] = self._pack(value)
+            self._found[module, name] = PackedGlobal.of(value, self._pack)
         except Exception:  # a lock, a connection: as the module has it
             return
 

@@ -191,6 +191,7 @@ def test_a_script_that_connects_to_ray_and_ends_it_by_itself(
     assert found is not None, said[-3000:]
     assert json.loads(found.removeprefix("FOUND ")) == {
         "cached": [True, [2]],
+        "draws what the flow draws": False,
         "beside": "No module named 'beside'",
         "in flight": "Crashed",
         "in the API": "Crashed",

@@ -4,6 +4,7 @@ import functools
 import json
 import time
 from contextlib import suppress
+from random import random
 from typing import Any
 
 import ray
@@ -28,6 +29,11 @@ def is_kept() -> Any:
 
 
 @task
+def draws() -> float:
+    return random()
+
+
+@task
 def imports_beside() -> Any:
     import beside
 
@@ -42,6 +48,7 @@ def sleeps() -> None:
 @flow(task_runner=RayTaskRunner(init_kwargs={"num_cpus": 17}))
 def ends_ray() -> None:
     FOUND["cached"] = is_kept.submit().result()
+    FOUND["draws what the flow draws"] = draws.submit().result() == random()
     FOUND["beside"] = str(imports_beside.submit().result(raise_on_failure=False))
     in_flight = sleeps.submit()
     in_flight.wait(timeout=1)

@@ -87,6 +87,13 @@ DIFFERENCES = {
         "processes do not share it; `runtime_env` sets variables for all of them",
         (["by the flow", "by the flow"], ["default", None]),
     ),
+    "generators": Difference(
+        "a random generator that is a global",
+        "tasks draw from it in turn",
+        "each process has its own, seeded as the file seeds it; the flow's draws and seeds do not "
+        "reach it",
+        "processes share no memory; [what travels keeps its state](fan-out.md#code)",
+    ),
     "tasks": Difference(
         "how many tasks run at once",
         "as many as are submitted",
