@@ -19,6 +19,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import SettingsContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_logger
+from prefect.settings import get_current_settings
 
 from prefect_ray_worker.prefect_api.compat.events import send_event_by_websocket
 from prefect_ray_worker.shared.run_rules import is_not_taken
@@ -41,7 +42,8 @@ class TelemetryBatch:
 _MOMENT_SECONDS = 0.25
 _TASK_MOMENT_SECONDS = 0.4
 _BATCH = 500
-_LOG_BATCH_BYTES = 2_000_000
+# nginx takes requests up to 1 MiB unless it is told otherwise.
+_BATCH_BYTES = 1_000_000
 # What may wait for an API that does not answer; more is held back for a while.
 _MOST_WAITING = 100_000
 _BACK_PRESSURE_SECONDS = 10.0
@@ -168,14 +170,47 @@ class Telemetry:
             settings.model_copy().__enter__()
         sender = _sender_for(settings)
         sender.gives_up = lambda: self._is_taken
-        # What has been sent goes, so that the rest of a batch can be sent by somebody else.
-        while batch.events:
-            sender.events(batch.events[:_BATCH])
-            del batch.events[:_BATCH]
-        while batch.logs:
-            lines = _first_of_size(batch.logs)
-            sender.logs(lines)
-            del batch.logs[: len(lines)]
+        log_bytes = get_current_settings().logging.to_api.batch_size
+        events = self._send_all(sender, batch.events, sender.events, len, _BATCH)
+        logs = self._send_all(
+            sender, batch.logs, sender.logs, _size_of_log, _MOST_WAITING, log_bytes
+        )
+        lost = [*events, *logs]
+        if lost:
+            _log.error(
+                "%d events and %d lines of logs of tasks could not be sent to the Prefect API",
+                sum(number for number, _ in events),
+                sum(number for number, _ in logs),
+                exc_info=lost[0][1],
+            )
+
+    def _send_all(
+        self,
+        sender: "TelemetrySender",
+        items: list[Any],
+        send: Callable[[Any], None],
+        size_of: Callable[[Any], int],
+        most: int,
+        most_bytes: int = _BATCH_BYTES,
+    ) -> list[tuple[int, Exception]]:
+        """Send items request by request; return how many each refused request had, and why.
+
+        What has been sent goes from the list, so that the rest can be sent by somebody else.
+        """
+        lost: list[tuple[int, Exception]] = []
+        while items:
+            some, size = _first_of_size(items[:most], size_of, min(most_bytes, sender.most_bytes))
+            try:
+                send(some)
+            except Exception as exc:
+                if self._is_taken:
+                    raise
+                if len(some) > 1 and _is_too_large(exc):
+                    sender.most_bytes = size // 2
+                    continue
+                lost.append((len(some), exc))
+            del items[: len(some)]
+        return lost
 
 
 class TelemetrySender:
@@ -186,11 +221,14 @@ class TelemetrySender:
 
     Attributes:
         gives_up: Whether somebody else would rather send it, where the API is away.
+        most_bytes: The largest request that the API takes, as far as is known.
     """
 
     def __init__(self, client: SyncPrefectClient) -> None:
         self._client = client
         self._takes_batches = True
+        self._is_away = False
+        self.most_bytes = _BATCH_BYTES
         self.gives_up: Callable[[], bool] = lambda: False
 
     def events(self, events: list[bytes]) -> None:
@@ -214,16 +252,20 @@ class TelemetrySender:
         self._patiently("/logs/", json.dumps(logs).encode())
 
     def _patiently(self, path: Any, content: bytes) -> None:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        # Patience for each of many requests would hold the items of hours.
+        deadline = time.monotonic() + (0 if self._is_away else _PATIENCE_SECONDS)
         headers = {"Content-Type": "application/json"}
         while True:
             try:
                 self._client.request("POST", path, content=content, headers=headers)
             except (httpx.TransportError, PrefectHTTPStatusError) as exc:
-                if time.monotonic() > deadline or self.gives_up() or not _passes(exc):
+                passes = _passes(exc)
+                self._is_away = passes and time.monotonic() > deadline
+                if self._is_away or self.gives_up() or not passes:
                     raise
                 time.sleep(_RETRY_SECONDS)
             else:
+                self._is_away = False
                 return
 
 
@@ -254,14 +296,26 @@ def _sender_for(settings: SettingsContext | None) -> TelemetrySender:
     return _senders[key]
 
 
-def _first_of_size(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the first lines that fit into one request; at least one."""
-    size = 0
-    for number, log in enumerate(logs):
-        size += log.pop("__payload_size__", None) or len(json.dumps(log))
-        if number and size > _LOG_BATCH_BYTES:
-            return logs[:number]
-    return logs[:]
+def _first_of_size(
+    items: list[Any], size_of: Callable[[Any], int], most_bytes: int
+) -> tuple[list[Any], int]:
+    """Return the first items that fit into one request, at least one; and their size."""
+    total = 0
+    for number, item in enumerate(items):
+        size = size_of(item) + 1  # the comma
+        if number and total + size > most_bytes:
+            return items[:number], total
+        total += size
+    return items, total
+
+
+def _size_of_log(log: dict[str, Any]) -> int:
+    return log.pop("__payload_size__", None) or len(json.dumps(log))
+
+
+def _is_too_large(exc: Exception) -> bool:
+    status = exc.response.status_code if isinstance(exc, PrefectHTTPStatusError) else None
+    return status == int(httpx.codes.REQUEST_ENTITY_TOO_LARGE)
 
 
 _telemetry: Telemetry | None = None

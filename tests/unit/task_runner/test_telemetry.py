@@ -1,13 +1,24 @@
 """What of a task's logs and events reaches an API that is busy or being replaced."""
 
+import json
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
 import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
+    PREFECT_LOGGING_TO_API_BATCH_SIZE,
+    PREFECT_LOGGING_TO_API_MAX_LOG_SIZE,
+    temporary_settings,
+)
 
 from prefect_ray_worker.task_runner import telemetry
 from prefect_ray_worker.task_runner.telemetry import Telemetry, TelemetrySender
@@ -90,3 +101,118 @@ def test_short_tasks_do_not_wake_the_thread_for_each_event() -> None:
         taken += len(box.take().events)
     assert taken == 200
     assert waits.number < 20
+
+
+class Proxy(ThreadingHTTPServer):
+    """An API behind a proxy that takes requests up to a size, as nginx does by default."""
+
+    daemon_threads = True
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.most_bytes = most_bytes
+        self.answers = Counter[int]()
+        self.taken: dict[str, list[Any]] = {"/api/events": [], "/api/logs/": []}
+        self.largest = 0
+        self.fails_on = "no item has this"
+        """Answers 500 to a request with this text."""
+
+    def answer(self, path: str, body: bytes) -> int:
+        """Return the status that answers a request."""
+        if len(body) > self.most_bytes:
+            return 413
+        if self.fails_on.encode() in body:
+            return 500
+        self.largest = max(self.largest, len(body))
+        self.taken[path] += json.loads(body)
+        return 201
+
+
+class _Answers(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        proxy = cast("Proxy", self.server)
+        status = proxy.answer(self.path, body)
+        proxy.answers[status] += 1
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    with Proxy(most_bytes=1024 * 1024) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/api"
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}):
+            yield server
+        server.shutdown()
+
+
+def items(count: int, size: int) -> list[bytes]:
+    """Return events of a size."""
+    return [json.dumps({"id": n, "pad": "x" * size}).encode() for n in range(count)]
+
+
+def lines(count: int, size: int) -> list[dict[str, Any]]:
+    return [{"message": f"{n} " + "x" * size} for n in range(count)]
+
+
+def ids_taken(proxy: Proxy) -> list[int]:
+    return [event["id"] for event in proxy.taken["/api/events"]]
+
+
+def test_requests_are_smaller_than_what_proxies_take(proxy: Proxy) -> None:
+    """Three events of a large fan-in were one request: a 413, which lost all that came after."""
+    box = Telemetry()
+    box.put(items(3, 700_000), lines(3, 700_000))
+    assert box.flush(30)
+    assert ids_taken(proxy) == [0, 1, 2]
+    assert len(proxy.taken["/api/logs/"]) == 3
+    assert set(proxy.answers) == {201}
+
+
+def test_a_proxy_that_takes_less_gets_less(proxy: Proxy) -> None:
+    proxy.most_bytes = 100_000
+    box = Telemetry()
+    box.put([*items(50, 10_000), *items(1, 200_000), *items(50, 10_000)], lines(50, 10_000))
+    assert box.flush(30)
+    assert ids_taken(proxy) == [*range(50), *range(50)]
+    assert len(proxy.taken["/api/logs/"]) == 50
+    assert proxy.answers[413] < 10
+
+
+def test_a_refused_request_loses_only_what_is_in_it(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy.fails_on = '"id": 501,'
+    box = Telemetry()
+    box.put(items(1200, 10), lines(3, 10))
+    assert box.flush(30)
+    assert ids_taken(proxy) == [*range(500), *range(1000, 1200)]
+    assert len(proxy.taken["/api/logs/"]) == 3
+    assert "500 events and 0 lines of logs of tasks could not be sent" in caplog.text
+
+
+def test_logs_keep_to_prefects_limit(proxy: Proxy) -> None:
+    small = {PREFECT_LOGGING_TO_API_BATCH_SIZE: 50_000, PREFECT_LOGGING_TO_API_MAX_LOG_SIZE: 20_000}
+    with temporary_settings(small):
+        box = Telemetry()
+        box.put(logs=lines(20, 10_000))
+        assert box.flush(30)
+    assert len(proxy.taken["/api/logs/"]) == 20
+    assert proxy.largest < 51_000
+
+
+def test_an_api_that_is_away_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each request of a large batch."""
+    monkeypatch.setattr(telemetry, "_PATIENCE_SECONDS", 0.3)
+    api = Api(*[httpx.Response(503)] * 1000)
+    monkeypatch.setattr(telemetry, "_sender_for", lambda _: sender(api))
+    box = Telemetry()
+    begun = time.monotonic()
+    box.put(items(5000, 1))
+    assert box.flush(30)
+    assert time.monotonic() - begun < 2
