@@ -35,6 +35,8 @@ _IMPORTED_LATER = (
     "pydantic.v1",
 )
 _COMMAND_LINE = "httpx._main"
+# Enough for an API that asks for a minute's pause. The run holds its place on the cluster so long.
+_SEND_SECONDS = 120.0
 
 
 def main(arguments: list[str]) -> int:
@@ -92,7 +94,7 @@ def _imported() -> Callable[[str, str], int]:
         marking.install(seal_of(attempt))
         serve_client_metrics_if_possible()
         code = run_attempt(flow_run_id, attempt, termination=termination)
-        return leave(code, seal_of(attempt), wait_for_threads=not termination.delivered)
+        return leave(code, seal_of(attempt), None if termination.delivered else termination)
 
     return run
 
@@ -193,7 +195,7 @@ def _with_bad_setting(exc: ValueError, attempt: str) -> int:
     return explained(DriverExit.BAD_SETTING, why, attempt)
 
 
-def leave(code: int, seal: str, *, wait_for_threads: bool) -> NoReturn:
+def leave(code: int, seal: str, waiting: Termination | None) -> NoReturn:
     """Exit after all exit functions have run, but without finalizing the interpreter.
 
     With all that Prefect imports, that takes a third of a second, for which the run would hold its
@@ -202,18 +204,32 @@ def leave(code: int, seal: str, *, wait_for_threads: bool) -> NoReturn:
     Args:
         code: The exit code.
         seal: The attempt's.
-        wait_for_threads: Whether to wait for threads that are no daemons, as Python does. False
-            after an interrupted flow, whose threads could go on for ever.
+        waiting: Wait for threads that are no daemons, as Python does, and until Prefect has all
+            logs and events, unless a SIGTERM is requested here. None after an interrupted flow,
+            whose threads could go on for ever: then logs get five seconds.
     """
-    waited_for = [t for t in threading.enumerate() if not t.daemon] if wait_for_threads else []
+    waited_for = [t for t in threading.enumerate() if not t.daemon] if waiting else []
     if waited_for in ([], [threading.main_thread()]):
-        # That of `logging` waits until Prefect has all logs of this process.
+        if waiting:
+            _await_sent(waiting.requested)
+        # That of `logging` waits for the logs of an interrupted flow.
         atexit._run_exitfuncs()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         sys.stdout.flush()
         sys.stderr.write(f"{end_of_output(seal, time.time())}\n")
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _await_sent(stopped: threading.Event) -> None:
+    # The worker does not forward a line that is marked as sent.
+    from prefect_ray_worker.prefect_api.compat.services import send_all_that_waits
+
+    is_sent = False
+    with suppress(Exception):  # of a service that has failed; the run's exit code counts more
+        is_sent = send_all_that_waits(_SEND_SECONDS, stopped)
+    if not is_sent:
+        print("The last logs and events could not be sent to the Prefect API.", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ PrefectApiWrong or FlowNotLoaded.
 """
 
 import subprocess
+import time
 from pathlib import Path
 
 import anyio.to_thread
@@ -114,3 +115,46 @@ async def test_a_run_that_prefect_does_not_know_ends_its_driver_at_once(
 
 async def output_of(process: "subprocess.Popen[str]") -> str:
     return await anyio.to_thread.run_sync(output, process)
+
+
+async def test_the_last_lines_are_sent_however_long_it_takes(here: Pool, tmp_path: Path) -> None:
+    """The driver left after 5 s, and the worker does not forward what is marked as sent."""
+    run_id, attempt = await claimed(here, "prints", tmp_path)
+    refused = 0
+
+    def refuses(request: web.Request) -> web.Response | None:
+        nonlocal refused
+        if request.method != "POST" or not request.path.endswith("/logs/") or refused:
+            return None
+        refused += 1
+        return web.Response(status=429, headers={"Retry-After": "7"}, text="slow down")
+
+    async with busy_api(PREFECT_API_URL.value(), refuses) as url:
+        await output_of(driver(run_id, attempt, api_url=url))
+    assert refused
+    assert "printed, and logged" in await here.logs(run_id)
+
+
+async def test_a_driver_that_sends_its_last_lines_can_be_stopped(
+    here: Pool, tmp_path: Path
+) -> None:
+    """It must not use up the grace period of the stop."""
+    run_id, attempt = await claimed(here, "prints", tmp_path)
+    asked = 0
+
+    def refuses(request: web.Request) -> web.Response | None:
+        nonlocal asked
+        if request.method != "POST" or not request.path.endswith("/logs/"):
+            return None
+        asked += 1
+        return web.Response(status=429, headers={"Retry-After": "60"}, text="slow down")
+
+    async with busy_api(PREFECT_API_URL.value(), refuses) as url:
+        process = driver(run_id, attempt, api_url=url)
+        await here.wait_for(run_id, seconds=DRIVER_SECONDS)
+        await wait_until(lambda: asked, timeout=DRIVER_SECONDS, description="the lines")
+        begun = time.monotonic()
+        process.terminate()
+        await output_of(process)
+    assert time.monotonic() - begun < 15
+    assert await here.state(run_id) == StateType.COMPLETED

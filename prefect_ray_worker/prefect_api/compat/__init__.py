@@ -19,6 +19,7 @@ READ = (
     "prefect.flow_engine:_send_heartbeats",
     "prefect.flow_engine:load_flow",
     "prefect.futures:threading.Event",
+    "prefect.logging.handlers:APILogWorker.drain_all",
     "prefect.task_engine:BaseTaskRunEngine.compute_transaction_key",
     "prefect.task_engine:exception_to_crashed_state",
     "prefect.task_engine:exception_to_crashed_state_sync",
