@@ -34,6 +34,7 @@ def run(
         refs: The object references in that.
         *arguments: The ends and results of upstream runs, and the values of other references.
     """
+    Interrupts.begin()
     flow_context, task, call = unpack_plain(content, refs)
     try:
         state = _run(flow_context, task, call, arguments)

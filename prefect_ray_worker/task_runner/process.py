@@ -6,6 +6,7 @@ flow run: they are made for the first and kept.
 
 import asyncio
 import os
+import select
 import signal
 import sys
 import threading
@@ -36,6 +37,7 @@ from prefect_ray_worker.task_runner.waiting import OpenRefs
 _KEPT_FLOW_RUNS = 4
 _KEPT_TASKS = 256
 _INTERRUPT_SECONDS = 0.05
+_MOST_SIGNALS = 20
 
 
 class TaskProcess:
@@ -254,6 +256,10 @@ class Interrupts:
     has_hit = False
     _is_armed = False
     _main = 0
+    _read = -1
+    # Counts the tasks of this process: an interrupt is meant for the one that it came in.
+    _number = 0
+    _changing = threading.Lock()
 
     @classmethod
     @cache
@@ -262,19 +268,28 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             return
         cls._main = threading.get_ident()
-        read, write = os.pipe()
+        cls._read, write = os.pipe()
+        os.set_blocking(cls._read, False)
         os.set_blocking(write, False)
         signal.signal(signal.SIGINT, cls._on_signal)
         # Ray starts its processes with it blocked (`_private/services.py`, 2.60), so that a Ctrl+C
         # in a terminal does not reach them; ours ignores it unless a task runs.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        threading.Thread(target=cls._wake, args=(read,), name="ray-interrupts", daemon=True).start()
+        threading.Thread(target=cls._wake, name="ray-interrupts", daemon=True).start()
+
+    @classmethod
+    def begin(cls) -> None:
+        """A task has come: interrupts from now on are meant for it, and earlier ones are not."""
+        with cls._changing:
+            cls._was_interrupted()
+            cls._number += 1
+            cls.has_hit = False
 
     @classmethod
     def arm(cls) -> None:
-        """A task begins: the next interrupt is meant for it."""
-        cls._is_armed, cls.has_hit = True, False
+        """The task is loaded: it can be interrupted."""
+        cls._is_armed = True
 
     @classmethod
     def disarm(cls) -> None:
@@ -292,13 +307,35 @@ class Interrupts:
             raise KeyboardInterrupt
 
     @classmethod
-    def _wake(cls, read: int) -> None:
-        while numbers := os.read(read, 64):
-            if signal.SIGINT not in numbers:
-                continue
-            pause = threading.Event()
-            for _ in range(20):
-                pause.wait(_INTERRUPT_SECONDS)
-                if not cls._is_armed:
-                    break
-                signal.pthread_kill(cls._main, signal.SIGINT)
+    def _wake(cls) -> None:
+        wakeups = select.poll()
+        wakeups.register(cls._read, select.POLLIN)
+        while True:
+            wakeups.poll()
+            with cls._changing:
+                number = cls._number if cls._was_interrupted() else None
+            if number is not None:
+                cls._insist(number, wakeups)
+
+    @classmethod
+    def _insist(cls, number: int, wakeups: select.poll) -> None:
+        pause = threading.Event()
+        for _ in range(_MOST_SIGNALS):
+            pause.wait(_INTERRUPT_SECONDS)
+            # The next task cannot begin between the look and the signal.
+            with cls._changing:
+                if cls.has_hit or number != cls._number:
+                    return
+                if cls._is_armed:
+                    signal.pthread_kill(cls._main, signal.SIGINT)
+                    # It tells of itself too, which would look like an interrupt of the next task.
+                    if wakeups.poll(_INTERRUPT_SECONDS * 1000):
+                        cls._was_interrupted()
+
+    @classmethod
+    def _was_interrupted(cls) -> bool:
+        """Read what the wakeup descriptor has; return whether SIGINT is among it."""
+        try:
+            return signal.SIGINT in os.read(cls._read, 4096)
+        except OSError:  # it has nothing, or there is none yet
+            return False

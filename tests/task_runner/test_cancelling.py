@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,35 @@ def test_a_flow_that_fails_cancels_what_runs(runner: RayTaskRunner, tmp_path: Pa
     messages = {r.state.message for r in task_runs(ids[0], 3) if r.state and r.state.is_cancelled()}
     assert messages == {INTERRUPTED}
     assert not [line for line in logs(ids[0]) if "Crash" in line]
+
+
+def test_a_flow_that_fails_leaves_the_tasks_of_another_alone(
+    runner: RayTaskRunner, tmp_path: Path
+) -> None:
+    is_queued = threading.Event()
+
+    @flow(task_runner=runner.duplicate())
+    def fails() -> None:
+        for number in range(4):
+            (tmp_path / str(number)).mkdir()
+            sleeps.submit(tmp_path / str(number))
+        is_queued.wait(100)
+        raise ValueError("enough")
+
+    @flow(task_runner=runner)
+    def goes_on() -> list[str]:
+        for number in range(4):
+            begun(tmp_path / str(number), sleeps)
+        futures = sleep.map([0.3] * 12)
+        is_queued.set()
+        futures.wait()
+        return [future.state.name for future in futures]
+
+    failing = threading.Thread(target=copy_context().run, args=(lambda: fails(return_state=True),))
+    failing.start()
+    # Ray gives the processes of cancelled tasks the next ones within milliseconds.
+    assert set(goes_on()) == {"Completed"}
+    failing.join(60)
 
 
 def is_gone(pid: int) -> bool:
