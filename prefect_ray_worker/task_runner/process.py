@@ -26,6 +26,7 @@ from prefect.tasks import Task
 from prefect_ray_worker.prefect_api.compat.clients import serve_no_client_metrics, share_tls_context
 from prefect_ray_worker.prefect_api.compat.events import tap_events
 from prefect_ray_worker.prefect_api.compat.tasks import skip_unread_cache_keys
+from prefect_ray_worker.prefect_api.compat.transactions import note_transactions_of_engines
 from prefect_ray_worker.prefect_api.marking import install_in_ray_process
 from prefect_ray_worker.task_runner import modules
 from prefect_ray_worker.task_runner.call import FlowContext
@@ -185,6 +186,7 @@ def _prepare() -> None:
     serve_no_client_metrics()
     share_tls_context()
     skip_unread_cache_keys()
+    note_transactions_of_engines()
 
 
 @cache

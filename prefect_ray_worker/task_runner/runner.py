@@ -6,16 +6,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 from prefect.client.schemas.objects import FlowRun, RunInput
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, PrefectFutureList
 from prefect.logging import get_logger
 from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
-from prefect.transactions import get_transaction
 
 from prefect_ray_worker.errors import RayShutDown, TransactionAround
 from prefect_ray_worker.prefect_api.compat.events import await_events_sent
 from prefect_ray_worker.prefect_api.compat.tasks import new_run_id
+from prefect_ray_worker.prefect_api.compat.transactions import (
+    is_in_transaction_of_user,
+    note_transactions_of_engines,
+)
 from prefect_ray_worker.task_runner import code, modules, session
 from prefect_ray_worker.task_runner.context import ContextPickler
 from prefect_ray_worker.task_runner.dispatcher import Dispatcher
@@ -91,6 +94,8 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         self._futures: weakref.WeakSet[RayTaskFuture[Any]] = weakref.WeakSet()
         # Prefect starts a duplicate and cancels the original: they share what there is to cancel.
         self._dispatchers: set[Dispatcher] = set()
+        # Before any task begins whose transaction may be open around a submit.
+        note_transactions_of_engines()
         super().__init__()
 
     def duplicate(self) -> Self:
@@ -269,9 +274,7 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
 
 def _refuse_transaction(task: Task[Any, Any]) -> None:
     """Refuse a submit that a transaction is open around: a rollback would not undo the task."""
-    transaction = get_transaction()
-    # The engine has one open around each task; a further one in it is the user's.
-    if transaction is None or (TaskRunContext.get() is not None and not transaction.get_parent()):
+    if not is_in_transaction_of_user():
         return
     raise TransactionAround(
         f"Task {task.name!r} is submitted inside `with transaction()`. RayTaskRunner runs it in "

@@ -8,9 +8,10 @@ from typing import Any
 
 import cloudpickle
 import pytest
-from prefect import allow_failure, flow, tags, task, unmapped
+from prefect import allow_failure, flow, get_run_logger, tags, task, unmapped
 from prefect.context import FlowRunContext
 from prefect.futures import wait
+from prefect.results import get_result_store
 from prefect.runtime import flow_run as runtime_flow_run
 from prefect.runtime import task_run as runtime_task_run
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -274,3 +275,35 @@ def test_caching_hooks_and_transactions(runner: RayTaskRunner, traces: Path) -> 
         "failed": ".",
         "undone": ".",
     }
+
+
+def test_a_transaction_of_the_users_is_found_around_any_number_of_tasks(
+    runner: RayTaskRunner,
+) -> None:
+    @task
+    def submits() -> int:
+        return add.submit(1).result()
+
+    @task
+    def calls() -> int:
+        return submits()
+
+    @task
+    def opens_one() -> int:
+        # As an engine opens them: with a key, a store and the logger of the run.
+        with transaction(key="key", store=get_result_store(), logger=get_run_logger()):
+            return calls()
+
+    def name_of_error(act: Any) -> str:
+        try:
+            return act()
+        except RuntimeError as exc:
+            return type(exc).__name__
+
+    def body() -> Any:
+        with transaction():
+            around = name_of_error(calls)
+        inside = [name_of_error(opens_one), name_of_error(opens_one.submit().result)]
+        return around, inside, calls(), calls.submit().result()
+
+    assert in_flow(runner, body) == ("TransactionAround", ["TransactionAround"] * 2, 2, 2)

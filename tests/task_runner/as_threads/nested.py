@@ -33,6 +33,41 @@ def three_levels(runner: Any) -> Any:
     return _flow(runner, lambda: outer.map(range(2)).result())
 
 
+def a_task_that_calls_a_task_that_submits(runner: Any) -> Any:
+    @task
+    def calls(x: int) -> int:
+        return middle(x)
+
+    return _flow(runner, lambda: [calls(1), calls.submit(1).result()])
+
+
+def an_async_task_that_calls_a_task_that_submits(runner: Any) -> Any:
+    @task
+    async def submits(x: int) -> int:
+        return inner.submit(x).result()
+
+    @task
+    async def calls(x: int) -> int:
+        return await submits(x)
+
+    async def body() -> Any:
+        return [await calls(1), calls.submit(1).result()]
+
+    return asyncio.run(_flow(runner, body))
+
+
+def a_task_that_calls_a_flow_with_a_task_that_submits(runner: Any) -> Any:
+    @flow(task_runner=runner.duplicate())
+    def below(x: int) -> int:
+        return middle(x)
+
+    @task
+    def calls(x: int) -> int:
+        return below(x)
+
+    return _flow(runner, lambda: [calls(1), calls.submit(1).result()])
+
+
 def wait_with_and_without_a_time_limit(runner: Any) -> Any:
     @task
     def outer(x: int) -> int:
