@@ -12,10 +12,17 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect_ray_worker.clusters.open import OpenCluster
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.prefect_api.flow_runs import type_of_state
 from prefect_ray_worker.ray_api.resources import asked_for
 from prefect_ray_worker.runs.judge import Limits
 from prefect_ray_worker.runs.services import Services
-from prefect_ray_worker.shared.ids import STARTING, attempt_number, present_claim, submission_id
+from prefect_ray_worker.shared.ids import (
+    STARTING,
+    InfrastructurePid,
+    attempt_number,
+    present_claim,
+    submission_id,
+)
 from prefect_ray_worker.shared.resources import Asked
 
 
@@ -46,6 +53,21 @@ class LeftAttempt:
     job_id: str
     host: str | None = None
     is_starting: bool = False
+
+
+@dataclass(frozen=True)
+class OrphanedRun:
+    """A run to adopt.
+
+    Attributes:
+        flow_run: The run, just read.
+        job_id: The submission id of its present attempt.
+        pid: Where that attempt's job is, if a worker recorded it.
+    """
+
+    flow_run: FlowRun
+    job_id: str
+    pid: InfrastructurePid | None
 
 
 @dataclass(frozen=True)
@@ -146,6 +168,21 @@ def slot_lease_in(history: Sequence[State[Any]]) -> UUID | None:
     claim_id = present_claim(history)
     claim = next((state for state in history if state.id == claim_id), None)
     return claim.state_details.deployment_concurrency_lease_id if claim is not None else None
+
+
+async def waiting_slot_lease(services: Services, found: OrphanedRun) -> UUID | None:
+    """Return the lease of the slot of an attempt that waits for its job; None if it has none.
+
+    Args:
+        services: What the worker's runs share.
+        found: The attempt.
+    """
+    run = found.flow_run
+    if type_of_state(run) != StateType.PENDING:
+        return None  # the flow engine renews it, or the run has ended
+    history = await services.flow_runs.states(run.id)
+    is_present = submission_id(run.id, present_claim(history) or run.id) == found.job_id
+    return slot_lease_in(history) if is_present else None
 
 
 async def present_attempt(

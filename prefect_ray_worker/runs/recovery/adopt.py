@@ -32,7 +32,13 @@ from prefect_ray_worker.runs.provide import Own, Provision
 from prefect_ray_worker.runs.recovery.labels import labelled_cluster, unfinished_label
 from prefect_ray_worker.runs.recovery.ownership import Place
 from prefect_ray_worker.runs.registry import FollowedRuns
-from prefect_ray_worker.runs.run import ConfigurationOf, RunAttempt, present_attempt
+from prefect_ray_worker.runs.run import (
+    ConfigurationOf,
+    OrphanedRun,
+    RunAttempt,
+    present_attempt,
+    waiting_slot_lease,
+)
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.submit import Submitter
 from prefect_ray_worker.shared.ids import (
@@ -45,21 +51,6 @@ from prefect_ray_worker.shared.ids import (
 
 _ANSWER_SECONDS = 5.0
 _NO_PLAN = ClusterPlan()
-
-
-@dataclass(frozen=True)
-class OrphanedRun:
-    """A run to adopt.
-
-    Attributes:
-        flow_run: The run, just read.
-        job_id: The submission id of its present attempt.
-        pid: Where that attempt's job is, if a worker recorded it.
-    """
-
-    flow_run: FlowRun
-    job_id: str
-    pid: InfrastructurePid | None
 
 
 @dataclass(frozen=True)
@@ -151,7 +142,9 @@ class Adoption:
         """Follow a run as if this process had submitted its job; submit it if nobody has."""
         with self._followed.submitting(found.job_id):
             try:
-                follower = await self._follower(found)
+                lease_id = await waiting_slot_lease(self._services, found)
+                with self._services.slots.kept(lease_id, found.flow_run.id, self._log_of(found)):
+                    follower = await self._follower(found)
             except Exception as exc:
                 if not _is_passing(exc):
                     raise

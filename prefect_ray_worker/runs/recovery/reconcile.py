@@ -25,7 +25,7 @@ from prefect.client.schemas.objects import TERMINAL_STATES, StateType, WorkPool
 
 from prefect_ray_worker.prefect_api.active_runs import GOES_ON, ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import INFRASTRUCTURE_PENDING
-from prefect_ray_worker.runs.recovery.adopt import Adoption, OrphanedRun
+from prefect_ray_worker.runs.recovery.adopt import Adoption
 from prefect_ray_worker.runs.recovery.labels import (
     OWNER_LABEL,
     UPLOADING_LABEL,
@@ -39,6 +39,7 @@ from prefect_ray_worker.runs.recovery.labels import (
 )
 from prefect_ray_worker.runs.recovery.ownership import REMEMBER_SECONDS, Decision, Facts, decide
 from prefect_ray_worker.runs.registry import FollowedRuns
+from prefect_ray_worker.runs.run import OrphanedRun
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.shared.backoff import Backoff, jittered
 from prefect_ray_worker.shared.ids import (

@@ -5,14 +5,19 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import StateType
+from prefect.states import Pending, Scheduled
 
+from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL
+from prefect_ray_worker.runs.run import slot_lease_in
 from tests.fake_kubernetes import NO_NODE, Fault, Kind, Script
 from tests.integration.harness import set_timing
-from tests.integration.kuberay.stage import KubeRayStage
+from tests.integration.kuberay.stage import KUBERAY, KubeRayStage
 from tests.integration.stage import HEARTBEAT_SECONDS, MISSED_SECONDS, STAGE_INTERVAL
 from tests.integration.worker_process import worker_process
 from tests.waiting import wait_until
@@ -108,6 +113,36 @@ async def test_an_heir_finds_its_cluster_although_that_fills_the_quota(
         process.wait(20)
     waits.unschedulable = None
     await goes_on_with_an_heir(stage, run_id)
+
+
+async def test_an_heir_keeps_the_deployments_slot_while_the_cluster_starts(
+    stage: KubeRayStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease ended, and a second run of the deployment began."""
+    set_timing(monkeypatch, slot_interval=0.5)
+    renewed: list[UUID] = []
+    renew = FlowRuns.renew_slot
+
+    async def counted(self: FlowRuns, lease_id: UUID) -> bool:
+        renewed.append(lease_id)
+        return await renew(self, lease_id)
+
+    monkeypatch.setattr(FlowRuns, "renew_slot", counted)
+    stage.kubernetes.scripts.default = waits = Script(unschedulable=NO_NODE)
+    pool, client = stage.pool, stage.pool.client
+    deployment = await pool.deploy("adds", job_variables={"kuberay": KUBERAY})
+    await client.update_deployment(deployment, DeploymentUpdate(concurrency_limit=1))
+    run = await client.create_flow_run_from_deployment(deployment, state=Scheduled())
+    await client.set_flow_run_state(run.id, Pending())  # by a worker that dies then
+    await client.update_flow_run_labels(run.id, {"prefect.worker.name": "dead"})
+    lease_id = slot_lease_in(await client.read_flow_run_states(run.id))
+    assert lease_id is not None
+    async with pool.working(heartbeat_interval_seconds=HEARTBEAT_SECONDS):
+        await pool.wait_for_log(run.id, "waits for a node", seconds=40)
+        await wait_until(lambda: len(renewed) >= 2, timeout=10, description="renewals")
+        waits.unschedulable = None
+        await stage.job_of(run.id)
+    assert set(renewed) == {lease_id}
 
 
 @pytest.mark.extra
