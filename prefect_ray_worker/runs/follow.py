@@ -1,5 +1,6 @@
 """`Follower`: the loop that watches an attempt's job from its submission to the run's end."""
 
+import time
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect_ray_worker.clusters.poller import Missing, Observation, Seen
 from prefect_ray_worker.errors import JobsApiError, RequestRejected, SubmissionConflict
 from prefect_ray_worker.logs.forward import LogForwarding
-from prefect_ray_worker.ray_api.models import JobStatus
+from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
 from prefect_ray_worker.runs.judge import UNTOUCHED, Outcome, Verdict, judge, of_refusal
 from prefect_ray_worker.runs.narrate import Narrator
 from prefect_ray_worker.runs.recovery.labels import unfinished_label
@@ -24,6 +25,7 @@ from prefect_ray_worker.runs.submit import Submitter
 from prefect_ray_worker.runs.watch import Watched
 from prefect_ray_worker.shared.ids import LOG_END_LABEL, attempt_in
 
+_MILLISECONDS = 1000
 # What leaves the end of the job unseen.
 _NO_JOB = (Verdict.LOST, Verdict.CLUSTER_GONE, Verdict.SILENT_TOO_LONG)
 
@@ -223,6 +225,8 @@ class Follower:
     def _with(self, observation: Observation, watched: Watched) -> Watched:
         """Return what is known with one more observation, and with what others have told us."""
         now = anyio.current_time()
+        if isinstance(observation, Seen) and watched.latest is None:
+            watched = self._with_submission(observation.details, watched, now)
         watched = watched.after(observation, now)
         if self.logs is not None:
             self.logs.observe(observation.details if isinstance(observation, Seen) else None)
@@ -235,6 +239,15 @@ class Follower:
         settled = self.attempt.run_id in self._services.settled_outside
         watched = watched.settled_outside_at(now, settled)
         return replace(watched, run_is_deleted=self._run_is_deleted)
+
+    def _with_submission(self, job: JobDetails, watched: Watched, now: float) -> Watched:
+        """Return what is known with Ray's word on when an earlier worker submitted the job.
+
+        Between the claim and that, a cluster may have started: no limit counts it.
+        """
+        if self._submitter.submitted_at is not None or job.start_time is None:
+            return watched
+        return watched.accepted(time.time() - job.start_time / _MILLISECONDS, now)
 
     async def _act(self, watched: Watched) -> tuple[Watched, Outcome | None]:
         verdict = judge(watched, self.attempt.limits, anyio.current_time())

@@ -11,7 +11,7 @@ class Watched:
     """What the observations of one job so far amount to. Times are monotonic seconds.
 
     Attributes:
-        submitted_at: When the job was submitted.
+        submitted_at: When the job was submitted; the claim if that is all that is known.
         arrived: True once we know that Ray accepted the job.
         latest: The job when it was last seen.
         running_since: When it was first seen to run.
@@ -68,6 +68,18 @@ class Watched:
                 return replace(self, unreachable_since=since, trouble=reason)
             case Gone(reason):
                 return replace(self, gone=reason)
+
+    def accepted(self, ago: float, now: float) -> "Watched":
+        """Return the same, knowing when Ray accepted the job, which nobody here saw.
+
+        What was known is the claim, before which nothing was submitted. It is on another clock than
+        Ray's answer: the moment is the claim at the earliest, and the present at the latest.
+
+        Args:
+            ago: Seconds since then, by Ray's clock; negative if that is ahead.
+            now: The present.
+        """
+        return replace(self, submitted_at=max(self.submitted_at, now - max(ago, 0)))
 
     def has_run_for(self, now: float) -> float:
         """Return for how many seconds the job has been seen to run; 0 if it has not."""

@@ -83,6 +83,7 @@ class FakeJob:
             them. None for a log that is not there.
         node_address: Of the agent of its node; by default of the fake itself.
         is_ghost: Whether it is what comes back of a record that was deleted too early.
+        submitted_at: When it was submitted, in seconds since the epoch.
     """
 
     submission_id: str | None
@@ -95,8 +96,8 @@ class FakeJob:
     log: Any = b""
     node_address: str = ""
     is_ghost: bool = False
+    submitted_at: float = field(default_factory=time.time)
     _began: float = field(default_factory=time.monotonic)
-    _submitted_at: float = field(default_factory=time.time)
     _stop_at: float = math.inf
 
     @property
@@ -176,8 +177,8 @@ class FakeJob:
             "entrypoint": self.entrypoint,
             "message": message,
             "error_type": error_type,
-            "start_time": int(self._submitted_at * 1000),
-            "end_time": int((self._submitted_at + since) * 1000) if ended else None,
+            "start_time": int(self.submitted_at * 1000),
+            "end_time": int((self.submitted_at + since) * 1000) if ended else None,
             "metadata": self.body.get("metadata"),
             "runtime_env": self.body.get("runtime_env"),
             "driver_agent_http_address": self.node_address if started else None,

@@ -192,12 +192,19 @@ class FakeRay:
             self.packages.clear()
             self.session_name = _new_session_name()
 
-    def add_job(self, submission_id: str, status: str = "RUNNING", **body: Any) -> FakeJob:
-        """Add a record as if somebody had submitted it earlier."""
+    def add_job(
+        self, submission_id: str, status: str = "RUNNING", *, ago: float = 0.0, **body: Any
+    ) -> FakeJob:
+        """Add a record as if somebody had submitted it earlier, so many seconds ago."""
         body = {"entrypoint": "true", **body}
         timeline = Timeline([(0.0, status)])
         self.jobs[submission_id] = FakeJob(
-            submission_id, body, timeline, self.stop_seconds, node_address=self.address
+            submission_id,
+            body,
+            timeline,
+            self.stop_seconds,
+            node_address=self.address,
+            submitted_at=time.time() - ago,
         )
         return self.jobs[submission_id]
 

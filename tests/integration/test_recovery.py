@@ -2,6 +2,7 @@
 
 import signal
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,6 +14,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Pending
 
 from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL
+from prefect_ray_worker.runs.run import RunAttempt
 from prefect_ray_worker.shared.ids import (
     ClusterRef,
     InfrastructurePid,
@@ -244,6 +246,31 @@ async def test_limits_count_from_the_true_start(stage: Stage, tmp_path: Path) ->
         adopted = time.monotonic()
         await stage.ends(run_id, StateType.CRASHED, "start_timeout_seconds", seconds=60)
     assert time.monotonic() - adopted < 25
+
+
+async def test_start_limit_counts_from_the_submission_after_a_takeover(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counted from the claim, and so the minutes in which a cluster started."""
+    hour_ago = property(lambda _: datetime.now(UTC) - timedelta(hours=1))
+    monkeypatch.setattr(RunAttempt, "claimed_at", hour_ago)
+
+    async def submitted(ago: float) -> UUID:
+        dead = {"prefect.worker.name": "dead"}
+        run_id = await claimed_run(stage, dead, start_timeout_seconds=600)
+        job_id = await job_id_of(stage, run_id)
+        metadata = {"prefect.io/flow-run-id": str(run_id)}
+        stage.ray.add_job(job_id, "PENDING", ago=ago, metadata=metadata)
+        pid = InfrastructurePid(ClusterRef.of_address(stage.ray.address), job_id, "session")
+        await stage.pool.client.update_flow_run(run_id, infrastructure_pid=str(pid))
+        return run_id
+
+    just_now, long_ago = await submitted(0), await submitted(601)
+    async with stage.heir():
+        await stage.ends(long_ago, StateType.CRASHED, "start_timeout_seconds", seconds=40)
+        await stage.pool.wait_for_log(just_now, "is PENDING")
+        await anyio.sleep(2)
+        assert await stage.pool.state(just_now) == StateType.PENDING
 
 
 async def test_deleted_run_has_its_job_stopped(stage: Stage) -> None:

@@ -132,3 +132,12 @@ def test_a_cluster_that_is_gone_stops_no_job_of_a_deleted_run() -> None:
     """Stopping the job would be tried again and again."""
     watched = Watched(submitted_at=0, arrived=True, run_is_deleted=True, gone="deleted")
     assert judge(watched, LIMITS, 1) is Verdict.CLUSTER_GONE
+
+
+@pytest.mark.parametrize(
+    ("ago", "expected"), [(20, 80), (80, 40), (-5, 100)], ids=["later", "before claim", "future"]
+)
+def test_submission_that_ray_tells_is_between_the_claim_and_now(ago: float, expected: int) -> None:
+    """The clocks of Ray and of the Prefect server may differ."""
+    watched = Watched(submitted_at=40, arrived=True).accepted(ago, now=100)
+    assert watched.submitted_at == expected
