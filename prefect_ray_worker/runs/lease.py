@@ -4,7 +4,7 @@ It grants nothing: who follows a run is decided in `recovery/reconcile` and `rec
 """
 
 import math
-from collections.abc import Container
+from typing import Protocol
 from uuid import UUID
 
 import anyio
@@ -14,28 +14,41 @@ from prefect_ray_worker.runs.recovery.labels import owner_in
 from prefect_ray_worker.shared.ids import attempt_in
 
 
+class Followed(Protocol):
+    """The attempts that this process submits or follows, by the submission ids of their jobs."""
+
+    @property
+    def job_ids(self) -> frozenset[str]:
+        """All of them at this moment."""
+        ...
+
+    def __contains__(self, job_id: object, /) -> bool: ...
+
+
 class Lease:
     """Tells whether this process still owns an attempt that it follows.
 
     Recovery renews the lease with each look at the pool's runs. While it is fresh, an answer
     costs nothing. A process that was frozen has no fresh lease: it asks Prefect, because another
-    worker may have taken over its runs.
+    worker may have taken over its runs. Once it looks again, it still asks once about each attempt
+    that it had then: a look tells about present attempts only, and a log may be an earlier one's.
 
     Args:
         instance: This process, as the runs' owner labels name it.
         flow_runs: The Prefect side.
-        followed: The submission ids that this process submits or follows.
+        followed: What this process submits or follows.
         seconds: How long a renewal lasts.
     """
 
     def __init__(
-        self, instance: str, flow_runs: FlowRuns, followed: Container[str], *, seconds: float
+        self, instance: str, flow_runs: FlowRuns, followed: Followed, *, seconds: float
     ) -> None:
         self._instance = instance
         self._flow_runs = flow_runs
         self._followed = followed
         self._seconds = seconds
         self._renewed_at = -math.inf
+        self._doubtful: set[str] = set()
 
     def renew(self, looked_at: float) -> None:
         """Extend the lease: this process has dropped the runs that other workers own.
@@ -43,6 +56,8 @@ class Lease:
         Args:
             looked_at: When the look at the pool's runs began, by `anyio.current_time`.
         """
+        if math.isfinite(self._renewed_at) and not self._is_fresh:
+            self._doubtful = set(self._followed.job_ids)
         self._renewed_at = looked_at
 
     async def holds(self, flow_run_id: UUID, submission_id: str) -> bool:
@@ -54,10 +69,17 @@ class Lease:
             flow_run_id: The run.
             submission_id: The job of the attempt.
         """
-        if anyio.current_time() - self._renewed_at < self._seconds:
+        if self._is_fresh and submission_id not in self._doubtful:
             return submission_id in self._followed
         run = await self._flow_runs.read(flow_run_id)
         if run is None:
             return False
         owner = owner_in(run.labels, attempt_in(submission_id))
-        return owner.instance in (None, self._instance)
+        if owner.instance not in (None, self._instance):
+            return False
+        self._doubtful.discard(submission_id)
+        return True
+
+    @property
+    def _is_fresh(self) -> bool:
+        return anyio.current_time() - self._renewed_at < self._seconds

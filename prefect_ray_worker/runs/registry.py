@@ -43,6 +43,11 @@ class FollowedRuns:
         return job_id in self._followers or job_id in self._submitting or job_id in self._forwarding
 
     @property
+    def job_ids(self) -> frozenset[str]:
+        """The submission ids of all of them at this moment."""
+        return frozenset((*self._followers, *self._submitting, *self._forwarding))
+
+    @property
     def followers(self) -> tuple[Follower, ...]:
         """What is followed at this moment."""
         return tuple(follower for follower, _ in self._followers.values())
@@ -113,7 +118,7 @@ class FollowedRuns:
             if attempt is not None:
                 self._interrupted[job_id] = attempt.left
             elif run_id is not None:
-                self._interrupted.setdefault(job_id, LeftAttempt(run_id, job_id, is_starting=True))
+                self._interrupted.setdefault(job_id, LeftAttempt(run_id, job_id))
             raise
         finally:
             self._submitting[job_id] -= 1

@@ -45,14 +45,11 @@ class LeftAttempt:
         run_id: The flow run.
         job_id: The submission id of the attempt's job.
         host: The only machine that can reach its cluster; None if others can, or there is none yet.
-        is_starting: Whether it waited for its cluster. That can take minutes, in which another
-            worker may have taken it over.
     """
 
     run_id: UUID
     job_id: str
     host: str | None = None
-    is_starting: bool = False
 
 
 @dataclass(frozen=True)

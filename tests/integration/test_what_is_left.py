@@ -17,7 +17,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import State, StateType
 from prefect.states import Paused, Running, Suspended
 
-from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL
+from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL, Worker, claimed_by
 from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY
 from tests.fake_ray.faults import Fault, Kind
 from tests.integration.harness import set_timing
@@ -122,14 +122,15 @@ async def test_record_of_a_job_stays_until_its_run_is_settled(
     # On another machine's own Ray, as its label says: this worker must not adopt it.
     _, instance, _, name = str((await stage.pool.read(run_id)).labels[OWNER_LABEL]).split(" ")
     attempt = (job.submission_id or "").rpartition("-")[2]
-    elsewhere = {OWNER_LABEL: f"{attempt} {instance} elsewhere {name}"}
+    owner = Worker(name, instance)
+    elsewhere = claimed_by(owner, attempt, "elsewhere")
     await stage.pool.client.update_flow_run_labels(run_id, dict(elsewhere))
     assert job.body["metadata"][DELETE_AFTER_KEY] == "5"
     job.set("FAILED", driver_exit_code=7)
     async with stage.heir(name="second"):
         await anyio.sleep(9)
         assert job.submission_id in stage.ray.jobs
-        here = {OWNER_LABEL: f"{attempt} {instance} - {name}"}
+        here = claimed_by(owner, attempt)
         await stage.pool.client.update_flow_run_labels(run_id, dict(here))
         await stage.ends(run_id, StateType.CRASHED, "exit code 7", seconds=MISSED_SECONDS)
         await wait_until(

@@ -3,19 +3,29 @@
 import signal
 from collections import Counter
 from pathlib import Path
+from uuid import UUID
 
 import anyio
 import pytest
 from prefect.client.schemas.objects import StateType
 
-from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL, Worker, label_of
+from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL
 from prefect_ray_worker.shared.ids import attempt_in
 from tests.integration.stage import MISSED_SECONDS, Stage
 from tests.waiting import wait_until
 
+NEWER = "ba9876543210"
 RUNS = 4
 LINES = 100
 LINE_SECONDS = 0.1
+
+
+async def taken(stage: Stage, run_id: UUID, attempt: str) -> str:
+    """Write on a run that another worker owns an attempt, the present one; return the label."""
+    label = f"{attempt} 0123456789ab - other"
+    labels = {OWNER_LABEL: label, f"{OWNER_LABEL}.{attempt}": label}
+    await stage.pool.client.update_flow_run_labels(run_id, dict(labels))
+    return label
 
 
 @pytest.mark.extra
@@ -29,9 +39,7 @@ async def test_run_once_ends_although_another_worker_owns_its_run(
         await stage.play(run_id, StateType.RUNNING)
         await stage.pool.wait_for_log(run_id, "is RUNNING")
         assert job.submission_id is not None
-        other = Worker("other", instance="0123456789ab")
-        label = label_of(other, attempt_in(job.submission_id), None)
-        await stage.pool.client.update_flow_run_labels(run_id, {OWNER_LABEL: label})
+        await taken(stage, run_id, attempt_in(job.submission_id))
         await anyio.sleep(5)  # its lease ends
         job.print("a line that the other one forwards\n")
         await anyio.sleep(3)
@@ -58,6 +66,52 @@ async def test_run_once_keeps_its_run(stage: Stage, tmp_path: Path) -> None:
             await wait_until(
                 lambda: process.poll() is not None, timeout=30, description="the end of the worker"
             )
+
+
+async def test_stopped_worker_leaves_the_label_of_a_newer_attempt(stage: Stage) -> None:
+    """It wrote its own over it, and the newer attempt's RayCluster was deleted."""
+    async with stage.pool.working(name="first", heartbeat_interval_seconds=60):
+        run_id, job = await stage.running()
+        attempt = attempt_in(job.submission_id or "")
+        newer = await taken(stage, run_id, NEWER)
+    labels = (await stage.pool.read(run_id)).labels
+    assert labels[OWNER_LABEL] == newer
+    given_up = str(labels[f"{OWNER_LABEL}.{attempt}"])
+    assert given_up.startswith(f"{attempt} - "), "its own attempt is given up"
+
+
+async def test_stopped_worker_does_not_give_up_what_another_one_has(stage: Stage) -> None:
+    async with stage.pool.working(name="first", heartbeat_interval_seconds=60):
+        run_id, job = await stage.running()
+        attempt = attempt_in(job.submission_id or "")
+        of_other = await taken(stage, run_id, attempt)
+    labels = (await stage.pool.read(run_id)).labels
+    assert {labels[OWNER_LABEL], labels[f"{OWNER_LABEL}.{attempt}"]} == {of_other}
+
+
+@pytest.mark.parametrize("takes_over", [True, False])
+async def test_woken_worker_after_the_next_attempt_has_begun_elsewhere(
+    stage: Stage, tmp_path: Path, takes_over: bool
+) -> None:
+    """It forwarded lines again that the new owner had. An attempt that is its own, it finishes."""
+    with stage.worker_process(tmp_path / "home", "--name", "sleeper") as process:
+        run_id, job = await stage.running()
+        job.print("before\n")
+        await stage.pool.wait_for_log(run_id, "before")
+        process.send_signal(signal.SIGSTOP)
+        try:
+            if takes_over:
+                await taken(stage, run_id, attempt_in(job.submission_id or ""))
+            await taken(stage, run_id, NEWER)
+            await anyio.sleep(5)  # its lease ends
+            job.print("after\n")
+        finally:
+            process.send_signal(signal.SIGCONT)
+        if takes_over:
+            await anyio.sleep(5)
+            assert "after" not in await stage.pool.logs(run_id)
+        else:
+            await stage.pool.wait_for_log(run_id, "after")
 
 
 async def test_stopped_worker_and_its_heir_forward_each_line_once(

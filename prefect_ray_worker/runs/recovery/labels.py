@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from prefect_ray_worker.shared.ids import UNFINISHED_LABEL, ClusterRef
 
 OWNER_LABEL = "prefect-ray-worker.owner"
-"""Label of a flow run: `<attempt> <process> <host or -> <worker name>`."""
+"""Label of a flow run: `<attempt> <process> <host or -> <worker name>`.
+
+It names the present attempt. Its owner has a label of the attempt's own as well,
+`prefect-ray-worker.owner.<attempt>`, which counts: an earlier attempt may have another owner, who
+forwards the rest of its log.
+"""
 
 UPLOADING_LABEL = "prefect-ray-worker.uploading"
 """Label of a flow run: `<attempt>`. The process that calls it uploads its code."""
@@ -59,7 +64,7 @@ NOBODY = Owner(None)
 
 
 def label_of(worker: Worker, attempt: str, host: str | None = None) -> str:
-    """Return the value of `OWNER_LABEL` by which a worker claims an attempt at a run.
+    """Return the value of the labels by which a worker claims an attempt at a run.
 
     Args:
         worker: The worker.
@@ -69,9 +74,18 @@ def label_of(worker: Worker, attempt: str, host: str | None = None) -> str:
     return f"{attempt} {worker.instance} {host or _NONE} {worker.name}"
 
 
-def given_up_label(worker: Worker, attempt: str, host: str | None = None) -> str:
-    """Return the value of `OWNER_LABEL` by which a worker gives up an attempt at a run."""
-    return label_of(Worker(worker.name, _NONE), attempt, host)
+def claimed_by(worker: Worker, attempt: str, host: str | None = None) -> dict[str, str]:
+    """Return the labels by which a worker claims the present attempt at a run."""
+    value = label_of(worker, attempt, host)
+    return {OWNER_LABEL: value, _owner_label_of(attempt): value}
+
+
+def given_up_by(worker: Worker, attempt: str, host: str | None = None) -> dict[str, str]:
+    """Return the label by which a worker gives up an attempt at a run.
+
+    `OWNER_LABEL` stays: the run may have gone on to another attempt.
+    """
+    return {_owner_label_of(attempt): label_of(Worker(worker.name, _NONE), attempt, host)}
 
 
 def owner_labels(
@@ -85,7 +99,7 @@ def owner_labels(
         cluster: Where the job is to go; None if that cluster has to be started first.
         host: The machine whose own Ray gets the job, if no other machine can ask that Ray.
     """
-    labels = {OWNER_LABEL: label_of(worker, attempt, host), **unfinished_label(attempt, True)}
+    labels = {**claimed_by(worker, attempt, host), **unfinished_label(attempt, True)}
     return labels if cluster is None else {**labels, CLUSTER_LABEL: f"{attempt} {cluster}"}
 
 
@@ -114,21 +128,27 @@ def labelled_cluster(labels: Mapping[str, object], attempt: str) -> ClusterRef |
 
 
 def labelled_owner(labels: Mapping[str, object]) -> tuple[str, Owner] | None:
-    """Return the attempt and the owner that a run's label names.
+    """Return the attempt that `OWNER_LABEL` names, and the owner of that attempt.
 
     Labels stay from one attempt to the next, so the attempt may be an earlier one.
     """
-    parts = str(labels.get(OWNER_LABEL, "")).split(" ", maxsplit=3)
-    if len(parts) != 4:
+    named = _parsed(labels.get(OWNER_LABEL))
+    if named is None:
         return None
-    attempt, instance, host, name = parts
-    owner = Owner(
-        name or None,
-        _none_if_empty(instance),
-        _none_if_empty(host),
-        gave_up=instance == _NONE,
-    )
-    return attempt, owner
+    attempt, owner = named
+    return attempt, labelled_owner_of(labels, attempt) or owner
+
+
+def labelled_owner_of(labels: Mapping[str, object], attempt: str) -> Owner | None:
+    """Return the owner of an attempt at a run; None if no label of ours names one.
+
+    A run of an earlier release has `OWNER_LABEL` only.
+    """
+    for label in (_owner_label_of(attempt), OWNER_LABEL):
+        named = _parsed(labels.get(label))
+        if named is not None and named[0] == attempt:
+            return named[1]
+    return None
 
 
 def submitter_in(labels: Mapping[str, object]) -> str | None:
@@ -139,11 +159,29 @@ def submitter_in(labels: Mapping[str, object]) -> str | None:
 
 def owner_in(labels: Mapping[str, object], attempt: str) -> Owner:
     """Return the owner of an attempt at a run, as the labels of the run tell."""
-    labelled = labelled_owner(labels)
-    if labelled is not None and labelled[0] == attempt:
-        return labelled[1]
+    labelled = labelled_owner_of(labels, attempt)
+    if labelled is not None:
+        return labelled
     submitter = submitter_in(labels)
     return Owner(submitter) if submitter else NOBODY
+
+
+def _owner_label_of(attempt: str) -> str:
+    return f"{OWNER_LABEL}.{attempt}"
+
+
+def _parsed(label: object) -> tuple[str, Owner] | None:
+    """Return the attempt and the owner that a label names; None if it is none of ours."""
+    parts = str(label or "").split(" ", maxsplit=3)
+    if len(parts) != 4:
+        return None
+    attempt, instance, host, name = parts
+    return attempt, Owner(
+        name or None,
+        _none_if_empty(instance),
+        _none_if_empty(host),
+        gave_up=instance == _NONE,
+    )
 
 
 def _none_if_empty(part: str) -> str | None:

@@ -27,13 +27,13 @@ from prefect_ray_worker.prefect_api.active_runs import GOES_ON, ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import INFRASTRUCTURE_PENDING
 from prefect_ray_worker.runs.recovery.adopt import Adoption
 from prefect_ray_worker.runs.recovery.labels import (
-    OWNER_LABEL,
     UPLOADING_LABEL,
     Worker,
+    claimed_by,
     is_unfinished,
-    label_of,
     labelled_cluster,
     labelled_owner,
+    labelled_owner_of,
     owner_in,
     submitter_in,
 )
@@ -282,8 +282,9 @@ class Reconciler:
         is_current = None
         if run.state == StateType.PENDING and run.state_name == _CLAIM:
             # The state that the listing shows is the claim itself.
-            claimed = attempt_name(run.state_id)
-            attempt, is_current = claimed, attempt == claimed
+            attempt = attempt_name(run.state_id)
+            own = labelled_owner_of(run.labels, attempt)
+            owner, is_current = own or owner, own is not None
         waits_since = self._waits_since.get(run.id)
         return attempt, Facts(
             run.id,
@@ -316,10 +317,11 @@ class Reconciler:
             began = next((s.timestamp for s in history if s.id == claim), run.since)
             known = _KnownAttempt(run.state_id, attempt_name(claim), began)
             self._attempts[run.id] = known
-        labelled = labelled_owner(run.labels)
+        own = labelled_owner_of(run.labels, known.name)
         return known.name, replace(
             facts,
-            label_is_current=labelled is not None and labelled[0] == known.name,
+            labelled=own or facts.labelled,
+            label_is_current=own is not None,
             uploading=run.labels.get(UPLOADING_LABEL) == known.name,
             predates_me=known.began < self._born,
             follows=job_of_attempt(run.id, known.name) in self._followed,
@@ -331,9 +333,8 @@ class Reconciler:
         for run, job_id in to_take:
             attempt = attempt_in(job_id)
             host = owner_in(run.labels, attempt).host
-            mine = label_of(self._me, attempt, host)
             with _going_on_without(run.id):
-                await api.label(run.id, {OWNER_LABEL: mine})
+                await api.label(run.id, claimed_by(self._me, attempt, host))
         if to_take:
             await anyio.sleep(_CLAIM_SECONDS)
         claimed: list[OrphanedRun] = []

@@ -11,13 +11,13 @@ from prefect.client.schemas.objects import WorkPool
 from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.prefect_api.active_runs import ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.runs.recovery.adopt import Adoption
 from prefect_ray_worker.runs.recovery.labels import (
-    OWNER_LABEL,
     UPLOADING_LABEL,
     Worker,
-    given_up_label,
+    given_up_by,
     owner_in,
     owner_labels,
 )
@@ -131,9 +131,17 @@ class Recovery:
             left: What this process followed, and does not follow any more.
         """
         limiter = anyio.CapacityLimiter(_AT_ONCE)
+        try:
+            runs = await flow_runs.some({attempt.run_id for attempt in left})
+        except Exception as exc:  # noqa: BLE001 (others take them over a little later)
+            _log.debug("The runs could not be given up: %s", exc)
+            return
         async with anyio.create_task_group() as tasks:
             for attempt in left:
-                tasks.start_soon(self._give_up, flow_runs, attempt, limiter)
+                run = runs.get(attempt.run_id)
+                # Another worker may have taken it over while this one was cut off or frozen.
+                if run is not None and self._is_mine(run, attempt):
+                    tasks.start_soon(self._give_up, flow_runs, attempt, limiter)
 
     async def give_up_at_the_end(self, left: Sequence[LeftAttempt]) -> None:
         """Leave attempts to others, at once, with a client of its own: the worker's is closed."""
@@ -157,17 +165,13 @@ class Recovery:
     async def _give_up(
         self, flow_runs: FlowRuns, attempt: LeftAttempt, limiter: anyio.CapacityLimiter
     ) -> None:
-        label = given_up_label(self._me, attempt_in(attempt.job_id), attempt.host)
+        label = given_up_by(self._me, attempt_in(attempt.job_id), attempt.host)
         try:
             async with limiter:
-                if not attempt.is_starting or await self._is_mine(flow_runs, attempt):
-                    await flow_runs.label(attempt.run_id, {OWNER_LABEL: label})
+                await flow_runs.label(attempt.run_id, label)
         except Exception as exc:  # noqa: BLE001 (others take it over a little later)
             _log.debug("The run %s could not be given up: %s", attempt.run_id, exc)
 
-    async def _is_mine(self, flow_runs: FlowRuns, attempt: LeftAttempt) -> bool:
-        run = await flow_runs.read(attempt.run_id)
-        if run is None:
-            return False
+    def _is_mine(self, run: ActiveRun, attempt: LeftAttempt) -> bool:
         owner = owner_in(run.labels, attempt_in(attempt.job_id))
         return owner.instance in (None, self._me.instance)

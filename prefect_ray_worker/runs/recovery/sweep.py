@@ -41,6 +41,7 @@ from prefect_ray_worker.shared.ids import (
     ClusterRef,
     InfrastructurePid,
     attempt_in,
+    attempt_name,
     run_of_job,
 )
 
@@ -271,7 +272,23 @@ class PoolRuns:
     ) -> Mapping[RunAndAttempt, RunOfCluster]:
         """Return the runs of attempts, without those that Prefect does not have."""
         runs = await self.flow_runs.some({of.run_id for of in attempts})
-        return {of: _seen_from(runs[of.run_id], of.attempt) for of in attempts if of.run_id in runs}
+        return {
+            of: _seen_from(run, of.attempt, await self._present_attempt(run, of.attempt))
+            for of in attempts
+            if (run := runs.get(of.run_id)) is not None
+        }
+
+    async def _present_attempt(self, run: ActiveRun, attempt: str) -> str | None:
+        """Return the present attempt at a run, seen from a cluster of one of its attempts.
+
+        A label that names another one is checked: the job of the present attempt must not lose its
+        cluster because a worker was late with its label.
+        """
+        labelled = labelled_owner(run.labels)
+        named = labelled[0] if labelled is not None else None
+        if named in (None, attempt) or run.state not in GOES_ON:
+            return named
+        return attempt_name(await self.flow_runs.claim_id(run.id))
 
     async def in_use(self) -> frozenset[ClusterRef]:
         """Return the planned references of all clusters that a run of the pool names."""
@@ -287,12 +304,11 @@ class PoolRuns:
         return frozenset(ref.planned for ref in named)
 
 
-def _seen_from(run: ActiveRun, attempt: str) -> RunOfCluster:
-    labelled = labelled_owner(run.labels)
+def _seen_from(run: ActiveRun, attempt: str, present: str | None) -> RunOfCluster:
     return RunOfCluster(
         goes_on=run.state in GOES_ON,
         failed=run.state in (StateType.CRASHED, StateType.FAILED),
-        attempt=labelled[0] if labelled is not None else None,
+        attempt=present,
         is_unfinished=is_unfinished(run.labels, attempt),
         age=run.age,
     )

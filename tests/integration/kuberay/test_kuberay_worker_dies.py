@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Pending, Scheduled
 
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
-from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL
+from prefect_ray_worker.runs.recovery.labels import labelled_owner
 from prefect_ray_worker.runs.run import slot_lease_in
 from tests.fake_kubernetes import NO_NODE, Fault, Kind, Script
 from tests.integration.harness import set_timing
@@ -93,8 +93,9 @@ async def test_stopped_while_the_cluster_starts(stage: KubeRayStage, tmp_path: P
         await wait_until(
             lambda: process.poll() is not None, timeout=20, description="the end of the worker"
         )
-    owner = str((await stage.pool.read(run_id)).labels[OWNER_LABEL])
-    assert owner.split(" ")[1] == "-", "given up, for the next worker"
+    owned = labelled_owner((await stage.pool.read(run_id)).labels)
+    assert owned is not None
+    assert owned[1].gave_up, "for the next worker"
     waits.unschedulable = None
     await goes_on_with_an_heir(stage, run_id)
     assert list(stage.heads.by_cluster) == [name], "the heir went on with the same cluster"

@@ -6,7 +6,8 @@ from prefect_ray_worker.runs.recovery.labels import (
     OWNER_LABEL,
     Owner,
     Worker,
-    given_up_label,
+    claimed_by,
+    given_up_by,
     is_unfinished,
     label_of,
     labelled_cluster,
@@ -30,7 +31,7 @@ def test_label_reads_back_for_its_own_attempt_only() -> None:
 
 
 def test_given_up_label_keeps_the_name_and_the_host() -> None:
-    labels = {OWNER_LABEL: given_up_label(ME, "0123456789ab", "node-7")}
+    labels = given_up_by(ME, "0123456789ab", "node-7")
     assert owner_in(labels, "0123456789ab") == Owner("RayWorker me", None, "node-7", gave_up=True)
     assert not owner_in({OWNER_LABEL: label_of(ME, "0123456789ab")}, "0123456789ab").gave_up
 
@@ -46,6 +47,22 @@ def test_given_up_label_keeps_the_name_and_the_host() -> None:
 def test_label_of_an_older_release_is_read(label: str, owner: Owner) -> None:
     """A run in flight across an upgrade has the label that its worker wrote."""
     assert labelled_owner({OWNER_LABEL: label}) == ("0123456789ab", owner)
+
+
+def test_each_attempt_keeps_its_owner() -> None:
+    """A label for all attempts let the owner of an earlier one act on the newer one."""
+    you = Worker("RayWorker you", "bbb", "there")
+    mine, yours = Owner(ME.name, ME.instance), Owner(you.name, you.instance)
+    labels = {**claimed_by(ME, ATTEMPT), **claimed_by(you, OTHER)}
+    assert owner_in(labels, ATTEMPT) == mine
+    assert labelled_owner(labels) == (OTHER, yours)
+    labels |= given_up_by(ME, ATTEMPT)
+    assert labelled_owner(labels) == (OTHER, yours)
+    assert owner_in(labels, ATTEMPT).gave_up
+    labels |= given_up_by(you, OTHER)
+    named = labelled_owner(labels)
+    assert named is not None
+    assert named[1].gave_up, "seen by others at once"
 
 
 @pytest.mark.parametrize("label", ["", "0123456789ab", "0123456789ab aaa -", 7])
