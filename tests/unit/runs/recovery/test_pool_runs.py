@@ -14,7 +14,7 @@ from prefect_ray_worker.runs.recovery.labels import Worker, claimed_by
 from prefect_ray_worker.runs.recovery.sweep import PoolRuns
 from prefect_ray_worker.shared.ids import attempt_name
 
-RUN, CLAIM = uuid4(), uuid4()
+RUN, CLAIM = UUID(int=1), UUID(int=2)  # each pytest process names the tests alike
 PRESENT, EARLIER = attempt_name(CLAIM), "0123456789ab"
 
 
