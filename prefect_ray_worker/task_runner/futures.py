@@ -17,7 +17,7 @@ from prefect.utilities.engine import link_state_to_task_run_result
 from prefect_ray_worker.prefect_api.compat.flows import raise_if_suspended
 from prefect_ray_worker.task_runner.pickling import unpack
 from prefect_ray_worker.task_runner.task_end import RemoteRecord, TaskEnd, describe
-from prefect_ray_worker.task_runner.waiting import OpenRefs, wait_yielding
+from prefect_ray_worker.task_runner.waiting import OpenRefs, alarms_after, wait_yielding
 
 R = TypeVar("R")
 
@@ -113,7 +113,8 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
                 f"The result of task run {self._task_run_id} is gone: Ray was shut down"
             )
         try:
-            packed: Any = ray.get(self.result_ref)
+            with alarms_after():
+                packed: Any = ray.get(self.result_ref)
         except RayError as exc:
             raise CrashedRun(
                 f"Task run {self._task_run_id} has completed, but its result cannot be had: "

@@ -5,11 +5,14 @@ is in `ray.get` or `ray.wait` (2.60, `ShouldReleaseResourcesOnBlockingCalls`). A
 for tasks of its own in any other way would keep the CPU that they need.
 """
 
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from types import FrameType
 from typing import Any
 
 from prefect_ray_worker.prefect_api.compat.tasks import replace_event_of_waits
@@ -82,10 +85,40 @@ def wait_yielding(wait: Callable[[float | None], bool], seconds: float | None = 
             return False
         refs = OpenRefs.first()
         if refs:
-            ray.wait(refs, num_returns=1, timeout=limit, fetch_local=False)
+            with alarms_after():
+                ray.wait(refs, num_returns=1, timeout=limit, fetch_local=False)
             limit = _SETTLE_SECONDS
         wait(limit)
     return True
+
+
+@contextmanager
+def alarms_after() -> Generator[None]:
+    """Let SIGALRM take effect after a call of Ray, not in it.
+
+    Prefect's time limits raise an exception in its handler, once. Inside `ray.get` and `ray.wait`
+    any exception but KeyboardInterrupt is dropped, or becomes a SystemError (`check_signals`, Ray
+    2.60): the time limit would be lost, or the task Failed.
+    """
+    handler = signal.getsignal(signal.SIGALRM)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    alarms: list[tuple[int, FrameType | None]] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        alarms.append((number, frame))
+
+    try:
+        signal.signal(signal.SIGALRM, note)
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        alarms.clear()  # it ends already, and not for want of time
+        raise
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+        for alarm in alarms:
+            handler(*alarm)
 
 
 def wait_for(

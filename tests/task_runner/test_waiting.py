@@ -10,7 +10,9 @@ from prefect import task
 from prefect.futures import PrefectFutureList, as_completed, wait
 
 from prefect_ray_worker import RayTaskRunner
+from tests.task_runner.api import task_runs
 from tests.task_runner.tasks import add, fail, in_flow, sleep
+from tests.task_runner.test_losses import run_id
 
 pytestmark = pytest.mark.ray
 
@@ -134,3 +136,31 @@ def test_two_flows_in_one_process_do_not_meet(runner: RayTaskRunner) -> None:
     for thread in threads:
         thread.join(60)
     assert found == {"0": [1] * 20, "1": [2] * 20}
+
+
+@pytest.mark.parametrize("waits", ["result", "wait", "as_completed"])
+def test_the_time_limit_of_a_task_holds_while_it_waits_for_its_own(
+    runner: RayTaskRunner, waits: str
+) -> None:
+    ids: list[Any] = []
+
+    @task(timeout_seconds=1)
+    def outer() -> None:
+        futures = [sleep.submit(8)]
+        if waits == "result":
+            futures[0].result()
+        elif waits == "wait":
+            wait(futures)
+        else:
+            list(as_completed(futures))
+
+    def body() -> Any:
+        ids.append(run_id())
+        return outer.submit(return_state=True).name
+
+    assert in_flow(runner, body) == "TimedOut"
+    limited, its_own = (run.state for run in task_runs(ids[0], 2))
+    assert limited is not None
+    assert its_own is not None
+    assert (limited.name, its_own.name) == ("TimedOut", "Completed")
+    assert limited.timestamp < its_own.timestamp
