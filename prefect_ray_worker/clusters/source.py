@@ -153,7 +153,10 @@ class PoolView(Protocol):
         ...
 
     def is_mine(self, key: str, /) -> bool:
-        """Return whether this worker is the one that sweeps an object; `key` is its uid."""
+        """Return whether this worker is the first to sweep an object; `key` is its uid.
+
+        It may not know where the object is: the others delete it a little later.
+        """
         ...
 
     async def runs(

@@ -6,6 +6,7 @@ was called for.
 
 import logging
 import platform
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from prefect_ray_worker.clusters.source import (
     StartProgress,
     Tell,
 )
+from prefect_ray_worker.clusters.turns import SweepTurns
 from prefect_ray_worker.clusters.unneeded import why_unneeded
 from prefect_ray_worker.config.cluster_source import (
     DEFAULT_START_TIMEOUT,
@@ -95,6 +97,7 @@ class PluginClusters:
         # What is swept: by source and fields a plan with them, and what the last sweep saw.
         self._swept: dict[tuple[str, str], PluginPlan] = {}
         self._seen: dict[tuple[str, str], set[str]] = {}
+        self._turns: defaultdict[tuple[str, str], SweepTurns] = defaultdict(SweepTurns)
 
     async def plan(
         self,
@@ -314,17 +317,20 @@ class PluginClusters:
                 ref = ClusterRef(loaded.name, name)
                 await self._events.tell(ClusterHappening.GONE, ref, run_id=of[0])
         self._seen[key] = names
-        mine = {
+        turns = self._turns[key]
+        turns.begin()
+        ours = {
             RunAndAttempt(*of): made
             for made in found
-            if view.is_mine(made.name) and (of := run_of_cluster_name(made.name)) is not None
+            if turns.looks(made.name, is_mine=view.is_mine(made.name))
+            and (of := run_of_cluster_name(made.name)) is not None
         }
         # Read after the clusters: a run that is not there has not begun since.
-        runs = await view.runs(frozenset(mine))
-        for of, made in mine.items():
+        runs = await view.runs(frozenset(ours))
+        for of, made in ours.items():
             age = (datetime.now(UTC) - made.created_at).total_seconds()
             why = why_unneeded(of.attempt, runs.get(of), age=age, kept=plan.kept)
-            if why is not None:
+            if why is not None and turns.is_due(made.name, is_mine=view.is_mine(made.name)):
                 asked = AskedCluster(made.name, fields, of.run_id, pool_id)
                 doomed = PluginPlan(loaded=loaded, asked=asked)
                 await self._delete(doomed, f"{why[0].upper()}{why[1:]}.")

@@ -20,10 +20,13 @@ from prefect_ray_worker.clusters.plugin import (
     SourceFields,
 )
 from prefect_ray_worker.clusters.third_party import PluginClusters
+from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.doctor.examine import examine
 from prefect_ray_worker.doctor.report import CheckSubject, Grade, SourceSubject
+from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
+from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.connection import Connection
-from prefect_ray_worker.runs.recovery.sweep import sweep_once
+from prefect_ray_worker.runs.recovery.sweep import PoolRuns, sweep_once
 from prefect_ray_worker.testing import check_plugin
 from tests.cluster_plugins import install
 from tests.fake_ray import FakeRay
@@ -200,6 +203,31 @@ async def test_what_a_source_raises_is_on_the_run(
         assert "s3cret" not in (await pool.read(run_id)).model_dump_json()
 
 
+async def orphan(pool_id: UUID) -> str:
+    """Make a cluster for a run that Prefect does not have."""
+    name = f"ray-{uuid4().hex}-0123456789ab"
+    asked = AskedCluster(name, FakeFields(region="north"), uuid4(), str(pool_id))
+    await FakeClusters().acquire(asked, print)
+    ray, of, at = FakeClusters.rays[name]
+    FakeClusters.rays[name] = (ray, of, at - timedelta(seconds=1000))
+    return name
+
+
+async def test_a_worker_deletes_what_the_chosen_one_does_not(pool: Pool) -> None:
+    """That one has planned no run with these fields, and never asks the source for its clusters."""
+    pool_id = (await pool.client.read_work_pool(pool.name)).id
+    name = await orphan(pool_id)
+    source, said = PluginClusters(ClusterEvents()), list[str]()
+    view = PoolRuns(pool_id, FlowRuns(pool.client), lambda _: False)
+    configuration = RayJobConfiguration(cluster_source=SOURCE)
+    for _ in range(4):
+        await source.sweep(view, configuration, said.append)
+        assert name in FakeClusters.rays
+    await source.sweep(view, configuration, said.append)
+    assert said == [f"Deleting the cluster fakes:{name}: its flow run was deleted."]
+    assert not FakeClusters.rays
+
+
 async def test_the_sweep_deletes_what_no_run_needs(pool: Pool) -> None:
     record = await pool.client.read_work_pool(pool.name)
     template = record.base_job_template
@@ -207,11 +235,7 @@ async def test_the_sweep_deletes_what_no_run_needs(pool: Pool) -> None:
     await pool.client.request(
         "PATCH", f"/work_pools/{pool.name}", json={"base_job_template": template}
     )
-    name = f"ray-{uuid4().hex}-0123456789ab"
-    asked = AskedCluster(name, FakeFields(region="north"), uuid4(), str(record.id))
-    await FakeClusters().acquire(asked, print)
-    ray, of, at = FakeClusters.rays[name]
-    FakeClusters.rays[name] = (ray, of, at - timedelta(seconds=1000))
+    name = await orphan(record.id)
     said: list[str] = []
     await sweep_once(pool.name, [], said.append)
     assert said == [f"Deleting the cluster fakes:{name}: its flow run was deleted."]

@@ -1,5 +1,6 @@
 """`Deletions`: deletes RayClusters, and notices when they are gone, or do not go."""
 
+from collections import defaultdict
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -7,6 +8,7 @@ from prefect_ray_worker.clusters.kuberay.manifest import PROBE_LABELS
 from prefect_ray_worker.clusters.kuberay.orphans import run_in_labels
 from prefect_ray_worker.clusters.kuberay.reach import ref_of
 from prefect_ray_worker.clusters.source import PoolView, Tell
+from prefect_ray_worker.clusters.turns import SweepTurns
 from prefect_ray_worker.errors import ObjectMissing, ObjectReplaced
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.kubernetes_api.models import RayClusterObject
@@ -34,6 +36,7 @@ class Deletions:
         # By place and uid: what the last sweep saw, and what was deleted here since.
         self._seen: dict[_Place, dict[str, RayClusterObject]] = {}
         self._deleted: set[str] = set()
+        self._probe_turns: defaultdict[_Place, SweepTurns] = defaultdict(SweepTurns)
 
     async def delete(self, client: KubernetesClient, cluster: RayClusterObject, why: str) -> bool:
         """Ask for the deletion of a cluster; return whether it was there.
@@ -82,7 +85,7 @@ class Deletions:
                 await self._tell(ClusterHappening.GONE, before[uid])
             self._deleted.discard(uid)
         for cluster in found:
-            if view.is_mine(cluster.uid):
+            if view.is_mine(cluster.uid) or cluster.uid in self._deleted:
                 await self._tell_if_stuck(cluster, tell)
         return found
 
@@ -94,10 +97,13 @@ class Deletions:
         Raises:
             KubernetesError: There is no answer, or the deletion was not accepted.
         """
-        now = datetime.now(UTC)
+        now, turns = datetime.now(UTC), self._probe_turns[client, namespace]
+        turns.begin()
         for probe in await client.list_clusters(namespace, PROBE_LABELS):
             age = (now - (probe.created_at or now)).total_seconds()
-            if probe.is_terminating or age < _PROBE_SECONDS or not view.is_mine(probe.uid):
+            if probe.is_terminating or age < _PROBE_SECONDS:
+                continue
+            if not turns.is_due(probe.uid, is_mine=view.is_mine(probe.uid)):
                 continue
             with suppress(ObjectMissing, ObjectReplaced):
                 await client.delete_cluster(namespace, probe.name, uid=probe.uid)

@@ -1,6 +1,7 @@
 """`KubeRayClusters`: makes RayClusters, for one attempt each or for runs that share one."""
 
 import logging
+from collections import defaultdict
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,7 @@ from prefect_ray_worker.clusters.source import (
     StartProgress,
     Tell,
 )
+from prefect_ray_worker.clusters.turns import SweepTurns
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.kuberay import KubeRay, KubernetesConfig
 from prefect_ray_worker.errors import (
@@ -53,6 +55,9 @@ _POOL_NAME_LABEL = "prefect.io/work-pool-name"
 _RELEASE_SECONDS = 30.0
 # What a killed `doctor` has left is looked for with every so many sweeps, from the first.
 _SWEEPS_PER_LOOK_FOR_PROBES = 10
+
+_Place = tuple[Kubeconfig | None, str]
+"""A Kubernetes cluster and a namespace in it."""
 
 _log = logging.getLogger("prefect.workers.ray.kuberay")
 
@@ -98,7 +103,8 @@ class KubeRayClusters:
         # Of each planned cluster its Kubernetes cluster: a reference in a pid has no credentials.
         self._homes: dict[ClusterRef, KubernetesClient] = {}
         # Where runs have had clusters, and how the last of them reached its own.
-        self._places: dict[tuple[Kubeconfig | None, str], KubeRay] = {}
+        self._places: dict[_Place, KubeRay] = {}
+        self._turns: defaultdict[_Place, SweepTurns] = defaultdict(SweepTurns)
         self._snapshots: dict[tuple[int, str], Snapshots] = {}
         self._shared = SharedClusters()
         self._sweeps = 0
@@ -251,7 +257,8 @@ class KubeRayClusters:
         self._sweeps += 1
         for (key, namespace), reached_by in list(self._places.items()):
             client = await self._client(key)
-            sweep = KubeRaySweep(client, namespace, reached_by, view, tell, self._deletions)
+            turns = self._turns[key, namespace]
+            sweep = KubeRaySweep(client, namespace, reached_by, view, tell, self._deletions, turns)
             try:
                 await sweep.run()
                 if looks_for_probes:

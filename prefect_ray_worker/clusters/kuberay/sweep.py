@@ -26,6 +26,7 @@ from prefect_ray_worker.clusters.kuberay.orphans import (
 from prefect_ray_worker.clusters.kuberay.reach import reached, ref_of
 from prefect_ray_worker.clusters.kuberay.shared import close_cluster
 from prefect_ray_worker.clusters.source import PoolView, RunAndAttempt, Tell
+from prefect_ray_worker.clusters.turns import SweepTurns
 from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.errors import JobsApiError, KubernetesError
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
@@ -49,6 +50,7 @@ class KubeRaySweep:
         view: The pool and its runs.
         tell: Told in one line what was deleted, and why.
         deletions: Deletes clusters, and notices what has gone.
+        turns: Of the namespace; says what this worker deletes.
     """
 
     client: KubernetesClient
@@ -57,6 +59,7 @@ class KubeRaySweep:
     view: PoolView
     tell: Tell
     deletions: Deletions
+    turns: SweepTurns
 
     async def run(self) -> None:
         """Delete what no run needs any more.
@@ -66,17 +69,18 @@ class KubeRaySweep:
             Exception: Prefect did not answer; what is too old was deleted all the same.
         """
         labels = {**MANAGED_BY, POOL_LABEL: str(self.view.pool_id)}
+        self.turns.begin()
         found = await self.deletions.list(self.client, self.namespace, labels, self.view, self.tell)
         now = datetime.now(UTC)
         alone: list[tuple[RayClusterObject, RunAndAttempt]] = []
         shared: list[RayClusterObject] = []
         for cluster in found:
-            if not self.view.is_mine(cluster.uid):
-                continue
             if cluster.is_terminating:
                 continue
             if (why := why_too_old(cluster, now=now)) is not None:
                 await self._delete(cluster, why)
+            elif not self._looks_at(cluster):
+                continue
             elif cluster.labels.get(SCOPE_LABEL) == SHARED:
                 shared.append(cluster)
             elif (of := _attempt_of(cluster)) is not None:
@@ -111,7 +115,9 @@ class KubeRaySweep:
                 continue
             use = await self._use_of(cluster)
             why = why_idle(cluster, use, now=datetime.now(UTC))
-            if why is not None and await close_cluster(self.client, cluster, why):
+            if why is None or not self._is_due(cluster):
+                continue
+            if await close_cluster(self.client, cluster, why):
                 await self._delete(cluster, why)
 
     async def _use_of(self, cluster: RayClusterObject) -> ClusterUse | None:
@@ -148,7 +154,16 @@ class KubeRaySweep:
         is_ours = run_of_job(self.view.pool_id, record["metadata"]) is not None
         return record["status"] != JobStatus.PENDING or not is_ours
 
+    def _looks_at(self, cluster: RayClusterObject) -> bool:
+        # It takes requests to Prefect, and to the dashboard of a shared cluster.
+        return self.turns.looks(cluster.uid, is_mine=self.view.is_mine(cluster.uid))
+
+    def _is_due(self, cluster: RayClusterObject) -> bool:
+        return self.turns.is_due(cluster.uid, is_mine=self.view.is_mine(cluster.uid))
+
     async def _delete(self, cluster: RayClusterObject, why: str) -> None:
+        if not self._is_due(cluster):
+            return
         if await self.deletions.delete(self.client, cluster, f"{why[0].upper()}{why[1:]}."):
             self.tell(f"Deleting the RayCluster {self.namespace}/{cluster.name}: {why}.")
 

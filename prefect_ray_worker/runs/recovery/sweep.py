@@ -260,7 +260,7 @@ class PoolRuns:
     Attributes:
         pool_id: The pool.
         flow_runs: The Prefect side.
-        is_mine: Returns whether this worker sweeps the object with a uid.
+        is_mine: Returns whether this worker is the first to sweep the object with a uid.
     """
 
     pool_id: UUID

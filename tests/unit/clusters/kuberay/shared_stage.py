@@ -65,9 +65,10 @@ class View:
     known: list[Run]
     pool_id: UUID = POOL_ID
     is_away: bool = False
+    is_chosen: bool = True
 
     def is_mine(self, _: str) -> bool:
-        return True
+        return self.is_chosen
 
     async def runs(
         self, attempts: frozenset[RunAndAttempt]
@@ -132,8 +133,8 @@ class Worker:
         run.ref = cluster.ref
         return cluster
 
-    async def sweep(self, *, prefect_is_away: bool = False) -> None:
-        view = View(self.stage.known, is_away=prefect_is_away)
+    async def sweep(self, *, prefect_is_away: bool = False, is_chosen: bool = True) -> None:
+        view = View(self.stage.known, is_away=prefect_is_away, is_chosen=is_chosen)
         await self.source.sweep(view, self.stage.configuration(), self.stage.said.append)
 
 

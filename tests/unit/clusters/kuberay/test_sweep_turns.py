@@ -1,0 +1,51 @@
+"""A cluster goes although the worker that was chosen for it does not know its namespace."""
+
+import anyio
+
+from prefect_ray_worker.clusters.kuberay.manifest import ray_cluster
+from prefect_ray_worker.kubernetes_api.client import KubernetesClient
+from prefect_ray_worker.kubernetes_api.credentials import Kubeconfig
+from tests.fake_kubernetes import FakeKubernetes
+from tests.unit.clusters.kuberay.shared_stage import POOL_ID, a_stage
+from tests.waiting import wait_until
+
+
+async def test_a_worker_deletes_an_idle_cluster_that_is_anothers_to_delete(
+    kubernetes: FakeKubernetes,
+) -> None:
+    """A cluster with GPUs stayed for ever."""
+    stage = a_stage(kubernetes)
+    async with stage.worker() as worker:
+        run = stage.run()
+        await worker.provide(run)
+        run.goes_on = False
+        await anyio.sleep(1.2)
+        for _ in range(4):
+            await worker.sweep(is_chosen=False)
+            assert kubernetes.clusters(), "the chosen one deletes it as a rule"
+        await worker.sweep(is_chosen=False)
+        await wait_until(lambda: not kubernetes.clusters(), description="its end")
+    assert "it has been idle for" in stage.said[-1]
+
+
+async def test_a_worker_deletes_a_runs_own_cluster_that_is_anothers_to_delete(
+    kubernetes: FakeKubernetes,
+) -> None:
+    stage = a_stage(kubernetes)
+    run = stage.run()
+    asked = stage.asked.model_copy(update={"scope": "run"})
+    manifest = ray_cluster(asked, job_id=run.job_id, pool_id=str(POOL_ID), namespace="ray")
+    config = stage.asked.kubeconfig
+    assert config is not None
+    async with KubernetesClient(Kubeconfig.of_block(config.config, config.context_name)) as client:
+        name = (await client.create_cluster(manifest)).name
+    document = kubernetes.store.find("rayclusters", "ray", name)
+    assert document is not None
+    document["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    async with stage.worker() as worker:  # its run is not in Prefect
+        for _ in range(4):
+            await worker.sweep(is_chosen=False)
+            assert kubernetes.clusters() == [name]
+        await worker.sweep(is_chosen=False)
+        await wait_until(lambda: not kubernetes.clusters(), description="its end")
+    assert "its flow run was deleted" in stage.said[-1]
