@@ -138,7 +138,10 @@ def test_two_flows_in_one_process_do_not_meet(runner: RayTaskRunner) -> None:
     assert found == {"0": [1] * 20, "1": [2] * 20}
 
 
-@pytest.mark.parametrize("waits", ["result", "wait", "as_completed"])
+@pytest.mark.parametrize(
+    "waits",
+    ["result", *(pytest.param(way, marks=pytest.mark.extra) for way in ("wait", "as_completed"))],
+)
 def test_the_time_limit_of_a_task_holds_while_it_waits_for_its_own(
     runner: RayTaskRunner, waits: str
 ) -> None:
