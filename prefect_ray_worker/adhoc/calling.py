@@ -48,8 +48,8 @@ from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.errors import BundleMissing, InvalidConfiguration, NoWorkerOnline
 from prefect_ray_worker.prefect_api.compat.flows import raise_if_suspended
 from prefect_ray_worker.prefect_api.compat.settings import saved_block_id
+from prefect_ray_worker.prefect_api.due_runs import policy_for_workers
 from prefect_ray_worker.shared.ids import AWAITING_CODE
-from prefect_ray_worker.shared.run_rules import RETRY_TYPE_OF_WORKERS
 
 if TYPE_CHECKING:
     from prefect_ray_worker.adhoc.flow import CallTerms, RayBoundFlow
@@ -164,9 +164,7 @@ def run_again(flow_run_id: UUID) -> RayFlowRunFuture[Any]:
                 f"The bundle of the flow run {flow_run_id} was in the store of the Ray cluster, "
                 "which drops it with its job. Call the flow anew."
             )
-        policy = run.empirical_policy
-        if policy.retry_type == "in_process":  # left by a retry of the flow
-            policy.retry_type = RETRY_TYPE_OF_WORKERS
+        if (policy := policy_for_workers(run.empirical_policy)) is not None:
             patiently(lambda: client.update_flow_run(flow_run_id, empirical_policy=policy))
         # Without `force` the server refuses a run without a deployment (3.8.8).
         _make_due(client, run, force=True)

@@ -18,9 +18,10 @@ from prefect.utilities.engine import propose_state_sync
 
 from prefect_ray_worker.driver.api import patiently
 from prefect_ray_worker.driver.claim import present_attempt
+from prefect_ray_worker.prefect_api.due_runs import policy_for_workers
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
-from prefect_ray_worker.shared.run_rules import RETRY_TYPE_OF_WORKERS, waits_in_process
+from prefect_ray_worker.shared.run_rules import waits_in_process
 
 STOPPED_OUTSIDE = diagnosed(
     Category.STOPPED_OUTSIDE,
@@ -68,9 +69,8 @@ class Endings:
         """Let a worker try a run again that has not ended."""
         if not self._goes_on_here():
             return
-        policy = self._read().empirical_policy
-        if policy.retry_type == "in_process":  # left by an earlier retry
-            policy.retry_type = RETRY_TYPE_OF_WORKERS
+        policy = policy_for_workers(self._read().empirical_policy)
+        if policy is not None:
             patiently(lambda: self._client.update_flow_run(self._run_id, empirical_policy=policy))
         self._propose(AwaitingRetry())
 

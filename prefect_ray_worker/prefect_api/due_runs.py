@@ -1,8 +1,23 @@
-"""Why no worker has taken a run that is due."""
+"""Which runs workers are given, and why none has taken one that is due."""
 
 import shlex
 
-from prefect.client.schemas.objects import WorkPool, WorkQueue, WorkQueueStatus
+from prefect.client.schemas.objects import FlowRunPolicy, WorkPool, WorkQueue, WorkQueueStatus
+
+from prefect_ray_worker.shared.run_rules import RETRY_TYPE_OF_WORKERS
+
+
+def policy_for_workers(policy: FlowRunPolicy) -> FlowRunPolicy | None:
+    """Return the policy that a run needs before it is scheduled for a worker; None if it has it.
+
+    A retry of the flow in its process leaves one with which no worker is given the run (3.8.8).
+
+    Args:
+        policy: The run's empirical policy.
+    """
+    if policy.retry_type != "in_process":
+        return None
+    return policy.model_copy(update={"retry_type": RETRY_TYPE_OF_WORKERS})
 
 
 def why_not_taken(

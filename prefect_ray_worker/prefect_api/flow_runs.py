@@ -30,9 +30,10 @@ from prefect_ray_worker.prefect_api.active_runs import (
 )
 from prefect_ray_worker.prefect_api.answers import ask_patiently
 from prefect_ray_worker.prefect_api.children import Ending, end_children
+from prefect_ray_worker.prefect_api.due_runs import policy_for_workers
 from prefect_ray_worker.prefect_api.links import Link, put_link
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, is_claim, present_claim
-from prefect_ray_worker.shared.run_rules import RETRY_TYPE_OF_WORKERS, Patience
+from prefect_ray_worker.shared.run_rules import Patience
 
 T = TypeVar("T")
 
@@ -230,9 +231,7 @@ class FlowRuns:
         used = _infrastructure_retries(await self.states(flow_run_id))
         if used >= allowed:
             return False
-        if run.empirical_policy.retry_type == "in_process":  # left by an earlier retry
-            retry_type = {"retry_type": RETRY_TYPE_OF_WORKERS}
-            policy = run.empirical_policy.model_copy(update=retry_type)
+        if (policy := policy_for_workers(run.empirical_policy)) is not None:
             await self._patiently(
                 lambda: self._client.update_flow_run(flow_run_id, empirical_policy=policy)
             )
