@@ -140,13 +140,13 @@ def read_content(
         case "cluster":
             content = _brought_by_ray(header.path or "")
         case _:
-            content = _stored(header, load)
+            return _stored(header, load)
     header.check_content(content)
     return content
 
 
 def _stored(header: BundleHeader, load: BlockStorage) -> bytes:
-    """Return the content that a storage block has, whole unless it stays damaged.
+    """Return the content that a storage block has.
 
     Calls with equal content write the same file. In a folder, it is not whole while another call
     writes it.
@@ -156,7 +156,9 @@ def _stored(header: BundleHeader, load: BlockStorage) -> bytes:
         if header.describes(content):
             return content
         time.sleep(pause)
-    return _read(header, load)
+    content = _read(header, load)
+    header.check_content(content)
+    return content
 
 
 def _read(header: BundleHeader, load: BlockStorage) -> bytes:
