@@ -91,7 +91,7 @@ def real_ray(
     finally:
         if process.poll() is not None:
             print(f"Ray ended by itself:\n{_log_of(ray.temp_dir)}", file=sys.stderr)
-        end_ray(ray)
+        end_ray(ray.temp_dir)
         process.wait(timeout=_GRACE_SECONDS)
 
 
@@ -115,16 +115,16 @@ def start_ray(
             end(process, marker=str(temp_dir))
         raise RuntimeError(f"Ray did not start:\n{_log_of(temp_dir)}")
     except BaseException:
-        end_ray(RealRay("", 0, temp_dir, "", ""))
+        end_ray(temp_dir)
         raise
 
 
-def end_ray(ray: RealRay) -> None:
-    """End a head and everything that it started, from any process, and remove its files."""
-    marker = str(ray.temp_dir)
+def end_ray(temp_dir: Path) -> None:
+    """End the head of a `--temp-dir` with all that it started, and remove its files."""
+    marker = str(temp_dir)
     # Not the family of its pid, which may be another process's by now.
     _end_all({one for p in marked(marker) for one in _family(p.pid)}, marker=marker)
-    shutil.rmtree(ray.temp_dir, ignore_errors=True)
+    shutil.rmtree(temp_dir, ignore_errors=True)
 
 
 def _log_of(temp_dir: Path) -> str:

@@ -47,7 +47,7 @@ def end(config: pytest.Config) -> None:
     """End what the run shares; call it in `pytest_unconfigure`."""
     if not hasattr(config, "workerinput"):
         if _started().exists():
-            end_ray(pickle.loads(_started().read_bytes()))
+            end_ray(pickle.loads(_started().read_bytes()).temp_dir)
         shutil.rmtree(os.environ.pop(_FOLDER_VARIABLE), ignore_errors=True)
 
 

@@ -70,7 +70,7 @@ async def test_run_that_is_claimed_again_while_its_job_ends_waits(
     async with stage.pool.working(limit=limit):
         run_id, job = await stage.running()
         await schedule_again(stage, run_id)
-        await anyio.sleep(2 * float(QUERY_SECONDS))
+        await anyio.sleep(4 * float(QUERY_SECONDS))
         assert stage.jobs_of(run_id) == [job], "no second job beside the first"
         job.set("SUCCEEDED")
         second = await next_job(stage, run_id, [job])
