@@ -365,7 +365,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
                 or the job has not ended in time.
         """
         pid = pid_of_job(infrastructure_pid, configuration.labels)
-        cluster = await cluster_of_pid(self._sources, pid, configuration)
+        cluster = await cluster_of_pid(self._sources, FlowRuns(self.client), pid, configuration)
         client = (await self._clusters.get(cluster)).client
         grace = max(grace_seconds, configuration.stop_grace_seconds)
         said = await kill_job(client, pid, grace_seconds=grace, timing=self.timing)

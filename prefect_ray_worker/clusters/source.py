@@ -48,6 +48,7 @@ class ClusterPlan:
         is_on_demand: Whether any worker can make the cluster, which can take minutes.
         is_for_one_run: Whether it is made for the attempt alone.
         only_here: Name of the only machine that will reach it; None if others can.
+        home: Which of several places will have it, or would: the `home` of references.
     """
 
     cluster: Cluster | None = None
@@ -55,6 +56,7 @@ class ClusterPlan:
     is_on_demand: bool = False
     is_for_one_run: bool = False
     only_here: str | None = None
+    home: str | None = None
 
     @property
     def may_have_job(self) -> bool:
@@ -67,9 +69,12 @@ class ClusterPlan:
         return self.is_for_one_run or self.ref.uid is not None
 
     def names(self, ref: ClusterRef) -> bool:
-        """Return whether a recorded reference can be to the planned cluster."""
+        """Return whether a recorded reference can be to the planned cluster.
+
+        False as well if it is to a cluster of that name at another place, where nobody has looked.
+        """
         planned = self.cluster.ref if self.cluster is not None else self.ref
-        return planned is not None and planned.may_be(ref)
+        return planned is not None and planned.may_be(ref) and ref.may_be_at(self.home)
 
 
 class StartProgress(Protocol):

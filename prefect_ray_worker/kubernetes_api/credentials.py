@@ -6,11 +6,15 @@ lightkube would ignore: the worker would then reach another server, or as anothe
 kubeconfig says.
 """
 
+import base64
+import hashlib
 import json
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
@@ -42,6 +46,8 @@ _EXEC_VERSIONS = (
     "client.authentication.k8s.io/v1beta1",
     "client.authentication.k8s.io/v1alpha1",
 )
+
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----(.+?)-----END CERTIFICATE-----", re.DOTALL)
 
 _MISSING = (
     "KubeRay needs the package `lightkube`. Install the extra on the worker's machine: "
@@ -75,12 +81,14 @@ class Access:
         server: Address of the API server, without a trailing slash.
         namespace: The namespace of the context or of the pod.
         is_inside: Whether these are the credentials of the pod that the worker runs in.
+        home: Tells one Kubernetes from another, without a request and without any right in it.
         config: lightkube's configuration.
     """
 
     server: str
     namespace: str
     is_inside: bool
+    home: str
     config: "SingleConfig" = field(repr=False)
 
     def authentication(self) -> "httpx2.Auth | None":
@@ -156,8 +164,29 @@ def load_access(kubeconfig: Kubeconfig | None) -> Access:
         server=found.cluster.server.rstrip("/"),
         namespace=found.namespace,
         is_inside=kubeconfig is None and (token_file or "").startswith(SERVICE_ACCOUNT + "/"),
+        home=_home_of(found),
         config=found,
     )
+
+
+def _home_of(found: "SingleConfig") -> str:
+    """Return 12 hex digits of the authority that signs for the API server; of its URL without one.
+
+    Each Kubernetes has an authority of its own, and says so inside and outside alike. Its URL says
+    less: in the pods of many it is https://10.96.0.1:443.
+    """
+    cluster = found.cluster
+    authority = ""
+    try:
+        if cluster.certificate_auth:
+            authority = Path(found.abs_file(cluster.certificate_auth)).read_text()
+        elif cluster.certificate_auth_data:
+            authority = base64.b64decode(cluster.certificate_auth_data).decode()
+    except (OSError, ValueError):
+        pass  # `Access.tls` says so
+    certificates = sorted("".join(text.split()) for text in _CERTIFICATE.findall(authority))
+    named = "\n".join(certificates) or cluster.server.rstrip("/")
+    return hashlib.sha256(named.encode()).hexdigest()[:12]
 
 
 def _check_server(server: str) -> None:

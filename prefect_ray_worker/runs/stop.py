@@ -16,11 +16,13 @@ from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import JobNotFound, JobsApiError, KubernetesError
+from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import JobStatus
+from prefect_ray_worker.runs.recovery.labels import recorded_pid
 from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.shared.backoff import Backoff
-from prefect_ray_worker.shared.ids import InfrastructurePid, is_job_of, run_in
+from prefect_ray_worker.shared.ids import ClusterRef, InfrastructurePid, is_job_of, run_in
 
 _log = logging.getLogger("prefect.workers.ray.cancelling")
 
@@ -132,12 +134,16 @@ def pid_of_job(infrastructure_pid: str, labels: Mapping[str, str]) -> Infrastruc
 
 
 async def cluster_of_pid(
-    sources: ClusterSources, pid: InfrastructurePid, configuration: RayJobConfiguration
+    sources: ClusterSources,
+    flow_runs: FlowRuns,
+    pid: InfrastructurePid,
+    configuration: RayJobConfiguration,
 ) -> Cluster:
     """Return the cluster that a run's infrastructure pid names.
 
     Args:
         sources: Where clusters come from.
+        flow_runs: Asked where the cluster was made if it is not where this worker looks.
         pid: The pid.
         configuration: Of the run.
 
@@ -151,15 +157,25 @@ async def cluster_of_pid(
         cluster = await sources.find(configuration, pid.submission_id, pid.cluster)
     except KubernetesError as exc:
         raise InfrastructureNotAvailable(str(exc)) from exc
+    configured = cluster.ref if cluster else "no running cluster"
     if cluster is None and plan.names(pid.cluster):
-        raise InfrastructureNotFound(f"The cluster {pid.cluster} is gone, and its job with it.")
+        if plan.names(await _as_recorded(flow_runs, pid)):
+            raise InfrastructureNotFound(f"The cluster {pid.cluster} is gone, and its job with it.")
+        configured = "another Kubernetes"
     if cluster is None or cluster.ref != pid.cluster:
-        configured = cluster.ref if cluster else "no running cluster"
         raise InfrastructureNotAvailable(
             f"The job is on the Ray cluster {pid.cluster}, and this worker is configured for "
             f"{configured}."
         )
     return cluster
+
+
+async def _as_recorded(flow_runs: FlowRuns, pid: InfrastructurePid) -> ClusterRef:
+    """Return the cluster of a pid, with its home if the run's labels say so."""
+    run_id = run_in(pid.submission_id)
+    run = None if run_id is None else await flow_runs.read(run_id)
+    recorded = run and recorded_pid(str(pid), run.labels, pid.submission_id)
+    return recorded.cluster if recorded else pid.cluster
 
 
 async def kill_job(

@@ -5,7 +5,7 @@ Pure, so that two workers, or one worker asked twice, come to the same names.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 from urllib.parse import urldefrag
@@ -57,10 +57,13 @@ class ClusterRef:
     Attributes:
         kind: `address`, or the kind of name that follows.
         name: The address of the dashboard, or the cluster's name among those of its kind.
+        home: Which of several places of that kind has it, for example which Kubernetes; None if
+            that is not known. Not part of the text, and not compared: a uid says more.
     """
 
     kind: str
     name: str
+    home: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return self.name if self.kind == _ADDRESS else f"{self.kind}:{self.name}"
@@ -70,12 +73,16 @@ class ClusterRef:
         """The reference that was known before the cluster existed: without the uid."""
         if self.kind == _ADDRESS:
             return self
-        return ClusterRef(self.kind, self.name.partition("@")[0])
+        return ClusterRef(self.kind, self.name.partition("@")[0], self.home)
 
     def may_be(self, other: "ClusterRef") -> bool:
         """Return whether both can be to one cluster: one of them may lack the uid."""
         uids = {self.uid, other.uid} - {None}
         return self.planned == other.planned and len(uids) <= 1
+
+    def may_be_at(self, home: str | None) -> bool:
+        """Return whether the cluster can be at a place: also if either is not known."""
+        return None in (self.home, home) or self.home == home
 
     @property
     def uid(self) -> str | None:

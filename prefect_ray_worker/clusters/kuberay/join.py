@@ -325,7 +325,7 @@ class Joining:
 
     async def _name(self, name: str) -> None:
         """Record on the run which cluster comes next, unless the record says so."""
-        ref = ref_of(self.namespace, name)
+        ref = ref_of(self.namespace, name, home=self.client.access.home)
         if self._named is None or self._named.planned != ref:
             await self.progress.will_use(ref)
             self._named = ref

@@ -16,9 +16,18 @@ KIND = "kuberay"
 _TOKEN_KEY = "auth_token"  # noqa: S105 (the key of a Secret, `utils/constant.go` of KubeRay 1.5)
 
 
-def ref_of(namespace: str, name: str, uid: str | None = None) -> ClusterRef:
-    """Return the reference to a RayCluster; without a uid it is a planned one."""
-    return ClusterRef(KIND, f"{namespace}/{name}{f'@{uid}' if uid else ''}")
+def ref_of(
+    namespace: str, name: str, uid: str | None = None, home: str | None = None
+) -> ClusterRef:
+    """Return the reference to a RayCluster; without a uid it is a planned one.
+
+    Args:
+        namespace: Its namespace.
+        name: Its name.
+        uid: Its uid.
+        home: Which Kubernetes has it (`Access.home`), in a reference that is written on a run.
+    """
+    return ClusterRef(KIND, f"{namespace}/{name}{f'@{uid}' if uid else ''}", home)
 
 
 def place_in(ref: ClusterRef) -> tuple[str, str]:
@@ -52,7 +61,7 @@ async def reached(client: KubernetesClient, cluster: RayClusterObject, asked: Ku
             namespace=cluster.namespace, name=cluster.name
         ).rstrip("/")
     return Cluster(
-        ref_of(cluster.namespace, cluster.name, cluster.uid),
+        ref_of(cluster.namespace, cluster.name, cluster.uid, client.access.home),
         _connection(client, cluster, asked, token, published),
         is_on_demand=True,
         is_for_one_run=cluster.labels.get(SCOPE_LABEL) != SHARED,

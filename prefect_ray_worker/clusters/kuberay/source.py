@@ -126,7 +126,8 @@ class KubeRayClusters:
         key = _key_of(asked.kubeconfig)
         client = await self._client(key)
         namespace = _allowed(asked.namespace or client.access.namespace)
-        own = None if job_id is None else ref_of(namespace, cluster_name(job_id))
+        home = client.access.home
+        own = None if job_id is None else ref_of(namespace, cluster_name(job_id), home=home)
         ref = _kept(recorded, own, namespace)
         # The record of an attempt counts, whatever its configuration says by now.
         alone = asked.scope == "run" if ref is None else ref == own
@@ -141,6 +142,7 @@ class KubeRayClusters:
             ref,
             is_on_demand=True,
             is_for_one_run=alone,
+            home=home,
             asked=asked,
             client=client,
             namespace=namespace,
@@ -194,7 +196,7 @@ class KubeRayClusters:
     async def why_gone(self, ref: ClusterRef) -> str | None:
         """Return why a cluster is certainly gone, as a clause."""
         client = self._homes.get(ref.planned)
-        if client is None:
+        if client is None or not ref.may_be_at(client.access.home):
             return None
         namespace, name = place_in(ref)
         try:

@@ -29,7 +29,11 @@ from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.runs.follow import Follower
 from prefect_ray_worker.runs.judge import of_deleted_cluster
 from prefect_ray_worker.runs.provide import Own, Provision
-from prefect_ray_worker.runs.recovery.labels import labelled_cluster, unfinished_label
+from prefect_ray_worker.runs.recovery.labels import (
+    labelled_cluster,
+    recorded_pid,
+    unfinished_label,
+)
 from prefect_ray_worker.runs.recovery.ownership import Place
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import (
@@ -118,7 +122,7 @@ class Adoption:
         Raises:
             Exception: The Prefect API did not answer.
         """
-        pid = InfrastructurePid.of_job(run.infrastructure_pid, job_of_attempt(run.id, attempt))
+        pid = recorded_pid(run.infrastructure_pid, run.labels, job_of_attempt(run.id, attempt))
         named = pid.cluster if pid is not None else labelled_cluster(run.labels, attempt)
         if pid is not None and pid.cluster in self._services.clusters.refs:
             return Place.OURS

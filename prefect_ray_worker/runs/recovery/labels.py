@@ -5,9 +5,14 @@ for programs; no page of the UI shows them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from prefect_ray_worker.shared.ids import UNFINISHED_LABEL, ClusterRef
+from prefect_ray_worker.shared.ids import (
+    UNFINISHED_LABEL,
+    ClusterRef,
+    InfrastructurePid,
+    attempt_in,
+)
 
 OWNER_LABEL = "prefect-ray-worker.owner"
 """Label of a flow run: `<attempt> <process> <host or -> <worker name>`.
@@ -22,6 +27,9 @@ UPLOADING_LABEL = "prefect-ray-worker.uploading"
 
 CLUSTER_LABEL = "prefect-ray-worker.cluster"
 """Label of a flow run: `<attempt> <cluster>`. The cluster that gets the attempt's job."""
+
+HOME_LABEL = "prefect-ray-worker.cluster-home"
+"""Label of a flow run: `<attempt> <home>`. Which Kubernetes has that cluster, for example."""
 
 # Set by Prefect's own worker after its claim, before our label (3.8.8).
 _SUBMITTER_LABEL = "prefect.worker.name"
@@ -100,7 +108,11 @@ def owner_labels(
         host: The machine whose own Ray gets the job, if no other machine can ask that Ray.
     """
     labels = {**claimed_by(worker, attempt, host), **unfinished_label(attempt, True)}
-    return labels if cluster is None else {**labels, CLUSTER_LABEL: f"{attempt} {cluster}"}
+    if cluster is not None:
+        labels[CLUSTER_LABEL] = f"{attempt} {cluster}"
+        if cluster.home is not None:
+            labels[HOME_LABEL] = f"{attempt} {cluster.home}"
+    return labels
 
 
 def unfinished_label(attempt: str, unfinished: bool) -> dict[str, str]:
@@ -122,9 +134,28 @@ def labelled_cluster(labels: Mapping[str, object], attempt: str) -> ClusterRef |
     if labelled != attempt:
         return None
     try:
-        return ClusterRef.parse(cluster)
+        return replace(ClusterRef.parse(cluster), home=home_in(labels, attempt))
     except ValueError:
         return None
+
+
+def recorded_pid(
+    text: str | None, labels: Mapping[str, object], submission_id: str
+) -> InfrastructurePid | None:
+    """Return what a run's `infrastructure_pid` says of a job; None if it names another.
+
+    The labels add what the text does not say: the home of the job's cluster.
+    """
+    pid = InfrastructurePid.of_job(text, submission_id)
+    if pid is None:
+        return None
+    return replace(pid, cluster=replace(pid.cluster, home=home_in(labels, submission_id)))
+
+
+def home_in(labels: Mapping[str, object], submission_id: str) -> str | None:
+    """Return which of several places has the cluster of a job; None if no label says so."""
+    labelled, _, home = str(labels.get(HOME_LABEL, "")).partition(" ")
+    return home or None if labelled == attempt_in(submission_id) else None
 
 
 def labelled_owner(labels: Mapping[str, object]) -> tuple[str, Owner] | None:

@@ -35,6 +35,7 @@ from prefect_ray_worker.runs.recovery.labels import (
     labelled_owner,
     labelled_owner_of,
     owner_in,
+    recorded_pid,
     submitter_in,
 )
 from prefect_ray_worker.runs.recovery.ownership import REMEMBER_SECONDS, Decision, Facts, decide
@@ -44,7 +45,6 @@ from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.shared.backoff import Backoff, jittered
 from prefect_ray_worker.shared.ids import (
     STARTING,
-    InfrastructurePid,
     attempt_in,
     attempt_name,
     job_of_attempt,
@@ -345,7 +345,7 @@ class Reconciler:
             owner = owner_in(run.labels, attempt_in(job_id))
             # What is followed already needed the label only.
             if owner.instance == self._me.instance and job_id not in self._followed:
-                pid = InfrastructurePid.of_job(run.infrastructure_pid, job_id)
+                pid = recorded_pid(run.infrastructure_pid, run.labels, job_id)
                 claimed.append(OrphanedRun(run, job_id, pid))
         return claimed
 

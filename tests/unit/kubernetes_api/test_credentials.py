@@ -237,6 +237,25 @@ async def test_in_a_pod_the_service_account_comes_first(
             assert await client.version() == "v1.36.2"
             assert client.access.is_inside
             assert client.access.namespace == "of-the-pod"
+            assert client.access.home == await home("https://from-outside:6443", authority)
+
+
+async def home(server: str, authority: trustme.CA | None = None) -> str:
+    content = block()
+    cluster = content["clusters"][0]["cluster"] = {"server": server}
+    if authority is not None:
+        data = base64.b64encode(authority.cert_pem.bytes()).decode()
+        cluster["certificate-authority-data"] = data
+    async with KubernetesClient(Kubeconfig.of_block(content)) as client:
+        return client.access.home
+
+
+async def test_one_kubernetes_is_told_from_another_by_its_authority_or_else_its_url() -> None:
+    here, there = "https://10.96.0.1:443", "https://kube:6443"
+    one, two = trustme.CA(), trustme.CA()
+    assert await home(here, one) == await home(there, one)
+    assert await home(here, one) != await home(here, two), "the URL in the pods of many"
+    assert await home(here) == await home(f"{here}/") != await home(there)
 
 
 async def test_another_authority_is_not_trusted() -> None:

@@ -1,5 +1,7 @@
 """What workers write on a run for each other, and what they read from it."""
 
+from uuid import UUID
+
 import pytest
 
 from prefect_ray_worker.runs.recovery.labels import (
@@ -14,9 +16,10 @@ from prefect_ray_worker.runs.recovery.labels import (
     labelled_owner,
     owner_in,
     owner_labels,
+    recorded_pid,
     unfinished_label,
 )
-from prefect_ray_worker.shared.ids import ClusterRef
+from prefect_ray_worker.shared.ids import ClusterRef, InfrastructurePid, job_of_attempt
 
 ME = Worker("RayWorker me", "aaa", "here")
 ATTEMPT, OTHER = "0123456789ab", "ba9876543210"
@@ -84,6 +87,24 @@ def test_a_cluster_that_is_still_to_be_started_has_no_label() -> None:
     labels = owner_labels(ME, ATTEMPT, None, None)
     assert labelled_cluster(labels, ATTEMPT) is None
     assert owner_in(labels, ATTEMPT).host is None
+
+
+def test_a_run_says_which_of_several_places_has_its_cluster() -> None:
+    ref = ClusterRef("kuberay", "ray/a", home="0011")
+    labels = owner_labels(ME, ATTEMPT, ref, None)
+    job_id = job_of_attempt(UUID(int=1), ATTEMPT)
+    pid = str(InfrastructurePid(ClusterRef("kuberay", "ray/a@uid"), job_id))
+    recorded = recorded_pid(pid, labels, job_id)
+    labelled = labelled_cluster(labels, ATTEMPT)
+    assert recorded is not None
+    assert labelled is not None
+    assert recorded.cluster.home == labelled.home == "0011"
+    assert recorded.cluster.may_be_at("0011")
+    assert not recorded.cluster.may_be_at("2233")
+    later = job_of_attempt(UUID(int=1), OTHER)
+    recorded = recorded_pid(pid.replace(ATTEMPT, OTHER), labels, later)
+    assert recorded is not None
+    assert recorded.cluster.may_be_at("2233"), "an earlier attempt's cluster was elsewhere"
 
 
 @pytest.mark.parametrize("label", ["", ATTEMPT, f"{ATTEMPT} ", f"{ATTEMPT} head", 7])
