@@ -78,7 +78,7 @@ async def test_a_running_flow_ends_and_the_state_stays(
 
 @pytest.mark.parametrize(
     ("state", "name", "hook"),
-    [STATES[0], STATES[3], *(pytest.param(*s, marks=pytest.mark.extra) for s in STATES[1:3])],
+    [STATES[3], *(pytest.param(*s, marks=pytest.mark.extra) for s in STATES[:3])],
 )
 async def test_the_end_of_a_flow_never_overwrites_it(
     here: Pool, tmp_path: Path, state: StateType, name: str, hook: str

@@ -72,6 +72,7 @@ async def test_embedded_ray_outlives_its_worker_while_jobs_run(
     assert await cluster.find() is None
 
 
+@pytest.mark.extra
 async def test_a_head_whose_user_has_a_token_is_reached_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

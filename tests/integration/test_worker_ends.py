@@ -89,7 +89,7 @@ async def test_stopped_worker_does_not_give_up_what_another_one_has(stage: Stage
     assert {labels[OWNER_LABEL], labels[f"{OWNER_LABEL}.{attempt}"]} == {of_other}
 
 
-@pytest.mark.parametrize("takes_over", [True, False])
+@pytest.mark.parametrize("takes_over", [True, pytest.param(False, marks=pytest.mark.extra)])
 async def test_woken_worker_after_the_next_attempt_has_begun_elsewhere(
     stage: Stage, tmp_path: Path, takes_over: bool
 ) -> None:

@@ -123,4 +123,3 @@ def test_commands_need_no_import_by_the_user(prefect_settings: None, tmp_path: P
     prefect("work-pool", "get-default-base-job-template", "--type", "ray", "--file", str(template))
     assert '"entrypoint_num_cpus"' in template.read_text()
     assert name in prefect("work-pool", "create", name, "--type", "ray")
-    prefect("work-pool", "delete", name)

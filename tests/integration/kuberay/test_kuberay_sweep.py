@@ -1,19 +1,17 @@
 """What no run needs any more is deleted, by a worker or by the command that a CronJob calls."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
-import anyio
 import pytest
 from prefect.client.schemas.objects import StateType
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
 from prefect_ray_worker.clusters.kuberay.manifest import cluster_name, ray_cluster
+from prefect_ray_worker.commands.sweep import sweep
 from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.doctor.kuberay import probe_of
+from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from tests.integration.kuberay.stage import KUBERAY, KubeRayStage
 from tests.waiting import wait_until
@@ -51,32 +49,32 @@ def set_age(stage: KubeRayStage, name: str, age: float) -> None:
     document["metadata"]["creationTimestamp"] = created.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-async def swept(stage: KubeRayStage, pool: str | None = None) -> tuple[int, str]:
-    command = [
-        sys.executable,
-        "-m",
-        "prefect_ray_worker",
-        "sweep",
-        "--pool",
-        pool or stage.pool.name,
-    ]
-    env = {
-        **os.environ,
-        "PREFECT_API_URL": PREFECT_API_URL.value(),
-        "PREFECT_HOME": str(PREFECT_HOME.value()),
-    }
-    done = await anyio.run_process(command, env=env, check=False, stderr=subprocess.STDOUT)
-    return done.returncode, done.stdout.decode()
+Swept = Callable[..., Awaitable[tuple[int, str]]]
 
 
-async def test_the_command_deletes_what_no_run_needs_and_nothing_else(stage: KubeRayStage) -> None:
+@pytest.fixture
+def swept(stage: KubeRayStage, capsys: pytest.CaptureFixture[str]) -> Swept:
+    """A function that sweeps as the command does; returns its exit code and what it says."""
+
+    async def swept(pool: str = stage.pool.name) -> tuple[int, str]:
+        capsys.readouterr()
+        code = await sweep(pool=pool)
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return swept
+
+
+async def test_the_command_deletes_what_no_run_needs_and_nothing_else(
+    stage: KubeRayStage, swept: Swept
+) -> None:
     waiting = await stage.start()
     await stage.play(waiting, StateType.RUNNING)
     needed = await left_behind(stage, waiting, age=1000)
     young = await left_behind(stage, uuid4(), age=10)
     old = await left_behind(stage, uuid4(), age=1000)
     too_old = await left_behind(stage, await stage.start(), age=1000, max_lifetime_seconds=100)
-    code, said = await swept(stage)
+    code, said = await swept()
     assert code == 0, said
     assert f"Deleting the RayCluster ray/{old}: its flow run was deleted." in said
     assert f"Deleting the RayCluster ray/{too_old}: it is older than 100 s" in said
@@ -88,10 +86,10 @@ async def test_the_command_deletes_what_no_run_needs_and_nothing_else(stage: Kub
         description="the end of two clusters",
     )
     assert {needed, young} <= set(stage.kubernetes.clusters())
-    assert await swept(stage) == (0, "There is nothing to delete.\n")
+    assert await swept() == (0, "There is nothing to delete.\n")
 
 
-async def test_the_probe_of_a_killed_doctor_is_deleted(stage: KubeRayStage) -> None:
+async def test_the_probe_of_a_killed_doctor_is_deleted(stage: KubeRayStage, swept: Swept) -> None:
     names: list[str] = []
     async with KubernetesClient() as client:
         for _ in range(2):
@@ -101,20 +99,17 @@ async def test_the_probe_of_a_killed_doctor_is_deleted(stage: KubeRayStage) -> N
             names.append(created.name)
     old, present = names
     set_age(stage, old, 1000)
-    code, said = await swept(stage)
+    code, said = await swept()
     assert code == 0, said
     assert said == f"Deleting the RayCluster ray/{old}: a doctor has left it.\n"
     await wait_until(lambda: old not in stage.kubernetes.clusters(), description="its end")
     assert present in stage.kubernetes.clusters()
 
 
-async def test_the_command_says_what_it_cannot_do(stage: KubeRayStage) -> None:
-    code, said = await swept(stage, "no-such-pool")
-    assert (code, said) == (
-        2,
-        "There is no work pool 'no-such-pool'. `prefect work-pool ls` lists them.\n",
-    )
+async def test_the_command_says_what_it_cannot_do(stage: KubeRayStage, swept: Swept) -> None:
+    with pytest.raises(InvalidConfiguration, match=r"no work pool 'no-such-pool'\. `prefect work-"):
+        await swept("no-such-pool")
     stage.kubernetes.worker.take_away("rayclusters", "list")
-    code, said = await swept(stage)
+    code, said = await swept()
     assert code == 1
     assert "must not list rayclusters.ray.io" in said
