@@ -179,21 +179,32 @@ class Follower:
         if self._submitter.was_there:
             await self._narrator.recall()
         with (
-            attempt.cluster.poller.watch(attempt.job_id) as watch,
             self._services.cancelling.attended(attempt.run_id),
             self._services.settled_outside.attended(attempt.run_id),
             self._services.slots.kept(attempt.lease_id, attempt.run_id, attempt.log),
             closing(self._narrator),
         ):
-            watched = self._at_first()
+            watched, decided = self._at_first(), None
+            while decided is None:
+                watched, decided = await self._watch_submission(watched)
+            await self._narrator.ended(watched, decided)
+            return decided
+
+    async def _watch_submission(self, watched: Watched) -> tuple[Watched, Outcome | None]:
+        """Watch until something is decided, or Ray has accepted the job after all.
+
+        A job that has just been accepted needs a new watch. To the old one a look can still come
+        that began before, and did not find the job.
+        """
+        had_arrived = self._submitter.has_arrived
+        with self.attempt.cluster.poller.watch(self.attempt.job_id) as watch:
             while True:
                 before, watched = watched, self._with(await watch.next(), watched)
                 self._last = watched
                 self._narrator.tell(before, watched)
                 watched, decided = await self._act(watched)
-                if decided is not None:
-                    await self._narrator.ended(watched, decided)
-                    return decided
+                if decided is not None or self._submitter.has_arrived != had_arrived:
+                    return watched, decided
 
     async def prevent_start(self) -> None:
         """Stop the job again should it ever start: Ray does not keep a queued stop for good."""

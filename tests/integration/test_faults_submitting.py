@@ -100,6 +100,22 @@ async def test_unsettled_that_never_arrived_is_submitted_again(stage: Stage) -> 
         assert len(stage.jobs_of(run_id)) == 1
 
 
+async def test_looks_from_before_the_second_submission_do_not_count(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head that waited for its agent took the job late; a look from before made it lost."""
+    set_timing(monkeypatch, submit_patience=3.0)
+    async with unsettled(stage) as run_id:
+        slow = stage.ray.faults.add(Fault(*SUBMIT, kind=Kind.SLOW, delay=1.5))
+        stage.ray.faults.keep_last()
+        await wait_until(lambda: slow.hits, description="the second submission")
+        stage.ray.requests.reset()
+        await stage.pool.wait_for_log(run_id, "is RUNNING")
+        assert stage.ray.requests.number_of("GET") >= 2, "it was looked for meanwhile"
+        assert len(stage.jobs_of(run_id)) == 1
+        assert await stage.pool.state(run_id) == StateType.PENDING
+
+
 @pytest.mark.usefixtures("impatient")
 async def test_unsettled_and_taken_at_last_is_lost_and_not_run_twice(stage: Stage) -> None:
     """Once Ray has answered a submission, a missing job may have run and is not repeated."""
