@@ -232,7 +232,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             settled_outside=self._attendance.settled_outside,
             unsubmitted=self._attendance.unsubmitted,
             waiting=WaitingRuns(flow_runs, self.timing),
-            slots=DeploymentSlots.of(flow_runs, interval=self.timing.slot_interval),
+            slots=DeploymentSlots.of(flow_runs, self.client, interval=self.timing.slot_interval),
             lease=Lease(me.instance, flow_runs, self._followed, seconds=lease_seconds),
             delivery=Delivery(settings.node_secrets, settings.send_secrets),
             ship_driver=settings.ship_driver,

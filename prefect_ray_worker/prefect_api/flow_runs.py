@@ -45,9 +45,6 @@ _REQUESTS_AT_ONCE = 12
 # The server refuses more, and the client's own default as well (3.8.8).
 _PAGE_OF_EVENTS = 50
 
-# What flow engines ask for (3.8.8). Long enough for another worker to take over from this one.
-_LEASE_SECONDS = 300.0
-
 INFRASTRUCTURE_PENDING = "InfrastructurePending"
 """Name of the Pending state of a run whose job has not started: Prefect's own."""
 DEPLOYMENT_SLOT_LOST = "DeploymentSlotLost"
@@ -269,17 +266,6 @@ class FlowRuns:
     async def some(self, flow_run_ids: Collection[UUID]) -> dict[UUID, ActiveRun]:
         """Return some runs, in whatever state they are, without those that were deleted."""
         return await runs_by_id(self._client, flow_run_ids)
-
-    async def renew_slot(self, lease_id: UUID) -> bool:
-        """Renew the lease of a slot of a concurrency limit; return whether the server has it."""
-        try:
-            async with self._requests:
-                await self._client.renew_concurrency_lease(lease_id, _LEASE_SECONDS)
-        except PrefectHTTPStatusError as exc:
-            if exc.response.status_code == int(httpx.codes.GONE):
-                return False
-            raise
-        return True
 
     async def shows_life(self, flow_run_id: UUID, *, within: float) -> bool:
         """Say whether the run has logged a line or changed its state in the last seconds."""

@@ -46,7 +46,7 @@ async def begin(
             return None
         job_id = submission_id(flow_run.id, present_claim(history) or flow_run.id)
         lease_id = slot_lease_in(history)
-        with followed.submitting(job_id), services.slots.kept(lease_id, flow_run.id, logger):
+        with followed.submitting(job_id), services.slots.kept(lease_id, flow_run, logger):
             provision = Provision(services, own, flow_run, configuration, job_id)
             cluster = await provision.cluster(may_start=may_start)
             if cluster is None:

@@ -181,7 +181,7 @@ class Follower:
         with (
             self._services.cancelling.attended(attempt.run_id),
             self._services.settled_outside.attended(attempt.run_id),
-            self._services.slots.kept(attempt.lease_id, attempt.run_id, attempt.log),
+            self._services.slots.kept(attempt.lease_id, attempt.flow_run, attempt.log),
             closing(self._narrator),
         ):
             watched, decided = self._at_first(), None

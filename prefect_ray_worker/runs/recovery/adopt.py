@@ -147,7 +147,7 @@ class Adoption:
         with self._followed.submitting(found.job_id):
             try:
                 lease_id = await waiting_slot_lease(self._services, found)
-                with self._services.slots.kept(lease_id, found.flow_run.id, self._log_of(found)):
+                with self._services.slots.kept(lease_id, found.flow_run, self._log_of(found)):
                     follower = await self._follower(found)
             except Exception as exc:
                 if not _is_passing(exc):

@@ -12,7 +12,7 @@ from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.states import Pending, Scheduled
 
-from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
+from prefect_ray_worker.prefect_api.slot_leases import SlotLeases
 from prefect_ray_worker.runs.recovery.labels import labelled_owner
 from prefect_ray_worker.runs.run import slot_lease_in
 from tests.fake_kubernetes import NO_NODE, Fault, Kind, Script
@@ -122,13 +122,13 @@ async def test_an_heir_keeps_the_deployments_slot_while_the_cluster_starts(
     """The lease ended, and a second run of the deployment began."""
     set_timing(monkeypatch, slot_interval=0.5)
     renewed: list[UUID] = []
-    renew = FlowRuns.renew_slot
+    renew = SlotLeases.renew
 
-    async def counted(self: FlowRuns, lease_id: UUID) -> bool:
+    async def counted(self: SlotLeases, lease_id: UUID, deployment_id: UUID | None) -> bool:
         renewed.append(lease_id)
-        return await renew(self, lease_id)
+        return await renew(self, lease_id, deployment_id)
 
-    monkeypatch.setattr(FlowRuns, "renew_slot", counted)
+    monkeypatch.setattr(SlotLeases, "renew", counted)
     stage.kubernetes.scripts.default = waits = Script(unschedulable=NO_NODE)
     pool, client = stage.pool, stage.pool.client
     deployment = await pool.deploy("adds", job_variables={"kuberay": KUBERAY})

@@ -7,12 +7,13 @@ from uuid import UUID, uuid4
 
 import anyio
 import pytest
+from prefect.client.schemas.objects import FlowRun
 
 from prefect_ray_worker.runs.slots import DeploymentSlots
 from tests.waiting import wait_until
 
 INTERVAL = 0.05
-RUN = uuid4()
+RUN = FlowRun(id=uuid4(), flow_id=uuid4(), deployment_id=uuid4())
 LOG = logging.getLogger("tests.slots")
 
 
@@ -25,7 +26,8 @@ class Leases:
         self.shown: list[tuple[UUID, str]] = []
         self.waits: bool | Exception = True
 
-    async def renew(self, lease_id: UUID) -> bool:
+    async def renew(self, lease_id: UUID, deployment_id: UUID | None) -> bool:
+        assert deployment_id == RUN.deployment_id
         self.renewed.append(lease_id)
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -80,7 +82,7 @@ async def test_a_lost_lease_is_said_once_with_the_settings_to_raise(
             await anyio.sleep(INTERVAL * 4)
     assert len(leases.renewed) == 1
     ((run, message),) = leases.shown
-    assert run == RUN
+    assert run == RUN.id
     assert "grace_period_seconds" in message
     said = [record.message for record in caplog.records if record.name == LOG.name]
     assert said == ([message] if waits else [])
