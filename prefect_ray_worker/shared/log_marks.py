@@ -23,9 +23,10 @@ END_OF_OUTPUT = "The flow prints no more."
 
 HIGHEST_LEVEL = 99
 """The level of a mark for all records at or above it."""
-# 11.5 days: longer than any delay between a line and its reading.
-_CYCLE_MS = 1_000_000_000
-_MARK = re.compile(r"\x1b\[9([01])(\d\d);9(\d{3});9(\d{3});9(\d{3})m")
+# 31 years: a worker that takes a job over reads its log again from the beginning.
+_DIGITS = 12
+# The time of older releases had nine digits: 11.5 days.
+_MARK = re.compile(r"\x1b\[9([01])(\d\d);9(\d{3});9(\d{3});9(\d{3})(?:;9(\d{3}))?m")
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,10 @@ def mark(text: str, *, seal: str, is_sent: bool, level: int, when: float) -> str
         level: Its level; above 99 it counts as 99.
         when: Its time, in seconds since the epoch.
     """
-    ms = f"{int(when * 1000) % _CYCLE_MS:09}"
+    ms = f"{int(when * 1000) % 10**_DIGITS:0{_DIGITS}}"
     level = min(max(level, 0), HIGHEST_LEVEL)
-    sign = f"{seal}\x1b[9{int(is_sent)}{level:02};9{ms[:3]};9{ms[3:6]};9{ms[6:]}m"
+    time = "".join(f";9{ms[i : i + 3]}" for i in range(0, _DIGITS, 3))
+    sign = f"{seal}\x1b[9{int(is_sent)}{level:02}{time}m"
     return sign + text.replace("\n", "\n" + sign)
 
 
@@ -91,8 +93,8 @@ def find_mark(line: str, *, seal: str, now_ms: int) -> "tuple[str, Mark, str] | 
     Args:
         line: One line of the log, with its ANSI sequences.
         seal: The attempt's; empty to find the mark of a driver that was older than seals.
-        now_ms: About when it was read, in milliseconds since the epoch: a mark does not say in
-            which fortnight it was made.
+        now_ms: About when it was read, in milliseconds since the epoch: a mark leaves out the
+            digits before its last twelve.
     """
     if seal:
         start = line.find(seal)
@@ -102,6 +104,8 @@ def find_mark(line: str, *, seal: str, now_ms: int) -> "tuple[str, Mark, str] | 
         start = found.start() if found else 0
     if found is None:
         return None
-    sent, level, *ms = found.groups()
-    age = (now_ms - int("".join(ms)) + _CYCLE_MS // 2) % _CYCLE_MS - _CYCLE_MS // 2
+    sent, level, *ms = found.groups("")
+    digits = "".join(ms)
+    cycle = 10 ** len(digits)
+    age = (now_ms - int(digits) + cycle // 2) % cycle - cycle // 2
     return line[:start], Mark(sent == "1", int(level), now_ms - age), line[found.end() :]

@@ -163,3 +163,16 @@ def test_nodes_clock_may_be_wrong(small: None, hours: int) -> None:
     assert prefect.shown == shape_whole(stream)
     ahead = max(log.timestamp for log in prefect.logs) - datetime.now(UTC)
     assert ahead < timedelta(hours=24, minutes=1)
+
+
+def test_a_line_after_weeks_is_not_from_tomorrow(small: None) -> None:
+    """A worker that reads a log again took a mark of eleven days ago for one of tomorrow."""
+    days = range(30, 0, -1)
+    records = [
+        mark(f"{day} days ago", seal="", is_sent=True, level=20, when=time.time() - day * 86_400)
+        for day in days
+    ]
+    prefect = run(forward("\n".join([*records, "tick\n"]).encode(), [], [], [], [1000]))
+    (tick,) = prefect.logs
+    assert tick.message == "tick"
+    assert tick.timestamp <= datetime.now(UTC)

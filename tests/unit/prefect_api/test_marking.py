@@ -114,8 +114,14 @@ def test_mark_is_invisible_in_rays_dashboard() -> None:
     assert ansi.sub(b"", text.encode()) == b"text"
 
 
+def test_a_mark_of_an_older_release_has_a_shorter_time() -> None:
+    line = f"{SEAL}\x1b[9120;9{NOW_MS // 10**6 % 1000:03};9{NOW_MS // 1000 % 1000:03};9007mtext"
+    when = NOW_MS // 1000 * 1000 + 7
+    assert find_mark(line, seal=SEAL, now_ms=NOW_MS) == ("", Mark(True, 20, when), "text")
+
+
 def test_time_of_a_mark_is_right_around_the_turn_of_its_cycle() -> None:
-    for when in (999_999_999, 1_000_000_000, 1_000_000_001):
+    for when in (10**12 - 1, 10**12, 10**12 + 1):
         line = mark("x", seal=SEAL, is_sent=True, level=20, when=when / 1000)
         for now in (when - 5000, when + 5000):
             found = find_mark(line, seal=SEAL, now_ms=now)
