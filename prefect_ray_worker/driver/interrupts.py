@@ -28,7 +28,12 @@ from prefect_ray_worker.driver.signals import Termination, raise_in_thread
 from prefect_ray_worker.driver.state_guard import StateGuard, crash_with
 from prefect_ray_worker.prefect_api.compat.flows import set_termination_intent
 from prefect_ray_worker.prefect_api.compat.tasks import end_task_threads
-from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, attempt_name, present_claim
+from prefect_ray_worker.shared.ids import (
+    INFRASTRUCTURE_RETRY,
+    attempt_name,
+    overdue_label,
+    present_claim,
+)
 from prefect_ray_worker.shared.run_rules import Patience
 
 # As Prefect's own executor does when its event subscription is down (3.8.8).
@@ -237,5 +242,7 @@ class InterruptWatch:
             if self._guard.is_ending or run is None:
                 return "relinquish"
             return "settled" if self._guard.notice(run) is not None else "relinquish"
+        if run is not None and overdue_label(self._attempt) in run.labels:
+            return None  # another attempt would exceed the limit as well
         behavior = os.environ.get("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", "").lower()
         return _BEHAVIORS.get(behavior)

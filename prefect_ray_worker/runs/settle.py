@@ -1,5 +1,6 @@
 """`Settlement`: carries out a verdict on an attempt's job, up to the settled state of its run."""
 
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -20,11 +21,14 @@ from prefect_ray_worker.runs.run import RunAttempt
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.stop import Stopping, stop_and_confirm
 from prefect_ray_worker.runs.watch import Watched
+from prefect_ray_worker.shared.ids import attempt_in, overdue_label
 from prefect_ray_worker.shared.resources import Asked
 
 # Paused: in its process, or suspended; a suspended run has another claim when it resumes.
 _ATTEMPT_GOES_ON = (*GOES_ON, StateType.PAUSED)
 
+# A job that is overdue is stopped even if Prefect is away.
+_LABEL_SECONDS = 10.0
 # Between this machine and the driver's node.
 _CLOCKS_DIFFER = timedelta(seconds=5)
 
@@ -256,12 +260,22 @@ class Settlement:
 
     async def _stop_overdue(self, decided: Outcome) -> Outcome | None:
         self._log.warning("%s", decided.message)
+        await self._label_overdue()
         stopping = await self.stop()
         if stopping in (Stopping.UNCONFIRMED, Stopping.UNREACHABLE):
             self._log.warning("The Ray Job has not ended yet (%s). Trying again.", stopping.value)
             return None
         # The stop makes the engine report a crash of its own; the limit is the better message.
         return await self.settle(decided, rename=True)
+
+    async def _label_overdue(self) -> None:
+        """Have the driver crash the run, even if it reschedules runs after a SIGTERM.
+
+        Another worker could begin a scheduled run again before this one has settled it.
+        """
+        label = {overdue_label(attempt_in(self._attempt.job_id)): "yes"}
+        with anyio.move_on_after(_LABEL_SECONDS), suppress(Exception):  # the stop counts more
+            await self._flow_runs.label(self._attempt.run_id, label)
 
     async def _ended_unseen(self) -> Outcome | None:
         """Return the end of a run that has ended or gone on while its cluster was silent."""

@@ -35,6 +35,12 @@ UNFINISHED_LABEL = "prefect-ray-worker.unfinished"
 `yes` as long as the log of the attempt's job is not in Prefect to its end, also after the run.
 """
 
+OVERDUE_LABEL = "prefect-ray-worker.overdue"
+"""Begins the label of a flow run, followed by a dot and the attempt: `yes`.
+
+A worker writes it before it stops a job at one of its limits.
+"""
+
 BUNDLE_FOLDER_VARIABLE = "PREFECT_RAY_WORKER_BUNDLE_FOLDER"
 """Names the folder with the files of a flow without a deployment; its tasks get that folder."""
 
@@ -276,6 +282,11 @@ def run_of_cluster_name(name: str) -> tuple[UUID, str] | None:
 def attempt_in(submission_id: str) -> str:
     """Return the name of the attempt that a submission id was made for."""
     return submission_id.rpartition("-")[2]
+
+
+def overdue_label(attempt: str) -> str:
+    """Return the label that says that an attempt is stopped at one of its limits."""
+    return f"{OVERDUE_LABEL}.{attempt}"
 
 
 def is_job_of(flow_run_id: UUID, metadata: Mapping[str, object] | None) -> bool:

@@ -9,6 +9,7 @@ from prefect.client.schemas.actions import LogCreate
 from prefect.client.schemas.objects import StateType
 from prefect.states import AwaitingRetry
 
+from prefect_ray_worker.shared.ids import attempt_in, overdue_label
 from tests.fake_ray import Fault, Kind
 from tests.fake_ray.script import PENDING_FOREVER
 from tests.integration.harness import set_timing
@@ -77,6 +78,8 @@ async def test_run_timeout_is_final_although_the_driver_reschedules(stage: Stage
     async with stage.pool.working():
         run_id, job = await stage.running(run_timeout_seconds=2)
         await wait_until(lambda: job.stop_requests, timeout=20, description="a stop")
+        labels = (await stage.pool.read(run_id)).labels
+        assert overdue_label(attempt_in(job.submission_id)) in labels, "the driver is told before"
         await stage.pool.client.set_flow_run_state(
             run_id, AwaitingRetry(scheduled_time=datetime.now(UTC)), force=True
         )
