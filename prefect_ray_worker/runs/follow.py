@@ -10,7 +10,7 @@ import anyio
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 
-from prefect_ray_worker.clusters.poller import Missing, Observation, Seen
+from prefect_ray_worker.clusters.poller import Gone, Missing, Observation, Seen
 from prefect_ray_worker.errors import JobsApiError, RequestRejected, SubmissionConflict
 from prefect_ray_worker.logs.forward import LogForwarding
 from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
@@ -211,7 +211,7 @@ class Follower:
         with self.attempt.cluster.poller.watch(self.attempt.job_id) as watch:
             while True:
                 observation = await watch.next()
-                if isinstance(observation, Missing):
+                if isinstance(observation, Missing | Gone):
                     return
                 if isinstance(observation, Seen):
                     if observation.details.is_terminal:

@@ -99,12 +99,13 @@ def judge(watched: Watched, limits: Limits, now: float) -> Verdict:
     """
     if watched.gone is not None:
         return Verdict.CLUSTER_GONE
+    since = watched.unreachable_since
+    silent = 0.0 if since is None else now - since
+    if since is not None and silent >= limits.unreachable:
+        return Verdict.SILENT_TOO_LONG
     if watched.run_is_deleted:
         return Verdict.UNWANTED
-    if watched.unreachable_since is not None:
-        silent = now - watched.unreachable_since
-        if silent >= limits.unreachable:
-            return Verdict.SILENT_TOO_LONG
+    if since is not None:
         return Verdict.QUIET if silent >= limits.quiet else Verdict.WAIT
     if watched.missing:
         return Verdict.LOST if watched.arrived else Verdict.NEVER_ARRIVED

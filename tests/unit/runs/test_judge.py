@@ -110,6 +110,13 @@ def test_nobody_wants_the_job_of_a_deleted_run(observation: Observation) -> None
     assert judge(watched, LIMITS, 2) is Verdict.UNWANTED
 
 
+def test_the_job_of_a_deleted_run_is_given_up_with_its_cluster() -> None:
+    """It was to be stopped for ever on a cluster that was dead, and held a slot of `--limit`."""
+    watched = Watched(submitted_at=0, arrived=True, run_is_deleted=True).after(DOWN, 1)
+    assert judge(watched, LIMITS, 300) is Verdict.UNWANTED
+    assert judge(watched, LIMITS, 301) is Verdict.SILENT_TOO_LONG
+
+
 @pytest.mark.parametrize(
     ("status", "waited", "expected"),
     [
