@@ -91,6 +91,17 @@ def test_unit_is_confined(unit: Path) -> None:
         assert f"ProtectKernel{part}=true" in lines
 
 
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_home_is_a_folder_that_the_unit_can_read(unit: Path) -> None:
+    text = unit.read_text()
+    assert "ProtectHome=true" in text  # closes /home, /root and /run/user
+    (state,) = re.findall(r"^StateDirectory=(\S+)$", text, re.MULTILINE)
+    (home,) = re.findall(r"^Environment=HOME=(\S+)", text, re.MULTILINE)
+    assert home == f"/var/lib/{state}"
+    account = re.findall(r"^User=(\S+)$", text, re.MULTILINE)[0]
+    assert f"useradd --system --home-dir {home} {account} " in (FOLDER / "README.md").read_text()
+
+
 @pytest.mark.ray
 @pytest.mark.extra
 async def test_commands_of_the_units_make_a_cluster_that_runs_a_flow(
