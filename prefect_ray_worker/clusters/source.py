@@ -49,6 +49,8 @@ class ClusterPlan:
         is_for_one_run: Whether it is made for the attempt alone.
         only_here: Name of the only machine that will reach it; None if others can.
         home: Which of several places will have it, or would: the `home` of references.
+        kept: Seconds for which it stays after a failure of the run, for the run's record; None if
+            the cluster itself has them, or none is made.
     """
 
     cluster: Cluster | None = None
@@ -57,6 +59,7 @@ class ClusterPlan:
     is_for_one_run: bool = False
     only_here: str | None = None
     home: str | None = None
+    kept: float | None = None
 
     @property
     def may_have_job(self) -> bool:
@@ -140,6 +143,8 @@ class RunOfCluster:
         attempt: Its present attempt, if its labels name one.
         is_unfinished: Whether the log of the cluster's attempt is still being forwarded.
         age: Seconds since it came into its state.
+        kept: Seconds for which the cluster of the attempt stays after a failure, as the run's
+            record has it; None if it has nothing.
     """
 
     goes_on: bool
@@ -147,6 +152,7 @@ class RunOfCluster:
     attempt: str | None
     is_unfinished: bool
     age: float
+    kept: float | None = None
 
 
 class PoolView(Protocol):

@@ -65,14 +65,12 @@ class PluginPlan(ClusterPlan):
         asked: What it is asked for; None if there is no run.
         fields: The plugin's own fields.
         start_timeout: Seconds from the claim until it must take jobs.
-        kept: Seconds for which it stays after a failure of the run.
     """
 
     loaded: LoadedPlugin | None = None
     asked: AskedCluster[Any] | None = None
     fields: BaseModel | None = None
     start_timeout: float = DEFAULT_START_TIMEOUT
-    kept: float = 0.0
 
 
 class PluginClusters:
@@ -328,8 +326,11 @@ class PluginClusters:
         # Read after the clusters: a run that is not there has not begun since.
         runs = await view.runs(frozenset(ours))
         for of, made in ours.items():
+            run = runs.get(of)
+            # The run's own: another run, or the pool, may keep its clusters for a shorter time.
+            kept = plan.kept if run is None or run.kept is None else run.kept
             age = (datetime.now(UTC) - made.created_at).total_seconds()
-            why = why_unneeded(of.attempt, runs.get(of), age=age, kept=plan.kept)
+            why = why_unneeded(of.attempt, run, age=age, kept=kept or 0)
             if why is not None and turns.is_due(made.name, is_mine=view.is_mine(made.name)):
                 asked = AskedCluster(made.name, fields, of.run_id, pool_id)
                 doomed = PluginPlan(loaded=loaded, asked=asked)

@@ -33,7 +33,7 @@ from prefect_ray_worker.shared.ids import (
     was_never_sent,
 )
 
-Own = Callable[[UUID, str, ClusterRef | None, str | None], Awaitable[None]]
+Own = Callable[[UUID, str, ClusterRef | None, str | None, float | None], Awaitable[None]]
 """Writes on a run that this process owns an attempt; see `Recovery.own`."""
 
 _LOOK_SECONDS = 0.5
@@ -72,6 +72,7 @@ class Provision:
         self._configuration = configuration
         self._job_id = job_id
         self._recorded = labelled_cluster(flow_run.labels, attempt_in(job_id))
+        self._kept: float | None = None
         self._log = services.logger_of(flow_run)
 
     async def cluster(self, *, may_start: bool) -> Cluster | None:
@@ -92,7 +93,7 @@ class Provision:
         """
         sources = self._services.sources
         plan = await sources.plan(self._configuration, self._job_id, self._recorded)
-        planned = plan.cluster
+        planned, self._kept = plan.cluster, plan.kept
         if not plan.is_on_demand:
             planned = await sources.find(self._configuration, self._job_id, self._recorded)
             if planned is None and not may_start:
@@ -110,7 +111,7 @@ class Provision:
         return cluster
 
     async def _record(self, ref: ClusterRef | None, host: str | None) -> None:
-        await self._own(self._run_id, self._job_id, ref, host)
+        await self._own(self._run_id, self._job_id, ref, host, self._kept)
 
     async def _record_anew(self, ref: ClusterRef, host: str | None = None) -> None:
         """Record what was found out about the cluster since the owner was recorded.

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from prefect_ray_worker.clusters.plugin import (
     MadeCluster,
     SourceFields,
 )
+from prefect_ray_worker.clusters.source import RunAndAttempt, RunOfCluster
 from prefect_ray_worker.clusters.third_party import PluginClusters
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.doctor.examine import examine
@@ -27,6 +29,7 @@ from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.runs.recovery.sweep import PoolRuns, sweep_once
+from prefect_ray_worker.shared.ids import ClusterRef
 from prefect_ray_worker.testing import check_plugin
 from tests.cluster_plugins import install
 from tests.fake_ray import FakeRay
@@ -240,6 +243,44 @@ async def test_the_sweep_deletes_what_no_run_needs(pool: Pool) -> None:
     await sweep_once(pool.name, [], said.append)
     assert said == [f"Deleting the cluster fakes:{name}: its flow run was deleted."]
     assert not FakeClusters.rays
+
+
+@dataclass(frozen=True)
+class Later:
+    """A pool whose runs have failed some seconds ago."""
+
+    runs_now: PoolRuns
+    seconds: float
+
+    @property
+    def pool_id(self) -> UUID:
+        return self.runs_now.pool_id
+
+    def is_mine(self, key: str, /) -> bool:
+        return True
+
+    async def runs(self, attempts: frozenset[RunAndAttempt]) -> dict[RunAndAttempt, RunOfCluster]:
+        found = await self.runs_now.runs(attempts)
+        failed = {"goes_on": False, "failed": True, "is_unfinished": False, "age": self.seconds}
+        return {of: replace(run, **failed) for of, run in found.items()}
+
+    async def in_use(self) -> frozenset[ClusterRef]:
+        return frozenset()
+
+
+async def test_a_sweep_keeps_a_cluster_for_as_long_as_its_run_says(pool: Pool) -> None:
+    """It took the time of the pool, or of the first run with the same fields of the source."""
+    async with pool.working():
+        _, name, _ = await running(pool, **{"cluster_source.keep_failed_seconds": 3600})
+    ray, of, at = FakeClusters.rays[name]
+    FakeClusters.rays[name] = (ray, of, at - timedelta(seconds=5000))
+    now = PoolRuns(UUID(of), FlowRuns(pool.client), lambda _: True)
+    source, said = PluginClusters(ClusterEvents()), list[str]()  # of another worker
+    configuration = RayJobConfiguration(cluster_source=SOURCE)
+    await source.sweep(Later(now, 3500), configuration, said.append)
+    assert (said, list(FakeClusters.rays)) == ([], [name])
+    await source.sweep(Later(now, 3700), configuration, said.append)
+    assert said == [f"Deleting the cluster fakes:{name}: its flow run has ended."]
 
 
 @pytest.mark.parametrize(("region", "grade"), [("north", Grade.OK), ("south", Grade.FAILED)])

@@ -31,6 +31,9 @@ CLUSTER_LABEL = "prefect-ray-worker.cluster"
 HOME_LABEL = "prefect-ray-worker.cluster-home"
 """Label of a flow run: `<attempt> <home>`. Which Kubernetes has that cluster, for example."""
 
+KEPT_LABEL = "prefect-ray-worker.keep-failed"
+"""Label of a flow run: `<attempt> <seconds>`. So long its own cluster stays after a failure."""
+
 # Set by Prefect's own worker after its claim, before our label (3.8.8).
 _SUBMITTER_LABEL = "prefect.worker.name"
 _NONE = "-"
@@ -97,7 +100,11 @@ def given_up_by(worker: Worker, attempt: str, host: str | None = None) -> dict[s
 
 
 def owner_labels(
-    worker: Worker, attempt: str, cluster: ClusterRef | None, host: str | None
+    worker: Worker,
+    attempt: str,
+    cluster: ClusterRef | None,
+    host: str | None,
+    kept: float | None = None,
 ) -> dict[str, str]:
     """Return the labels that a worker writes on a run before it submits an attempt at it.
 
@@ -106,12 +113,15 @@ def owner_labels(
         attempt: The attempt.
         cluster: Where the job is to go; None if that cluster has to be started first.
         host: The machine whose own Ray gets the job, if no other machine can ask that Ray.
+        kept: Seconds for which the cluster stays after a failure, if no one else records them.
     """
     labels = {**claimed_by(worker, attempt, host), **unfinished_label(attempt, True)}
     if cluster is not None:
         labels[CLUSTER_LABEL] = f"{attempt} {cluster}"
         if cluster.home is not None:
             labels[HOME_LABEL] = f"{attempt} {cluster.home}"
+    if kept is not None:
+        labels[KEPT_LABEL] = f"{attempt} {kept}"
     return labels
 
 
@@ -156,6 +166,15 @@ def home_in(labels: Mapping[str, object], submission_id: str) -> str | None:
     """Return which of several places has the cluster of a job; None if no label says so."""
     labelled, _, home = str(labels.get(HOME_LABEL, "")).partition(" ")
     return home or None if labelled == attempt_in(submission_id) else None
+
+
+def kept_in(labels: Mapping[str, object], attempt: str) -> float | None:
+    """Return how many seconds the cluster of a failed attempt stays; None if no label says so."""
+    labelled, _, seconds = str(labels.get(KEPT_LABEL, "")).partition(" ")
+    try:
+        return float(seconds) if labelled == attempt else None
+    except ValueError:
+        return None
 
 
 def labelled_owner(labels: Mapping[str, object]) -> tuple[str, Owner] | None:

@@ -94,7 +94,12 @@ class Recovery:
             tasks.start_soon(self._sweeper.run, name="ray-sweeper")
 
     async def own(
-        self, run_id: UUID, job_id: str, cluster: ClusterRef | None, host: str | None
+        self,
+        run_id: UUID,
+        job_id: str,
+        cluster: ClusterRef | None,
+        host: str | None,
+        kept: float | None,
     ) -> None:
         """Write on a run that this process owns an attempt, before anything is done for it.
 
@@ -107,8 +112,9 @@ class Recovery:
             job_id: The submission id of the attempt.
             cluster: The cluster that gets the job; None if it has no name before it is started.
             host: The only machine that can reach it; None if others can.
+            kept: Seconds for which it stays after a failure; None if the cluster itself has them.
         """
-        labels = owner_labels(self._me, attempt_in(job_id), cluster, host)
+        labels = owner_labels(self._me, attempt_in(job_id), cluster, host, kept)
         await self._flow_runs.label(run_id, labels)
 
     def turn_of(self, run_id: UUID) -> int:

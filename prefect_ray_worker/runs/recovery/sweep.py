@@ -30,6 +30,7 @@ from prefect_ray_worker.ray_api.models import TERMINAL_STATUSES, JobDetails
 from prefect_ray_worker.runs.recovery.labels import (
     CLUSTER_LABEL,
     is_unfinished,
+    kept_in,
     labelled_cluster,
     labelled_owner,
 )
@@ -311,6 +312,7 @@ def _seen_from(run: ActiveRun, attempt: str, present: str | None) -> RunOfCluste
         attempt=present,
         is_unfinished=is_unfinished(run.labels, attempt),
         age=run.age,
+        kept=kept_in(run.labels, attempt),
     )
 
 

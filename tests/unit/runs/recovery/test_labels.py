@@ -5,12 +5,14 @@ from uuid import UUID
 import pytest
 
 from prefect_ray_worker.runs.recovery.labels import (
+    KEPT_LABEL,
     OWNER_LABEL,
     Owner,
     Worker,
     claimed_by,
     given_up_by,
     is_unfinished,
+    kept_in,
     label_of,
     labelled_cluster,
     labelled_owner,
@@ -87,6 +89,14 @@ def test_a_cluster_that_is_still_to_be_started_has_no_label() -> None:
     labels = owner_labels(ME, ATTEMPT, None, None)
     assert labelled_cluster(labels, ATTEMPT) is None
     assert owner_in(labels, ATTEMPT).host is None
+
+
+def test_a_run_says_how_long_its_cluster_stays_after_a_failure() -> None:
+    labels = owner_labels(ME, ATTEMPT, HEAD, None, 3600)
+    assert kept_in(labels, ATTEMPT) == 3600
+    assert kept_in(labels, OTHER) is None
+    assert kept_in(owner_labels(ME, ATTEMPT, HEAD, None), ATTEMPT) is None
+    assert kept_in({KEPT_LABEL: f"{ATTEMPT} long"}, ATTEMPT) is None
 
 
 def test_a_run_says_which_of_several_places_has_its_cluster() -> None:
