@@ -1,12 +1,13 @@
 """`LoadedPlugin`: a source of clusters that another package has installed, and its errors."""
 
-from collections.abc import Awaitable, Callable
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr, ValidationError
 
 from prefect_ray_worker.clusters.plugin import GROUP, ClusterPlugin
 from prefect_ray_worker.config.cluster_source import COMMON_FIELDS
@@ -23,6 +24,20 @@ _VARIABLE = "cluster_source"
 _ANSWER_SECONDS = 30.0
 
 T = TypeVar("T")
+
+
+class SweptPlace(NamedTuple):
+    """Where a plugin's clusters are, as far as its fields tell: equal fields are one place.
+
+    Attributes:
+        source: The plugin's name.
+        fields: Its fields, as JSON without their secrets.
+        secrets: A digest of the secrets: they can be all that tells two accounts apart.
+    """
+
+    source: str
+    fields: str
+    secrets: str
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,11 @@ class LoadedPlugin:
                 f"{explain(exc, own, within=_VARIABLE)}. The source {self.name!r} ({self.package}) "
                 f"has {known}."
             ) from None
+
+    def place(self, fields: BaseModel) -> SweptPlace:
+        """Return where the clusters with some fields are."""
+        digest = hashlib.sha256("\0".join(_secrets_in(fields)).encode(errors="surrogatepass"))
+        return SweptPlace(self.name, fields.model_dump_json(), digest.hexdigest())
 
     @property
     def lists(self) -> bool:
@@ -114,6 +134,25 @@ def load_plugin(name: str) -> LoadedPlugin:
             f"({found[0].value}). Update that package."
         )
     return LoadedPlugin(name, plugin, packages[0])
+
+
+def _secrets_in(value: object) -> Iterator[str]:
+    match value:
+        case SecretStr() | SecretBytes() | Secret():
+            yield repr(value.get_secret_value())
+        case BaseModel():
+            yield from _secrets_of_all(inner for _, inner in value)
+        case Mapping():
+            yield from _secrets_of_all(value.values())
+        case list() | tuple():
+            yield from _secrets_of_all(value)
+        case _:
+            pass
+
+
+def _secrets_of_all(values: Iterable[object]) -> Iterator[str]:
+    for value in values:
+        yield from _secrets_in(value)
 
 
 def _package_of(point: EntryPoint) -> str:

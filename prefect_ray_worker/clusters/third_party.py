@@ -17,7 +17,7 @@ import anyio.to_thread
 from pydantic import BaseModel
 
 from prefect_ray_worker.clusters.answering import silence_of
-from prefect_ray_worker.clusters.installed import LoadedPlugin, load_plugin, said_by
+from prefect_ray_worker.clusters.installed import LoadedPlugin, SweptPlace, load_plugin, said_by
 from prefect_ray_worker.clusters.plugin import AskedCluster, MadeCluster
 from prefect_ray_worker.clusters.source import (
     Cluster,
@@ -93,9 +93,10 @@ class PluginClusters:
         self._plans: dict[ClusterRef, PluginPlan] = {}
         self._unreleased: set[ClusterRef] = set()
         # What is swept: by source and fields a plan with them, and what the last sweep saw.
-        self._swept: dict[tuple[str, str], PluginPlan] = {}
-        self._seen: dict[tuple[str, str], set[str]] = {}
-        self._turns: defaultdict[tuple[str, str], SweepTurns] = defaultdict(SweepTurns)
+        self._swept: dict[SweptPlace, PluginPlan] = {}
+        self._seen: dict[SweptPlace, set[str]] = {}
+        self._turns: defaultdict[SweptPlace, SweepTurns] = defaultdict(SweepTurns)
+        self._of_pool: SweptPlace | None = None
 
     async def plan(
         self,
@@ -132,10 +133,25 @@ class PluginClusters:
             start_timeout=float(given.get(START_TIMEOUT, DEFAULT_START_TIMEOUT)),
             kept=float(given.get(KEEP_FAILED, 0)),
         )
-        self._swept.setdefault((loaded.name, fields.model_dump_json()), plan)
+        place = loaded.place(fields)
+        if job_id is None:
+            self._renew_pool(place)
+            self._swept[place] = plan
+        self._swept.setdefault(place, plan)
         if ref is not None:
             self._plans[ref] = plan
         return plan
+
+    def _renew_pool(self, place: SweptPlace) -> None:
+        """Sweep no more with a secret of the pool that was renewed: it may be refused by now."""
+        before, self._of_pool = self._of_pool, place
+        # Where the other fields changed, the earlier place can still have clusters.
+        if before in (None, place) or before[:2] != place[:2]:
+            return
+        self._swept.pop(before, None)
+        self._seen.setdefault(place, set()).update(self._seen.pop(before, set()))
+        if before in self._turns:
+            self._turns[place] = self._turns.pop(before)
 
     async def acquire(self, plan: ClusterPlan, progress: StartProgress) -> Cluster:
         """Have the planned cluster made, unless it is there, and return it when it takes jobs.
@@ -288,7 +304,7 @@ class PluginClusters:
         self._plans.pop(ref, None)
         self._unreleased.discard(ref)
         for key in self._swept:
-            if key[0] == loaded.name:
+            if key.source == loaded.name:
                 self._seen.setdefault(key, set()).add(asked.name)
         happening = ClusterHappening.DELETING
         await self._events.tell(happening, ref, run_id=asked.run_id, message=why)
@@ -301,9 +317,7 @@ class PluginClusters:
             if of is not None and of[0] == asked.run_id and made.name != asked.name:
                 await self._delete(_plan_of(plan, made), "Its run begins again.")
 
-    async def _sweep(
-        self, key: tuple[str, str], plan: PluginPlan, view: PoolView, tell: Tell
-    ) -> None:
+    async def _sweep(self, key: SweptPlace, plan: PluginPlan, view: PoolView, tell: Tell) -> None:
         if plan.loaded is None or plan.fields is None or not plan.loaded.lists:
             return
         loaded, fields, pool_id = plan.loaded, plan.fields, str(view.pool_id)

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.schemas.objects import StateType
+from pydantic import SecretStr
 
 from prefect_ray_worker.clusters.plugin import (
     AskedCluster,
@@ -45,6 +46,7 @@ GUIDE = DOCS / "how-to" / "write-a-source-of-clusters.md"
 
 class FakeFields(SourceFields):
     region: str
+    key: SecretStr = SecretStr("")
 
 
 class FakeClusters(ClusterPlugin[FakeFields]):
@@ -54,6 +56,7 @@ class FakeClusters(ClusterPlugin[FakeFields]):
     rays: ClassVar[dict[str, tuple[FakeRay, str, datetime]]] = {}
     trouble: ClassVar[str] = ""
     without_agent: ClassVar[bool] = False
+    keys: ClassVar[list[str]] = []
 
     async def acquire(self, asked: AskedCluster[FakeFields], tell: Any) -> Connection:
         if self.trouble:
@@ -79,6 +82,7 @@ class FakeClusters(ClusterPlugin[FakeFields]):
         return None if asked.name in self.rays else "the region has lost it"
 
     async def made(self, fields: FakeFields, pool_id: str) -> list[MadeCluster]:
+        self.keys.append(fields.key.get_secret_value())
         of_pool = [(name, at) for name, (_, pool, at) in self.rays.items() if pool == pool_id]
         return [MadeCluster(name, at) for name, at in of_pool]
 
@@ -229,6 +233,21 @@ async def test_a_worker_deletes_what_the_chosen_one_does_not(pool: Pool) -> None
     await source.sweep(view, configuration, said.append)
     assert said == [f"Deleting the cluster fakes:{name}: its flow run was deleted."]
     assert not FakeClusters.rays
+
+
+async def test_a_sweep_uses_the_keys_that_pool_and_runs_have_now(pool: Pool) -> None:
+    """Two keys were one place, as JSON masks them, and the first one was used for ever."""
+
+    def with_key(key: str) -> RayJobConfiguration:
+        return RayJobConfiguration(cluster_source={**SOURCE, "key": key})
+
+    source = PluginClusters(ClusterEvents())
+    view = PoolRuns(uuid4(), FlowRuns(pool.client), lambda _: True)
+    await source.plan(with_key("of a run"), f"prefect-{uuid4()}-0123456789ab")
+    for key in ("old", "old", "new", "new"):
+        FakeClusters.keys.clear()
+        await source.sweep(view, with_key(key), print)
+        assert sorted(FakeClusters.keys) == sorted([key, "of a run"])
 
 
 async def test_the_sweep_deletes_what_no_run_needs(pool: Pool) -> None:
