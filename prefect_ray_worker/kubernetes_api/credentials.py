@@ -190,10 +190,13 @@ def _home_of(found: "SingleConfig") -> str:
 
 
 def _check_server(server: str) -> None:
+    import httpx2  # lightkube needs it, too
+
     try:
         parts = urlsplit(server)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
+        usable = parts.scheme in ("http", "https") and bool(httpx2.URL(server).host)
+        usable = usable and parts.port != 0  # raises for a port that is none
+    except (httpx2.InvalidURL, ValueError):
         raise InvalidConfiguration("`server` of the kubeconfig is not a URL.") from None
     if not usable or parts.username or parts.password or parts.query or parts.fragment:
         # Without its text: it can hold a password.

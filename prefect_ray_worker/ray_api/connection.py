@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
+import httpx
+
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.ray_api.gateway import Gateway
 from prefect_ray_worker.ray_api.tokens import TokenSource
@@ -99,12 +101,26 @@ def normalize_address(value: str, *, variable: str = "address") -> str:
         raise InvalidConfiguration(f"{variable}{shown} must not have a query or a fragment.")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     netloc = host if port is None else f"{host}:{port}"
-    return f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
+    address = f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
+    if not _can_be_requested(address):
+        raise InvalidConfiguration(
+            f"{variable}{shown} is not a URL: its host is no name and no IP address, or it has a "
+            "character that no URL can have. Type it anew: a copied one can hold a character that "
+            "is not shown."
+        )
+    return address
 
 
 def frozen_items(items: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return a mapping as the sorted tuple that a `Connection` can hash."""
     return tuple(sorted(items.items()))
+
+
+def _can_be_requested(address: str) -> bool:
+    try:
+        return bool(httpx.URL(address).host)
+    except (httpx.InvalidURL, ValueError):  # ValueError: of idna, for a host such as `xn--a`
+        return False
 
 
 def _recognisable(text: str) -> str:

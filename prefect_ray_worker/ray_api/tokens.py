@@ -37,8 +37,8 @@ class TokenSource:
     def read(self) -> str | None:
         """Return the current token, or None if there is none.
 
-        Blocks if it reads a file. A file that cannot be read counts as no token, because the
-        cluster's 401 is more helpful than an `OSError`.
+        Blocks if it reads a file. A file that cannot be read, or is not UTF-8, counts as no token,
+        because the cluster's 401 is more helpful than an `OSError`.
         """
         if self.literal is not None:
             return self.literal.strip()
@@ -126,5 +126,5 @@ def _token_of_environment() -> str | None:
 def _read_file(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8").strip() or None
-    except OSError:
+    except (OSError, ValueError):  # ValueError: not UTF-8, or no path at all
         return None

@@ -84,7 +84,17 @@ async def test_a_block_must_not_run_commands_or_read_files_here(
 
 
 @pytest.mark.parametrize(
-    "server", ["kube:6443", "https://u:s3cret@kube", "ftp://kube", "", "http://kube:8080"]
+    "server",
+    [
+        "kube:6443",
+        "https://u:s3cret@kube",
+        "ftp://kube",
+        "",
+        "http://kube:8080",
+        "https://kube:99999",
+        "https://10.0.0.256:6443",
+        "https://ku\u200bbe:6443",
+    ],
 )
 async def test_an_address_that_cannot_work_is_refused_without_its_password(server: str) -> None:
     content = block(token="a")

@@ -60,6 +60,15 @@ async def test_a_token_file_is_sent_without_its_line_end(jobs: respx.Route, tmp_
     assert sent(jobs) == ["Bearer abc"]
 
 
+async def test_a_token_file_that_cannot_be_read_is_no_token(
+    jobs: respx.Route, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_bytes(b"\xff\xfea\x00")  # UTF-16, by an editor on Windows
+    await ask(TokenSource(path=str(tmp_path / "token")))
+    await ask(TokenSource(path=str(tmp_path / "missing")))
+    assert sent(jobs) == [None, None]
+
+
 async def test_the_token_of_the_environment_goes_nowhere_by_itself(
     jobs: respx.Route, monkeypatch: pytest.MonkeyPatch
 ) -> None:
