@@ -6,8 +6,10 @@ a run, a job or a cluster that comes and goes: each would be a time series of it
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import ClassVar
 
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
@@ -36,7 +38,8 @@ POLL_SECONDS = Histogram(
 )
 POLL_AGE = Gauge(
     "prefect_ray_poll_age_seconds",
-    "Time since a cluster last answered a poll; 0 while none of its jobs is watched.",
+    "Time since a cluster last answered a poll; 0 while none of its jobs is watched. Clusters that "
+    "are made for runs share one: that of the longest silence.",
     ["address"],
 )
 LOG_LINES = Counter("prefect_ray_log_lines", "Lines of jobs' output that were sent to Prefect.")
@@ -133,36 +136,43 @@ class ActiveJob:
 class Polls:
     """Time the polls of one cluster.
 
+    Clusters that come and go share a label. Its age is that of the cluster that is silent longest.
+
     Args:
-        address: Address of the cluster.
+        address: Address of the cluster, or the label that it shares.
     """
+
+    _answered: ClassVar[defaultdict[str, dict["Polls", float]]] = defaultdict(dict)
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._answered_at: float | None = None
-        POLL_AGE.labels(address).set_function(self._age)
+        POLL_AGE.labels(address).set_function(lambda: Polls._longest_silence(address))
 
     @contextmanager
     def look(self) -> Generator["PollTiming", None, None]:
         """Time one poll, which lasts as long as the context."""
         poll = PollTiming()
         began = time.monotonic()
-        if self._answered_at is None:
-            self._answered_at = began
+        answered = self._answered[self._address]
+        answered.setdefault(self, began)
         try:
             yield poll
         finally:
             now = time.monotonic()
             POLL_SECONDS.labels(self._address, str(poll.answered).lower()).observe(now - began)
             if poll.answered:
-                self._answered_at = now
+                answered[self] = now
 
     def rest(self) -> None:
         """Set the age to 0: no job of the cluster is watched now."""
-        self._answered_at = None
+        self._answered[self._address].pop(self, None)
 
-    def _age(self) -> float:
-        return 0.0 if self._answered_at is None else time.monotonic() - self._answered_at
+    @classmethod
+    def _longest_silence(cls, address: str) -> float:
+        # A copy: the endpoint asks from a thread of its own.
+        answered = tuple(cls._answered[address].values())
+        now = time.monotonic()
+        return now - min(answered, default=now)
 
 
 class PollTiming:

@@ -161,6 +161,12 @@ class ClusterPoller:
 
     async def run(self) -> None:
         """Poll until cancelled; run it in a background task."""
+        try:
+            await self._run()
+        finally:
+            self._polls.rest()  # a cluster that is forgotten must not seem to be silent
+
+    async def _run(self) -> None:
         backoff = Backoff(initial=min(_QUICK_INTERVAL_SECONDS, self._interval))
         while True:
             if not self._watches:

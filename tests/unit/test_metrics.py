@@ -82,6 +82,20 @@ async def test_age_grows_while_a_cluster_is_silent() -> None:
         assert value("prefect_ray_poll_seconds_count", answered=answered, **labels) == 1
 
 
+def test_age_of_clusters_with_one_label_is_that_of_the_most_silent() -> None:
+    label = f"kuberay-{uuid4().hex}"
+    silent, answering = Polls(label), Polls(label)
+    with silent.look():
+        pass
+    with answering.look() as look:
+        look.answered = True
+    Polls(label)
+    assert value("prefect_ray_poll_age_seconds", address=label) > 0
+    silent.rest()
+    answering.rest()
+    assert value("prefect_ray_poll_age_seconds", address=label) == 0
+
+
 async def test_errors_and_stops_are_counted_by_what_they_were() -> None:
     errors = Change("prefect_ray_errors_total", error="JobNotFound")
     stops = Change("prefect_ray_stops_total", result="gone")

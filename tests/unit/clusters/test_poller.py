@@ -8,6 +8,7 @@ from dataclasses import replace
 import anyio
 import httpx
 import pytest
+from prometheus_client import REGISTRY
 
 from prefect_ray_worker.clusters.existing import cluster_at
 from prefect_ray_worker.clusters.open import OpenCluster, OpenClusters
@@ -51,6 +52,21 @@ def many(stack: ExitStack, ray: FakeRay, cluster: OpenCluster, count: int = MANY
     for i in range(count):
         ray.add_job(f"j{i}")
     return [stack.enter_context(cluster.poller.watch(f"j{i}")) for i in range(count)]
+
+
+async def test_a_cluster_that_is_forgotten_is_not_silent(ray: FakeRay) -> None:
+    def age() -> float | None:
+        labels = {"address": ray.address}
+        return REGISTRY.get_sample_value("prefect_ray_poll_age_seconds", labels)
+
+    ray.add_job("j")
+    async with OpenClusters(interval=INTERVAL) as clusters:
+        opened = await clusters.get(cluster_at(Connection(ray.address)))
+        with opened.poller.watch("j") as watch:
+            await news_of(watch, Seen)
+            assert age()
+            await clusters.forget(opened.ref)
+            await wait_until(lambda: age() == 0, timeout=5, description="no age")
 
 
 async def test_renewed_credentials_are_taken_up_while_a_job_is_watched(ray: FakeRay) -> None:
