@@ -74,8 +74,9 @@ def refuse_unknown(
         hint = f" Did you mean {close!r}?" if close else ""
         if name in known:
             hint = (
-                " This release knows it, but the pool's base job template is older: update it "
-                "with `prefect work-pool update --base-job-template`."
+                " This release knows it: the pool leaves it out on purpose, or an older release "
+                "made its base job template. Ask the pool's owner. To offer it, update the "
+                "template with `prefect work-pool update --base-job-template`."
             )
         raise InvalidConfiguration(
             f"job variable {name!r} is not a variable of this work pool.{hint} It offers: "

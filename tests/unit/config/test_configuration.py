@@ -158,10 +158,10 @@ async def test_bad_input_names_variable_value_and_way_out(name: str) -> None:
     assert refused.value.__suppress_context__ or refused.value.__context__ is None
 
 
-async def test_variable_that_the_pool_is_too_old_for_is_explained() -> None:
+async def test_variable_that_the_pool_does_not_offer_is_explained() -> None:
     old = json.loads(json.dumps(TEMPLATE))
     del old["variables"]["properties"]["run_timeout_seconds"]
-    with pytest.raises(InvalidConfiguration, match="base job template is older"):
+    with pytest.raises(InvalidConfiguration, match="on purpose, or an older release made"):
         await RayJobConfiguration.from_template_and_values(
             old, {"run_timeout_seconds": 5}, client=CLIENT
         )
