@@ -74,13 +74,16 @@ def _over(default: object, values: dict[str, Any], variable: str) -> dict[str, A
     # As for Prefect's own: a nested value wins over a dotted one.
     for override in (of_paths.get(variable), values.get(variable)):
         if isinstance(override, dict):
-            merged = _merged(merged, cast("dict[str, Any]", override))
+            above = cast("dict[str, Any]", override)
+            is_another = variable == "cluster_source" and _is_another_source(merged, above)
+            merged = above if is_another else _merged(merged, above)
     rest = {key: value for key, value in values.items() if key not in dotted}
     return {**rest, variable: merged}
 
 
 def _merged(below: object, above: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(below, dict) or _is_another(cast("dict[str, Any]", below), above):
+    # A block, or a reference to one, is not merged with anything.
+    if not isinstance(below, dict) or "$ref" in below or "$ref" in above:
         return above
     result = dict(cast("dict[str, Any]", below))
     for key, value in above.items():
@@ -89,8 +92,12 @@ def _merged(below: object, above: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _is_another(below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
-    """Return whether a value takes the other's place: a block, or another source's fields."""
-    is_block = "$ref" in below or "$ref" in above
-    types = {value[TYPE] for value in (below, above) if isinstance(value.get(TYPE), str)}
-    return is_block or len(types) > 1
+def _is_another_source(below: object, above: Mapping[str, Any]) -> bool:
+    """Return whether an override names another source than the pool: their fields have no relation.
+
+    Only the field of the variable itself does so. Below it, `type` is a key like any other.
+    """
+    if not isinstance(below, dict):
+        return True
+    sources = {value[TYPE] for value in (below, above) if isinstance(value.get(TYPE), str)}
+    return len(sources) > 1

@@ -64,6 +64,13 @@ async def test_a_source_stands_alone(other: dict[str, Any]) -> None:
         await configured(cluster_source={"type": "a"}, **other)
 
 
+def test_a_key_of_the_source_called_type_is_one_like_any_other() -> None:
+    default = {"type": "a", "disk": {"type": "ssd", "size": 10}}
+    pool = {"variables": {"properties": {"cluster_source": {"default": default}}}}
+    merged = over_pool_default(pool, {"cluster_source.disk.type": "hdd"})
+    assert merged["cluster_source"] == {"type": "a", "disk": {"type": "hdd", "size": 10}}
+
+
 def test_a_run_may_write_its_fields_in_both_ways() -> None:
     values = {"cluster_source": {"type": "a"}, "cluster_source.n": 3}
     assert over_pool_default({}, values)["cluster_source"] == {"type": "a", "n": 3}

@@ -77,6 +77,12 @@ def test_an_override_of_one_field_keeps_the_others_of_the_pool(
     assert repr(POOL) == before
 
 
+def test_a_label_called_type_replaces_nothing_else() -> None:
+    pool = template({**POOL, "labels": {"type": "batch", "team": "a"}})
+    merged = over_pool_default(pool, {"kuberay": {"labels": {"type": "gpu"}}})
+    assert merged["kuberay"] == {**POOL, "labels": {"type": "gpu", "team": "a"}}
+
+
 @pytest.mark.parametrize("values", [{"kuberay": None}, {"address": "http://head:8265"}, {}])
 def test_a_run_that_overrides_no_field_is_left_alone(values: dict[str, Any]) -> None:
     assert over_pool_default(template(POOL), values) == values
