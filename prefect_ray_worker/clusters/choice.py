@@ -100,7 +100,7 @@ class ClusterSources:
         return await source.look(plan)
 
     async def find_named(
-        self, ref: ClusterRef, job_id: str, pool_configuration: RayJobConfiguration | None
+        self, ref: ClusterRef, job_id: str | None, pool_configuration: RayJobConfiguration | None
     ) -> Cluster:
         """Return a cluster that a run's record names, for example its `infrastructure_pid`.
 
@@ -109,7 +109,7 @@ class ClusterSources:
 
         Args:
             ref: The cluster, as recorded.
-            job_id: The submission id of the attempt's job.
+            job_id: The submission id of the attempt's job; None if it is the job of no flow run.
             pool_configuration: That of a run which sets nothing; None if it cannot be read.
         """
         for configuration in (pool_configuration, RayJobConfiguration()):

@@ -25,7 +25,7 @@ from prefect_ray_worker.runs.recovery.labels import (
     submitter_in,
 )
 from prefect_ray_worker.settings import worker_settings
-from prefect_ray_worker.shared.ids import ClusterRef, InfrastructurePid, job_of_attempt
+from prefect_ray_worker.shared.ids import ClusterRef, InfrastructurePid, job_of_attempt, run_in
 
 # All that an attempt has begun on and not ended, and what waits for a worker.
 _ACTIVE = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
@@ -33,6 +33,8 @@ _ACTIVE = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType
 _ANSWER_SECONDS = 3.0
 # The end of a reason that the worker writes for the page of the run.
 _UNTIL_NEWS = " Should that change, the run's log says so."
+_NOT_NAMED = "Not asked: neither the work pool nor this machine's settings name it."
+_NOT_MADE = "Not asked: it is not there yet, or the work pool's defaults do not lead to it."
 
 Record = dict[str, Any]
 
@@ -121,6 +123,18 @@ class Overview:
     more_runs: int
 
 
+@dataclass(frozen=True)
+class _JobPlace:
+    """The job of a run's present attempt; also before Ray has it, as its cluster is named by it."""
+
+    job: str | None
+    cluster: ClusterRef | None
+    is_submitted: bool
+
+
+_NOWHERE = _JobPlace(None, None, False)
+
+
 async def overview_of(client: PrefectClient, pool: WorkPool, *, most_runs: int) -> Overview:
     """Return what a work pool does now.
 
@@ -188,7 +202,7 @@ def _run_of(
     state, labels = record["state"], record.get("labels") or {}
     name = state["name"] or state["type"].title()
     is_due = _type_of(record) == StateType.SCHEDULED
-    job, ref = (None, None) if is_due else _job_of(record)
+    place = _NOWHERE if is_due else _place_of(record)
     owner = None if is_due else _owner_in(labels)
     since = datetime.fromisoformat(state["timestamp"])
     if is_due:
@@ -198,8 +212,8 @@ def _run_of(
         name=record["name"],
         state=name,
         state_seconds=max(0.0, (now - since).total_seconds()),
-        job_id=job,
-        cluster=None if ref is None else str(ref),
+        job_id=place.job if place.is_submitted else None,
+        cluster=None if place.cluster is None else str(place.cluster),
         worker=owner,
         waits_for=_reason(record, pool, queue, online, owner),
     )
@@ -213,8 +227,8 @@ def _type_of(record: Record) -> StateType:
     return type_in_effect(kind, retry_type, details.get("pause_reschedule"))
 
 
-def _job_of(record: Record) -> tuple[str | None, ClusterRef | None]:
-    """Return the job of a run's present attempt, and its cluster, as its labels and pid tell."""
+def _place_of(record: Record) -> _JobPlace:
+    """Return where the job of a run's present attempt is, or goes, as its labels and pid tell."""
     labels: Mapping[str, object] = record.get("labels") or {}
     owned = labelled_owner(labels)
     attempt = owned[0] if owned is not None else None
@@ -223,11 +237,11 @@ def _job_of(record: Record) -> tuple[str | None, ClusterRef | None]:
     except ValueError:
         pid = None
     if attempt is None:
-        return (None, None) if pid is None else (pid.submission_id, pid.cluster)
+        return _NOWHERE if pid is None else _JobPlace(pid.submission_id, pid.cluster, True)
     job = job_of_attempt(UUID(record["id"]), attempt)
     if pid is not None and pid.submission_id == job:
-        return job, pid.cluster
-    return None, labelled_cluster(labels, attempt)
+        return _JobPlace(job, pid.cluster, True)
+    return _JobPlace(job, labelled_cluster(labels, attempt), False)
 
 
 def _owner_in(labels: Mapping[str, object]) -> str | None:
@@ -280,9 +294,9 @@ async def _seen_clusters(
     runs: dict[ClusterRef, list[str]] = {}
     for record in records:
         if _type_of(record) != StateType.SCHEDULED:
-            job, ref = _job_of(record)
-            if ref is not None:
-                runs.setdefault(ref, []).append(job or "")
+            place = _place_of(record)
+            if place.cluster is not None and place.job is not None:
+                runs.setdefault(place.cluster, []).append(place.job)
     configuration = await _configuration(client, pool)
     sources = ClusterSources.of_worker(PREFECT_HOME.value(), worker_settings().address)
     try:
@@ -319,8 +333,10 @@ async def _found(
     jobs: list[str],
     configuration: RayJobConfiguration | None,
 ) -> tuple[ClusterRef, Cluster | None, int]:
+    # A pid or a label that another tool wrote names no job that a cluster could be made for.
+    job = next((job for job in jobs if run_in(job) is not None), None)
     try:
-        cluster = await sources.find_named(ref, jobs[0], configuration)
+        cluster = await sources.find_named(ref, job, configuration)
     except RayWorkerError:
         cluster = None
     return ref, cluster, len(jobs)
@@ -339,8 +355,8 @@ async def _own(
 
 async def _look(ref: ClusterRef, cluster: Cluster | None, runs: int) -> ClusterSeen:
     if cluster is None or cluster.connection.off_limits:
-        why = "Not asked: neither the work pool nor this machine's settings name it."
-        return ClusterSeen(str(ref), None, why, runs)
+        is_made = ref != ClusterRef.of_address(ref.name)
+        return ClusterSeen(str(ref), None, _NOT_MADE if is_made else _NOT_NAMED, runs)
     try:
         with anyio.fail_after(_ANSWER_SECONDS):
             async with JobsClient(cluster.connection) as client:

@@ -18,6 +18,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from prefect_ray_worker.commands.logs import logs
 from prefect_ray_worker.commands.status import status
 from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.runs.recovery.labels import CLUSTER_LABEL, OWNER_LABEL
+from tests.fake_kubernetes import FakeKubernetes
 from tests.fake_ray.nodes import FakeNode
 from tests.fake_ray.script import PENDING_FOREVER
 from tests.integration.busy_api import Refuses, busy_api
@@ -104,18 +106,39 @@ async def test_status_names_a_work_queue_that_is_paused(
 async def test_status_asks_the_cluster_that_the_pool_names(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pool = await stage.pool.client.read_work_pool(stage.pool.name)
-    template = pool.base_job_template
-    template["variables"]["properties"]["address"]["default"] = stage.ray.address
-    await stage.pool.client.update_work_pool(
-        stage.pool.name, WorkPoolUpdate(base_job_template=template)
-    )
+    await set_default(stage.pool, "address", stage.ray.address)
     (cluster,) = (await seen(stage.pool, capsys))["clusters"]
     assert (cluster["answers"], cluster["runs"]) == (True, 0)
     assert cluster["says"].startswith("Ray ")
     await stage.ray.stop_listening()
     (cluster,) = (await seen(stage.pool, capsys))["clusters"]
     assert cluster["answers"] is False
+
+
+async def set_default(pool: Pool, name: str, value: Any) -> None:
+    template = (await pool.client.read_work_pool(pool.name)).base_job_template
+    template["variables"]["properties"][name]["default"] = value
+    await pool.client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=template))
+
+
+@pytest.mark.parametrize("scope", ["run", "shared"])
+async def test_status_shows_a_run_that_waits_for_its_cluster(
+    stage: Stage, kubernetes: FakeKubernetes, scope: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was a traceback for as long as the cluster started: the run has no job yet."""
+    config = {"config": kubernetes.kubeconfig(), "context_name": "fake"}
+    kuberay = {"image": "rayproject/ray:2.60.0-py311", "scope": scope, "kubeconfig": config}
+    await set_default(stage.pool, "kuberay", kuberay)
+    run_id, attempt = await stage.start(), "0123456789ab"
+    cluster = f"kuberay:ray/ray-{run_id.hex}-{attempt}"
+    labels = {OWNER_LABEL: f"{attempt} me - w1", CLUSTER_LABEL: f"{attempt} {cluster}"}
+    await stage.pool.client.update_flow_run_labels(run_id, labels)
+    await stage.play(run_id, StateType.PENDING, message="Its cluster starts.")
+    overview = await seen(stage.pool, capsys)
+    assert [(run["cluster"], run["job_id"]) for run in overview["runs"]] == [(cluster, None)]
+    (asked,) = overview["clusters"]
+    assert (asked["cluster"], asked["answers"], asked["runs"]) == (cluster, None, 1)
+    assert "not there yet" in asked["says"]
 
 
 async def test_status_of_a_pool_that_is_not_there_names_the_pool(stage: Stage) -> None:
