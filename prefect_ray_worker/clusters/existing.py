@@ -7,7 +7,7 @@ import anyio
 from prefect_ray_worker.clusters.source import Cluster, ClusterPlan, PoolView, StartProgress, Tell
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import without_userinfo
-from prefect_ray_worker.errors import JobsApiError
+from prefect_ray_worker.errors import RayWorkerError
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection, normalize_address
 from prefect_ray_worker.ray_api.tokens import TokenSource
@@ -99,7 +99,7 @@ async def greeting_of(connection: Connection) -> str:
                 nodes = nodes_in_words(len((await ray.resources()).nodes))
     except TimeoutError:
         return f"The Ray cluster at {address} has not answered within {_GREETING_SECONDS:g} s."
-    except JobsApiError as exc:
+    except RayWorkerError as exc:  # also if the `ca_file` of its block is not on this machine
         return f"The Ray cluster at {address} cannot be used now: {exc}"
     return f"Flow runs go to Ray {version} at {address}, {nodes}, unless they name another."
 

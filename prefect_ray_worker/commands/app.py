@@ -15,7 +15,7 @@ from prefect_ray_worker.commands.logs import logs
 from prefect_ray_worker.commands.status import status
 from prefect_ray_worker.commands.sweep import sweep
 from prefect_ray_worker.commands.terminal import BAD_CALL, errors, print_text
-from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.errors import InvalidConfiguration, unwrapped
 
 _INTERRUPTED = 130
 # Written as `prefect deployment run` takes it; Cyclopts would read it as two options, -j and -v.
@@ -80,7 +80,10 @@ def _run(parsed: tuple[Any, Any]) -> int:
     function, bound = parsed
     returned = function(*bound.args, **bound.kwargs)
     if asyncio.iscoroutine(returned):
-        returned = asyncio.run(returned)
+        try:
+            returned = asyncio.run(returned)
+        except BaseExceptionGroup as group:  # of a task group, around an error that has a message
+            raise unwrapped(group) from None
     return returned if isinstance(returned, int) else 0
 
 

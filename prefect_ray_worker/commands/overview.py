@@ -366,4 +366,6 @@ async def _look(ref: ClusterRef, cluster: Cluster | None, runs: int) -> ClusterS
         return ClusterSeen(str(ref), False, says, runs)
     except JobsApiError as exc:
         return ClusterSeen(str(ref), False, str(exc), runs)
+    except RayWorkerError as exc:  # a file of the connection is not on this machine, for example
+        return ClusterSeen(str(ref), None, f"Not asked: {exc}", runs)
     return ClusterSeen(str(ref), True, f"Ray {version.ray_version}", runs)

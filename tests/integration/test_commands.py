@@ -141,6 +141,18 @@ async def test_status_shows_a_run_that_waits_for_its_cluster(
     assert "not there yet" in asked["says"]
 
 
+async def test_status_shows_a_cluster_whose_ca_file_is_not_on_this_machine(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was the traceback of a group of exceptions."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_CREDENTIALS_FOLDER", "/etc/ssl")
+    cluster = {"address": "https://ray-head:8265", "ca_file": "/etc/ssl/company.pem"}
+    await set_default(stage.pool, "cluster", cluster)
+    (found,) = (await seen(stage.pool, capsys))["clusters"]
+    assert (found["cluster"], found["answers"]) == ("https://ray-head:8265", None)
+    assert found["says"].startswith("Not asked: ca_file '/etc/ssl/company.pem'")
+
+
 async def test_status_of_a_pool_that_is_not_there_names_the_pool(stage: Stage) -> None:
     del stage
     with pytest.raises(InvalidConfiguration, match="no work pool 'nowhere'"):

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from prefect_ray_worker.clusters.choice import ClusterSources
-from prefect_ray_worker.clusters.existing import ExistingClusters, cluster_at, warn_of_local_api
+from prefect_ray_worker.clusters.existing import (
+    ExistingClusters,
+    cluster_at,
+    greeting_of,
+    warn_of_local_api,
+)
 from prefect_ray_worker.config.block import RayCluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration
@@ -73,6 +78,16 @@ async def test_a_worker_that_starts_says_that_a_default_of_its_pool_cannot_work(
     said = await greeting(None, tmp_path, address="ray://head:10001")
     assert said.startswith("The defaults of the work pool cannot be used: ")
     assert "'address'" in said
+
+
+async def test_a_worker_starts_if_the_ca_file_of_its_cluster_cannot_be_read(tmp_path: Path) -> None:
+    """A line that only informs ended the worker."""
+    half = tmp_path / "half.pem"
+    half.write_text("-----BEGIN CERTIFICATE-----\nMIIB")
+    for file in (tmp_path / "missing.pem", half):
+        said = await greeting_of(Connection("https://ray-head:8265", ca_file=str(file)))
+        assert said.startswith("The Ray cluster at https://ray-head:8265 cannot be used now: ")
+        assert file.name in said
 
 
 async def test_a_worker_whose_clusters_are_made_for_runs_names_none(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line: what is a bad call, and what help says."""
 
+import inspect
 import io
 import re
 from itertools import pairwise
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from prefect_ray_worker.commands.app import app, main, parse
 from prefect_ray_worker.commands.terminal import length_of, print_text
+from prefect_ray_worker.errors import InvalidConfiguration
 
 COMMANDS = ("doctor", "status", "logs", "sweep")
 
@@ -56,6 +58,20 @@ def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture[str]) -> 
 def test_without_prefect_a_command_says_what_to_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--pool", "research"]) == 2
     assert "PREFECT_API_URL is not set" in capsys.readouterr().err
+
+
+def test_error_inside_a_group_is_said_in_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bound = inspect.signature(main).bind()
+
+    async def fails() -> None:
+        trouble = InvalidConfiguration("The file is not there.")
+        raise ExceptionGroup("unhandled errors", [ExceptionGroup("of a task group", [trouble])])
+
+    monkeypatch.setattr("prefect_ray_worker.commands.app.parse", lambda *_: (fails, bound))
+    assert main(["status"]) == 2
+    assert capsys.readouterr().err == "The file is not there.\n"
 
 
 def test_lengths_of_time_have_two_units_and_grow() -> None:
