@@ -69,11 +69,14 @@ async def _find(client: "PrefectClient", named: str) -> "FlowRun":
     from prefect.exceptions import ObjectNotFound
 
     from prefect_ray_worker.errors import InvalidConfiguration
+    from prefect_ray_worker.prefect_api.answers import is_gone
 
     if ids := _ID.findall(named.lower()):
         try:
             return await client.read_flow_run(UUID(ids[-1]))
-        except ObjectNotFound:
+        except ObjectNotFound as exc:
+            if not is_gone(exc):
+                raise
             raise InvalidConfiguration(
                 f"Prefect has no flow run {ids[-1]}. Check the id, and which server "
                 "PREFECT_API_URL names."

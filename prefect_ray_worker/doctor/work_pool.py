@@ -1,5 +1,6 @@
 """Finds a work pool for a command, and says in one sentence why it cannot."""
 
+import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,7 +9,8 @@ import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import WorkPool
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_SSL_CERT_FILE, PREFECT_API_URL
+from pydantic import ValidationError
 
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import without_userinfo
@@ -29,7 +31,7 @@ async def open_prefect(wanted: str, otherwise: str = "") -> AsyncGenerator[Prefe
         otherwise: What the user can do without Prefect: `name only the address of the cluster`.
 
     Raises:
-        InvalidConfiguration: There is no Prefect, or it does not answer.
+        InvalidConfiguration: There is no Prefect, it does not answer, or it lacks what it is asked.
     """
     api = PREFECT_API_URL.value()
     or_else = f", or {otherwise}" if otherwise else ""
@@ -39,16 +41,44 @@ async def open_prefect(wanted: str, otherwise: str = "") -> AsyncGenerator[Prefe
             f"the workers use{or_else}."
         )
     try:
-        async with get_client() as client:
+        async with _client() as client:
             yield client
     # Prefect's client raises a RuntimeError when it is opened and nothing answers (3.8.8).
     except (PrefectHTTPStatusError, httpx.HTTPError, httpx.InvalidURL, RuntimeError) as exc:
-        cause = exc.__cause__ or exc
-        reason = next(iter(clean(str(cause))), type(cause).__name__)  # without credentials
+        raise _no_answer(wanted, exc.__cause__ or exc, or_else) from exc
+    except ObjectNotFound as exc:
+        if not is_gone(exc):
+            raise _no_answer(wanted, exc.http_exc, or_else) from exc
+        says = (exc.help_message or next(iter(clean(str(exc.http_exc))), "")).rstrip(".")
         raise InvalidConfiguration(
-            f"Cannot read {wanted} from the Prefect API at {without_userinfo(api)} ({reason}). "
-            f"Check that the server runs, PREFECT_API_URL and the credentials{or_else}."
+            f"Prefect does not have all that {wanted} needs ({says}). Correct what refers to it."
         ) from exc
+    # `from None`: pydantic's own text shows what was answered.
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError):
+        raise InvalidConfiguration(
+            f"What answers at {without_userinfo(api)} is not a Prefect API, so {wanted} cannot be "
+            f"read. Check PREFECT_API_URL, and whether a proxy wants a login{or_else}."
+        ) from None
+
+
+def _client() -> PrefectClient:
+    try:
+        return get_client()
+    except OSError as exc:  # includes ssl.SSLError
+        file = PREFECT_API_SSL_CERT_FILE.value()
+        raise InvalidConfiguration(
+            f"PREFECT_API_SSL_CERT_FILE {file!r} cannot be used ({exc}). Name a PEM file on this "
+            "machine."
+        ) from exc
+
+
+def _no_answer(wanted: str, cause: BaseException, or_else: str) -> InvalidConfiguration:
+    api = without_userinfo(PREFECT_API_URL.value() or "")
+    reason = next(iter(clean(str(cause))), type(cause).__name__)  # without credentials
+    return InvalidConfiguration(
+        f"Cannot read {wanted} from the Prefect API at {api} ({reason}). "
+        f"Check that the server runs, PREFECT_API_URL and the credentials{or_else}."
+    )
 
 
 async def read_ray_pool(name: str, client: PrefectClient) -> WorkPool:

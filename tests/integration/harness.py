@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import anyio
 import pytest
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.settings import (
@@ -191,6 +191,13 @@ def bare_template() -> dict[str, Any]:
     bare = {name: {k: f[k] for k in ("default",) if k in f} for name, f in fields.items()}
     template["variables"] = {"type": "object", "properties": bare}
     return template
+
+
+async def set_default(pool: Pool, name: str, value: Any) -> None:
+    """Set a default in the pool's template, for all its runs."""
+    template = (await pool.client.read_work_pool(pool.name)).base_job_template
+    template["variables"]["properties"][name]["default"] = value
+    await pool.client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=template))
 
 
 @asynccontextmanager

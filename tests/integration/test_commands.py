@@ -23,7 +23,7 @@ from tests.fake_kubernetes import FakeKubernetes
 from tests.fake_ray.nodes import FakeNode
 from tests.fake_ray.script import PENDING_FOREVER
 from tests.integration.busy_api import Refuses, busy_api
-from tests.integration.harness import Pool, set_timing
+from tests.integration.harness import Pool, set_default, set_timing
 from tests.integration.stage import Stage
 from tests.waiting import wait_until
 
@@ -113,12 +113,6 @@ async def test_status_asks_the_cluster_that_the_pool_names(
     await stage.ray.stop_listening()
     (cluster,) = (await seen(stage.pool, capsys))["clusters"]
     assert cluster["answers"] is False
-
-
-async def set_default(pool: Pool, name: str, value: Any) -> None:
-    template = (await pool.client.read_work_pool(pool.name)).base_job_template
-    template["variables"]["properties"][name]["default"] = value
-    await pool.client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=template))
 
 
 @pytest.mark.parametrize("scope", ["run", "shared"])
@@ -248,6 +242,23 @@ async def test_log_is_followed_through_a_restart_of_the_api(stage: Stage) -> Non
             tasks.start_soon(partial(logs, str(run_id), follow=True))
         await wait_until(lambda: len(asked) > 20, timeout=30, description="it to go on")
         tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("of", ["/queues/filter", "/flow_runs/"])
+async def test_404_of_a_proxy_says_nothing_of_pool_and_run(stage: Stage, of: str) -> None:
+    """The one ended a watch with a traceback, the other said that there is no such run."""
+    run_id = await stage.start()
+
+    def refuses(request: web.Request) -> web.Response | None:
+        is_away = of in request.path
+        return web.Response(status=404, text="<html>no backend</html>") if is_away else None
+
+    async with busy_api(str(PREFECT_API_URL.value()), refuses) as url:
+        with (
+            temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}),
+            pytest.raises(InvalidConfiguration, match=r"Cannot read .*404"),
+        ):
+            await (status(pool=stage.pool.name) if "queues" in of else logs(str(run_id)))
 
 
 @pytest.mark.extra

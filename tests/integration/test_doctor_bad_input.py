@@ -8,11 +8,13 @@ from contextvars import copy_context
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import anyio.to_thread
 import pytest
 from aiohttp import web
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_SSL_CERT_FILE, temporary_settings
 
 from prefect_ray_worker.doctor import probe
 from prefect_ray_worker.doctor.examine import examine
@@ -22,7 +24,7 @@ from tests.fake_ray.faults import Fault, Kind
 from tests.fake_ray.nodes import FakeNode
 from tests.fake_ray.script import PENDING_FOREVER, SUCCEEDS_SOON
 from tests.integration.busy_api import busy_api
-from tests.integration.harness import settings_of
+from tests.integration.harness import Pool, set_default, settings_of
 from tests.ports import free_port
 from tests.prefect_server import PrefectServer
 from tests.real_ray import RealRay
@@ -187,6 +189,39 @@ async def test_target_that_cannot_be_found(
     assert failure.subject is CheckSubject.TARGET
     assert says in failure.says
     assert "pw@" not in failure.says
+
+
+async def test_login_page_in_front_of_prefect_is_no_traceback(tmp_path: Path) -> None:
+    with web_page() as address, settings_of(f"{address}/api", tmp_path):
+        failure = await failure_of("research")
+    assert failure.subject is CheckSubject.TARGET
+    assert f"What answers at {address}/api is not a Prefect API" in failure.says
+    assert "login" in failure.advice
+
+
+async def test_certificates_of_the_prefect_api_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with (
+        settings_of("http://127.0.0.1:9/api", tmp_path),
+        temporary_settings({PREFECT_API_SSL_CERT_FILE: "/no/such.pem"}),
+    ):
+        failure = await failure_of("research")
+    assert "PREFECT_API_SSL_CERT_FILE '/no/such.pem' cannot be used" in failure.says
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "says"),
+    [
+        ("cluster", {"$ref": {"block_document_id": str(UUID(int=7))}}, "Block not found: ID "),
+        ("name", "{{ prefect.blocks.secret }}", "Invalid block placeholder format"),
+    ],
+)
+async def test_default_of_the_pool_that_refers_to_nothing_is_named(
+    here: Pool, name: str, default: object, says: str
+) -> None:
+    await set_default(here, name, default)
+    failure = await failure_of(here.name)
+    assert failure.subject is CheckSubject.TARGET
+    assert says in str(failure)
 
 
 async def test_pool_that_prefect_does_not_have(prefect_settings: None) -> None:
