@@ -1,7 +1,7 @@
 """`RunLog`: the log of a flow run, each line once, also while the run goes on."""
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 from uuid import UUID
 
@@ -23,6 +23,11 @@ from prefect_ray_worker.shared.run_rules import Patience
 _READ_SECONDS = 1.0
 # Worker, driver and tasks send their lines in batches, so an older line can arrive later.
 _OVERLAP = timedelta(seconds=15)
+# What is older than that came very late, or from a machine whose clock is slow: looked for now and
+# then, in the whole log as long as it is short.
+_WIDE_SECONDS = 30.0
+_WIDE_OVERLAP = timedelta(minutes=10)
+_SHORT_LINES = 2_000
 # Where nothing says that a log is complete: the driver's process sends its lines every 2 s (3.8.8).
 _QUIET_SECONDS = 4.0
 # A log that is not complete and stays quiet may wait for a worker that is dead.
@@ -79,12 +84,16 @@ class RunLog:
 
     async def _follow(self, show: Callable[[Log], None], is_complete: IsComplete) -> None:
         send, receive = anyio.create_memory_object_stream[Log](_WAITING_LINES)
-        async with anyio.create_task_group() as tasks:
+        async with receive, anyio.create_task_group() as tasks:
             tasks.start_soon(_stream, self.run.id, send, name="log-stream")
             quiet_since = 0.0
             has_ended = False
+            wide_at = anyio.current_time() + _WIDE_SECONDS
             while True:
-                for line in await self._unread(self._newest):
+                is_wide = anyio.current_time() >= wide_at
+                if is_wide:
+                    wide_at = anyio.current_time() + _WIDE_SECONDS
+                for line in await self._unread(self._since(is_wide=is_wide)):
                     quiet_since = anyio.current_time()
                     show(line)
                 if has_ended and await self._is_over(is_complete, quiet_since):
@@ -98,7 +107,7 @@ class RunLog:
                     if self.run.state is not None and self.run.state.is_final():
                         has_ended, quiet_since = True, anyio.current_time()
             tasks.cancel_scope.cancel()
-        # A line that is older than the overlap, and was sent late, is in the whole log only.
+        # A line that is older than the overlaps, and was sent late, is in the whole log only.
         for line in await self._unread(None):
             show(line)
 
@@ -122,11 +131,18 @@ class RunLog:
                 "Choose another run: `prefect flow-run ls` lists them."
             ) from None
 
+    def _since(self, *, is_wide: bool) -> datetime | None:
+        """Return from when on lines are read again; None for the whole log."""
+        if self._newest is None or (is_wide and len(self._shown) <= _SHORT_LINES):
+            return None
+        # A machine whose clock is fast must not hide the lines of the others.
+        newest = min(self._newest, datetime.now(UTC))
+        return newest - (_WIDE_OVERLAP if is_wide else _OVERLAP)
+
     async def _unread(self, since: datetime | None) -> list[Log]:
         wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[self.run.id]))
         if since is not None:
-            after = {"after_": since - _OVERLAP}
-            wanted.timestamp = LogFilterTimestamp.model_validate(after)
+            wanted.timestamp = LogFilterTimestamp.model_validate({"after_": since})
         found: list[Log] = []
         read = 0
 

@@ -15,7 +15,9 @@ from prefect.client.schemas.actions import LogCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from prefect_ray_worker.commands import run_log
 from prefect_ray_worker.commands.logs import logs
+from prefect_ray_worker.commands.run_log import RunLog, is_complete
 from prefect_ray_worker.commands.status import status
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.runs.recovery.labels import CLUSTER_LABEL, OWNER_LABEL
@@ -181,6 +183,27 @@ async def test_followed_log_has_each_line_once_and_ends_with_the_run(stage: Stag
     assert {"an old line", "the driver's last line"} <= set(messages)
     assert f"Flow run {run.name} is Failed: no data" in told
     assert code == 1
+
+
+@pytest.mark.parametrize("is_short", [True, False])
+async def test_followed_log_has_the_lines_of_all_machines_whatever_their_clocks(
+    stage: Stage, is_short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that is 20 s ahead hid the lines of all other machines until the run ended."""
+    monkeypatch.setattr(run_log, "_READ_SECONDS", 0.1)
+    monkeypatch.setattr(run_log, "_WIDE_SECONDS", 0.2)
+    monkeypatch.setattr(run_log, "_SHORT_LINES", 100 if is_short else 0)
+    run_id = await stage.start()
+    await write_line(stage.pool, run_id, "of a fast clock", age=-60)
+    log = RunLog(stage.pool.client, await stage.pool.read(run_id))
+    shown = [line.message for line in await log.lines()]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(log.follow, lambda line: shown.append(line.message), is_complete)
+        for message, age in (("of a good clock", 0), ("of a slow clock", 120)):
+            await write_line(stage.pool, run_id, message, age=age)
+            await wait_until(lambda said=message: said in shown, timeout=10, description=message)
+        tasks.cancel_scope.cancel()
+    assert shown == ["of a fast clock", "of a good clock", "of a slow clock"]
 
 
 async def test_log_of_a_run_is_found_by_its_page_and_cut_to_its_tail(
