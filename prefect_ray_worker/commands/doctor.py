@@ -46,7 +46,8 @@ async def doctor(
             a worker started on this machine.
         job_variable: Override a job variable of the pool with NAME=VALUE, like `-jv` of
             `prefect deployment run`. The value is JSON, or else text. Can be repeated.
-        wait: Limit for the probe job, including its runtime environment, in seconds.
+        wait: Limit in seconds for the start of the probe job, including its runtime environment,
+            and again for its end.
         json: Print one JSON document at the end.
     """
     from prefect_ray_worker.doctor import report

@@ -32,7 +32,7 @@ async def examine(
         named: The address of a dashboard, the name of a work pool, or None for the cluster that
             the worker's settings name.
         job_variables: Override the pool's.
-        wait: The most seconds that the probe job takes.
+        wait: The most seconds until the probe job starts, and from there to its end.
     """
     try:
         settings = worker_settings()
@@ -108,7 +108,7 @@ async def _of_probe(
     client: JobsClient, target: Target, settings: RayWorkerSettings, wait: float
 ) -> AsyncGenerator[Check, None]:
     try:
-        request = await probe_request(target, settings)
+        request = await probe_request(target, settings, wait)
     except RayWorkerError as exc:
         yield failed(CheckSubject.PROBE_JOB, exc)
         return

@@ -180,8 +180,17 @@ def _reached(found: ApiFinding) -> Check:
 
 def _other_node(findings: Findings) -> Check:
     ray, found = findings.ray, findings.other_node
-    if ray is None or ray.error or found is None:
+    if ray is None or ray.error:
         return skipped(CheckSubject.OTHER_NODE, "The job has not joined the cluster.")
+    if found is None:
+        return skipped(CheckSubject.OTHER_NODE, "The task on another node had not ended in time.")
+    if found.error and found.error.startswith("GetTimeoutError"):
+        return failed(
+            CheckSubject.OTHER_NODE,
+            f"A task on another node had not ended in time ({found.error}).",
+            "If that node still sets up its runtime environment, allow more time with --wait. If "
+            "not, check that the nodes reach each other on all ports and use the same image.",
+        )
     if found.error:
         return failed(
             CheckSubject.OTHER_NODE,

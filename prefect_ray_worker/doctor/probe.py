@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 MARK = "prefect-ray-worker doctor:"
 TASK_SECONDS = 20
+# The end of the job has to be seen in time, too.
+END_SECONDS = 5
+BEGAN = time.monotonic()
 
 
 def tell(subject: str, check: Callable[[], dict[str, Any]]) -> None:
@@ -135,7 +138,12 @@ def ray() -> dict[str, Any]:
     }
 
 
-def other_node() -> dict[str, Any]:
+def task_seconds(wait: float) -> float:
+    """Return how long a task may take: its node may have to set up the runtime environment."""
+    return max(TASK_SECONDS, wait - (time.monotonic() - BEGAN) - END_SECONDS)
+
+
+def other_node(wait: float) -> dict[str, Any]:
     """Run a task on another node, if there is one."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -158,11 +166,16 @@ def other_node() -> dict[str, Any]:
         }
 
     there = NodeAffinitySchedulingStrategy(others[0], soft=False)
-    return ray.get(look.options(scheduling_strategy=there).remote(), timeout=TASK_SECONDS)
+    return ray.get(look.options(scheduling_strategy=there).remote(), timeout=task_seconds(wait))
 
 
-def main(pool: str) -> None:
-    """Run all checks; later ones need what earlier ones found."""
+def main(pool: str, wait: float) -> None:
+    """Run all checks; later ones need what earlier ones found.
+
+    Args:
+        pool: Name of the work pool; empty if none was named.
+        wait: How many seconds the doctor waits for the end of this job.
+    """
     # Someone is waiting: better no answer than a late one.
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "0")
     tell("python", python)
@@ -170,8 +183,8 @@ def main(pool: str) -> None:
     tell("prefect", prefect)
     tell("api", lambda: api(pool))
     tell("ray", ray)
-    tell("other_node", other_node)
+    tell("other_node", lambda: other_node(wait))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "")
+    main(sys.argv[1], float(sys.argv[2]))

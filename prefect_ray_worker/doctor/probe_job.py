@@ -52,11 +52,19 @@ _ASKING_NOTHING: Final[Mapping[str, None]] = {
 }
 
 
-async def probe_request(target: Target, settings: RayWorkerSettings) -> JobSubmitRequest:
-    """Return the probe's job: a flow run's job for the target, with the probe as its command."""
+async def probe_request(
+    target: Target, settings: RayWorkerSettings, wait: float
+) -> JobSubmitRequest:
+    """Return the probe's job: a flow run's job for the target, with the probe as its command.
+
+    Args:
+        target: What is examined.
+        settings: Those that a worker would have here.
+        wait: For how many seconds its end is waited for.
+    """
     configuration = target.configuration.model_copy(deep=True)
     source, pool = inspect.getsource(probe), target.pool or ""
-    configuration.command = f"exec python -c {shlex.quote(source)} {shlex.quote(pool)}"
+    configuration.command = f"exec python -c {shlex.quote(source)} {shlex.quote(pool)} {wait:g}"
     configuration.stop_grace_seconds = _GRACE_SECONDS
     # Adds the environment that Prefect makes of the settings here. The flow run does not exist.
     configuration.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name=_NAME))
@@ -126,20 +134,22 @@ class ProbeJob:
         """Submit the job and follow it to its end.
 
         Args:
-            wait: The most seconds that it takes.
+            wait: The most seconds until it starts, and from there to its end.
         """
         await self._fit()
         began = submitted = time.time()
         job, started = None, None
         answer = partial(ProbeRun, began=began)
         try:
-            with anyio.move_on_after(wait):
+            with anyio.move_on_after(wait) as limit:
                 await self._client.submit(self._request)
                 submitted = time.time()
                 while job is None or not job.is_terminal:
                     job = await self._client.get(self._request.submission_id)
                     if started is None and job.has_started:
                         started = time.time() - submitted
+                        # The probe counts from here. What it finds must not get lost.
+                        limit.deadline = anyio.current_time() + wait
                     if not job.is_terminal:
                         await anyio.sleep(_LOOK_SECONDS)
         except JobsApiError as exc:
@@ -185,9 +195,11 @@ class ProbeJob:
             late = start_overdue(wait, waiting, limited_by="--wait")
             return _failed(late)
         if not job.is_terminal:
-            says = f"A job started after {started:.1f} s but had not ended after {wait:g} s."
+            says = f"A job started after {started:.1f} s but had not ended {wait:g} s later."
             return failed(
-                CheckSubject.PROBE_JOB, says, "The lines below are what it found until then."
+                CheckSubject.PROBE_JOB,
+                says,
+                "The lines below are what it found until then; `--wait` allows more time.",
             )
         if job.status != "SUCCEEDED":
             ended = Ended(job.status, job.error_type, job.driver_exit_code, job.message or "")

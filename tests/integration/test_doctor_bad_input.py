@@ -157,6 +157,19 @@ async def test_probe_that_cannot_start_says_why_and_what_is_left(ray: FakeRay) -
     assert "ray job stop" in left.advice
 
 
+async def test_probe_knows_for_how_long_it_is_waited_for(ray: FakeRay) -> None:
+    asked: list[str] = []
+
+    def on_submit(job: FakeJob) -> Timeline:
+        asked.append(job.body["entrypoint"])
+        return SUCCEEDS_SOON
+
+    ray.on_submit = on_submit
+    async for _ in examine(ray.address, {}, wait=600):
+        pass
+    assert [entrypoint.endswith(" '' 600") for entrypoint in asked] == [True]
+
+
 async def test_record_that_comes_back_as_a_ghost_is_deleted_again(ray: FakeRay) -> None:
     ray.ghost_seconds = 60  # a head that is slow to notice that the job has ended
     checks = {check.subject: check async for check in examine(ray.address, {}, wait=5)}

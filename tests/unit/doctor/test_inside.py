@@ -92,6 +92,7 @@ def test_old_python_of_the_nodes_names_the_image_to_take(ray: dict[str, str], im
             "the driver has Prefect 3.8.8",
         ),
         ({"other_node": {"host": None}}, CheckSubject.OTHER_NODE, Grade.SKIPPED, "one node"),
+        ({"other_node": None}, CheckSubject.OTHER_NODE, Grade.SKIPPED, "had not ended in time"),
     ],
 )
 def test_finding_is_graded(
@@ -100,6 +101,14 @@ def test_finding_is_graded(
     check = found(**changed)[subject]
     assert check.grade is grade, check
     assert says in check.says
+
+
+def test_other_node_has_as_long_as_the_doctor_waits() -> None:
+    """It had 20 s, also to set up the runtime environment, whatever `--wait` said."""
+    assert probe.task_seconds(1) == probe.TASK_SECONDS
+    assert 80_000 < probe.task_seconds(100_000) < 100_000
+    check = found(other_node={"error": "GetTimeoutError: Get timed out"})[CheckSubject.OTHER_NODE]
+    assert "still sets up its runtime environment, allow more time with --wait" in check.advice
 
 
 def test_credentials_in_an_api_url_are_not_shown() -> None:
