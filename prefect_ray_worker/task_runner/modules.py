@@ -154,7 +154,7 @@ def _own_sentinel(obj: Any, kind: type) -> tuple[str, str] | None:
     own = _Process.own
     if kind is object:
         names = [name for name in list(sys.modules) if own.has(name)]
-    elif own.has(kind.__module__) and not getattr(obj, "__dict__", True):
+    elif own.has(kind.__module__) and _has_no_content(obj, kind):
         names = [kind.__module__]
     else:
         return None
@@ -163,6 +163,26 @@ def _own_sentinel(obj: Any, kind: type) -> tuple[str, str] | None:
             if value is obj:
                 return module, name
     return None
+
+
+def _has_no_content(obj: Any, kind: type) -> bool:
+    """Return whether nothing of an object would get lost if it travelled by name.
+
+    A subclass of `dict` or `list` has its items, and one with slots its values, beside `__dict__`.
+    """
+    by_default: Any = object
+    names = ("__reduce_ex__", "__reduce__", "__getstate__")
+    if any(getattr(kind, name) is not getattr(by_default, name) for name in names):
+        return False  # it says itself what to keep, and code of a user is not run to find out
+    if hasattr(kind, "__getnewargs__") or hasattr(kind, "__getnewargs_ex__"):
+        return False
+    if isinstance(obj, (dict, list)):
+        return False
+    try:
+        content = object.__reduce_ex__(obj, 2)[1:]
+    except Exception:  # a `threading.local`, a connection: it cannot travel in another way
+        return not getattr(obj, "__dict__", True)
+    return content == ((kind,), None, None, None)
 
 
 def _is_named(obj: Any) -> bool:

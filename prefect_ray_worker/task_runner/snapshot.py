@@ -19,6 +19,7 @@ from prefect_ray_worker.shared.references import global_names
 from prefect_ray_worker.task_runner import modules
 
 _ATOMS = {int, float, complex, str, bytes, bool, type(None), type(...), timedelta}
+_CONTAINERS = (list, tuple, set, frozenset, dict)
 # Of a container; more are sooner pickled than compared.
 _MOST = 20
 
@@ -87,6 +88,8 @@ class _PartsWalk:
         self._seen.add(id(value))
         if isinstance(value, types.FunctionType):
             return _is_by_name(value) or self._function(value)
+        if isinstance(value, _CONTAINERS) and type(value) not in _CONTAINERS:
+            return False  # it may have attributes besides
         if isinstance(value, list | tuple | set | frozenset):
             items = cast("list[Any]", value)
             return len(items) <= _MOST and all(map(self.add, items))

@@ -18,6 +18,12 @@ LARGE = list(range(1_000))
 OBJECT = SimpleNamespace(x=1)
 
 
+class Rows(list[int]): ...
+
+
+ROWS = Rows()
+
+
 @pytest.fixture(autouse=True)
 def own_module(monkeypatch: pytest.MonkeyPatch) -> None:
     """This file is a flow's, which task processes can load."""
@@ -43,6 +49,11 @@ def reads_an_object(x: int) -> Any:
     return x, OBJECT
 
 
+@task
+def reads_rows() -> Any:
+    return ROWS
+
+
 def set_a_global() -> None:
     global NUMBER
     NUMBER += 1
@@ -66,7 +77,7 @@ def test_a_change_is_seen(change: str) -> None:
     assert TaskSnapshot(small).holds(small)
 
 
-@pytest.mark.parametrize("unsure", [large, reads_an_object])
+@pytest.mark.parametrize("unsure", [large, reads_an_object, reads_rows])
 def test_what_may_change_inside_is_never_taken_for_the_same(unsure: Any) -> None:
     snapshot = TaskSnapshot(unsure)
     assert not snapshot.holds(unsure)
