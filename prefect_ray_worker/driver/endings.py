@@ -112,7 +112,7 @@ def run_hooks(
             result = hook(flow, flow_run, state)
             if inspect.isawaitable(result):
                 anyio.run(_awaited, result)
-        except Exception:
+        except (Exception, SystemExit):  # the run's last state may not be set yet
             logger.exception("The hook %r failed", name)
 
 

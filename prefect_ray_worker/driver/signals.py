@@ -8,12 +8,14 @@ that others install, and decides in a background thread.
 Standard library only: it has to be in place before anything else is imported.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from types import CodeType
 from typing import Any
@@ -85,7 +87,7 @@ class Termination:
             return
         self.delivered = True
         if callable(self._believed) and not _is_of_an_engine(self._believed):
-            self._believed(number, frame)
+            _call_loudly(self._believed, number, frame)
         if frame is not None and _is_of_ray(frame.f_globals.get("__name__")):
             # Only KeyboardInterrupt interrupts `ray.get` and `ray.wait`; they drop any other
             # exception of a handler (`check_signals`, Ray 2.60). So ours follows afterwards.
@@ -125,6 +127,20 @@ def raise_in_thread(ident: int, exception: type[BaseException]) -> None:
 def _is_of_an_engine(handler: Handler) -> bool:
     """Return whether Prefect or Ray installed a handler: the driver does its work instead."""
     return getattr(handler, "__module__", "").partition(".")[0] in ("prefect", "ray")
+
+
+def _call_loudly(handler: Callable[[int, Any], Any], number: int, frame: Any) -> None:
+    """Call a handler of the flow's; what it raises must not take the place of the flow's end."""
+    try:
+        handler(number, frame)
+    except BaseException as exc:  # `sys.exit` is what handlers of SIGTERM usually end with
+        name = type(exc).__name__
+        said = f"The flow's handler of SIGTERM raised {name}. The flow is interrupted anyway.\n"
+        if not isinstance(exc, SystemExit):
+            said += "".join(traceback.format_exception(exc))
+        # Not through `logging` or a stream: the signal may have interrupted one that holds a lock.
+        with contextlib.suppress(OSError):
+            os.write(2, said.encode(errors="backslashreplace"))
 
 
 def _is_running(code: CodeType, ident: int) -> bool:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 PREAMBLE = """
 import os, signal, sys, threading, time
 from prefect_ray_worker.driver.signals import Termination
@@ -77,6 +79,21 @@ def test_a_handler_of_the_users_is_called_before_the_end() -> None:
             print("ended")
     """)
     assert result.stdout.splitlines() == ["checkpoint written", "ended"], result.stderr
+
+
+@pytest.mark.parametrize("what", ["sys.exit(0)", "print(1 / 0)"])
+def test_a_handler_of_the_users_that_raises_does_not_replace_the_end(what: str) -> None:
+    """A cancelled flow was Crashed by `sys.exit` in its handler, and Failed by an error."""
+    result = run(f"""
+        signal.signal(signal.SIGTERM, lambda *_: {what})
+        threading.Thread(target=deliver_soon).start()
+        try:
+            time.sleep(20)
+        except End:
+            print("ended")
+    """)
+    assert result.stdout.strip() == "ended", result.stderr
+    assert "The flow's handler of SIGTERM raised" in result.stderr
 
 
 def test_ignoring_sigterm_does_not_help() -> None:
