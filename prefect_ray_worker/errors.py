@@ -57,6 +57,9 @@ Each branch answers two questions: is it safe to try again, and is it known what
 Messages are logged and shown to users, so none ever holds a secret.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 
 class RayWorkerError(Exception):
     """Base of every error of this package. The message says what to do about it."""
@@ -331,6 +334,21 @@ class NotKubernetes(KubernetesError):
 
 class KubernetesTlsFailed(NotKubernetes):
     """The API server's certificate is not trusted here, or it does not speak TLS."""
+
+
+@contextmanager
+def without_groups(known: object = None) -> Generator[None, None, None]:
+    """Raise what was raised inside, and not the groups that task groups have made of it.
+
+    Args:
+        known: What is being raised anyway: it is not raised once more.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        raised = unwrapped(group)
+        if raised is not known:
+            raise raised from None
 
 
 def unwrapped(error: BaseException) -> BaseException:

@@ -25,11 +25,13 @@ from prefect_ray_worker.config.block import LOGO_URL, register_block
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import Delivery, warnings_of
 from prefect_ray_worker.config.variables import RayWorkerVariables
-from prefect_ray_worker.errors import InvalidConfiguration, unwrapped
+from prefect_ray_worker.errors import InvalidConfiguration, without_groups
 from prefect_ray_worker.prefect_api.answers import outlast
 from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
 from prefect_ray_worker.prefect_api.compat.workers import (
     exit_stack,
+    has_pool,
+    pool_name,
     read_work_pool,
     related_resources,
     runs_task_group,
@@ -73,6 +75,8 @@ _LINKS_AT_ONCE = 2
 # A worker whose looks come late may have been frozen. Others take its runs after three heartbeats,
 # which are six looks.
 _FRESH_LOOKS = 4
+# Between two looks whether the pool has been read.
+_POOL_SECONDS = 0.5
 _NO_RUN = RayJobConfiguration()
 
 
@@ -144,9 +148,10 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         stack = exit_stack(self)
         try:
             await self._open(stack)
-        except BaseException:
+        except BaseException as exc:
             # Prefect tears down only a worker whose set-up has ended.
-            await stack.__aexit__(*sys.exc_info())
+            with without_groups(exc):
+                await stack.__aexit__(*sys.exc_info())
             raise
 
     async def _open(self, stack: "AsyncExitStack") -> None:
@@ -178,7 +183,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         await super().setup()
         share_reads(self.client)
         if self._runs_once:
-            who = (self.client, self.work_pool.name, self.name)
+            who = (self.client, pool_name(self), self.name)
             beats = partial(stay_online, *who, every=self.heartbeat_interval_seconds)
             services.start_soon(beats, name="ray-heartbeat")
         me = Worker(self.name, instance=uuid4().hex[:12], host=platform.node())
@@ -203,12 +208,16 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         stack.callback(self._followed.close)
         services.start_soon(self._services.slots.run, name="ray-slots")
         followers.start_soon(self._services.waiting.run, name="ray-waiting")
-        if self.serves:
+        if not self.serves:
+            self._services.lease.renew(math.inf)  # no other worker takes over what a caller does
+        elif has_pool(self):
             await self._serve(followers)
         else:
-            self._services.lease.renew(math.inf)  # no other worker takes over what a caller does
+            followers.start_soon(self._serve, followers, name="ray-serve")
 
     async def _serve(self, followers: "TaskGroup") -> None:
+        while not has_pool(self):  # noqa: ASYNC110 (Prefect's own loop goes on asking for it)
+            await anyio.sleep(_POOL_SECONDS)
         tell = worker_logger(self).info
         await self._sources.take_over(tell)
         template = self.work_pool.base_job_template
@@ -331,12 +340,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Close the worker. Unwrap what was raised inside: task groups make groups of it."""
-        try:
+        with without_groups(exc_info[1]):
             await super().__aexit__(*exc_info)
-        except BaseExceptionGroup as group:
-            raised = unwrapped(group)
-            if raised is not exc_info[1]:
-                raise raised from None
 
     async def _submit(
         self, flow_run: "FlowRun", configuration: RayJobConfiguration

@@ -4,10 +4,13 @@ import anyio
 import pytest
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Scheduled
 
 from prefect_ray_worker.worker import RayWorker
+from tests.integration.harness import bare_template
 from tests.integration.stage import HEARTBEAT_SECONDS, Stage
+from tests.waiting import wait_until
 
 LOOKS_SECONDS = HEARTBEAT_SECONDS * 2.0
 
@@ -60,3 +63,21 @@ async def test_run_that_waits_in_its_process_for_a_retry_is_taken_over(stage: St
         job.set("FAILED", driver_exit_code=7)
         await stage.ends(run_id, StateType.CRASHED, "exit code 7")
     assert len(stage.jobs_of(run_id)) == 1
+
+
+async def test_worker_that_starts_before_its_pool_serves_it_later(stage: Stage) -> None:
+    """It ended with a traceback of three groups; Prefect's own workers go on asking."""
+    client, name = stage.pool.client, stage.pool.name
+    await client.delete_work_pool(name)
+    with pytest.raises(ObjectNotFound):  # and no group
+        async with stage.pool.worker():
+            pass  # a caller cannot go on without it
+    once = stage.pool.worker(create_pool_if_not_found=False)
+    await once.start(run_once=True, printer=lambda *_: None)
+    async with stage.heir(create_pool_if_not_found=False) as worker:
+        await wait_until(lambda: worker.is_setup, description="a worker without a pool")
+        await client.create_work_pool(
+            WorkPoolCreate(name=name, type="ray", base_job_template=bare_template())
+        )
+        await stage.is_served()
+        await wait_until(lambda: worker._recovery.workers_online, description="a look for orphans")

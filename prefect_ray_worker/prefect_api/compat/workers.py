@@ -37,6 +37,16 @@ async def read_work_pool(worker: "BaseWorker[Any, Any, Any]") -> None:
     worker._record_work_pool_snapshot(pool)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
+def pool_name(worker: "BaseWorker[Any, Any, Any]") -> str:
+    """Return the name of a worker's pool, which need not exist (3.8.8)."""
+    return worker._work_pool_name  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def has_pool(worker: "BaseWorker[Any, Any, Any]") -> bool:
+    """Return whether a worker has read its pool: until then `work_pool` raises (3.8.8)."""
+    return worker._work_pool is not None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
 def worker_logger(worker: "BaseWorker[Any, Any, Any]") -> "Logger | LoggerAdapter[Logger]":
     """Return the worker's own logger, which also logs to its page in the UI (3.8.8)."""
     return worker._logger  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
