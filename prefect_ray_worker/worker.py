@@ -1,7 +1,6 @@
 """`RayWorker`: what Prefect calls. It wires the rooms together and translates their errors."""
 
 import gc
-import math
 import platform
 import sys
 from functools import partial
@@ -46,7 +45,7 @@ from prefect_ray_worker.runs.attended import Attendance
 from prefect_ray_worker.runs.begin import begin
 from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.follow import Follower
-from prefect_ray_worker.runs.lease import Lease
+from prefect_ray_worker.runs.lease import FOR_EVER, Lease
 from prefect_ray_worker.runs.recovery.labels import Worker
 from prefect_ray_worker.runs.recovery.recovery import Recovery
 from prefect_ray_worker.runs.registry import FollowedRuns
@@ -209,7 +208,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         services.start_soon(self._services.slots.run, name="ray-slots")
         followers.start_soon(self._services.waiting.run, name="ray-waiting")
         if not self.serves:
-            self._services.lease.renew(math.inf)  # no other worker takes over what a caller does
+            self._services.lease.renew(FOR_EVER)  # no other worker takes over what a caller does
         elif has_pool(self):
             await self._serve(followers)
         else:

@@ -4,7 +4,9 @@ It grants nothing: who follows a run is decided in `recovery/reconcile` and `rec
 """
 
 import math
-from typing import Protocol
+import time
+from dataclasses import dataclass
+from typing import Protocol, Self
 from uuid import UUID
 
 import anyio
@@ -12,6 +14,29 @@ import anyio
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.runs.recovery.labels import owner_in
 from prefect_ray_worker.shared.ids import attempt_in
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment by two clocks, because either alone can hide for how long a process did nothing.
+
+    Attributes:
+        steady: By `anyio.current_time`: it never jumps, and stands still while the machine is
+            suspended (Linux, macOS).
+        wall: By the clock of the machine.
+    """
+
+    steady: float
+    wall: float
+
+    @classmethod
+    def now(cls) -> Self:
+        """Return the present."""
+        return cls(anyio.current_time(), time.time())
+
+
+FOR_EVER = Moment(math.inf, math.inf)
+"""A lease that is renewed at this moment stays fresh."""
 
 
 class Followed(Protocol):
@@ -47,16 +72,16 @@ class Lease:
         self._flow_runs = flow_runs
         self._followed = followed
         self._seconds = seconds
-        self._renewed_at = -math.inf
+        self._renewed_at = Moment(-math.inf, -math.inf)
         self._doubtful: set[str] = set()
 
-    def renew(self, looked_at: float) -> None:
+    def renew(self, looked_at: Moment) -> None:
         """Extend the lease: this process has dropped the runs that other workers own.
 
         Args:
-            looked_at: When the look at the pool's runs began, by `anyio.current_time`.
+            looked_at: When the look at the pool's runs began.
         """
-        if math.isfinite(self._renewed_at) and not self._is_fresh:
+        if math.isfinite(self._renewed_at.steady) and not self._is_fresh:
             self._doubtful = set(self._followed.job_ids)
         self._renewed_at = looked_at
 
@@ -82,4 +107,5 @@ class Lease:
 
     @property
     def _is_fresh(self) -> bool:
-        return anyio.current_time() - self._renewed_at < self._seconds
+        now, then = Moment.now(), self._renewed_at
+        return max(now.steady - then.steady, now.wall - then.wall) < self._seconds

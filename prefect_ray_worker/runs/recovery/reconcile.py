@@ -25,6 +25,7 @@ from prefect.client.schemas.objects import TERMINAL_STATES, StateType, WorkPool
 
 from prefect_ray_worker.prefect_api.active_runs import GOES_ON, ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import INFRASTRUCTURE_PENDING
+from prefect_ray_worker.runs.lease import Moment
 from prefect_ray_worker.runs.recovery.adopt import Adoption
 from prefect_ray_worker.runs.recovery.labels import (
     UPLOADING_LABEL,
@@ -176,12 +177,12 @@ class Reconciler:
         api = self._api
         # In this order: a run that is claimed after it was listed is its worker's.
         followed_before = self._followed.followers
-        began = anyio.current_time()
+        began = Moment.now()
         pool = self._pool()
         covers_all = self._pace.covers_all()
         if covers_all:
             runs = await api.active(pool.id)
-            self._pace.listed(len(runs), took=anyio.current_time() - began)
+            self._pace.listed(len(runs), took=anyio.current_time() - began.steady)
         else:
             own = await api.some([follower.attempt.run_id for follower in followed_before])
             runs = {run.id: run for run in own.values() if run.state in GOES_ON}

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID, uuid4
 
-import anyio
+import pytest
 
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
-from prefect_ray_worker.runs.lease import Lease
+from prefect_ray_worker.runs.lease import Lease, Moment
 from prefect_ray_worker.runs.recovery.labels import Worker, claimed_by
 from prefect_ray_worker.shared.ids import job_of_attempt
 
@@ -44,21 +44,26 @@ def lease_of(prefect: Prefect) -> Lease:
     return Lease(ME.instance, cast("FlowRuns", prefect), followed, seconds=SECONDS)
 
 
+def ago(steady: float, wall: float | None = None) -> Moment:
+    now = Moment.now()
+    return Moment(now.steady - steady, now.wall - (steady if wall is None else wall))
+
+
 async def test_a_woken_process_does_not_act_on_an_attempt_that_has_another_owner() -> None:
     """The next attempt had begun there: the lines of the first one were doubled."""
     prefect = Prefect({**claimed_by(OTHER, FIRST), **claimed_by(OTHER, SECOND)})
     lease, job_id = lease_of(prefect), job_of_attempt(RUN, FIRST)
-    lease.renew(anyio.current_time() - 2 * SECONDS)
+    lease.renew(ago(2 * SECONDS))
     assert not await lease.holds(RUN, job_id)
-    lease.renew(anyio.current_time())
+    lease.renew(Moment.now())
     assert not await lease.holds(RUN, job_id), "a look at the pool concerns present attempts only"
 
 
 async def test_the_rest_of_an_attempt_stays_its_owners_when_the_next_has_begun() -> None:
     prefect = Prefect({**claimed_by(ME, FIRST), **claimed_by(OTHER, SECOND)})
     lease, job_id = lease_of(prefect), job_of_attempt(RUN, FIRST)
-    lease.renew(anyio.current_time() - 2 * SECONDS)
-    lease.renew(anyio.current_time())
+    lease.renew(ago(2 * SECONDS))
+    lease.renew(Moment.now())
     for _ in range(3):
         assert await lease.holds(RUN, job_id)
     assert prefect.reads == 1, "asked once after the gap"
@@ -67,7 +72,17 @@ async def test_the_rest_of_an_attempt_stays_its_owners_when_the_next_has_begun()
 async def test_a_fresh_lease_asks_nothing() -> None:
     prefect = Prefect(claimed_by(OTHER, FIRST))
     lease, job_id = lease_of(prefect), job_of_attempt(RUN, FIRST)
-    lease.renew(anyio.current_time())
-    lease.renew(anyio.current_time())
+    lease.renew(Moment.now())
+    lease.renew(Moment.now())
     assert await lease.holds(RUN, job_id)
     assert prefect.reads == 0
+
+
+@pytest.mark.parametrize(("steady", "wall"), [(0.0, 2 * SECONDS), (2 * SECONDS, 0.0)])
+async def test_a_machine_that_was_suspended_has_no_fresh_lease(steady: float, wall: float) -> None:
+    """The steady clock stands still meanwhile; the other one may have been set back."""
+    prefect = Prefect(claimed_by(OTHER, FIRST))
+    lease, job_id = lease_of(prefect), job_of_attempt(RUN, FIRST)
+    lease.renew(ago(steady, wall))
+    assert not await lease.holds(RUN, job_id)
+    assert prefect.reads == 1
