@@ -55,6 +55,7 @@ _OF_MESSAGES: list[tuple[str, list[str]]] = [
             "Cannot sweep … now: …",
             "Cannot sweep the clusters of ended runs now: …",
             "Polling … failed",
+            "Prefect has not taken the log of the Ray Job … for long: …",
             "The Prefect API does not answer (…); trying again in … s.",
             "The Prefect API is busy or away (…); asking again in … s.",
             "The Ray Job … was asked to stop and has not ended yet (…). Trying again.",
@@ -108,7 +109,6 @@ _OF_MESSAGES: list[tuple[str, list[str]]] = [
         "Read what is left of the log in Ray's dashboard. To keep logs of lost nodes, store Ray's "
         "log directory elsewhere.",
         [
-            "Prefect has not taken the log of the Ray Job … (…); after … bytes given up.",
             "Prefect refuses any log of this run.",
             "The output of the Ray Job is not forwarded any more.",
             "The rest of the log of Ray Job … is lost: the Ray cluster does not have the job any "

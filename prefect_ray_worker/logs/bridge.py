@@ -62,6 +62,7 @@ class LogBridge:
         bytes_read: How much of the job's log has been read.
         lines_forwarded: How many lines this bridge has brought to Prefect.
         is_complete: Whether the log is in Prefect to its end, or its loss is.
+        has_given_up: Whether Prefect was away for too long; another bridge can go on.
         lag_seconds: Seconds since the end of the log was last reached, or 0 before the first look.
     """
 
@@ -103,7 +104,7 @@ class LogBridge:
         self._unsent = UnsentRecords(attempt, longest=longest)
         self._seen_to_end_at: datetime | None = None
         self.lines_forwarded = 0
-        self.is_complete = False
+        self.is_complete = self.has_given_up = False
 
     @property
     def bytes_read(self) -> int:
@@ -139,11 +140,9 @@ class LogBridge:
             with self._reads.following(), self._sink.undisturbed():
                 await self._run()
         except LogsGivenUp as exc:
+            self.has_given_up = True
             _log.error(
-                "Prefect has not taken the log of the Ray Job %s (%s); after %d bytes given up.",
-                self._job,
-                exc,
-                self.bytes_read,
+                "Prefect has not taken the log of the Ray Job %s for long: %s", self._job, exc
             )
 
     async def _run(self) -> None:

@@ -3,12 +3,15 @@
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import partial
 from logging import Logger, LoggerAdapter
 from typing import Any
 
 from prefect_ray_worker import metrics
+from prefect_ray_worker.errors import LogsUnclear
 from prefect_ray_worker.logs.bridge import LogBridge
 from prefect_ray_worker.logs.read import ClusterLogs
+from prefect_ray_worker.prefect_api.answers import is_passing_error
 from prefect_ray_worker.prefect_api.logs import FoundLogs, LogSink, SentLog, longest_message
 from prefect_ray_worker.ray_api.models import JobDetails
 
@@ -47,15 +50,18 @@ class LogForwarding:
     ) -> None:
         self._log = log
         self._lines = self._bytes = 0
-        self._bridge = LogBridge(
+        self._job: JobDetails | None = None
+        self._has_ended = False
+        self._new_bridge = partial(
+            LogBridge,
             job_id,
             attempt=attempt,
             reads=reads,
             sink=_OwnedLogs(sink, owns),
             longest=longest_message(),
-            is_new=is_new,
             on_end=on_end,
         )
+        self._bridge = self._new_bridge(is_new=is_new)
 
     @property
     def is_complete(self) -> bool:
@@ -63,9 +69,16 @@ class LogForwarding:
         return self._bridge.is_complete
 
     async def run(self) -> None:
-        """Forward until the job has ended and all of its log is in Prefect, or the log is gone."""
+        """Forward until the job has ended and all of its log is in Prefect, or the log is gone.
+
+        If Prefect is still away when the job has ended, the rest is left to the next look for runs
+        of which something is left to do.
+        """
         try:
             await self._bridge.run()
+            while self._bridge.has_given_up and not self._has_ended:
+                self._begin_anew()
+                await self._bridge.run()
         except _NotOurs:
             self._log.info("Another worker forwards the output of the Ray Job from here on.")
         except Exception:  # noqa: BLE001 (whatever a job prints, its run is followed)
@@ -81,11 +94,22 @@ class LogForwarding:
         """
         self._count()
         if job is not None:
+            self._job = job
+            self._has_ended |= job.is_terminal
             self._bridge.observe(job)
 
     def end(self) -> None:
         """Forward the log to its present end, and no further."""
+        self._has_ended = True
         self._bridge.end()
+
+    def _begin_anew(self) -> None:
+        """Replace a bridge that has given up; the next one asks how far it has come."""
+        self._count()
+        self._lines = self._bytes = 0
+        self._bridge = self._new_bridge()
+        if self._job is not None:
+            self._bridge.observe(self._job)
 
     def _count(self) -> None:
         lines, read = self._bridge.lines_forwarded, self._bridge.bytes_read
@@ -107,7 +131,13 @@ class _OwnedLogs(LogSink):
         return self._logs.undisturbed()
 
     async def post(self, logs: Sequence[SentLog]) -> None:
-        if not await self._owns():
+        try:
+            is_ours = await self._owns()
+        except Exception as exc:
+            if not is_passing_error(exc):
+                raise
+            raise LogsUnclear(f"Prefect does not say whose the run is: {exc}") from exc
+        if not is_ours:
             raise _NotOurs  # this process was frozen, or nothing renews its lease any more
         await self._logs.post(logs)
 
