@@ -17,6 +17,7 @@ from prefect_ray_worker.clusters.source import (
     StartProgress,
     Tell,
 )
+from prefect_ray_worker.clusters.trouble import Trouble
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
@@ -179,11 +180,18 @@ class ClusterSources:
     async def sweep(
         self, view: PoolView, pool_configuration: RayJobConfiguration | None, tell: Tell
     ) -> None:
-        """Delete clusters of the pool that nobody needs any more; see `ClusterSource.sweep`."""
+        """Delete clusters of the pool that nobody needs any more; see `ClusterSource.sweep`.
+
+        Raises:
+            Exception: A source could not be swept; the others were.
+        """
         if pool_configuration is not None:
             self._prepare_for(pool_configuration)
+        trouble = Trouble()
         for source in self._sources:
-            await source.sweep(view, pool_configuration, tell)
+            with trouble.kept():
+                await source.sweep(view, pool_configuration, tell)
+        trouble.raise_first()
 
     async def close(self, tell: Tell) -> None:
         """Let go of all clusters; stop those that this worker started and nobody uses."""

@@ -27,6 +27,7 @@ from prefect_ray_worker.clusters.source import (
     StartProgress,
     Tell,
 )
+from prefect_ray_worker.clusters.trouble import Trouble
 from prefect_ray_worker.clusters.turns import SweepTurns
 from prefect_ray_worker.clusters.unneeded import why_unneeded
 from prefect_ray_worker.config.cluster_source import (
@@ -243,24 +244,21 @@ class PluginClusters:
         """Have clusters of the pool deleted that nobody needs any more.
 
         Raises:
-            ClusterSourceUnclear: A plugin could not be asked; the others were.
+            ClusterSourceUnclear: A plugin could not be asked.
             InvalidConfiguration: The pool's own plugin is missing, or its fields cannot work.
+            Exception: Prefect did not answer. In each case, the other plugins had their turn.
         """
+        trouble = Trouble()
         if pool_configuration is not None:
-            await self.plan(pool_configuration, None)
-        trouble: ClusterSourceUnclear | None = None
+            with trouble.kept():
+                await self.plan(pool_configuration, None)
         for ref in list(self._unreleased):
-            try:
+            with trouble.kept():
                 await self._delete(self._plans[ref], "Its run has ended.")
-            except ClusterSourceUnclear as exc:
-                trouble = exc
         for key, plan in list(self._swept.items()):
-            try:
+            with trouble.kept():
                 await self._sweep(key, plan, view, tell)
-            except ClusterSourceUnclear as exc:
-                trouble = exc
-        if trouble is not None:
-            raise trouble
+        trouble.raise_first()
 
     async def close(self, tell: Tell, ended: frozenset[str]) -> None:
         """Close the plugins. Clusters stay for the runs that go on, and their next worker."""

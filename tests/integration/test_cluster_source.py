@@ -26,6 +26,7 @@ from prefect_ray_worker.clusters.third_party import PluginClusters
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.doctor.examine import examine
 from prefect_ray_worker.doctor.report import CheckSubject, Grade, SourceSubject
+from prefect_ray_worker.errors import ClusterSourceMissing
 from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.connection import Connection
@@ -232,6 +233,19 @@ async def test_a_worker_deletes_what_the_chosen_one_does_not(pool: Pool) -> None
         assert name in FakeClusters.rays
     await source.sweep(view, configuration, said.append)
     assert said == [f"Deleting the cluster fakes:{name}: its flow run was deleted."]
+    assert not FakeClusters.rays
+
+
+async def test_a_source_that_is_missing_does_not_keep_others_from_their_sweep(pool: Pool) -> None:
+    pool_id = (await pool.client.read_work_pool(pool.name)).id
+    await orphan(pool_id)
+    source, said = PluginClusters(ClusterEvents()), list[str]()
+    run = RayJobConfiguration(cluster_source=SOURCE)
+    await source.plan(run, f"prefect-{uuid4()}-0123456789ab")
+    view = PoolRuns(pool_id, FlowRuns(pool.client), lambda _: True)
+    of_pool = RayJobConfiguration(cluster_source={"type": "nowhere"})
+    with pytest.raises(ClusterSourceMissing):
+        await source.sweep(view, of_pool, said.append)
     assert not FakeClusters.rays
 
 

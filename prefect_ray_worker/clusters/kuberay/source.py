@@ -35,6 +35,7 @@ from prefect_ray_worker.clusters.source import (
     StartProgress,
     Tell,
 )
+from prefect_ray_worker.clusters.trouble import Trouble
 from prefect_ray_worker.clusters.turns import SweepTurns
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.kuberay import KubeRay, KubernetesConfig
@@ -250,25 +251,24 @@ class KubeRayClusters:
             Exception: A namespace could not be swept; the others were.
         """
         asked = None if pool_configuration is None else pool_configuration.kuberay
+        trouble = Trouble()
         if asked is not None:
-            key = _key_of(asked.kubeconfig)
-            client = await self._client(key)
-            self._places[key, _allowed(asked.namespace or client.access.namespace)] = asked
-        trouble: Exception | None = None
+            with trouble.kept():
+                key = _key_of(asked.kubeconfig)
+                client = await self._client(key)
+                self._places[key, _allowed(asked.namespace or client.access.namespace)] = asked
         looks_for_probes = self._sweeps % _SWEEPS_PER_LOOK_FOR_PROBES == 0
         self._sweeps += 1
         for (key, namespace), reached_by in list(self._places.items()):
-            client = await self._client(key)
-            turns = self._turns[key, namespace]
-            sweep = KubeRaySweep(client, namespace, reached_by, view, tell, self._deletions, turns)
-            try:
+            with trouble.kept():
+                client = await self._client(key)
+                turns = self._turns[key, namespace]
+                deletions = self._deletions
+                sweep = KubeRaySweep(client, namespace, reached_by, view, tell, deletions, turns)
                 await sweep.run()
                 if looks_for_probes:
-                    await self._deletions.sweep_probes(client, namespace, view, tell)
-            except Exception as exc:  # noqa: BLE001 (of Prefect or Kubernetes; raised below)
-                trouble = exc
-        if trouble is not None:
-            raise trouble
+                    await deletions.sweep_probes(client, namespace, view, tell)
+        trouble.raise_first()
 
     async def close(self, tell: Tell, ended: frozenset[str]) -> None:
         """Close the connections. Clusters stay for the runs that go on, and their next worker."""

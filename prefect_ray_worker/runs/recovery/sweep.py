@@ -21,6 +21,7 @@ from prefect.settings import PREFECT_HOME
 from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.open import OpenClusters
 from prefect_ray_worker.clusters.source import Cluster, RunAndAttempt, RunOfCluster, Tell
+from prefect_ray_worker.clusters.trouble import Trouble
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration, JobNotFound, JobsApiError
 from prefect_ray_worker.prefect_api.active_runs import GOES_ON, ActiveRun
@@ -111,8 +112,10 @@ class Sweeper:
             for client in self._clusters.clients_to_sweep:
                 await self._sweep_if_possible(client)
             try:
-                await self.sweep_clusters()
-                await self._forget_gone()
+                try:
+                    await self.sweep_clusters()
+                finally:
+                    await self._forget_gone()
             except Exception as exc:  # noqa: BLE001 (the next sweep tries again)
                 _log.warning("Cannot sweep the clusters of ended runs now: %s", exc)
 
@@ -233,11 +236,14 @@ async def sweep_once(pool_name: str, namespaces: Sequence[str], tell: Tell) -> N
             )
         sources = ClusterSources.of_worker(PREFECT_HOME.value(), worker_settings().address)
         view = PoolRuns(pool.id, FlowRuns(client), lambda _: True)
+        trouble = Trouble()
         try:
             for of_place in _places_of(configuration, namespaces):
-                await sources.sweep(view, of_place, tell)
+                with trouble.kept():
+                    await sources.sweep(view, of_place, tell)
         finally:
             await sources.close(tell)
+        trouble.raise_first()
 
 
 def _places_of(

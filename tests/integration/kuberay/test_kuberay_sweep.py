@@ -11,8 +11,9 @@ from prefect_ray_worker.clusters.kuberay.manifest import cluster_name, ray_clust
 from prefect_ray_worker.commands.sweep import sweep
 from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.doctor.kuberay import probe_of
-from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.errors import InvalidConfiguration, KubernetesError
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
+from prefect_ray_worker.runs.recovery.sweep import sweep_once
 from tests.integration.kuberay.stage import KUBERAY, KubeRayStage
 from tests.waiting import wait_until
 
@@ -28,23 +29,25 @@ async def stage(stage: KubeRayStage) -> KubeRayStage:
     return stage
 
 
-async def left_behind(stage: KubeRayStage, run_id: UUID, *, age: float, **more: int) -> str:
+async def left_behind(
+    stage: KubeRayStage, run_id: UUID, *, age: float, namespace: str = "ray", **more: int
+) -> str:
     """Create the cluster of an attempt that no worker knows any more."""
     pool = await stage.pool.client.read_work_pool(stage.pool.name)
     job_id = f"prefect-{run_id}-0123456789ab"
     manifest = ray_cluster(
-        KubeRay(**KUBERAY, **more), job_id=job_id, pool_id=str(pool.id), namespace="ray"
+        KubeRay(**KUBERAY, **more), job_id=job_id, pool_id=str(pool.id), namespace=namespace
     )
     async with KubernetesClient() as client:
         await client.create_cluster(manifest)
     name = cluster_name(job_id)
-    set_age(stage, name, age)
+    set_age(stage, name, age, namespace)
     return name
 
 
-def set_age(stage: KubeRayStage, name: str, age: float) -> None:
+def set_age(stage: KubeRayStage, name: str, age: float, namespace: str = "ray") -> None:
     created = datetime.now(UTC) - timedelta(seconds=age)
-    document = stage.kubernetes.store.find("rayclusters", "ray", name)
+    document = stage.kubernetes.store.find("rayclusters", namespace, name)
     assert document is not None
     document["metadata"]["creationTimestamp"] = created.strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -104,6 +107,19 @@ async def test_the_probe_of_a_killed_doctor_is_deleted(stage: KubeRayStage, swep
     assert said == f"Deleting the RayCluster ray/{old}: a doctor has left it.\n"
     await wait_until(lambda: old not in stage.kubernetes.clusters(), description="its end")
     assert present in stage.kubernetes.clusters()
+
+
+async def test_a_namespace_without_rights_does_not_keep_others_from_their_sweep(
+    stage: KubeRayStage,
+) -> None:
+    stage.kubernetes.store.namespaces["other"] = "Active"
+    old = await left_behind(stage, uuid4(), age=1000, namespace="other")
+    for rule in stage.kubernetes.worker.rules:
+        rule.namespaces = ["other"]
+    said: list[str] = []
+    with pytest.raises(KubernetesError, match="must not list rayclusters"):
+        await sweep_once(stage.pool.name, ["other"], said.append)
+    assert said == [f"Deleting the RayCluster other/{old}: its flow run was deleted."]
 
 
 async def test_the_command_says_what_it_cannot_do(stage: KubeRayStage, swept: Swept) -> None:

@@ -4,6 +4,7 @@ import platform
 import re
 from copy import deepcopy
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -17,7 +18,9 @@ from prefect_ray_worker.clusters.existing import (
 from prefect_ray_worker.config.block import RayCluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.runs.recovery.sweep import PoolRuns
 from prefect_ray_worker.shared.ids import ClusterRef
 from prefect_ray_worker.worker import RayWorker
 from tests.fake_ray import FakeRay, Fault, Kind
@@ -131,6 +134,31 @@ async def test_the_environment_of_ray_chooses_no_cluster(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:8265")
     assert await sources(tmp_path).find(RayJobConfiguration()) is None
+
+
+class Swept(ExistingClusters):
+    """Cannot be swept, if it is in trouble."""
+
+    def __init__(self, trouble: str = "") -> None:
+        super().__init__(None)
+        self.trouble = trouble
+        self.sweeps = 0
+
+    async def sweep(self, *_: object) -> None:
+        self.sweeps += 1
+        if self.trouble:
+            raise RuntimeError(self.trouble)
+
+
+async def test_a_source_that_cannot_be_swept_keeps_no_other_from_its_turn(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    every = Swept("no rights"), Swept("no network"), Swept()
+    view = PoolRuns(uuid4(), FlowRuns(CLIENT), lambda _: True)
+    with pytest.raises(RuntimeError, match="no rights"):
+        await ClusterSources(*every).sweep(view, None, pytest.fail)
+    assert [source.sweeps for source in every] == [1, 1, 1]
+    assert [record.message for record in caplog.records] == ["no network"]
 
 
 def test_a_setting_that_is_no_address_is_refused_by_its_name() -> None:
