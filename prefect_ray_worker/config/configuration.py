@@ -28,7 +28,7 @@ from prefect_ray_worker.config.refusals import (
     refuse_oversized,
     refuse_unknown,
 )
-from prefect_ray_worker.config.runtime_env import as_text, can_ship, compose
+from prefect_ray_worker.config.runtime_env import as_text, can_ship, check_names, compose
 from prefect_ray_worker.config.secrets import NO_SECRETS, Delivery
 from prefect_ray_worker.config.variables import JobName, RayFields, UserMetadata
 from prefect_ray_worker.errors import InvalidConfiguration
@@ -90,6 +90,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         if not isinstance(env, dict):
             message = 'is not a mapping of names to values. Write {"NAME": "value"}'
             raise ValueError(message)  # noqa: TRY004 (pydantic collects these only)
+        check_names(env)
         nested = sorted(str(name) for name, value in env.items() if isinstance(value, dict | list))
         if nested:
             raise ValueError(f"has no text for {', '.join(nested)}. Write a text or a number")

@@ -25,9 +25,18 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from prefect_ray_worker.config.refusals import near
+from prefect_ray_worker.shared.plain_text import plain
 
 _URI = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _INSTALLERS = ("pip", "uv", "conda")
@@ -74,6 +83,22 @@ def as_text(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, int | float) else value
+
+
+def check_names(variables: Mapping[Any, object]) -> None:
+    """Refuse environment variables that no process can have: the job's set-up would fail.
+
+    Raises:
+        ValueError: One has such a name. What follows a `=` in it is not shown: it is a value.
+    """
+    for name in map(str, variables):
+        shown, equals, _ = name.partition("=")
+        if equals or not name or "\0" in name:
+            named = plain(shown) + ("=…" if equals else "")
+            raise ValueError(
+                f"has a variable named {named!r}. A name is not empty, and has neither '=' nor a "
+                'NUL. Write {"NAME": "value"}'
+            )
 
 
 # The server checks job variables against this before a run is made (Prefect 3.8.8).
@@ -195,6 +220,12 @@ class RuntimeEnv(BaseModel):
         ),
         examples=[{"PYTHONPATH": "$HOME/lib:$PYTHONPATH"}],
     )
+
+    @field_validator("env_vars")
+    @classmethod
+    def _has_names(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        check_names(value or {})
+        return value
 
     @model_validator(mode="after")
     def _knows_its_keys(self) -> Self:

@@ -67,6 +67,9 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"runtime_env": {"env_vars": {"THREADS": [4]}}}, ["runtime_env.env_vars.THREADS", "string"],
     ),
     "nested value in env": ({"env": {"THREADS": {"a": 1}}}, ["'env'", "THREADS", "a text"]),
+    "name of a variable with its value": (
+        {"env": {f"A={SECRET}": "1"}}, ["'env' has a variable named 'A=…'", "Write"],
+    ),
     "misspelt key of runtime_env": (
         {"runtime_env": {"pips": ["a"]}}, ["'pips'", "Did you mean 'pip'"],
     ),

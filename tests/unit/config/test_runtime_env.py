@@ -5,7 +5,11 @@ import re
 
 import pytest
 
+from prefect_ray_worker import RayWorker
+from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.runtime_env import RuntimeEnv, can_ship, compose
+from prefect_ray_worker.errors import InvalidConfiguration
+from tests.unit.config import CLIENT
 
 
 def test_later_source_wins() -> None:
@@ -106,3 +110,15 @@ def test_nothing_can_be_shipped_beside_an_image() -> None:
     assert can_ship(RuntimeEnv(pip=["a"]))
     assert not can_ship(RuntimeEnv(image_uri="docker.io/x"))
     assert not can_ship(RuntimeEnv.model_validate({"container": {"image": "x"}}))
+
+
+@pytest.mark.parametrize("name", ["", "A=B", "A\0"], ids=["empty", "equals sign", "NUL"])
+async def test_a_variable_that_no_process_can_have_is_refused(name: str) -> None:
+    """Ray accepted it, and could not start the job's driver."""
+    for variable, values in (
+        ("env", {"env": {name: "1"}}),
+        ("runtime_env.env_vars", {"runtime_env": {"env_vars": {name: "1"}}}),
+    ):
+        template = RayWorker.get_default_base_job_template()
+        with pytest.raises(InvalidConfiguration, match=f"'{variable}' .*has a variable named"):
+            await RayJobConfiguration.from_template_and_values(template, values, client=CLIENT)
