@@ -21,12 +21,14 @@ from prefect_ray_worker.config.cluster_source import over_pool_default
 from prefect_ray_worker.config.memory import memory_in_bytes
 from prefect_ray_worker.config.origin import ClusterOrigin, refuse_foreign_files
 from prefect_ray_worker.config.refusals import (
+    NO_MAPPING,
     explain,
     missing_variable,
     prefect_variables,
     refuse_auto_install,
     refuse_oversized,
     refuse_unknown,
+    refuse_unmergeable,
 )
 from prefect_ray_worker.config.runtime_env import as_text, can_ship, check_names, compose
 from prefect_ray_worker.config.secrets import NO_SECRETS, Delivery
@@ -88,8 +90,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             return cast("Any", data)
         env: object = data["env"]
         if not isinstance(env, dict):
-            message = 'is not a mapping of names to values. Write {"NAME": "value"}'
-            raise ValueError(message)  # noqa: TRY004 (pydantic collects these only)
+            raise ValueError(NO_MAPPING)  # noqa: TRY004 (pydantic collects these only)
         check_names(env)
         nested = sorted(str(name) for name, value in env.items() if isinstance(value, dict | list))
         if nested:
@@ -124,6 +125,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
                 Prefect variable that does not exist.
         """
         refuse_unknown(values, base_job_template, cls.model_fields)
+        refuse_unmergeable(values, base_job_template)
         values = over_pool_default(base_job_template, values)
         if client is not None:  # a worker always has one
             for name, places in prefect_variables(values, base_job_template).items():

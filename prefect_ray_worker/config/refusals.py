@@ -5,11 +5,13 @@ Secret block. So a refusal names the variable, the kind of its value and the way
 a value only where a secret cannot be: a number or a yes or no, of the few variables that take one.
 """
 
+import copy
 import difflib
 import json
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
+from prefect.utilities.collections import set_in_dict
 from prefect.utilities.templating import PlaceholderType, find_placeholders
 from pydantic import BaseModel, ValidationError
 
@@ -49,6 +51,9 @@ _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
 )
 
 
+NO_MAPPING = 'is not a mapping of names to values. Write {"NAME": "value"}'
+
+
 def near(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that a misspelt one most likely means."""
     close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.72)
@@ -82,6 +87,36 @@ def refuse_unknown(
             f"job variable {name!r} is not a variable of this work pool.{hint} It offers: "
             f"{', '.join(sorted(offered))}."
         )
+
+
+def refuse_unmergeable(values: Mapping[str, Any], template: Mapping[str, Any]) -> None:
+    """Refuse what Prefect's merge raises a bare TypeError for (3.8.8).
+
+    That is a field of a value that has none, because another job variable sets that value, and an
+    `env` that is no mapping where the pool has one.
+
+    Args:
+        values: The job variables of deployment and run, in which `kuberay.head.cpus` is a field.
+        template: The pool's base job template.
+    """
+    of_pool = [template.get("job_configuration", {}).get("env")]
+    of_pool.append(
+        template.get("variables", {}).get("properties", {}).get("env", {}).get("default")
+    )
+    env = values.get("env")
+    if env and not isinstance(env, dict) and any(isinstance(one, dict) and one for one in of_pool):
+        raise InvalidConfiguration(f"job variable 'env' {NO_MAPPING}.")
+    merged: dict[str, Any] = {}
+    for key, value in values.items():
+        if "." not in key:
+            continue
+        try:
+            set_in_dict(merged, key, copy.deepcopy(value))
+        except TypeError:
+            raise InvalidConfiguration(
+                f"job variable {key!r} is a field of a value that another job variable sets, and "
+                "that value has no fields. Remove one of the two."
+            ) from None
 
 
 def prefect_variables(

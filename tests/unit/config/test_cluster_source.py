@@ -55,6 +55,11 @@ async def test_what_cannot_work_is_refused(value: dict[str, Any], said: str) -> 
     assert "s3cret" not in str(caught.value)
 
 
+async def test_a_field_of_a_value_that_has_none_is_refused_by_name() -> None:
+    with pytest.raises(InvalidConfiguration, match=r"'kuberay.head.cpus' .*Remove one of the two"):
+        await configured(**{"kuberay.head": None, "kuberay.head.cpus": 3})
+
+
 @pytest.mark.parametrize(
     "other", [{"address": "http://a:8265"}, {"kuberay": {"image": "ray:2.60.0"}}]
 )

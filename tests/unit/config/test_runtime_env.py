@@ -2,6 +2,7 @@
 
 import os
 import re
+from copy import deepcopy
 
 import pytest
 
@@ -122,3 +123,11 @@ async def test_a_variable_that_no_process_can_have_is_refused(name: str) -> None
         template = RayWorker.get_default_base_job_template()
         with pytest.raises(InvalidConfiguration, match=f"'{variable}' .*has a variable named"):
             await RayJobConfiguration.from_template_and_values(template, values, client=CLIENT)
+
+
+async def test_an_env_that_cannot_be_merged_with_that_of_the_pool_is_refused() -> None:
+    template = deepcopy(RayWorker.get_default_base_job_template())
+    template["variables"]["properties"]["env"]["default"] = {"A": "1"}
+    with pytest.raises(InvalidConfiguration, match="'env' is not a mapping") as refused:
+        await RayJobConfiguration.from_template_and_values(template, {"env": ["a"]}, client=CLIENT)
+    assert "Write" in str(refused.value)
