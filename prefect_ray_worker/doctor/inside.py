@@ -30,6 +30,7 @@ from prefect_ray_worker.doctor.report import (
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import newer_image
 from prefect_ray_worker.shared.loopback import is_loopback_url
+from prefect_ray_worker.shared.run_rules import is_passing
 
 _NUMBERS = re.compile(r"(\d+)\.(\d+)")
 _NOT_REACHED = "The probe did not get to it."
@@ -160,6 +161,13 @@ def _reached(found: ApiFinding) -> Check:
     unreachable, wrong = Category.PREFECT_API_UNREACHABLE, Category.PREFECT_API_WRONG
     if found.status in _REFUSED:
         return ok(CheckSubject.PREFECT_API, "The Prefect API answers the job.")
+    if found.status is not None and is_passing(found.status):
+        return warning(
+            CheckSubject.PREFECT_API,
+            f"The Prefect API is busy or away now (HTTP {found.status}).",
+            "Drivers wait and ask again. Look again in a minute; if it stays so, read the logs of "
+            "the Prefect server and of the proxy before it.",
+        )
     if found.error and found.status is None and "JSON" not in found.error:
         says = f"The Prefect API does not answer the job ({found.error})."
         return failed(CheckSubject.PREFECT_API, says, unreachable.advice)

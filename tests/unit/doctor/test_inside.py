@@ -103,6 +103,16 @@ def test_finding_is_graded(
     assert says in check.says
 
 
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+def test_prefect_api_that_is_busy_or_away_is_still_one(status: int) -> None:
+    """The doctor said that it is not a Prefect API, and to set another address."""
+    said = {"error": f"PrefectHTTPStatusError: '{status} No' for url 'x'", "status": status}
+    checks = found(api=said)
+    assert checks[CheckSubject.PREFECT_API].grade is Grade.WARNING
+    assert f"busy or away now (HTTP {status})" in checks[CheckSubject.PREFECT_API].says
+    assert checks[CheckSubject.PREFECT_CREDENTIALS].grade is Grade.SKIPPED
+
+
 def test_other_node_has_as_long_as_the_doctor_waits() -> None:
     """It had 20 s, also to set up the runtime environment, whatever `--wait` said."""
     assert probe.task_seconds(1) == probe.TASK_SECONDS
