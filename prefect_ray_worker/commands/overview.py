@@ -1,5 +1,6 @@
 """`Overview`: what a work pool's workers, clusters and runs do now."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -169,20 +170,38 @@ async def overview_of(client: PrefectClient, pool: WorkPool, *, most_runs: int) 
 
 async def _records(client: PrefectClient, pool: WorkPool, most: int) -> tuple[list[Record], int]:
     of_pool = WorkPoolFilter(id=WorkPoolFilterId(any_=[pool.id])).model_dump(mode="json")
-    due = {"next_scheduled_start_time": {"before_": datetime.now(UTC).isoformat()}}
+    now = datetime.now(UTC).isoformat()
     begun = {"state": {"type": {"any_": [kind.value for kind in _ACTIVE]}}}
-    waiting = {"state": {"type": {"any_": [StateType.SCHEDULED.value]}}, **due}
+    scheduled = {"type": {"any_": [StateType.SCHEDULED.value]}}
+    due = {"state": scheduled, "next_scheduled_start_time": {"before_": now}}
+    retried = {
+        "state": {**scheduled, "name": {"any_": ["AwaitingRetry"]}},
+        "next_scheduled_start_time": {"after_": now},
+    }
+    found, total = await _oldest(client, {"flow_runs": begun, "work_pools": of_pool}, most)
+    # Prefect cannot filter by what tells those that wait in their process from those that do not.
+    body = {"flow_runs": retried, "work_pools": of_pool}
+    waiting = [r for r in await _read(client, body) if _type_of(r) != StateType.SCHEDULED]
+    found, total = [*found, *waiting], total + len(waiting)
+    body = {"flow_runs": due, "work_pools": of_pool}
+    more, count = await _oldest(client, body, max(0, most - len(found)))
+    return [*found, *more][:most], total + count
+
+
+async def _oldest(client: PrefectClient, body: Record, most: int) -> tuple[list[Record], int]:
+    """Return the oldest runs that a filter selects, and the number of all."""
+    count = (await client.request("POST", "/flow_runs/count", json=body)).json()
+    return await _read(client, body, most), count
+
+
+async def _read(client: PrefectClient, body: Record, most: float = math.inf) -> list[Record]:
+    oldest_first = {**body, "sort": "EXPECTED_START_TIME_ASC"}
     found: list[Record] = []
-    total = 0
-    for filters in (begun, waiting):
-        body = {"flow_runs": filters, "work_pools": of_pool}
-        total += (await client.request("POST", "/flow_runs/count", json=body)).json()
-        oldest_first = {**body, "sort": "EXPECTED_START_TIME_ASC"}
-        read = 0
-        while len(found) < most and (page := await _page(client, {**oldest_first, "offset": read})):
-            read += len(page)
-            found += [record for record in page if record["state"]]
-    return found[:most], total
+    read = 0
+    while len(found) < most and (page := await _page(client, {**oldest_first, "offset": read})):
+        read += len(page)
+        found += [record for record in page if record["state"]]
+    return found
 
 
 async def _page(client: PrefectClient, body: Record) -> list[Record]:

@@ -14,6 +14,7 @@ from aiohttp import web
 from prefect.client.schemas.actions import LogCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import AwaitingRetry
 
 from prefect_ray_worker.commands import run_log
 from prefect_ray_worker.commands.logs import logs
@@ -90,6 +91,24 @@ async def test_status_says_why_due_runs_do_not_begin(
     await stage.pool.client.update_work_pool(stage.pool.name, WorkPoolUpdate(is_paused=True))
     (due,) = (await seen(stage.pool, capsys))["runs"]
     assert "prefect work-pool resume" in due["waits_for"]
+
+
+async def test_status_shows_a_run_that_waits_in_its_process_for_its_next_try(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prefect calls it Scheduled, for later, so it was missing."""
+    client = stage.pool.client
+    in_process, by_a_worker = await stage.start(), await stage.start()
+    for run_id, retry_type in ((in_process, "in_process"), (by_a_worker, "reschedule")):
+        run = await stage.pool.read(run_id)
+        policy = run.empirical_policy.model_copy(update={"retry_type": retry_type})
+        await client.update_flow_run(run_id, empirical_policy=policy)
+        waits = AwaitingRetry(scheduled_time=datetime.now(UTC) + timedelta(hours=1))
+        await client.set_flow_run_state(run_id, waits, force=True)
+    overview = await seen(stage.pool, capsys)
+    assert [run["id"] for run in overview["runs"]] == [str(in_process)]
+    assert overview["runs"][0]["waits_for"] == "Its next try, AwaitingRetry."
+    assert overview["more_runs"] == 0
 
 
 async def test_status_names_a_work_queue_that_is_paused(
