@@ -1,6 +1,7 @@
 """`Overview`: what a work pool's workers, clusters and runs do now."""
 
 import math
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -48,7 +49,7 @@ class WorkerSeen:
         name: As Prefect knows it.
         is_online: Whether Prefect has heard of it lately.
         silent_seconds: Since its last heartbeat; None if it sent none.
-        runs: How many runs it owns.
+        runs: How many of the listed runs it owns.
     """
 
     name: str
@@ -65,7 +66,7 @@ class ClusterSeen:
         cluster: Its address, or its kind and name.
         answers: Whether it does; None if it was not asked.
         says: Which Ray it has, or why it was not asked or does not answer.
-        runs: How many runs have a job there.
+        runs: How many of the listed runs have a job there, or are to get one.
     """
 
     cluster: str
@@ -280,7 +281,11 @@ def _reason(
     if kind == StateType.SCHEDULED:
         return why_not_taken(state["name"], message, pool, queue, has_worker=bool(online))
     if owner is not None and owner not in online and kind != StateType.PAUSED:
-        return f"Its worker {owner} is offline; another worker of the pool takes it over."
+        return f"Its worker {owner} is offline; " + (
+            "another worker of the pool takes it over."
+            if online
+            else f"no other is online: `prefect worker start --pool {shlex.quote(pool.name)}`."
+        )
     if kind == StateType.PENDING:
         return message or "Its worker submits it."
     if kind == StateType.CANCELLING:

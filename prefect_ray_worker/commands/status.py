@@ -126,12 +126,13 @@ def _table(*columns: str) -> Table:
 
 
 def _workers(overview: "Overview") -> RenderableType:
+    none_online = Text(
+        f"No worker is online: prefect worker start --pool {shlex.quote(overview.pool)}",
+        style="red",
+    )
     if not overview.workers:
-        return Text(
-            f"No worker is online: prefect worker start --pool {shlex.quote(overview.pool)}",
-            style="red",
-        )
-    table = _table("WORKER", "STATUS", "LAST HEARTBEAT", "RUNS")
+        return none_online
+    table = _table("WORKER", "STATUS", "LAST HEARTBEAT", _number_of_runs(overview))
     for worker in overview.workers:
         seen = worker.silent_seconds
         table.add_row(
@@ -140,13 +141,19 @@ def _workers(overview: "Overview") -> RenderableType:
             "never" if seen is None else f"{length_of(seen)} ago",
             str(worker.runs),
         )
-    return table
+    if any(worker.is_online for worker in overview.workers):
+        return table
+    return Group(table, none_online)
+
+
+def _number_of_runs(overview: "Overview") -> str:
+    return "LISTED RUNS" if overview.more_runs else "RUNS"
 
 
 def _clusters(overview: "Overview") -> RenderableType:
     if not overview.clusters:
         return Text("No cluster is in use.")
-    table = _table("CLUSTER", "ANSWERS", "", "RUNS")
+    table = _table("CLUSTER", "ANSWERS", "", _number_of_runs(overview))
     for cluster in overview.clusters:
         answers = {True: Text("yes", "green"), False: Text("no", "red"), None: Text("-")}
         table.add_row(

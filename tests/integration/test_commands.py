@@ -111,6 +111,19 @@ async def test_status_shows_a_run_that_waits_in_its_process_for_its_next_try(
     assert overview["more_runs"] == 0
 
 
+async def test_status_says_that_no_worker_takes_over_what_a_dead_one_owns(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It said that another worker does, although none was online."""
+    run_id, pool = await stage.start(), stage.pool.name
+    labels = {OWNER_LABEL: "0123456789ab me - w1"}
+    await stage.pool.client.update_flow_run_labels(run_id, labels)
+    await stage.play(run_id, StateType.RUNNING)
+    (run,) = (await seen(stage.pool, capsys))["runs"]
+    command = f"prefect worker start --pool {pool}"
+    assert run["waits_for"] == f"Its worker w1 is offline; no other is online: `{command}`."
+
+
 async def test_status_names_a_work_queue_that_is_paused(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:

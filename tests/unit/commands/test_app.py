@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from prefect_ray_worker.commands.app import app, main, parse
+from prefect_ray_worker.commands.overview import ClusterSeen, Overview, WorkerSeen
+from prefect_ray_worker.commands.status import table_of
 from prefect_ray_worker.commands.terminal import length_of, print_text
 from prefect_ray_worker.errors import InvalidConfiguration
 
@@ -51,8 +53,8 @@ def test_help_of_each_command_has_an_example_that_is_a_good_call(
 
 def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    shown = capsys.readouterr().out
-    assert all(command in shown for command in COMMANDS)
+    said = capsys.readouterr().out
+    assert all(command in said for command in COMMANDS)
 
 
 def test_without_prefect_a_command_says_what_to_set(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +74,29 @@ def test_error_inside_a_group_is_said_in_words(
     monkeypatch.setattr("prefect_ray_worker.commands.app.parse", lambda *_: (fails, bound))
     assert main(["status"]) == 2
     assert capsys.readouterr().err == "The file is not there.\n"
+
+
+def shown(*, is_online: bool, more_runs: int) -> str:
+    """Return what `status` shows of a pool with one worker."""
+    workers = (WorkerSeen("w1", is_online, 90.0, 2),)
+    clusters = (ClusterSeen("http://ray:8265", True, "Ray 2.60.0", 2),)
+    overview = Overview("research", "READY", None, None, workers, clusters, (), more_runs)
+    console = Console(file=io.StringIO(), width=100)
+    with console.capture() as capture:
+        console.print(table_of(overview))
+    return capture.get()
+
+
+def test_status_shows_a_dead_worker_and_that_none_is_online() -> None:
+    start = "No worker is online: prefect worker start --pool research"
+    assert start in shown(is_online=False, more_runs=0)
+    assert "w1" in shown(is_online=False, more_runs=0)
+    assert start not in shown(is_online=True, more_runs=0)
+
+
+def test_status_says_if_its_numbers_are_those_of_the_listed_runs() -> None:
+    assert shown(is_online=True, more_runs=3).count("LISTED RUNS") == 2
+    assert "LISTED RUNS" not in shown(is_online=True, more_runs=0)
 
 
 def test_lengths_of_time_have_two_units_and_grow() -> None:
