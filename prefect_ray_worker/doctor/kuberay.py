@@ -108,7 +108,8 @@ async def _of_server(
     accepted = await _check_manifest(client, manifest)
     yield accepted
     if accepted.grade is not Grade.FAILED:
-        yield await _check_operator(client, manifest, min(wait, _OPERATOR_SECONDS))
+        for check in await _check_operator(client, manifest, min(wait, _OPERATOR_SECONDS)):
+            yield check
 
 
 def _manifest(asked: KubeRay, namespace: str) -> dict[str, Any]:
@@ -192,7 +193,7 @@ async def _check_manifest(client: KubernetesClient, manifest: dict[str, Any]) ->
 
 async def _check_operator(
     client: KubernetesClient, manifest: dict[str, Any], seconds: float
-) -> Check:
+) -> list[Check]:
     probe = probe_of(manifest)
     namespace, name = probe["metadata"]["namespace"], probe["metadata"]["name"]
     left: Check | None = None
@@ -202,7 +203,10 @@ async def _check_operator(
         # Also after a creation whose answer was lost.
         with anyio.CancelScope(shield=True):
             left = await _deleted(client, namespace, name)
-    return left or check
+    if left is None:
+        return [check]
+    # What is left behind is no reason to hide that runs fail.
+    return [left] if check.grade is Grade.OK else [check, left]
 
 
 def probe_of(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -120,6 +120,16 @@ async def test_a_probe_that_cannot_be_deleted_is_named(kubernetes: FakeKubernete
     assert f"delete raycluster {name}" in said.advice
 
 
+async def test_a_probe_that_stays_hides_no_failure(kubernetes: FakeKubernetes) -> None:
+    """The warning took the place of the failure, and the exit code was 0."""
+    kubernetes.scripts.default = Script(ignored=True)
+    kubernetes.faults.add(Fault("DELETE", "/rayclusters/", Kind.STATUS, None, status=500))
+    checks = [check async for check in examine_kuberay(asked(kubernetes), wait=0.6)]
+    assert [check.grade for check in checks[-2:]] == [Grade.FAILED, Grade.WARNING]
+    assert {check.subject for check in checks[-2:]} == {KubeRaySubject.OPERATOR}
+    assert not report.is_well(checks)
+
+
 def _going(kubernetes: FakeKubernetes) -> set[str]:
     clusters = kubernetes.store.all("rayclusters", "ray")
     return {c["metadata"]["name"] for c in clusters if "deletionTimestamp" in c["metadata"]}
