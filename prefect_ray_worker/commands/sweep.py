@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from prefect_ray_worker.commands.terminal import errors, print_line
+from prefect_ray_worker.commands.terminal import BAD_CALL, errors, print_line
 
 
 async def sweep(
@@ -17,8 +17,8 @@ async def sweep(
     A worker of the pool does the same about once a minute. This command does one round and exits.
     Run it from a CronJob, in case no worker comes back.
 
-    Exit code: 0 if the round is complete; 1 if Prefect or Kubernetes could not be reached; 2 for a
-    bad call.
+    Exit code: 0 if the round is complete; 1 if a namespace could not be swept, after all others
+    were; 2 for a bad call, or if Prefect cannot be reached.
 
     Example: `prefect-ray-worker sweep --pool research`
 
@@ -27,6 +27,7 @@ async def sweep(
         namespace: Kubernetes namespace to sweep, in addition to that of the pool's own `kuberay`.
             Can be repeated.
     """
+    from prefect_ray_worker.doctor.work_pool import open_prefect, read_ray_pool
     from prefect_ray_worker.errors import InvalidConfiguration
     from prefect_ray_worker.runs.recovery.sweep import sweep_once
 
@@ -36,13 +37,13 @@ async def sweep(
         deleted.append(line)
         print_line(line)
 
-    try:
-        await sweep_once(pool, namespace or [], tell)
-    except InvalidConfiguration:
-        raise
-    except Exception as exc:  # noqa: BLE001 (of Prefect's client or of Kubernetes: said in words)
-        errors().print(f"The sweep did not come to its end: {exc}")
-        return 1
+    async with open_prefect(f"work pool {pool!r}") as client:
+        found = await read_ray_pool(pool, client)
+        troubles = await sweep_once(client, found, namespace or [], tell)
+    for trouble in troubles:
+        errors().print(f"The sweep did not come to its end: {trouble}")
+    if troubles:
+        return BAD_CALL if all(isinstance(t, InvalidConfiguration) for t in troubles) else 1
     if not deleted:
         print_line("There is nothing to delete.")
     return 0

@@ -273,7 +273,8 @@ async def test_the_sweep_deletes_what_no_run_needs(pool: Pool) -> None:
     )
     name = await orphan(record.id)
     said: list[str] = []
-    await sweep_once(pool.name, [], said.append)
+    record = await pool.client.read_work_pool(pool.name)
+    assert await sweep_once(pool.client, record, [], said.append) == []
     assert said == [f"Deleting the cluster fakes:{name}: its flow run was deleted."]
     assert not FakeClusters.rays
 

@@ -13,15 +13,13 @@ from typing import Any
 from uuid import UUID
 
 import anyio
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import StateType, WorkPool
-from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_HOME
 
 from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.open import OpenClusters
 from prefect_ray_worker.clusters.source import Cluster, RunAndAttempt, RunOfCluster, Tell
-from prefect_ray_worker.clusters.trouble import Trouble
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration, JobNotFound, JobsApiError
 from prefect_ray_worker.prefect_api.active_runs import GOES_ON, ActiveRun
@@ -206,44 +204,44 @@ class Sweeper:
                 await client.stop(job.submission_id)
 
 
-async def sweep_once(pool_name: str, namespaces: Sequence[str], tell: Tell) -> None:
+async def sweep_once(
+    client: PrefectClient, pool: WorkPool, namespaces: Sequence[str], tell: Tell
+) -> list[Exception]:
     """Delete what no run of a pool needs any more, once, without a worker.
 
     Args:
-        pool_name: The work pool.
+        client: An open client.
+        pool: The work pool.
         namespaces: Kubernetes namespaces to sweep besides that of the pool's own `kuberay`.
         tell: Told in one line what was deleted, and why.
 
+    Returns:
+        Why some places could not be swept, each reason once; all others were.
+
     Raises:
-        InvalidConfiguration: The pool is unknown, or makes no clusters.
-        KubernetesError: A namespace could not be swept.
-        ClusterSourceUnclear: A source of clusters could not be asked.
+        InvalidConfiguration: The pool makes no clusters.
         Exception: Prefect did not answer.
     """
-    async with get_client() as client:
-        try:
-            pool = await client.read_work_pool(pool_name)
-        except ObjectNotFound:
-            raise InvalidConfiguration(
-                f"There is no work pool {pool_name!r}. `prefect work-pool ls` lists them."
-            ) from None
-        template = pool.base_job_template
-        configuration = await RayJobConfiguration.from_template_and_values(template, {}, client)
-        if not configuration.makes_clusters:
-            raise InvalidConfiguration(
-                f"Work pool {pool_name!r} has no default for kuberay or cluster_source, so it "
-                "makes no clusters. Name the pool whose runs have clusters of their own."
-            )
-        sources = ClusterSources.of_worker(PREFECT_HOME.value(), worker_settings().address)
-        view = PoolRuns(pool.id, FlowRuns(client), lambda _: True)
-        trouble = Trouble()
-        try:
-            for of_place in _places_of(configuration, namespaces):
-                with trouble.kept():
-                    await sources.sweep(view, of_place, tell)
-        finally:
-            await sources.close(tell)
-        trouble.raise_first()
+    template = pool.base_job_template
+    configuration = await RayJobConfiguration.from_template_and_values(template, {}, client)
+    if not configuration.makes_clusters:
+        raise InvalidConfiguration(
+            f"Work pool {pool.name!r} has no default for kuberay or cluster_source, so it "
+            "makes no clusters. Name the pool whose runs have clusters of their own."
+        )
+    sources = ClusterSources.of_worker(PREFECT_HOME.value(), worker_settings().address)
+    view = PoolRuns(pool.id, FlowRuns(client), lambda _: True)
+    troubles: dict[str, Exception] = {}
+    try:
+        for of_place in _places_of(configuration, namespaces):
+            try:
+                await sources.sweep(view, of_place, tell)
+            except Exception as exc:  # noqa: BLE001 (of one place: the others are swept nevertheless)
+                # A source sweeps its earlier places again, and fails there again.
+                troubles[str(exc)] = exc
+    finally:
+        await sources.close(tell)
+    return list(troubles.values())
 
 
 def _places_of(

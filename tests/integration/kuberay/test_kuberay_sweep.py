@@ -11,9 +11,9 @@ from prefect_ray_worker.clusters.kuberay.manifest import cluster_name, ray_clust
 from prefect_ray_worker.commands.sweep import sweep
 from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.doctor.kuberay import probe_of
-from prefect_ray_worker.errors import InvalidConfiguration, KubernetesError
+from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
-from prefect_ray_worker.runs.recovery.sweep import sweep_once
+from tests.integration.harness import set_default
 from tests.integration.kuberay.stage import KUBERAY, KubeRayStage
 from tests.waiting import wait_until
 
@@ -21,11 +21,7 @@ from tests.waiting import wait_until
 @pytest.fixture
 async def stage(stage: KubeRayStage) -> KubeRayStage:
     """The pool names a cluster itself: the command knows no deployment."""
-    template = (await stage.pool.client.read_work_pool(stage.pool.name)).base_job_template
-    template["variables"]["properties"]["kuberay"]["default"] = KUBERAY
-    await stage.pool.client.request(
-        "PATCH", f"/work_pools/{stage.pool.name}", json={"base_job_template": template}
-    )
+    await set_default(stage.pool, "kuberay", KUBERAY)
     return stage
 
 
@@ -109,17 +105,17 @@ async def test_the_probe_of_a_killed_doctor_is_deleted(stage: KubeRayStage, swep
     assert present in stage.kubernetes.clusters()
 
 
-async def test_a_namespace_without_rights_does_not_keep_others_from_their_sweep(
-    stage: KubeRayStage,
+async def test_a_namespace_that_cannot_be_swept_keeps_none_of_the_others(
+    stage: KubeRayStage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stage.kubernetes.store.namespaces["other"] = "Active"
-    old = await left_behind(stage, uuid4(), age=1000, namespace="other")
-    for rule in stage.kubernetes.worker.rules:
-        rule.namespaces = ["other"]
-    said: list[str] = []
-    with pytest.raises(KubernetesError, match="must not list rayclusters"):
-        await sweep_once(stage.pool.name, ["other"], said.append)
-    assert said == [f"Deleting the RayCluster other/{old}: its flow run was deleted."]
+    """The command stopped at the first one."""
+    old = await left_behind(stage, uuid4(), age=1000)
+    await set_default(stage.pool, "kuberay", {**KUBERAY, "namespace": "elsewhere"})
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_KUBERAY_NAMESPACES", '["ray"]')
+    assert await sweep(pool=stage.pool.name, namespace=["ray"]) == 2
+    said = capsys.readouterr()
+    assert f"Deleting the RayCluster ray/{old}" in said.out
+    assert "'elsewhere'" in said.err
 
 
 async def test_the_command_says_what_it_cannot_do(stage: KubeRayStage, swept: Swept) -> None:

@@ -57,8 +57,11 @@ def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture[str]) -> 
     assert all(command in said for command in COMMANDS)
 
 
-def test_without_prefect_a_command_says_what_to_set(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["status", "--pool", "research"]) == 2
+@pytest.mark.parametrize("command", ["status", "sweep"])
+def test_without_prefect_a_command_says_what_to_set(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--pool", "research"]) == 2
     assert "PREFECT_API_URL is not set" in capsys.readouterr().err
 
 
