@@ -14,7 +14,12 @@ from prefect_ray_worker.commands.doctor import doctor
 from prefect_ray_worker.commands.logs import logs
 from prefect_ray_worker.commands.status import status
 from prefect_ray_worker.commands.sweep import sweep
-from prefect_ray_worker.commands.terminal import BAD_CALL, errors, print_text
+from prefect_ray_worker.commands.terminal import (
+    BAD_CALL,
+    errors,
+    print_any_character,
+    print_text,
+)
 from prefect_ray_worker.errors import InvalidConfiguration, unwrapped
 
 _INTERRUPTED = 130
@@ -53,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # background ignores SIGINT, so both handlers are set.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
+    print_any_character()
     try:
         return _run(parse(app(), given))
     except CycloptsError:

@@ -1,5 +1,6 @@
 """What the commands print to: colours and a spinner on a terminal, plain text elsewhere."""
 
+import io
 import sys
 from functools import cache
 
@@ -35,6 +36,15 @@ def _console(*, stderr: bool) -> Console:
         emoji=False,
         soft_wrap=True,
     )
+
+
+def print_any_character() -> None:
+    """Write a character that the encoding of the standard output lacks as its escape.
+
+    Python does so for the standard error only; for the standard output it raises an error.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def print_line(text: str) -> None:

@@ -3,6 +3,7 @@
 import inspect
 import io
 import re
+import sys
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,7 @@ from rich.text import Text
 from prefect_ray_worker.commands.app import app, main, parse
 from prefect_ray_worker.commands.overview import ClusterSeen, Overview, WorkerSeen
 from prefect_ray_worker.commands.status import table_of
-from prefect_ray_worker.commands.terminal import length_of, print_text
+from prefect_ray_worker.commands.terminal import length_of, print_line, print_text
 from prefect_ray_worker.errors import InvalidConfiguration
 
 COMMANDS = ("doctor", "status", "logs", "sweep")
@@ -77,6 +78,19 @@ def test_error_inside_a_group_is_said_in_words(
     monkeypatch.setattr("prefect_ray_worker.commands.app.parse", lambda *_: (fails, bound))
     assert main(["status"]) == 2
     assert capsys.readouterr().err == "The file is not there.\n"
+
+
+def test_character_that_the_output_cannot_have_ends_no_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A log line with an arrow ended `logs` with a UnicodeEncodeError."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    bound = inspect.signature(print_line).bind("a → b")
+    monkeypatch.setattr("prefect_ray_worker.commands.app.parse", lambda *_: (print_line, bound))
+    assert main(["logs"]) == 0
+    sys.stdout.flush()
+    assert written.getvalue() == b"a \\u2192 b\n"
 
 
 def shown(*, is_online: bool, more_runs: int) -> str:
