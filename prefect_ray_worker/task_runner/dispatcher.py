@@ -267,8 +267,8 @@ class Dispatcher:
         elif open_upstream:
             again = lambda: self._arrived.put(lambda: self._handle_end(pending, done))  # noqa: E731
             _when_done(open_upstream, again)
-        elif pending.has_lost_upstream:
-            # Ray has not run it; the engine has to say that it is not ready.
+        elif pending.has_lost_upstream or pending.has_rerun_upstream:
+            # Ray has not run it. Now it can, or the engine has to say that it is not ready.
             self._launch_or_settle(pending)
         elif pending.infra_retries > 0 and is_infrastructure(exc):
             pending.infra_retries -= 1

@@ -62,6 +62,7 @@ class PendingTask:
         telemetry_ref: Reference to the end and its telemetry; None before Ray has the task.
         infra_retries: How often it may be run again after its process has died.
         given: The upstream runs that Ray was told to wait for.
+        given_refs: The references to their results at that time.
     """
 
     task: Task[Any, Any]
@@ -81,6 +82,7 @@ class PendingTask:
     telemetry_ref: Any = None
     infra_retries: int = 0
     given: Sequence[RayTaskFuture[Any]] = ()
+    given_refs: Sequence[Any] = ()
 
     @property
     def name(self) -> str:
@@ -92,6 +94,14 @@ class PendingTask:
         """Whether an upstream run, which Ray was to wait for, will never come from Ray."""
         return any(not source.is_in_ray for source in self.given)
 
+    @property
+    def has_rerun_upstream(self) -> bool:
+        """Whether an upstream run was given to Ray again: this one had what the first try left."""
+        return any(
+            source.result_ref is not ref
+            for source, ref in zip(self.given, self.given_refs, strict=True)
+        )
+
     def launch(self) -> None:
         """Give the task to Ray; every upstream run has to be there, or done.
 
@@ -101,7 +111,7 @@ class PendingTask:
         arguments: list[Any] = []
         given: list[RayTaskFuture[Any]] = []
         slots = [self._slot(i, source, arguments, given) for i, source in enumerate(self.sources)]
-        self.given = given
+        self.given, self.given_refs = given, [source.result_ref for source in given]
         call = Call(
             task_run_id=self.future.task_run_id,
             parameters=references(self.parameters, arguments),

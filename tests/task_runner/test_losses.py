@@ -20,7 +20,7 @@ from prefect.exceptions import CrashedRun
 from prefect_ray_worker import RayTaskRunner
 from prefect_ray_worker.task_runner.task_end import UnportableError
 from tests.real_ray import RealRay
-from tests.task_runner.api import states, task_runs, wait_for_log
+from tests.task_runner.api import logs, states, task_runs, wait_for_log
 
 pytestmark = pytest.mark.ray
 
@@ -50,6 +50,11 @@ def flaky_process(folder: Path) -> str:
     if len((folder / "tries").read_text()) < 3:
         os._exit(1)
     return "third"
+
+
+@task
+def passes_on(value: str) -> str:
+    return value
 
 
 def run_id() -> Any:
@@ -96,13 +101,18 @@ def test_infra_retries_are_seen_by_prefect(joined: RealRay, tmp_path: Path) -> N
     ids: list[Any] = []
 
     @flow(task_runner=RayTaskRunner(infra_retries=2))
-    def retried() -> str:
+    def retried() -> Any:
         ids.append(run_id())
-        return flaky_process.submit(tmp_path).result()
+        first = flaky_process.submit(tmp_path)
+        after = [passes_on.submit(first), passes_on.submit("other", wait_for=[first])]
+        return [future.result() for future in (first, *after)]
 
-    assert retried() == "third"
-    assert states(ids[0], 1) == ["Completed"]
-    wait_for_log(ids[0], "is run again")
+    assert retried() == ["third", "third", "other"]
+    assert states(ids[0], 3) == ["Completed"] * 3
+    wait_for_log(ids[0], "is run again, 0 more times")
+    # Those that wait for it have lost nothing.
+    again = [line for line in logs(ids[0]) if "is run again" in line]
+    assert [line.split()[2] for line in again] == ["'flaky_process"] * 2
 
 
 class Picky(Exception):
@@ -185,8 +195,6 @@ def test_logs_are_there_with_a_thousand_lines(runner: RayTaskRunner) -> None:
         speaks.map(range(100)).wait()
 
     speaking()
-    from tests.task_runner.api import logs
-
     # No waiting: they are sent before the flow ends.
     said = logs(ids[0])
     assert {f"line {i}" for i in range(100)} <= set(said)
