@@ -9,6 +9,7 @@ import ast
 import dis
 import importlib.machinery
 import importlib.util
+import inspect
 import sys
 import sysconfig
 import types
@@ -94,8 +95,10 @@ def _imports_of_script(function: Any) -> Iterator[str]:
         if isinstance(value, types.ModuleType):
             yield value.__name__.partition(".")[0]
             continue
-        inner = getattr(value, "fn", value)
-        yield from _imports_of_code(getattr(inner, "__code__", None))
+        # Runs no code of a user, who may have written a `__getattr__`.
+        inner = inspect.getattr_static(value, "fn", value)
+        if isinstance(inner, types.FunctionType):
+            yield from _imports_of_code(inner.__code__)
         of_value = getattr(inner, "__module__", None)
         if isinstance(of_value, str):
             yield of_value.partition(".")[0]

@@ -1,6 +1,7 @@
 """What a function refers to, and which of that cannot be pickled."""
 
 import functools
+import inspect
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ def unpicklable_in(function: Any, is_picklable: Callable[[Any], bool]) -> Refere
 
 
 def _search(function: Any, is_picklable: Callable[[Any], bool], seen: set[int]) -> Reference | None:
-    function = getattr(function, "fn", function)
+    # Runs no code of a user, who may have written a `__getattr__`.
+    function = inspect.getattr_static(function, "fn", function)
     if not isinstance(function, types.FunctionType) or id(function) in seen:
         return None
     seen.add(id(function))

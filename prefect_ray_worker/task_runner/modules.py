@@ -10,6 +10,7 @@ those the module is loaded with travel along.
 import functools
 import importlib
 import importlib.util
+import inspect
 import operator
 import sys
 import types
@@ -278,6 +279,10 @@ def set_globals(found: Globals, pack: Callable[[Any], Any], unpack: Callable[[An
         _Process.given[key] = given
 
 
+# The second is that of `lru_cache`.
+_FUNCTIONS = (types.FunctionType, type(functools.lru_cache(int)))
+
+
 class _Walk:
     """From a function to what it can reach in own modules."""
 
@@ -290,8 +295,9 @@ class _Walk:
         if id(function) in self._seen:
             return
         self._seen.add(id(function))
-        if hasattr(function, "__wrapped__"):
-            self.function(function.__wrapped__)
+        wrapped = _function_in(function, "__wrapped__")
+        if wrapped is not None:
+            self.function(wrapped)
         if not isinstance(function, types.FunctionType):
             return
         if not _Process.own.has(function.__module__):
@@ -315,7 +321,7 @@ class _Walk:
                     self._value(value.__name__, attribute, vars(value)[attribute], names)
         elif isinstance(value, (Task, Flow)):
             self.function(value.fn)
-        elif isinstance(value, (type, types.FunctionType)) or hasattr(value, "__wrapped__"):
+        elif isinstance(value, (type, types.FunctionType)) or _function_in(value, "__wrapped__"):
             if isinstance(value, type):
                 self._class(value)
             else:
@@ -330,8 +336,8 @@ class _Walk:
             return
         self._seen.add(id(kind))
         for name, value in list(vars(kind).items()):
-            inner = getattr(value, "__func__", getattr(value, "fget", value))
-            if isinstance(inner, types.FunctionType):
+            inner = value if isinstance(value, _FUNCTIONS) else _function_of_class(value)
+            if inner is not None:
                 self.function(inner)
             elif not name.startswith("__") and not issubclass(kind, Enum) and not _describes(value):
                 self._data(kind.__module__, f"{kind.__qualname__}.{name}", value)
@@ -341,6 +347,33 @@ class _Walk:
             self._found[module, name] = PackedGlobal.of(value, self._pack)
         except Exception:  # a lock, a connection: as the module has it
             return
+
+
+def _function_in(value: Any, name: str) -> Any:
+    """Return the function that a value has as an attribute, or what wraps one; None without one.
+
+    Runs no code of a user: some objects answer every name, or raise other errors for it.
+    """
+    seen: set[int] = set()
+    while value is not None and id(value) not in seen:
+        seen.add(id(value))
+        if isinstance(value, types.MethodType):
+            value = value.__func__
+        found = inspect.getattr_static(value, name, None)
+        if isinstance(found, (types.MemberDescriptorType, types.GetSetDescriptorType)):
+            try:
+                found = found.__get__(value)
+            except (AttributeError, TypeError):  # a slot that is not set, or of an instance
+                found = None
+        if isinstance(found, _FUNCTIONS):
+            return found
+        value = found  # a task, or another decorator
+    return None
+
+
+def _function_of_class(value: Any) -> Any:
+    # A class method, a static one or a property.
+    return _function_in(value, "__func__") or _function_in(value, "fget")
 
 
 def _describes(value: Any) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -59,6 +60,22 @@ def test_flow_of_a_script_runs_from_its_bundle(tmp_path: Path) -> None:
 def test_what_cannot_be_pickled_is_named(source: str, culprit: str) -> None:
     with pytest.raises(Unpicklable, match=culprit):
         pack(main_flow(source), {})
+
+
+class Dots(dict[str, Any]):
+    """Raises KeyError, and not AttributeError, for a name that it does not have."""
+
+    __getattr__ = dict[str, Any].__getitem__
+
+
+def test_globals_may_raise_any_error_for_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = main_flow("@flow\ndef run(): return config['a']")
+    made.fn.__globals__["config"] = Dots(a=1)
+    monkeypatch.setattr(sys.modules["__main__"], "config", Dots(), raising=False)
+    assert pack(made, {}).content
+    made.fn.__globals__["config"] = Dots(a=threading.Lock())
+    with pytest.raises(Unpicklable, match="'config', a Dots"):
+        pack(made, {})
 
 
 def test_parameter_that_cannot_be_pickled_is_named() -> None:

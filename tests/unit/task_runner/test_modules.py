@@ -1,8 +1,9 @@
 """What of the flow's own modules travels by name, and what travels with its content."""
 
+import functools
 import threading
 from collections import Counter, deque
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from prefect import task
@@ -41,6 +42,45 @@ class Bare:
 class Local(threading.local): ...
 
 
+class Dots(AttrDict):
+    """Raises KeyError, and not AttributeError, for a name that it does not have."""
+
+    __getattr__ = dict[str, Any].__getitem__
+
+
+class Deferred:
+    """Answers every name with another one of its kind."""
+
+    def __init__(self, path: tuple[str, ...] = ()) -> None:
+        self.path = path
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__reduce") or name == "__setstate__":
+            raise AttributeError(name)
+        return Deferred((*self.path, name))
+
+
+class Decorated:
+    """A decorator that is a class."""
+
+    def __init__(self, function: Any) -> None:
+        functools.update_wrapper(self, function)
+
+    def __call__(self) -> Any: ...
+
+
+class Holder:
+    dots = Dots(b=2)
+    deferred = Deferred()
+    numbers: ClassVar = [1]
+
+    @classmethod
+    @functools.lru_cache
+    def cached(cls) -> Any:
+        return CONFIG
+
+
+DOTS, DEFERRED = Dots(a=1), Deferred()
 CONFIG, ROWS, NAMES, COUNTS, LAST = AttrDict(), Rows(), Names(), Counts(), Last()
 SLOTTED, MISSING, BARE, LOCAL = Slotted(), Base(), Bare(), Local()
 
@@ -75,3 +115,42 @@ def test_content_beside_the_dict_of_an_object_travels() -> None:
 @pytest.mark.parametrize("value", [MISSING, BARE, LOCAL])
 def test_an_object_without_content_is_the_same_one_in_a_task(value: Any) -> None:
     assert unpack(pack([value]))[0] is value
+
+
+@task
+def reads_odd_ones() -> Any:
+    return DOTS, DEFERRED, Holder.dots, Holder.deferred, Holder.cached()
+
+
+def test_objects_with_attributes_of_any_name_travel() -> None:
+    """One raised KeyError, and the other was followed for ever: each had to have `__wrapped__`."""
+    found = {name for _, name in globals_of(reads_odd_ones, pack_whole)}
+    assert found == {
+        *("DOTS", "DEFERRED", "CONFIG"),
+        *("Holder.dots", "Holder.deferred", "Holder.numbers"),
+    }
+
+
+@Decorated
+def read_config() -> Any:
+    return CONFIG
+
+
+@functools.wraps(task(lambda: ROWS))
+def wraps_a_task() -> Any: ...
+
+
+@functools.lru_cache
+@Decorated
+def read_names() -> Any:
+    return NAMES
+
+
+@task
+def reads_by_wrappers() -> Any:
+    return read_config, wraps_a_task, read_names
+
+
+def test_wrappers_are_followed_to_what_they_wrap() -> None:
+    found = {name for _, name in globals_of(reads_by_wrappers, pack_whole)}
+    assert found >= {"CONFIG", "ROWS", "NAMES"}
