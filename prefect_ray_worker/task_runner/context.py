@@ -89,9 +89,7 @@ class ContextPickler:
     def _parent(self, parent: TaskRunContext) -> Packed:
         run_id = parent.task_run.id
         if run_id not in self._parents:
-            # A nested task sees its own context; of this one, Prefect reads which run it is.
-            outline = {"task": _task_outline(parent.task), "parameters": {}}
-            self._parents = {run_id: pack_whole(parent.model_copy(update=outline).serialize())}
+            self._parents = {run_id: pack_whole(_outline(parent))}
         return self._parents[run_id]
 
     def _pickle(self, flow_run: FlowRunContext | None) -> Packed:
@@ -198,6 +196,15 @@ def _without_body(flow: Flow[Any, Any]) -> Flow[Any, Any]:
     return stub
 
 
+def _outline(parent: TaskRunContext) -> dict[str, Any]:
+    """Return what nested tasks see of the run around them: all but its code and parameters.
+
+    They see their own context; of this one, Prefect reads which run it is.
+    """
+    outline = {"task": _task_outline(parent.task), "parameters": {}}
+    return parent.model_copy(update=outline).serialize()
+
+
 def _task_outline(task: Task[Any, Any]) -> Task[Any, Any]:
     """Return what nested tasks see of the task around them: all but its code."""
     stub = copy.copy(task)
@@ -239,7 +246,8 @@ def with_run_context(function: Callable[P, R]) -> Callable[P, R]:
     """Return a function that runs, wherever Ray runs it, as a part of the present run.
 
     `get_run_logger`, `prefect.runtime` and events work in it, and what it has logged is in the
-    API when it returns. It makes no task run; decorate with `@task` for that.
+    API when it returns. It makes no task run; decorate with `@task` for that. A task's parameters
+    stay in the task: `prefect.runtime.task_run.parameters` is empty in the function.
 
     Args:
         function: What `ray.remote` shall run, undecorated.
@@ -252,7 +260,11 @@ def with_run_context(function: Callable[P, R]) -> Callable[P, R]:
             return ray.get([crunch.remote(i) for i in range(10)])
         ```
     """
-    context = pack_whole(portable_context(serialize_context()))
+    content = portable_context(serialize_context())
+    parent = TaskRunContext.get()
+    if parent is not None:
+        content["task_run_context"] = _outline(parent)
+    context = pack_whole(content)
     seal = present_seal()
 
     @functools.wraps(function)
