@@ -88,9 +88,11 @@ class ContextPickler:
 
     def _parent(self, parent: TaskRunContext) -> Packed:
         run_id = parent.task_run.id
-        if run_id not in self._parents:
-            self._parents = {run_id: pack_whole(_outline(parent))}
-        return self._parents[run_id]
+        packed = self._parents.get(run_id)
+        if packed is None:
+            packed = pack_whole(_outline(parent))
+            self._parents = {run_id: packed}
+        return packed
 
     def _pickle(self, flow_run: FlowRunContext | None) -> Packed:
         context = portable_context(serialize_context())
