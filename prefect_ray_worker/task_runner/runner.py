@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
-from prefect.client.schemas.objects import FlowRun, RunInput
+from prefect.client.schemas.objects import FlowRun, RunInput, State
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, PrefectFutureList
 from prefect.logging import get_logger
@@ -33,7 +33,9 @@ T = TypeVar("T", bound="RayTaskRunner")
 
 _FEWEST_IN_FLIGHT = 1_000
 _IN_FLIGHT_PER_CPU = 4
-_FLUSH_SECONDS = 30.0
+# Enough for an API that asks for a minute's pause, as the driver waits for Prefect's own logs.
+_FLUSH_SECONDS = 120.0
+_FLUSH_SECONDS_INTERRUPTED = 30.0
 _EVENTS_SECONDS = 5.0
 
 
@@ -202,8 +204,10 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        exc = exc_info[1]
+        seconds = _seconds_to_flush(exc, self._flow_run.state if self._flow_run else None)
         try:
-            self._end(cancel=exc_info[0] is not None or self._has_failed())
+            self._end(cancel=exc is not None or self._has_failed(), flush_seconds=seconds)
         finally:
             self._leave()
             super().__exit__(*exc_info)
@@ -243,7 +247,7 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         goes_on = state is None or state.is_running() or state.is_paused() or state.is_completed()
         return not goes_on
 
-    def _end(self, *, cancel: bool) -> None:
+    def _end(self, *, cancel: bool, flush_seconds: float) -> None:
         dispatcher = self._dispatcher
         if dispatcher is None:
             return
@@ -252,14 +256,15 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
                 dispatcher.cancel()
             else:
                 dispatcher.finish()
-        except BaseException:
+        except BaseException as exc:
+            flush_seconds = min(flush_seconds, _seconds_to_flush(exc, None))
             dispatcher.cancel()
             raise
         finally:
             dispatcher.stop()
             self._dispatchers.discard(dispatcher)
             if self._session is not None:
-                telemetry().flush(_FLUSH_SECONDS)
+                telemetry().flush(flush_seconds)
                 if dispatcher.has_reported:
                     await_events_sent(_EVENTS_SECONDS)
 
@@ -270,6 +275,16 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
             for future in list(self._futures):
                 future.fetch_if_used()
             ours.leave()
+
+
+def _seconds_to_flush(exc: object, state: State[Any] | None) -> float:
+    """Return how long the last events and logs of tasks may take."""
+    if exc is not None and not isinstance(exc, Exception):
+        return _FLUSH_SECONDS_INTERRUPTED
+    stopped = state is not None and (
+        state.is_cancelling() or state.is_cancelled() or state.is_crashed()
+    )
+    return _FLUSH_SECONDS_INTERRUPTED if stopped else _FLUSH_SECONDS
 
 
 def _refuse_transaction(task: Task[Any, Any]) -> None:

@@ -73,6 +73,8 @@ class Telemetry:
         # for each item would be a third of what a task without work costs.
         self._is_idle = False
         self._is_sending = False
+        # Of the request under way, and of those that follow it.
+        self._sending = TelemetryBatch([], [])
         self._is_wanted = False
         self._is_taken = False
         self._oldest = 0.0
@@ -105,12 +107,20 @@ class Telemetry:
             return self._take()
 
     def flush(self, seconds: float) -> bool:
-        """Send everything now; return whether it was done in time."""
+        """Send everything now; return whether it was done in time, and log an error if not."""
         with self._changed:
             self._is_wanted = True
             self._changed.notify_all()
             done = self._changed.wait_for(self._is_empty, seconds)
             self._is_wanted = False
+            events = len(self._events) + len(self._sending.events)
+            logs = len(self._logs) + len(self._sending.logs)
+        if not done:
+            _log.error(
+                "%d events and %d lines of logs of tasks could not be sent to the Prefect API "
+                "within %g s. They are lost if this process ends now.",
+                *(events, logs, seconds),
+            )
         return done
 
     def _take(self) -> TelemetryBatch:
@@ -133,7 +143,7 @@ class Telemetry:
         while True:
             with self._changed:
                 self._await_moment()
-                batch = self._take()
+                batch = self._sending = self._take()
                 self._is_sending = True
                 settings = self._settings
             try:
@@ -144,6 +154,7 @@ class Telemetry:
             finally:
                 with self._changed:
                     self._is_sending = False
+                    self._sending = TelemetryBatch([], [])
                     self._changed.notify_all()
 
     def _await_moment(self) -> None:

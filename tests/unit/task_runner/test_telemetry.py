@@ -11,6 +11,7 @@ from typing import Any, cast
 import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import (
     PREFECT_API_URL,
@@ -19,8 +20,9 @@ from prefect.settings import (
     PREFECT_LOGGING_TO_API_MAX_LOG_SIZE,
     temporary_settings,
 )
+from prefect.states import Cancelled, Completed, Failed
 
-from prefect_ray_worker.task_runner import telemetry
+from prefect_ray_worker.task_runner import runner, telemetry
 from prefect_ray_worker.task_runner.telemetry import Telemetry, TelemetrySender
 
 PAGE = httpx.Response(404, html="<html>no backend</html>")
@@ -216,3 +218,34 @@ def test_an_api_that_is_away_is_waited_for_once(monkeypatch: pytest.MonkeyPatch)
     box.put(items(5000, 1))
     assert box.flush(30)
     assert time.monotonic() - begun < 2
+
+
+def test_what_is_not_sent_in_time_is_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Events of tasks were dropped without a word when the flow ended before the API answered."""
+    api = Api(*[httpx.Response(503)] * 1000)
+    monkeypatch.setattr(telemetry, "_sender_for", lambda _: sender(api))
+    box = Telemetry()
+    box.put(items(3, 1), lines(2, 1))
+    assert not box.flush(0.5)
+    assert "3 events and 2 lines of logs of tasks could not be sent" in caplog.text
+    api.refusals.clear()
+    assert box.flush(30)
+
+
+@pytest.mark.parametrize(
+    ("exc", "state", "seconds"),
+    [
+        (None, Completed(), 120),
+        (ValueError(), Failed(), 120),
+        (KeyboardInterrupt(), None, 30),
+        (None, Cancelled(), 30),
+    ],
+    ids=["completed", "failed", "interrupted", "cancelled"],
+)
+def test_the_end_of_a_flow_waits_as_long_as_its_driver(
+    exc: object, state: State[Any] | None, seconds: float
+) -> None:
+    """An API that asked for a minute's pause outlived it; an interrupted flow has less time."""
+    assert runner._seconds_to_flush(exc, state) == seconds
