@@ -1,7 +1,7 @@
 """`remote_options`: what tasks ask of Ray, as a `with` block or as a decorator on one task."""
 
 from collections.abc import Mapping
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
@@ -13,7 +13,8 @@ T = TypeVar("T")
 _ATTRIBUTE = "_prefect_ray_remote_options"
 # Options of the `with` blocks around us, and those that the task around us was submitted with.
 _NONE: Mapping[str, Any] = MappingProxyType({})
-_explicit: ContextVar[Mapping[str, Any]] = ContextVar("remote_options", default=_NONE)
+# Several threads may be in a block of the same `remote_options`, so it keeps nothing itself.
+_blocks: ContextVar[tuple[Mapping[str, Any], ...]] = ContextVar("remote_options", default=())
 _inherited: ContextVar[Mapping[str, Any]] = ContextVar("inherited_remote_options", default=_NONE)
 
 _OURS = {
@@ -60,13 +61,12 @@ class remote_options:  # noqa: N801 (a name that flows know from prefect-ray)
             if name in options:
                 raise ValueError(f"remote_options({name}={options[name]!r}) cannot be set: {why}.")
         self._options = options
-        self._tokens: list[Token[Mapping[str, Any]]] = []
 
     def __enter__(self) -> None:
-        self._tokens.append(_explicit.set({**_explicit.get(), **self._options}))
+        _blocks.set((*_blocks.get(), {**_explicit(), **self._options}))
 
     def __exit__(self, *_: object) -> None:
-        _explicit.reset(self._tokens.pop())
+        _blocks.set(_blocks.get()[:-1])
 
     @overload
     def __call__(self, task: Task[Any, Any]) -> Task[Any, Any]: ...
@@ -85,15 +85,20 @@ class remote_options:  # noqa: N801 (a name that flows know from prefect-ray)
         return task
 
 
+def _explicit() -> Mapping[str, Any]:
+    blocks = _blocks.get()
+    return blocks[-1] if blocks else _NONE
+
+
 def options_for(task: Task[Any, Any]) -> dict[str, Any]:
     """Return the options of a task that is submitted here and now."""
     own: Mapping[str, Any] = getattr(task.fn, "__dict__", {}).get(_ATTRIBUTE, {})
-    return {**DEFAULTS, **_inherited.get(), **own, **_explicit.get()}
+    return {**DEFAULTS, **_inherited.get(), **own, **_explicit()}
 
 
 def to_inherit() -> dict[str, Any]:
     """Return the options that nested submits of a task, submitted here and now, inherit."""
-    return {**_inherited.get(), **_explicit.get()}
+    return {**_inherited.get(), **_explicit()}
 
 
 def inherit(options: Mapping[str, Any]) -> None:
