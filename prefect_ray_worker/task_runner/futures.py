@@ -3,7 +3,7 @@
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -170,18 +170,19 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
             except Exception:  # one of those who wait must not keep it from the others
                 _log.exception("A callback of task run %s has failed", self._task_run_id)
 
+    def set_refs(self, end_ref: Any, result_ref: Any) -> None:
+        """Set the references of a try, and look at the errors of an earlier one."""
+        before = self.end_ref, self.result_ref
+        self.end_ref, self.result_ref = end_ref, result_ref
+        _look_at_errors(before)
+
     def forget_refs(self) -> None:
         """Forget what Ray had of a run whose end has not come: it will not any more."""
         if self._end is not None:
             return
-        refs = [ref for ref in (self.end_ref, self.result_ref) if ref is not None]
+        before = self.end_ref, self.result_ref
         self.end_ref = self.result_ref = None
-        import ray
-
-        if refs and ray.is_initialized():  # a call would start another one
-            # Ray (2.60) logs an error that nobody has looked at once more, as unhandled.
-            with contextlib.suppress(Exception):
-                ray.get(refs, timeout=0)
+        _look_at_errors(before)
 
     def fetch_if_used(self) -> None:
         """Fetch the result if somebody has waited for it, or has the state."""
@@ -286,3 +287,13 @@ class DoneFuture(PrefectTaskRunFuture[R], Generic[R]):
 
 def _remake(task_run_id: UUID, end: TaskEnd, packed: Any) -> DoneFuture[Any]:
     return DoneFuture(task_run_id, end.restore(lambda: unpack(packed)))
+
+
+def _look_at_errors(refs: Iterable[Any]) -> None:
+    """Look at errors: Ray (2.60) logs one that nobody has looked at once more, as unhandled."""
+    import ray
+
+    given = [ref for ref in refs if ref is not None]
+    if given and ray.is_initialized():  # a call would start another one
+        with contextlib.suppress(Exception):
+            ray.get(given, timeout=0)

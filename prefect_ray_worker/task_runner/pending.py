@@ -128,7 +128,7 @@ class PendingTask:
             )
         except (TypeError, ValueError) as exc:  # some options are looked at only now
             raise ValueError(f"remote_options of {self.name!r}: {exc}") from exc
-        self.future.end_ref, self.future.result_ref = end, result
+        self.future.set_refs(end, result)
 
     def _slot(
         self, index: int, source: Any, arguments: list[Any], given: list[RayTaskFuture[Any]]

@@ -97,7 +97,9 @@ def test_a_task_whose_process_dies_is_crashed(
         wait_for_log(ids[0], "has crashed: The process of the task has died")
 
 
-def test_infra_retries_are_seen_by_prefect(joined: RealRay, tmp_path: Path) -> None:
+def test_infra_retries_are_seen_by_prefect(
+    joined: RealRay, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     ids: list[Any] = []
 
     @flow(task_runner=RayTaskRunner(infra_retries=2))
@@ -113,6 +115,8 @@ def test_infra_retries_are_seen_by_prefect(joined: RealRay, tmp_path: Path) -> N
     # Those that wait for it have lost nothing.
     again = [line for line in logs(ids[0]) if "is run again" in line]
     assert [line.split()[2] for line in again] == ["'flaky_process"] * 2
+    gc.collect()
+    assert "Unhandled error" not in caplog.text  # of Ray, for the tries before
 
 
 class Picky(Exception):
