@@ -87,6 +87,8 @@ _OF_MESSAGES: list[tuple[str, list[str]]] = [
             "Cannot tell what the events of this flow run relate to",
             "Events or logs of tasks could not be sent to the Prefect API",
             "… events and … lines of logs of tasks could not be sent to the Prefect API",
+            "… events and … lines of logs of tasks could not be sent to the Prefect API "
+            "within … s. They are lost if this process ends now.",
             "The API could not be told that tasks are cancelled",
             "The event … was not sent: …",
             "The run … has no link to its job: the Prefect API did not answer within … s.",
