@@ -150,14 +150,20 @@ class RunAttempt:
 
         That is as close as we get to RUNNING: Ray keeps no time at which a job began to run (2.60).
         """
-        began = self.claimed_at
-        spoke = [
-            s.timestamp
-            for s in self.history
-            if (s.type == StateType.RUNNING or s.name == STARTING)
-            and (began is None or s.timestamp > began)
-        ]
-        return min(spoke, default=None)
+        return started_in(self.history)
+
+
+def started_in(history: Sequence[State[Any]]) -> datetime | None:
+    """Return when the process of the present attempt first reported to Prefect; None if never."""
+    claim_id = present_claim(history)
+    began = next((s.timestamp for s in history if s.id == claim_id), None)
+    spoke = [
+        s.timestamp
+        for s in history
+        if (s.type == StateType.RUNNING or s.name == STARTING)
+        and (began is None or s.timestamp > began)
+    ]
+    return min(spoke, default=None)
 
 
 def slot_lease_in(history: Sequence[State[Any]]) -> UUID | None:

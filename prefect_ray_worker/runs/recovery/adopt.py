@@ -1,7 +1,8 @@
 """`Adoption`: continues a run that another worker, or an earlier process of this one, began."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import UTC, datetime
 from logging import Logger, LoggerAdapter
 from typing import Any
 from uuid import UUID
@@ -12,7 +13,7 @@ from prefect.exceptions import ObjectNotFound
 
 from prefect_ray_worker import metrics
 from prefect_ray_worker.clusters.existing import cluster_at
-from prefect_ray_worker.clusters.source import Cluster, ClusterPlan
+from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import (
     ClusterSourceMissing,
@@ -30,17 +31,20 @@ from prefect_ray_worker.runs.follow import Follower
 from prefect_ray_worker.runs.judge import of_deleted_cluster
 from prefect_ray_worker.runs.provide import Own, Provision
 from prefect_ray_worker.runs.recovery.labels import (
+    is_unfinished,
     labelled_cluster,
     recorded_pid,
     unfinished_label,
 )
 from prefect_ray_worker.runs.recovery.ownership import Place
+from prefect_ray_worker.runs.recovery.plan import RunPlan
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import (
     ConfigurationOf,
     OrphanedRun,
     RunAttempt,
     present_attempt,
+    started_in,
     waiting_slot_lease,
 )
 from prefect_ray_worker.runs.services import Services
@@ -54,31 +58,8 @@ from prefect_ray_worker.shared.ids import (
 )
 
 _ANSWER_SECONDS = 5.0
-_NO_PLAN = ClusterPlan()
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What a run's configuration says by now.
-
-    Attributes:
-        configuration: The configuration; the defaults if it cannot be used any more.
-        cluster: The cluster that it names; None if it is not there, or not known.
-        trouble: Why the configuration cannot be used any more; None if it can.
-        named: The cluster that it names, also if it cannot be opened as the configuration says.
-        plan: What its source will give; nothing if the configuration cannot be used.
-    """
-
-    configuration: RayJobConfiguration
-    cluster: Cluster | None
-    trouble: Exception | None = None
-    named: ClusterRef | None = None
-    plan: ClusterPlan = _NO_PLAN
-
-    def is_for(self, ref: ClusterRef) -> bool:
-        """Return whether a recorded reference is to the cluster of this plan."""
-        found = self.cluster is not None and self.cluster.ref == ref
-        return found or self.plan.names(ref)
+# Prefect's own runner looks for a cancellation every 10 s and kills the process 30 s later (3.8.8).
+_ENDS_BY_HAND_SECONDS = 300.0
 
 
 class Adoption:
@@ -158,13 +139,13 @@ class Adoption:
             metrics.ADOPTIONS.inc()
             await self._followed.follow(follower)
 
-    async def _plan(self, flow_run: FlowRun, job_id: str, recorded: ClusterRef | None) -> _Plan:
+    async def _plan(self, flow_run: FlowRun, job_id: str, recorded: ClusterRef | None) -> RunPlan:
         named: ClusterRef | None = None
         try:
             configuration = await self._configuration_of(flow_run)
             plan = await self._sources.plan(configuration, job_id, recorded)
             if plan.is_on_demand:
-                return _Plan(configuration, None, plan=plan)
+                return RunPlan(configuration, None, plan=plan)
             cluster = await self._sources.find(configuration, job_id, recorded)
             if cluster is not None:
                 named = cluster.ref
@@ -172,11 +153,13 @@ class Adoption:
         except Exception as exc:
             if _is_passing(exc):
                 raise
-            return _Plan(RayJobConfiguration(), None, exc, named)
-        return _Plan(configuration, cluster, named=named, plan=plan)
+            return RunPlan(RayJobConfiguration(), None, exc, named)
+        return RunPlan(configuration, cluster, named=named, plan=plan)
 
     async def _follower(self, found: OrphanedRun) -> Follower | None:
         pid, attempt = found.pid, attempt_in(found.job_id)
+        if pid is None and await self._is_ended_by_hand(found):
+            return None
         recorded = pid.cluster if pid else labelled_cluster(found.flow_run.labels, attempt)
         plan = await self._plan(found.flow_run, found.job_id, recorded)
         waits = pid is None and type_of_state(found.flow_run) == StateType.PENDING
@@ -192,7 +175,7 @@ class Adoption:
         return await self._without_pid(found, plan)
 
     async def _with_pid(
-        self, found: OrphanedRun, pid: InfrastructurePid, plan: _Plan
+        self, found: OrphanedRun, pid: InfrastructurePid, plan: RunPlan
     ) -> Follower | None:
         cluster = plan.cluster
         if cluster is None and plan.named == pid.cluster:
@@ -229,7 +212,7 @@ class Adoption:
             )
         return Follower(self._services, attempt, Submitter(self._services, attempt, pid))
 
-    async def _without_pid(self, found: OrphanedRun, plan: _Plan) -> Follower | None:
+    async def _without_pid(self, found: OrphanedRun, plan: RunPlan) -> Follower | None:
         """Go on with a run whose worker died before it recorded where the job is."""
         state = type_of_state(found.flow_run)
         cluster = plan.cluster
@@ -257,7 +240,7 @@ class Adoption:
                 return Follower(self._services, attempt, Submitter(self._services, attempt))
 
     async def _without_cluster(
-        self, found: OrphanedRun, plan: _Plan, state: StateType | None
+        self, found: OrphanedRun, plan: RunPlan, state: StateType | None
     ) -> Cluster | None:
         """Return a cluster for a run that waits for its job; settle any other one."""
         # A Ray that does not run has no job that does.
@@ -268,11 +251,15 @@ class Adoption:
         if _is_over(found.flow_run):
             await self._forget(found)
         if state == StateType.RUNNING and plan.plan.may_have_job:
+            # A worker records the cluster before it makes it: without a record there was none.
+            if labelled_cluster(found.flow_run.labels, attempt_in(found.job_id)) is None:
+                self._leave_alone(found, "none has made a cluster for it")
+                return None
             gone = of_deleted_cluster(f"Kubernetes does not have {plan.plan.ref} any more")
             await self._flow_runs.crash(found.flow_run.id, gone.message)
         return None
 
-    async def _provided(self, found: OrphanedRun, plan: _Plan) -> Cluster | None:
+    async def _provided(self, found: OrphanedRun, plan: RunPlan) -> Cluster | None:
         """Return the cluster for a run that was not submitted, started if needed."""
         provision = Provision(
             self._services, self._own, found.flow_run, plan.configuration, found.job_id
@@ -308,7 +295,7 @@ class Adoption:
         await self._forget(found)
 
     async def _attempt(
-        self, found: OrphanedRun, plan: _Plan, cluster: Cluster
+        self, found: OrphanedRun, plan: RunPlan, cluster: Cluster
     ) -> RunAttempt | None:
         """Return the attempt; None if the run has gone on: the next look finds it as it is."""
         attempt = await present_attempt(self._services, found.flow_run, plan.configuration, cluster)
@@ -360,6 +347,20 @@ class Adoption:
         if not is_job_of(attempt.run_id, job.metadata):
             return None
         return InfrastructurePid(attempt.cluster.ref, attempt.job_id, session)
+
+    async def _is_ended_by_hand(self, found: OrphanedRun) -> bool:
+        """Return whether a run that no worker submitted is being cancelled where it was started.
+
+        A process that runs it ends it itself. If it is still there after minutes, none does.
+        """
+        run = found.flow_run
+        if run.state is None or run.state.type != StateType.CANCELLING:
+            return False
+        is_by_worker = is_unfinished(run.labels, attempt_in(found.job_id))
+        age = (datetime.now(UTC) - run.state.timestamp).total_seconds()
+        if is_by_worker or age >= _ENDS_BY_HAND_SECONDS:
+            return False
+        return started_in(await self._flow_runs.states(run.id)) is not None
 
     async def _forget(self, found: OrphanedRun) -> None:
         """Look no more for the log of a run that has ended: no job of it was ever recorded."""

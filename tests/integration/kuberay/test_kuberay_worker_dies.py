@@ -12,9 +12,16 @@ from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.states import Pending, Scheduled
 
+from prefect_ray_worker.clusters.kuberay.manifest import cluster_name
 from prefect_ray_worker.prefect_api.slot_leases import SlotLeases
-from prefect_ray_worker.runs.recovery.labels import labelled_owner
+from prefect_ray_worker.runs.recovery.labels import Worker, labelled_owner, owner_labels
 from prefect_ray_worker.runs.run import slot_lease_in
+from prefect_ray_worker.shared.ids import (
+    ClusterRef,
+    attempt_name,
+    present_claim,
+    submission_id,
+)
 from tests.fake_kubernetes import NO_NODE, Fault, Kind, Script
 from tests.integration.harness import set_timing
 from tests.integration.kuberay.stage import KUBERAY, KubeRayStage
@@ -178,6 +185,32 @@ async def test_cancelled_while_no_worker_is_there(stage: KubeRayStage, tmp_path:
     async with stage.pool.working(heartbeat_interval_seconds=HEARTBEAT_SECONDS):
         await stage.ends(run_id, StateType.CANCELLED, seconds=60)
         await stage.is_gone(run_id)
+
+
+async def test_a_run_that_was_started_by_hand_is_not_ours_to_end(stage: KubeRayStage) -> None:
+    """It was Crashed while it ran, because Kubernetes had no cluster of its name."""
+    deployment = await stage.pool.deploy("adds", job_variables={"kuberay": KUBERAY})
+
+    async def running() -> UUID:
+        client = stage.pool.client
+        run = await client.create_flow_run_from_deployment(deployment, state=Pending())
+        await client.update_flow_run_labels(run.id, {"prefect.worker.name": "dead"})
+        await stage.play(run.id, StateType.RUNNING)
+        return run.id
+
+    runs, is_cancelled, was_ours = await running(), await running(), await running()
+    await stage.pool.cancel(is_cancelled)
+    claim = present_claim(await stage.pool.client.read_flow_run_states(was_ours))
+    assert claim is not None
+    name = cluster_name(submission_id(was_ours, claim))
+    ref = ClusterRef("kuberay", f"ray/{name}")
+    labels = owner_labels(Worker("dead", "1"), attempt_name(claim), ref, None)
+    await stage.pool.client.update_flow_run_labels(was_ours, dict(labels))
+    async with stage.pool.working(heartbeat_interval_seconds=HEARTBEAT_SECONDS):
+        await stage.pool.wait_for_log(runs, "left alone", seconds=30)
+        await stage.ends(was_ours, StateType.CRASHED, "ClusterDeleted")
+        assert await stage.pool.state(runs) == StateType.RUNNING
+        assert await stage.pool.state(is_cancelled) == StateType.CANCELLING
 
 
 SHARED = {"scope": "shared", "idle_seconds": 2}
