@@ -1,7 +1,7 @@
 """Settle what a run left open when its process died: its task runs, and its subflow runs.
 
 A process that is killed reports nothing, so the server shows its tasks and subflows as Running for
-ever. A subflow that has a deployment (`run_deployment`) has a process of its own, and stays.
+ever. A subflow that has a job of its own (`run_deployment`, a call of a `ray_job` flow) stays.
 """
 
 import logging
@@ -101,7 +101,7 @@ class _Family:
             parent = parents.pop()
             of_parent = {"any_": [str(parent)]}
             subflows = await self._open("flow_runs", {"parent_flow_run_id": of_parent})
-            own = [UUID(run["id"]) for run in subflows if run.get("deployment_id") is None]
+            own = [UUID(run["id"]) for run in subflows if not _has_own_process(run)]
             parents += own
             tasks = await self._open("task_runs", {"flow_run_id": of_parent})
             await self._set_all([UUID(run["id"]) for run in tasks], self._set_task_run)
@@ -146,3 +146,12 @@ class _Family:
 
     async def _set_flow_run(self, run_id: UUID) -> None:
         await self.client.set_flow_run_state(run_id, self.ending.state, force=True)
+
+
+def _has_own_process(subflow: dict[str, Any]) -> bool:
+    """Return whether a subflow run does not run in the process of its parent.
+
+    A run that a worker has begun keeps its `infrastructure_pid` when its pool is deleted.
+    """
+    fields = ("deployment_id", "work_pool_id", "infrastructure_pid")
+    return any(subflow.get(field) is not None for field in fields)

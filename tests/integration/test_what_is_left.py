@@ -1,7 +1,9 @@
 """What a run leaves behind when its worker or its driver dies: its log, its children, a pause."""
 
+from datetime import UTC, datetime
 from pathlib import Path
-from uuid import UUID
+from typing import Any
+from uuid import UUID, uuid4
 
 import anyio
 import pytest
@@ -17,6 +19,8 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import State, StateType
 from prefect.states import Paused, Running, Suspended
 
+from prefect_ray_worker.prefect_api import children
+from prefect_ray_worker.prefect_api.children import Ending, end_children
 from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL, Worker, claimed_by
 from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY
 from tests.fake_ray.faults import Fault, Kind
@@ -169,6 +173,19 @@ async def states_of_tasks(stage: Stage, run_id: UUID) -> list[State | None]:
     return found
 
 
+async def new_subflow(stage: Stage, parent_id: UUID | None, **fields: str) -> UUID:
+    """Create a Running flow run below another one, or below none."""
+    client = stage.pool.client
+    body: dict[str, Any] = {**fields, "state": {"type": "RUNNING", "name": "Running"}}
+    if parent_id is not None:
+        parent = await client.create_task_run(some_task, parent_id, dynamic_key=uuid4().hex)
+        body["parent_task_run_id"] = str(parent.id)
+    flow_id = await client.create_flow_from_name("subflow")
+    # The public method takes a flow's object.
+    answer = await client._client.post("/flow_runs/", json={**body, "flow_id": str(flow_id)})
+    return UUID(answer.json()["id"])
+
+
 @pytest.mark.parametrize(
     ("type_", "tasks"),
     [pytest.param(StateType.CRASHED, 250, marks=pytest.mark.extra), (StateType.CANCELLED, 3)],
@@ -181,17 +198,7 @@ async def test_children_of_a_dead_driver_are_settled(
     async with stage.heir():
         run_id, job = await stage.running(stop_grace_seconds=1)
         await open_task_runs(stage, run_id, tasks)
-        parent = await client.create_task_run(some_task, run_id, dynamic_key="subflow")
-        flow_id = await client.create_flow_from_name("subflow")
-        subflow = await client._client.post(  # the public method takes a flow's object
-            "/flow_runs/",
-            json={
-                "flow_id": str(flow_id),
-                "parent_task_run_id": str(parent.id),
-                "state": {"type": "RUNNING", "name": "Running"},
-            },
-        )
-        subflow_id = UUID(subflow.json()["id"])
+        subflow_id = await new_subflow(stage, run_id)
         await open_task_runs(stage, subflow_id, 3)
         if type_ is StateType.CANCELLED:
             job.stop_seconds = 0.1
@@ -219,6 +226,26 @@ async def test_children_of_a_dead_driver_are_settled(
             )
         )
         assert [run.id for run in found] == [subflow_id]
+
+
+async def test_subflow_with_a_job_of_its_own_outlives_its_parent(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run of a `ray_job` that the flow had called was Crashed, and its healthy job stopped."""
+    monkeypatch.setattr(children, "_PAUSE_SECONDS", 0.0)
+    client = stage.pool.client
+    run_id = await new_subflow(stage, None)
+    in_process = await new_subflow(stage, run_id)
+    in_pool = await new_subflow(stage, run_id, work_pool_name=stage.pool.name)
+    begun = await new_subflow(stage, run_id)
+    await client.update_flow_run(begun, infrastructure_pid="of a pool that was deleted")
+
+    async def never() -> None: ...
+
+    ending = Ending(StateType.CRASHED, "The node died.", datetime.now(UTC))
+    await end_children(client, run_id, ending, lambda ask: ask(), began_anew=never)
+    states = [await stage.pool.state(child) for child in (in_process, in_pool, begun)]
+    assert states == [StateType.CRASHED, StateType.RUNNING, StateType.RUNNING]
 
 
 @pytest.mark.extra
