@@ -39,6 +39,7 @@ from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect_ray_worker.adhoc.dependencies import requirements_of
 from prefect_ray_worker.adhoc.following import RayFlowRunFuture
 from prefect_ray_worker.adhoc.large import store
+from prefect_ray_worker.adhoc.waiting import cancel
 from prefect_ray_worker.bundles.carriers import HEADER_KEY, patiently, read_input, send_bundle
 from prefect_ray_worker.bundles.header import BundleHeader
 from prefect_ray_worker.bundles.packing import pack
@@ -112,8 +113,11 @@ def begin(call: FlowCall) -> RayFlowRunFuture[Any]:
         except Exception as exc:
             _give_up(client, run.id, exc)
             raise
-        except BaseException:  # Ctrl-C
-            future.cancel()
+        except BaseException as exc:  # Ctrl-C
+            try:
+                cancel(future)
+            except Exception as trouble:
+                raise exc from trouble
             raise
     return future
 

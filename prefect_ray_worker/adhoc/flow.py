@@ -94,7 +94,7 @@ class RayBoundFlow(InfrastructureBoundFlow[P, R]):
         Raises:
             Exception: The flow's own exception, or Prefect's `CrashedRun` or `CancelledRun`.
         """
-        from prefect_ray_worker.adhoc.following import follow, follow_async
+        from prefect_ray_worker.adhoc.waiting import follow, follow_async
 
         if self.isasync:
 
@@ -121,7 +121,7 @@ class RayBoundFlow(InfrastructureBoundFlow[P, R]):
             flow_run: A run that has ended.
         """
         from prefect_ray_worker.adhoc.calling import run_again
-        from prefect_ray_worker.adhoc.following import follow_async
+        from prefect_ray_worker.adhoc.waiting import follow_async
 
         return await follow_async(lambda: run_again(flow_run.id), self.terms.stream_logs)
 

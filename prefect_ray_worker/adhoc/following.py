@@ -1,9 +1,7 @@
-"""Follows the run of a call: prints its logs, cancels it on Ctrl-C, and returns what came of it."""
+"""Follows the run of a call: prints its logs, and returns what came of it."""
 
 import sys
-import threading
 import time
-from collections.abc import Callable
 from typing import Any, Self, TypeVar
 from uuid import UUID
 
@@ -36,12 +34,9 @@ from prefect_ray_worker.shared.ids import (
 from prefect_ray_worker.shared.masking import masked
 
 R = TypeVar("R")
-Begin = Callable[[], "RayFlowRunFuture[Any]"]
 
 _INTERVAL_SECONDS = 0.5
 _API_AWAY_SECONDS = 600.0
-# A flow that is told to stop from outside has a grace period of 30 s by default.
-_PARENT_WAITS_SECONDS = 30.0
 # The last lines come after the final state: from the driver when it ends, and from the worker,
 # which reads the job's output about once a second. The worker says when all are there.
 _DRAIN_INTERVAL_SECONDS = 0.2
@@ -251,7 +246,7 @@ class Following:
             self._future.ended(run.state, present_claim(history))
             self._ended_at = time.monotonic()
         if self._ended_at is None and (why := self._untaken.news(self._client, run)):
-            _say(why)
+            say(why)
         if self._tail is None:
             return self._ended_at is not None
         self._tail.run_name = run.name
@@ -262,7 +257,7 @@ class Following:
             return is_complete
         if time.monotonic() - self._ended_at <= _LONGEST_DRAIN_SECONDS:
             return False
-        _say(f"The last lines of the log may be missing here; see {page_of(self._run_id)}.")
+        say(f"The last lines of the log may be missing here; see {page_of(self._run_id)}.")
         return True
 
     def _has_whole_log(self, run: FlowRun) -> bool:
@@ -274,118 +269,13 @@ class Following:
         return had_no_job or run.labels.get(f"{UNFINISHED_LABEL}.{attempt}") != "yes"
 
 
-def follow(begin: Begin, stream_logs: bool, *, return_state: bool = False) -> Any:
-    """Create a run, follow it to its end and return the flow's value, or the state.
-
-    Ctrl-C, and the end of a parent flow, cancel the run. A second Ctrl-C lets go of it.
-
-    Args:
-        begin: Creates the run.
-        stream_logs: Whether to print its logs.
-        return_state: Return the state instead.
-    """
-    future = begin()
-    try:
-        with Following(future, stream_logs=stream_logs) as following:
-            following.go_on()
-    except Exception:
-        raise  # the API is away: the run goes on
-    except BaseException as exc:
-        _cancel_and_wait(future, stream_logs, is_user=isinstance(exc, KeyboardInterrupt))
-        raise
-    raise_if_suspended()
-    return future.state_with_data() if return_state else future.result()
-
-
-def _cancel_and_wait(future: RayFlowRunFuture[Any], stream_logs: bool, *, is_user: bool) -> None:
-    try:
-        _say_cancelling(future.flow_run_id)
-        future.cancel()
-        deadline = None if is_user else time.monotonic() + _PARENT_WAITS_SECONDS
-        with Following(future, stream_logs=stream_logs) as following:
-            following.go_on(deadline)
-    except BaseException:
-        _say_let_go(future.flow_run_id)
-        raise
-
-
-async def follow_async(begin: Begin, stream_logs: bool, *, return_state: bool = False) -> Any:
-    """Do what `follow` does without blocking the event loop; to cancel the task is its Ctrl-C.
-
-    Args:
-        begin: Creates the run.
-        stream_logs: Whether to print its logs.
-        return_state: Return the state instead.
-    """
-    begun = _Begun(begin)
-    try:
-        future = await anyio.to_thread.run_sync(begun.run)
-        with Following(future, stream_logs=stream_logs) as following:
-            await following.go_on_async()
-    except Exception:
-        raise
-    except BaseException:
-        with anyio.CancelScope(shield=True):
-            await _cancel_and_wait_async(begun, stream_logs)
-        raise
-    raise_if_suspended()
-    if return_state:
-        return await anyio.to_thread.run_sync(future.state_with_data)
-    return await future.aresult()
-
-
-class _Begun:
-    """Creates a run in a thread, which goes on when the task that waits for it is cancelled."""
-
-    def __init__(self, begin: Begin) -> None:
-        self._begin = begin
-        self._lock = threading.Lock()
-        self._is_abandoned = False
-        self.future: RayFlowRunFuture[Any] | None = None
-
-    def run(self) -> RayFlowRunFuture[Any]:
-        future = self._begin()
-        with self._lock:
-            self.future = future
-            is_abandoned = self._is_abandoned
-        if is_abandoned:
-            future.cancel()
-        return future
-
-    def abandon(self) -> RayFlowRunFuture[Any] | None:
-        with self._lock:
-            self._is_abandoned = True
-            return self.future
-
-
-async def _cancel_and_wait_async(begun: _Begun, stream_logs: bool) -> None:
-    future = begun.abandon()
-    if future is None:
-        return
-    try:
-        _say_cancelling(future.flow_run_id)
-        await anyio.to_thread.run_sync(future.cancel)
-        with Following(future, stream_logs=stream_logs) as following:
-            await following.go_on_async()
-    except BaseException:
-        _say_let_go(future.flow_run_id)
-        raise
-
-
 def page_of(flow_run_id: UUID) -> str:
     """Return the page of a run in Prefect's UI, or its id where there is no UI."""
     return url_for("flow-run", obj_id=flow_run_id) or str(flow_run_id)
 
 
-def _say_cancelling(flow_run_id: UUID) -> None:
-    _say(f"Cancelling the flow run {page_of(flow_run_id)}. Interrupt again to leave it to itself.")
-
-
-def _say_let_go(flow_run_id: UUID) -> None:
-    _say(f"The flow run is being cancelled and is no longer followed: {page_of(flow_run_id)}")
-
-
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line for the user."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
