@@ -10,10 +10,12 @@ import dis
 import importlib.machinery
 import importlib.util
 import inspect
+import linecache
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ _MAIN = "__main__"
 _LOADED_SCRIPT = "__prefect_loader_"
 
 
-def local_modules(function: Any) -> dict[Path, list[Path]]:
+def local_modules(function: Any, also: Iterable[str] = ()) -> dict[Path, list[Path]]:
     """Return the source files of local modules that a flow can reach, by import folder.
 
     An import folder is one that has to be on `sys.path` for the files below it. A package travels
@@ -34,8 +36,9 @@ def local_modules(function: Any) -> dict[Path, list[Path]]:
 
     Args:
         function: The flow's function.
+        also: Names of modules that the flow's pickle refers to.
     """
-    waiting = list(_imports_of_script(function))
+    waiting = [*_imports_of_script(function), *(name.partition(".")[0] for name in also)]
     module = getattr(function, "__module__", _MAIN)
     if not is_script(module):
         waiting.append(module.partition(".")[0])
@@ -55,11 +58,15 @@ def local_modules(function: Any) -> dict[Path, list[Path]]:
     return found
 
 
-def main_file() -> Path | None:
-    """Return the script that this process runs; None in a notebook or a console."""
-    name = getattr(sys.modules.get(_MAIN), "__file__", None)
-    path = Path(name).resolve() if name else None
-    return path if path is not None and path.is_file() else None
+def script_of(function: Any) -> Path | None:
+    """Return the script of a function that no module has; None in a notebook or a console.
+
+    In a driver it is where the script would be in the bundle. The file itself has not travelled.
+    """
+    if getattr(function, "__module__", _MAIN) != _MAIN:
+        return None
+    name = _namespace_of(function).get("__file__")
+    return Path(name).resolve() if isinstance(name, str) else None
 
 
 def is_script(module: str | None) -> bool:
@@ -84,52 +91,87 @@ def _folders_of_python() -> list[Path]:
     return [Path(sysconfig.get_path(name)).resolve() for name in names]
 
 
+def _namespace_of(function: Any) -> dict[str, Any]:
+    """Return the globals of a function's script or module.
+
+    A function that was unpickled has globals of its own, with what it uses: in a driver,
+    `sys.modules["__main__"]` is the driver. A wrapper has those of the module of its decorator.
+    """
+    home = getattr(function, "__module__", None)
+    own = getattr(inspect.unwrap(function), "__globals__", {})
+    if own.get("__name__") == home or home not in sys.modules:
+        return own
+    return vars(sys.modules[home])
+
+
 def _imports_of_script(function: Any) -> Iterator[str]:
     """Yield the top-level names that the flow and what is in its script or notebook import."""
-    yield from _imports_of_code(getattr(function, "__code__", None))
-    home = getattr(function, "__module__", None)
-    if not is_script(home):
+    namespace = _namespace_of(function)
+    package = str(namespace.get("__package__") or "")
+    inner = inspect.unwrap(function)
+    for code in (getattr(function, "__code__", None), getattr(inner, "__code__", None)):
+        yield from _imports_of_code(code, package)
+    if not is_script(getattr(function, "__module__", None)):
         return
-    module = sys.modules[str(home)]
-    for value in list(vars(module).values()):
-        if isinstance(value, types.ModuleType):
-            yield value.__name__.partition(".")[0]
-            continue
-        # Runs no code of a user, who may have written a `__getattr__`.
-        inner = inspect.getattr_static(value, "fn", value)
-        if isinstance(inner, types.FunctionType):
-            yield from _imports_of_code(inner.__code__)
-        of_value = getattr(inner, "__module__", None)
-        if isinstance(of_value, str):
-            yield of_value.partition(".")[0]
-    script = main_file() if home == _MAIN else Path(str(module.__file__))
-    if script is not None and script.suffix == ".py":
-        yield from _imports_in(script)
+    for value in list(namespace.values()):
+        yield from _imports_of_value(value, package)
+    file = Path(str(namespace.get("__file__") or ""))
+    if file.suffix == ".py" and file.is_file():
+        yield from _imports_in(file, package)
+    elif isinstance(inner, types.FunctionType):
+        # A cell of a notebook, or a script in a driver: `unpickle` has left its source there.
+        lines = linecache.getlines(inner.__code__.co_filename)
+        yield from _imports_in_text("".join(lines), package)
 
 
-def _imports_of_code(code: types.CodeType | None) -> Iterator[str]:
+def _imports_of_value(value: Any, package: str) -> Iterator[str]:
+    """Yield the top-level names that a value in a script comes from, or imports."""
+    if isinstance(value, types.ModuleType):
+        yield value.__name__.partition(".")[0]
+        return
+    # Runs no code of a user, who may have written a `__getattr__`.
+    inner = inspect.getattr_static(value, "fn", value)
+    if isinstance(inner, types.FunctionType):
+        yield from _imports_of_code(inner.__code__, package)
+    of_value = getattr(inner, "__module__", None)
+    if isinstance(of_value, str):
+        yield of_value.partition(".")[0]
+
+
+def _imports_of_code(code: types.CodeType | None, package: str) -> Iterator[str]:
     if not isinstance(code, types.CodeType):
         return
+    loaded: list[Any] = [0, 0]  # before an import: how many dots it has, and the names
     for instruction in dis.get_instructions(code):
+        if instruction.opname == "EXTENDED_ARG":
+            continue
         if instruction.opname == "IMPORT_NAME":
-            yield str(instruction.argval).partition(".")[0]
+            yield (package if loaded[0] else str(instruction.argval)).partition(".")[0]
+        loaded = [loaded[1], instruction.argval]
     for constant in code.co_consts:
-        yield from _imports_of_code(constant if isinstance(constant, types.CodeType) else None)
+        if isinstance(constant, types.CodeType):
+            yield from _imports_of_code(constant, package)
 
 
-def _imports_in(file: Path) -> Iterator[str]:
+def _imports_in(file: Path, package: str = "") -> Iterator[str]:
     """Yield the top-level names that a source file imports, anywhere in it."""
     if file.suffix != ".py":
         return
+    with suppress(OSError):
+        yield from _imports_in_text(file.read_bytes(), package)
+
+
+def _imports_in_text(text: str | bytes, package: str) -> Iterator[str]:
+    """Yield the top-level names that source text imports; relative ones are in the package."""
     try:
-        tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError):
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.partition(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            yield (package if node.level else node.module or "").partition(".")[0]
 
 
 def _place_of(name: str) -> tuple[Path, list[Path]] | None:

@@ -28,7 +28,7 @@ from prefect_ray_worker.bundles.modules import (
     is_script,
     loaded_scripts,
     local_modules,
-    main_file,
+    script_of,
 )
 from prefect_ray_worker.bundles.parameters import split_parameters
 from prefect_ray_worker.errors import BundleRefused, Unpicklable
@@ -100,29 +100,31 @@ def pack(
     """
     base = Path(include_files_base_dir or _folder_of(flow.fn)).resolve()
     layout = _Layout(base)
-    for folder, files in local_modules(flow.fn).items():
+    by_json, by_pickle = split_parameters(flow, parameters)
+    pickled = _pickled(flow, by_pickle)
+    for folder, files in local_modules(flow.fn, also=pickled.modules).items():
         layout.add_modules(folder, files)
     for path in included_files(list(include_files), base):
         layout.add(path)
-    by_json, by_pickle = split_parameters(flow, parameters)
-    pickled, sources = _pickled(flow, by_pickle)
-    script = main_file() if flow.fn.__module__ == "__main__" else None
+    script = script_of(flow.fn)
     manifest = Manifest(
         folder=layout.place_of(base),
         paths=layout.paths,
         script=layout.place_of(script) if script is not None else None,
-        sources=sources,
+        sources=pickled.sources,
         values_by_inputs=values_by_inputs,
     )
     with io.BytesIO() as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(MANIFEST, json.dumps(asdict(manifest)))
-            archive.writestr(PICKLE, pickled)
+            archive.writestr(PICKLE, pickled.content)
             for name, path in sorted(layout.files.items()):
                 archive.write(path, f"{FILES}/{name}")
         packed = file.getvalue()
     sizes = {name: path.stat().st_size for name, path in layout.files.items()}
-    return PackedBundle(packed, by_json, {**sizes, "the flow and its parameters": len(pickled)})
+    return PackedBundle(
+        packed, by_json, {**sizes, "the flow and its parameters": len(pickled.content)}
+    )
 
 
 class _Layout:
@@ -170,12 +172,13 @@ class _Layout:
 
 
 def _folder_of(function: Any) -> Path:
-    """Return the folder of a flow's file; in a notebook or a console the working directory."""
-    if function.__module__ == "__main__":
-        script = main_file()
-        return script.parent if script is not None else Path.cwd()
-    file = Path(function.__code__.co_filename)
-    return file.resolve().parent if file.is_file() else Path.cwd()
+    """Return the folder of a flow's file; in a notebook or a console the working directory.
+
+    The working directory of a driver is that of the bundle, which has no script.
+    """
+    script = function.__module__ == "__main__"
+    file = script_of(function) if script else Path(function.__code__.co_filename)
+    return file.resolve().parent if file is not None and file.is_file() else Path.cwd()
 
 
 def _arguments_of(flow: Flow[..., Any]) -> dict[str, Any]:
@@ -203,7 +206,16 @@ def _arguments_of(flow: Flow[..., Any]) -> dict[str, Any]:
     }
 
 
-def _pickled(flow: Flow[..., Any], parameters: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
+@dataclass(frozen=True)
+class _Pickled:
+    """A pickle, the sources of the code in it, and the modules that it refers to by name."""
+
+    content: bytes
+    sources: dict[str, str]
+    modules: set[str]
+
+
+def _pickled(flow: Flow[..., Any], parameters: dict[str, Any]) -> _Pickled:
     packed = PackedFlow(flow.fn, _arguments_of(flow), parameters)
     try:
         return _dump(packed)
@@ -218,11 +230,11 @@ def _pickled(flow: Flow[..., Any], parameters: dict[str, Any]) -> tuple[bytes, d
         ) from exc
 
 
-def _dump(value: Any) -> tuple[bytes, dict[str, str]]:
+def _dump(value: Any) -> _Pickled:
     with io.BytesIO() as file, _scripts_by_value():
         pickler = _pickler()(file, protocol=pickle.HIGHEST_PROTOCOL)
         pickler.dump(value)
-        return file.getvalue(), pickler.sources
+        return _Pickled(file.getvalue(), pickler.sources, pickler.modules)
 
 
 @contextmanager
@@ -245,13 +257,18 @@ def _pickler() -> Any:
     import cloudpickle
 
     class _FlowPickler(cloudpickle.Pickler):  # pyright: ignore[reportUntypedBaseClass]
-        """Sends what modules define by name, blocks by id, and notes the source of the rest."""
+        """Sends what modules define by name, blocks by id, and notes the source of the rest.
+
+        Notes the modules as well: the flow's own imports need not lead to that of an argument.
+        """
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.sources: dict[str, str] = {}
+            self.modules: set[str] = set()
 
         def reducer_override(self, obj: Any) -> Any:
+            self.modules.update(_modules_of(obj))
             found = _by_reference(obj)
             if found is not None:
                 return found
@@ -264,6 +281,17 @@ def _pickler() -> Any:
                 self.sources[name] = "".join(lines)
 
     return _FlowPickler
+
+
+def _modules_of(obj: Any) -> list[str]:
+    """Return the name of the module that has to be there for an object to be unpickled."""
+    if isinstance(obj, types.ModuleType):
+        return [obj.__name__]
+    defined = obj.fn if isinstance(obj, Flow | Task) else obj
+    if not isinstance(defined, type | types.FunctionType | types.BuiltinFunctionType):
+        return []
+    module = getattr(defined, "__module__", None)
+    return [module] if isinstance(module, str) else []
 
 
 def _by_reference(obj: Any) -> Any:

@@ -62,14 +62,12 @@ def test_what_cannot_be_pickled_is_named(source: str, culprit: str) -> None:
         pack(main_flow(source), {})
 
 
-class Dots(dict[str, Any]):
-    """Raises KeyError, and not AttributeError, for a name that it does not have."""
-
-    __getattr__ = dict[str, Any].__getitem__
-
-
 def test_globals_may_raise_any_error_for_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = main_flow("@flow\ndef run(): return config['a']")
+    # Raises KeyError, and not AttributeError, for a name that it does not have.
+    made = main_flow(
+        "class Dots(dict): __getattr__ = dict.__getitem__\n@flow\ndef run(): return config['a']"
+    )
+    Dots = made.fn.__globals__["Dots"]  # noqa: N806 (a class)
     made.fn.__globals__["config"] = Dots(a=1)
     monkeypatch.setattr(sys.modules["__main__"], "config", Dots(), raising=False)
     assert pack(made, {}).content
@@ -124,10 +122,7 @@ PROJECT = {
 
 def test_modules_travel_as_files_with_what_they_import_later(tmp_path: Path, forks: Forks) -> None:
     """A global that is a lock, and an import inside the flow, did not survive Prefect's way."""
-    for name, text in PROJECT.items():
-        path = tmp_path / "project" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    write(tmp_path / "project", PROJECT)
     packed = bytes.fromhex(forks.run_script(tmp_path / "project", "run.py").strip())
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         names = archive.namelist()
@@ -164,12 +159,82 @@ def test_flow_that_prefect_has_loaded_from_a_script(
     tmp_path: Path, forks: Forks, times: str, name: str
 ) -> None:
     """So a driver has loaded the flow of a deployment, which may call others."""
-    (tmp_path / "laptop").mkdir()
-    for file, text in SCRIPT.items():
-        (tmp_path / "laptop" / file).write_text(text)
+    write(tmp_path / "laptop", SCRIPT)
     module, packed = forks.run_script(tmp_path / "laptop", "pack.py", times).split()
     assert module.startswith(name)
     assert run_on_a_node(forks, tmp_path, bytes.fromhex(packed)) == "(42, 'Own')"
+
+
+PARENT = {
+    "script.py": (
+        "from pathlib import Path\nfrom prefect import flow\nimport beside\n"
+        "from prefect_ray_worker.bundles.packing import pack\n"
+        "@flow\ndef child():\n"
+        "    import lazily\n    return beside.x + lazily.y + Path('data/x.txt').read_text()\n"
+        "@flow\ndef parent(): return pack(child, {}, include_files=['data/x.txt']).content.hex()\n"
+        "if __name__ == '__main__':\n"
+        "    print(pack(parent, {}, include_files=['data']).content.hex())\n"
+    ),
+    "beside.py": "x = 'b'",
+    "lazily.py": "y = 'l'",
+    "data/x.txt": "d",
+    "pack.py": (
+        "from prefect.flows import load_flow_from_entrypoint\n"
+        "from prefect_ray_worker.bundles.packing import pack\n"
+        "for _ in range(2):\n    parent = load_flow_from_entrypoint('script.py:parent')\n"
+        "print(pack(parent, {}, include_files=['data']).content.hex())\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("program", ["script.py", "pack.py"])
+def test_flow_of_a_bundle_can_be_packed_again(tmp_path: Path, forks: Forks, program: str) -> None:
+    """A flow that called another one of its script sent no module, and found no file."""
+    write(tmp_path / "laptop", PARENT)
+    packed = forks.run_script(tmp_path / "laptop", program)
+    by_parent = run_on_a_node(forks, tmp_path, bytes.fromhex(packed))
+    (tmp_path / "other").mkdir()
+    assert run_on_a_node(forks, tmp_path / "other", bytes.fromhex(by_parent)) == "bld"
+
+
+ELSEWHERE = {
+    "run.py": (
+        "from functools import partial\nfrom models import Model\nfrom flows import train\n"
+        "from prefect_ray_worker.bundles.packing import pack\n"
+        "print(pack(train, {'model': partial(Model, 3)}).content.hex())\n"
+    ),
+    "flows.py": "from prefect import flow\n@flow\ndef train(model): return model().size\n",
+    "models.py": "class Model:\n    def __init__(self, size): self.size = size\n",
+}
+RELATIVE = {
+    "run.py": "import runpy\nrunpy.run_module('pkg.main', run_name='__main__', alter_sys=True)\n",
+    "pkg/main.py": (
+        "from prefect import flow\nfrom .steps import SIZES\n"
+        "@flow\ndef train():\n    from . import lazily\n    return lazily.size + SIZES[0]\n"
+        "if __name__ == '__main__':\n"
+        "    from prefect_ray_worker.bundles.packing import pack\n"
+        "    print(pack(train, {}).content.hex())\n"
+    ),
+    "pkg/__init__.py": "",
+    "pkg/lazily.py": "size = 2",
+    "pkg/steps.py": "SIZES = [1]",
+}
+
+
+@pytest.mark.parametrize("files", [ELSEWHERE, RELATIVE], ids=["of an argument", "relative"])
+def test_module_that_the_imports_of_the_flow_do_not_name(
+    tmp_path: Path, forks: Forks, files: dict[str, str]
+) -> None:
+    write(tmp_path / "laptop", files)
+    packed = bytes.fromhex(forks.run_script(tmp_path / "laptop", "run.py"))
+    assert run_on_a_node(forks, tmp_path, packed) == "3"
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
 def run_on_a_node(forks: Forks, folder: Path, packed: bytes) -> str:
@@ -177,10 +242,10 @@ def run_on_a_node(forks: Forks, folder: Path, packed: bytes) -> str:
     (folder / "node").mkdir()
     (folder / "bundle").write_bytes(packed)
     run = (
-        "import sys\nfrom pathlib import Path\nfrom prefect_ray_worker.bundles import content\n"
-        "b = content.unpack(Path('../bundle').read_bytes(), Path())\n"
-        "sys.path[:0] = b.paths\n"
-        "print(content.unpickle(b).fn())"
+        "import os, sys\nfrom pathlib import Path\nfrom prefect_ray_worker.bundles import content\n"
+        "b = content.unpack(Path('../bundle').read_bytes(), Path().resolve())\n"
+        "os.chdir(b.folder)\nsys.path[:0] = b.paths\n"
+        "packed = content.unpickle(b)\nprint(packed.fn(**packed.parameters))"
     )
     return forks.run(run, folder / "node")[0].strip()
 
