@@ -5,7 +5,7 @@ import base64
 import sys
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.fake_kubernetes.heads import Head, Heads
@@ -108,6 +108,8 @@ class Kubelet:
     def _run(self, pod: Document) -> None:
         script = self._scripts.of(pod["metadata"].get("labels", {}).get("ray.io/cluster", ""))
         run = self._runs.setdefault(pod["metadata"]["uid"], _Run())
+        if script.spares_head and _is_head(pod):
+            script = replace(script, unschedulable=None, image=None)
         if script.unschedulable is not None and run.started_at is None:
             condition = _condition("PodScheduled", "False", "Unschedulable", script.unschedulable)
             self._store_status(pod, {"phase": "Pending", "conditions": [condition]})

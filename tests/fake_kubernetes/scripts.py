@@ -17,6 +17,7 @@ class Script:
         refused: The operator refuses its spec, with these words in an event.
         unschedulable: No node takes its pods; the scheduler's words, such as `NO_NODE`.
         image: Its image cannot be pulled, with these words.
+        spares_head: Whether these two concern its workers only.
         crashes: How many times the head's container ends before it stays; `math.inf` for ever.
         last_words: What the head logs before it crashes.
         slow: Seconds from the start of a container to ready.
@@ -28,6 +29,7 @@ class Script:
     refused: str | None = None
     unschedulable: str | None = None
     image: str | None = None
+    spares_head: bool = False
     crashes: float = 0
     last_words: str = (
         "Traceback (most recent call last):\nModuleNotFoundError: No module named 'ray'\n"

@@ -293,10 +293,22 @@ class Joining:
                 if seen is not None and was_up(seen):
                     self._avoided.add(joined.uid)  # the sweep deletes it when no run uses it
                     return None
-                await self._condemn(visit, found)
+                await self._give_up(visit, found)
             if found.sentence:
                 self.progress.waits(f"Cluster {joined.name}: {found.sentence}.")
             await anyio.sleep(self.timing.poll)
+
+    async def _give_up(self, visit: Visit, found: Reading) -> None:
+        """End the wait for a cluster that does not start, or not with its workers.
+
+        Raises:
+            ClusterFailed: It is over. If not, look again.
+        """
+        if visit.look.seen is None or not visit.look.seen.is_true("HeadPodReady"):
+            await self._condemn(visit, found)
+        elif not found.is_late or self._asking.is_over():
+            # Runs that need its head alone may use it: the sweep deletes it when none does.
+            raise await visit.look.failure(found)
 
     async def _condemn(self, visit: Visit, found: Reading) -> None:
         """Close a cluster that does not start, and delete it; all its runs fail with the reason.

@@ -98,12 +98,14 @@ class Reading:
         sentence: Why it is not ready, as a clause without a full stop; empty if it is.
         category: The trouble; None if it only takes its time.
         is_final: Whether waiting is over: the cluster does not become ready.
+        is_late: Whether it is over only because the cluster has taken too long.
     """
 
     state: ClusterState
     sentence: str = ""
     category: Category | None = None
     is_final: bool = False
+    is_late: bool = False
 
 
 def reading(
@@ -141,6 +143,7 @@ def reading(
         f"{found.sentence}",
         found.category or Category.CLUSTER_START_TIMEOUT,
         is_final=True,
+        is_late=True,
     )
 
 

@@ -234,6 +234,23 @@ async def test_a_cluster_that_does_not_start_fails_all_its_waiters_with_one_reas
         assert name_of(healthy) in stage.kubernetes.clusters()
 
 
+async def test_a_run_that_waits_for_workers_in_vain_leaves_the_cluster_to_the_others(
+    kubernetes: FakeKubernetes,
+) -> None:
+    """It deleted the cluster under the runs that need the head alone."""
+    workers = [{"name": "cpu", "cpus": 1, "memory": "1GiB", "min": 1, "max": 1}]
+    stage = a_stage(kubernetes, workers=workers, start_timeout_seconds=1)
+    kubernetes.scripts.default = Script(unschedulable=NO_NODE, spares_head=True)
+    async with stage.worker() as worker:
+        cluster = await worker.provide(stage.run())
+        age_of(stage, name_of(cluster))
+        waits = stage.run()
+        with pytest.raises(ClusterFailed, match="3 Insufficient cpu"):
+            await worker.provide(waits, ready_when="all")
+        assert waits.said, "a start timeout of its own: the cluster is old"
+        assert (await worker.provide(stage.run())).ref == cluster.ref
+
+
 async def test_a_run_waits_in_line_for_the_quota_and_then_joins(stage: SharedStage) -> None:
     quota = stage.kubernetes.limit(0)
     runs = [stage.run() for _ in range(3)]
