@@ -205,8 +205,9 @@ class Provision:
         flow_runs = self._services.flow_runs
         if not await self._services.lease.holds(self._run_id, self._job_id):
             return  # another worker goes on with the attempt
-        await self._release(plan, failed=False)
         run = await flow_runs.read(self._run_id)
+        failed = run is not None and type_of_state(run) in (StateType.CRASHED, StateType.FAILED)
+        await self._release(plan, failed=failed)
         if run is not None and type_of_state(run) == StateType.CANCELLING:
             message = "Cancelled while the run's cluster was starting; the cluster is deleted."
             if not plan.is_for_one_run:

@@ -287,7 +287,8 @@ class Adoption:
     async def _end_with_cluster(self, found: OrphanedRun, attempt: RunAttempt) -> None:
         """Let go of a cluster that no job will use, and settle its run if it is being cancelled."""
         ref = attempt.cluster.ref
-        said = await self._sources.release(ref, failed=False)
+        failed = type_of_state(found.flow_run) in (StateType.CRASHED, StateType.FAILED)
+        said = await self._sources.release(ref, failed=failed)
         if said is not None:
             attempt.log.info("%s", said)
         await self._services.clusters.forget(ref)

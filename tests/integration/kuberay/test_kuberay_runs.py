@@ -38,6 +38,18 @@ async def test_the_cluster_of_a_failed_run_is_kept_for_a_look(stage: KubeRayStag
         assert stage.names_of(run_id)
 
 
+async def test_the_cluster_of_a_run_that_is_crashed_while_it_starts_is_kept_too(
+    stage: KubeRayStage,
+) -> None:
+    stage.kubernetes.scripts.default = Script(unschedulable=NO_NODE)
+    async with stage.pool.working():
+        run_id = await stage.start(kuberay={"keep_failed_seconds": 600})
+        await stage.pool.wait_for_log(run_id, "the head waits for a node: 0/5 nodes")
+        await stage.play(run_id, StateType.CRASHED)
+        await stage.pool.wait_for_log(run_id, "stays for 600 s")
+        assert stage.names_of(run_id)
+
+
 async def test_cancelling_while_the_cluster_starts_deletes_it(stage: KubeRayStage) -> None:
     stage.kubernetes.scripts.default = Script(unschedulable=NO_NODE)
     async with stage.pool.working():

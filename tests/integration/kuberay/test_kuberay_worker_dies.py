@@ -12,7 +12,9 @@ from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.states import Pending, Scheduled
 
-from prefect_ray_worker.clusters.kuberay.manifest import cluster_name
+from prefect_ray_worker.clusters.kuberay.manifest import cluster_name, ray_cluster
+from prefect_ray_worker.config.kuberay import KubeRay
+from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.prefect_api.slot_leases import SlotLeases
 from prefect_ray_worker.runs.recovery.labels import Worker, labelled_owner, owner_labels
 from prefect_ray_worker.runs.run import slot_lease_in
@@ -187,6 +189,34 @@ async def test_cancelled_while_no_worker_is_there(stage: KubeRayStage, tmp_path:
         await stage.is_gone(run_id)
 
 
+async def recorded(stage: KubeRayStage, run_id: UUID) -> str:
+    """Label a run as a worker does that is about to make its cluster; return the job's id."""
+    claim = present_claim(await stage.pool.client.read_flow_run_states(run_id))
+    assert claim is not None
+    job_id = submission_id(run_id, claim)
+    ref = ClusterRef("kuberay", f"ray/{cluster_name(job_id)}")
+    labels = owner_labels(Worker("dead", "1"), attempt_name(claim), ref, None)
+    await stage.pool.client.update_flow_run_labels(run_id, dict(labels))
+    return job_id
+
+
+async def test_the_cluster_of_a_run_that_crashed_before_its_job_is_kept_for_a_look(
+    stage: KubeRayStage,
+) -> None:
+    client, kept = stage.pool.client, {**KUBERAY, "keep_failed_seconds": 600}
+    deployment = await stage.pool.deploy("adds", job_variables={"kuberay": kept})
+    run = await client.create_flow_run_from_deployment(deployment, state=Pending())
+    job_id = await recorded(stage, run.id)
+    pool = await client.read_work_pool(stage.pool.name)
+    manifest = ray_cluster(KubeRay(**kept), job_id=job_id, pool_id=str(pool.id), namespace="ray")
+    async with KubernetesClient() as kubernetes:
+        await kubernetes.create_cluster(manifest)
+    await stage.play(run.id, StateType.CRASHED)
+    async with stage.pool.working(heartbeat_interval_seconds=HEARTBEAT_SECONDS):
+        await stage.pool.wait_for_log(run.id, "stays for 600 s", seconds=30)
+    assert stage.names_of(run.id)
+
+
 async def test_a_run_that_was_started_by_hand_is_not_ours_to_end(stage: KubeRayStage) -> None:
     """It was Crashed while it ran, because Kubernetes had no cluster of its name."""
     deployment = await stage.pool.deploy("adds", job_variables={"kuberay": KUBERAY})
@@ -200,12 +230,7 @@ async def test_a_run_that_was_started_by_hand_is_not_ours_to_end(stage: KubeRayS
 
     runs, is_cancelled, was_ours = await running(), await running(), await running()
     await stage.pool.cancel(is_cancelled)
-    claim = present_claim(await stage.pool.client.read_flow_run_states(was_ours))
-    assert claim is not None
-    name = cluster_name(submission_id(was_ours, claim))
-    ref = ClusterRef("kuberay", f"ray/{name}")
-    labels = owner_labels(Worker("dead", "1"), attempt_name(claim), ref, None)
-    await stage.pool.client.update_flow_run_labels(was_ours, dict(labels))
+    await recorded(stage, was_ours)
     async with stage.pool.working(heartbeat_interval_seconds=HEARTBEAT_SECONDS):
         await stage.pool.wait_for_log(runs, "left alone", seconds=30)
         await stage.ends(was_ours, StateType.CRASHED, "ClusterDeleted")
