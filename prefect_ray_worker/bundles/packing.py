@@ -207,7 +207,7 @@ def _arguments_of(flow: Flow[..., Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Pickled:
+class _Dump:
     """A pickle, the sources of the code in it, and the modules that it refers to by name."""
 
     content: bytes
@@ -215,7 +215,7 @@ class _Pickled:
     modules: set[str]
 
 
-def _pickled(flow: Flow[..., Any], parameters: dict[str, Any]) -> _Pickled:
+def _pickled(flow: Flow[..., Any], parameters: dict[str, Any]) -> _Dump:
     packed = PackedFlow(flow.fn, _arguments_of(flow), parameters)
     try:
         return _dump(packed)
@@ -230,11 +230,11 @@ def _pickled(flow: Flow[..., Any], parameters: dict[str, Any]) -> _Pickled:
         ) from exc
 
 
-def _dump(value: Any) -> _Pickled:
+def _dump(value: Any) -> _Dump:
     with io.BytesIO() as file, _scripts_by_value():
         pickler = _pickler()(file, protocol=pickle.HIGHEST_PROTOCOL)
         pickler.dump(value)
-        return _Pickled(file.getvalue(), pickler.sources, pickler.modules)
+        return _Dump(file.getvalue(), pickler.sources, pickler.modules)
 
 
 @contextmanager
