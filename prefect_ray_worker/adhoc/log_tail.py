@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from datetime import datetime, timedelta
+import time
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -19,8 +20,12 @@ from prefect_ray_worker.bundles.carriers import patiently
 
 # Driver, tasks and worker send their lines in batches, so an older line can arrive later.
 _OVERLAP = timedelta(seconds=15)
-# At the end once more: the output of a flow that prints much comes later than what it logs.
-_OVERLAP_AT_THE_END = timedelta(seconds=60)
+# What is older than that came very late, or from a machine whose clock is slow: looked for now and
+# then, and at the end, in the whole log as long as it is short. (The output of a flow that prints
+# much comes later than what it logs.)
+_WIDE_SECONDS = 30.0
+_WIDE_OVERLAP = timedelta(minutes=10)
+_SHORT_LINES = 2_000
 _LOGGER = "prefect.flow_runs"
 
 
@@ -39,6 +44,8 @@ class LogTail:
         self.run_name = str(flow_run_id)
         self._newest: datetime | None = None
         self._printed: dict[UUID, datetime] = {}
+        self._count = 0
+        self._wide_at = time.monotonic() + _WIDE_SECONDS
 
     def print_new(self, client: SyncPrefectClient, *, is_last: bool = False) -> None:
         """Print the lines that have arrived since.
@@ -47,11 +54,7 @@ class LogTail:
             client: An open client.
             is_last: Whether no more lines will arrive: then older ones are looked for as well.
         """
-        since = None
-        if self._newest is not None:
-            since = self._newest - (_OVERLAP_AT_THE_END if is_last else _OVERLAP)
-            oldest = self._newest - _OVERLAP_AT_THE_END
-            self._printed = {key: when for key, when in self._printed.items() if when >= oldest}
+        since = self._since(is_wide=is_last or time.monotonic() >= self._wide_at)
         offset = 0
         while page := self._page(client, since, offset):
             offset += len(page)
@@ -59,8 +62,23 @@ class LogTail:
                 if log.id in self._printed:
                     continue
                 self._printed[log.id] = log.timestamp
+                self._count += 1
                 self._newest = max(self._newest or log.timestamp, log.timestamp)
                 _show(log, self.run_name)
+
+    def _since(self, *, is_wide: bool) -> datetime | None:
+        """Return from when on lines are read again; None for the whole log."""
+        if is_wide:
+            self._wide_at = time.monotonic() + _WIDE_SECONDS
+        if self._newest is None or (is_wide and self._count <= _SHORT_LINES):
+            return None
+        # A machine whose clock is fast must not hide the lines of the others.
+        newest = min(self._newest, datetime.now(UTC))
+        if is_wide:  # older lines are not read again, as the log is long
+            oldest = newest - _WIDE_OVERLAP
+            self._printed = {key: when for key, when in self._printed.items() if when >= oldest}
+            return oldest
+        return newest - _OVERLAP
 
     def _page(self, client: SyncPrefectClient, since: datetime | None, offset: int) -> list[Log]:
         wanted = LogFilter(

@@ -1,38 +1,71 @@
 """What a call prints of the log of its run."""
 
 import logging
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
+import pytest
 from prefect.client.schemas.actions import LogCreate
 
+from prefect_ray_worker.adhoc import log_tail
 from prefect_ray_worker.adhoc.log_tail import LogTail
 from tests.integration.harness import Pool
 from tests.integration.test_bundles import ask, new_run
 
 
-async def test_line_that_reaches_prefect_late_is_printed_at_the_end(here: Pool) -> None:
-    """The output of a flow that prints much comes later than what it logs."""
-    run_id, now, lines = await new_run(here), datetime.now(UTC), list[str]()
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """The lines that a caller's console shows."""
+    shown: list[str] = []
 
     class Console(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
+            shown.append(record.getMessage())
 
-    async def arrives(message: str, seconds_ago: float) -> None:
-        when = now - timedelta(seconds=seconds_ago)
-        log = LogCreate(name="x", level=20, message=message, timestamp=when, flow_run_id=run_id)
-        await here.client.create_logs([log])
-
-    logger, console, tail = logging.getLogger("prefect.flow_runs"), Console(), LogTail(run_id)
+    logger, console = logging.getLogger("prefect.flow_runs"), Console()
     logger.addHandler(console)
-    try:
-        await arrives("new", 0)
-        await ask(lambda c: tail.print_new(c))
-        await arrives("late", 40)
-        await ask(lambda c: tail.print_new(c))
-        assert lines == ["new"]
-        await ask(lambda c: tail.print_new(c, is_last=True))
-        await ask(lambda c: tail.print_new(c, is_last=True))
-    finally:
-        logger.removeHandler(console)
+    yield shown
+    logger.removeHandler(console)
+
+
+async def arrives(pool: Pool, run_id: UUID, message: str, seconds_ago: float) -> None:
+    when = datetime.now(UTC) - timedelta(seconds=seconds_ago)
+    log = LogCreate(name="x", level=20, message=message, timestamp=when, flow_run_id=run_id)
+    await pool.client.create_logs([log])
+
+
+async def test_line_that_reaches_prefect_late_is_printed_at_the_end(
+    here: Pool, lines: list[str]
+) -> None:
+    """The output of a flow that prints much comes later than what it logs."""
+    run_id = await new_run(here)
+    tail = LogTail(run_id)
+    await arrives(here, run_id, "new", 0)
+    await ask(lambda c: tail.print_new(c))
+    await arrives(here, run_id, "late", 40)
+    await ask(lambda c: tail.print_new(c))
+    assert lines == ["new"]
+    await ask(lambda c: tail.print_new(c, is_last=True))
+    await ask(lambda c: tail.print_new(c, is_last=True))
     assert lines == ["new", "late"]
+
+
+@pytest.mark.parametrize("is_short", [True, False])
+async def test_lines_of_all_machines_are_printed_whatever_their_clocks(
+    here: Pool, lines: list[str], is_short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that is ahead hid the lines of the flow, also at the end."""
+    monkeypatch.setattr(log_tail, "_SHORT_LINES", 100 if is_short else 0)
+    run_id = await new_run(here)
+    tail = LogTail(run_id)
+    for message, seconds_ago in (("of a fast clock", -120), ("of a good clock", 0)):
+        await arrives(here, run_id, message, seconds_ago)
+        await ask(lambda c: tail.print_new(c))
+    assert lines == ["of a fast clock", "of a good clock"]
+    monkeypatch.setattr(log_tail, "_WIDE_SECONDS", 0.0)
+    tail._wide_at = 0.0
+    await arrives(here, run_id, "of a slow clock", 120)
+    for _ in range(2):
+        await ask(lambda c: tail.print_new(c))
+    assert lines == ["of a fast clock", "of a good clock", "of a slow clock"]
