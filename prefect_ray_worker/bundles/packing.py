@@ -115,7 +115,8 @@ def pack(
         values_by_inputs=values_by_inputs,
     )
     with io.BytesIO() as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        # A file of a reproducible build may be from 1970, which a zip cannot say.
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
             archive.writestr(MANIFEST, json.dumps(asdict(manifest)))
             archive.writestr(PICKLE, pickled.content)
             for name, path in sorted(layout.files.items()):

@@ -50,6 +50,8 @@ def _through_json(
         serialized = flow.serialize_parameters({name: value})
         text = json.dumps(serialized.get(name), allow_nan=False)
         loaded = json.loads(text)
+        # A file's name with bytes that are no UTF-8 has lone surrogates: no request can send them.
+        json.dumps(loaded, ensure_ascii=False).encode()
         if flow.should_validate_parameters:
             with _silently():
                 loaded = flow.validate_parameters({**parameters, name: loaded})[name]

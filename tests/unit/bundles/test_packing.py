@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import re
 import sys
 import threading
@@ -98,6 +99,17 @@ def test_too_large_a_bundle_names_its_largest_files(tmp_path: Path) -> None:
     said = str(bundle.too_large("No cluster."))
     assert re.search(r"more than 4 MiB.* No cluster\. .*larger\.bin \(5\.0 MiB\)", said)
     assert "work-pool storage configure" in said
+
+
+def test_file_that_is_older_than_zips_can_say(tmp_path: Path) -> None:
+    """Such a time made `pack` raise a ValueError that named no file."""
+    (tmp_path / "old.txt").write_text("old")
+    os.utime(tmp_path / "old.txt", (1, 1))
+    made = main_flow("@flow\ndef run(): pass")
+    bundle = pack(made, {}, include_files=["*"], include_files_base_dir=tmp_path)
+    (tmp_path / "node").mkdir()
+    unpacked = content.unpack(bundle.content, tmp_path / "node")
+    assert (unpacked.folder / "old.txt").read_text() == "old"
 
 
 PROJECT = {

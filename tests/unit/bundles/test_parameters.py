@@ -42,6 +42,7 @@ def takes(plain: Any, shape: Shape, other: Any = None) -> None: ...
         "x" * 300_000,
         SUMMER,
         [SUMMER],
+        ["caf\udce9.txt"],
     ],
 )
 def test_parameter_that_json_would_change_is_pickled(value: Any) -> None:
