@@ -107,6 +107,7 @@ def begin(call: FlowCall) -> RayFlowRunFuture[Any]:
             header, variables = large.header, _with_module(variables, pool, large.package)
         run = _create(client, call, pool.name, bundle.parameters, variables)
         future = RayFlowRunFuture[Any](run.id)
+        future.parent_task_run_id = run.parent_task_run_id
         try:
             send_bundle(client, run.id, bundle.content, header)
             _make_due(client, run)

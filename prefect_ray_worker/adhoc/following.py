@@ -52,9 +52,26 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
 
     Attributes:
         attempt: Name of the attempt that has ended; None before, and if there was none.
+        parent_task_run_id: The task run that shows the run as a subflow of its caller; None if no
+            flow has called it.
     """
 
     attempt: str | None = None
+    parent_task_run_id: UUID | None = None
+    _has_looked_for_data = False
+
+    @property
+    def task_run_id(self) -> UUID:
+        """The task run of a subflow. Prefect wants one of all futures that a task gets (3.8.8)."""
+        return self.parent_task_run_id or self.flow_run_id
+
+    @property
+    def state(self) -> State[Any]:
+        """The run's state; with the flow's value, if the run has ended and was waited for.
+
+        From there a task that gets the future takes the value.
+        """
+        return super().state if self._final_state is None else self.state_with_data()
 
     def cancel(self) -> None:
         """Ask for the run to be cancelled. Does nothing if it has ended."""
@@ -112,7 +129,7 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
 
     def ended(self, state: State[Any], claim: UUID | None) -> None:
         """Take note of the run's final state, and of the claim that began its last attempt."""
-        self._final_state = state
+        self._final_state, self._has_looked_for_data = state, False
         self.attempt = attempt_name(claim) if claim is not None else None
 
     def state_with_data(self) -> State[Any]:
@@ -120,7 +137,10 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
         state = self._final_state
         if state is None:
             raise RuntimeError("The flow run has not ended.")
+        if self._has_looked_for_data:
+            return state
         answer = self._answer(state)
+        self._has_looked_for_data = True
         if answer is not None and answer.kind in ("value", "exception"):
             state.data = get_result_store().create_result_record(answer.value)
         return state

@@ -16,7 +16,7 @@ from uuid import UUID
 import anyio.to_thread
 import httpx
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import FailedRun
@@ -256,6 +256,27 @@ async def test_value_that_cannot_be_read_here_says_what_to_install(here: Pool) -
     )
     with pytest.raises(AnswerMissing, match=r"ValueError: .*no number.*versions that the cluster"):
         await future.aresult()
+
+
+async def test_task_gets_the_value_of_a_called_flow(here: Pool) -> None:
+    """Without result storage it got a MissingResult, or the AttributeError of Prefect's future."""
+    run_id = await new_run(here)
+    await here.client.set_flow_run_state(run_id, Pending())
+    attempt = await present_attempt(here, run_id)
+    done = Completed(data=42)
+    await ask(lambda c: Answering(c, run_id, attempt, with_values=True).leave(done))
+    await here.client.set_flow_run_state(run_id, Completed(), force=True)
+
+    @task
+    def plus_one(value: int) -> int:
+        return value + 1
+
+    @flow
+    def caller() -> tuple[int, int]:
+        future: Any = RayFlowRunFuture[int](run_id)
+        return plus_one(future), plus_one.submit(future).result()
+
+    assert await anyio.to_thread.run_sync(caller) == (43, 43)
 
 
 async def test_caller_of_a_run_that_was_deleted_is_told(here: Pool) -> None:
