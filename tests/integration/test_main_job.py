@@ -85,6 +85,7 @@ async def test_retried_run_is_a_new_job(pool: Pool, tmp_path: Path) -> None:
     assert first.infrastructure_pid != second.infrastructure_pid
 
 
+@pytest.mark.extra
 async def test_two_workers_make_one_job_per_run(
     pool: Pool, ray_cluster: RealRay, tmp_path: Path
 ) -> None:

@@ -204,6 +204,7 @@ async def test_the_first_run_can_be_stopped_while_others_run_on_its_zygote(node:
         await node.finish("second")
 
 
+@pytest.mark.extra
 async def test_a_run_goes_on_without_its_zygote(node: Node) -> None:
     async with node.pool.working():
         zygote = await node.warm_up()
