@@ -10,10 +10,12 @@ from prefect_ray_worker.clusters.answering import silence_of
 from prefect_ray_worker.clusters.kuberay.reach import reached
 from prefect_ray_worker.clusters.kuberay.reading import (
     ClusterState,
+    ContainerKey,
     Evidence,
     Reading,
     StartPatience,
     reading,
+    stuck_containers,
 )
 from prefect_ray_worker.clusters.kuberay.snapshots import Snapshots
 from prefect_ray_worker.clusters.source import Cluster
@@ -46,7 +48,7 @@ class StartTiming:
     Attributes:
         poll: Between two looks at the cluster.
         queue: Between two tries while a quota is used up.
-        image: For an image to be pulled, and a Secret to appear.
+        image: From the first failed pull of an image, or the first sign that a Secret is missing.
         operator: For a first sign of KubeRay's operator.
     """
 
@@ -81,6 +83,7 @@ class ClusterLook:
     is_shared: bool = False
     seen: RayClusterObject | None = None
     _heads: set[str] = field(default_factory=set[str])
+    _stuck_since: dict[ContainerKey, datetime] = field(default_factory=dict[ContainerKey, datetime])
     _pods: Sequence[PodObject] = ()
     _away_since: float | None = None
     _silent_since: datetime | None = None
@@ -118,6 +121,7 @@ class ClusterLook:
         there, self._pods = found.cluster, found.pods
         ours = [pod for pod in self._pods if pod.belongs_to(uid)]
         self._heads |= {pod.uid for pod in ours if pod.is_head}
+        self._stuck_since = stuck_containers(ours, self._stuck_since, datetime.now(UTC))
         cluster, silence = None, ""
         up = there.is_true("HeadPodReady") or any(p.is_head and p.is_ready for p in ours)
         if up and not there.is_terminating:
@@ -137,6 +141,7 @@ class ClusterLook:
             silence,
             heads=max(len(self._heads), 1),
             down_since=self._down_since(there, answers=answers) if self.is_shared else None,
+            stuck_since=self._stuck_since,
         )
         return evidence, cluster
 

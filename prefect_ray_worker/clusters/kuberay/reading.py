@@ -5,8 +5,8 @@ scheduler's words are on the pod alone, a refused spec is an event alone, and an
 not there leaves nothing at all.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Literal
@@ -37,6 +37,9 @@ _CONFIG_REASONS = frozenset(
 )
 _QUOTA = "exceeded quota"
 
+ContainerKey = tuple[str, str]
+"""The uid of a pod, and the name of a container in it."""
+
 
 class ClusterState(Enum):
     """How far a cluster is, as the Kubernetes API and Ray tell."""
@@ -61,6 +64,7 @@ class Evidence:
         silence: Why it does not, in words.
         heads: How many different head pods were seen: KubeRay makes a lost head anew.
         down_since: For a cluster that may have been up: when it was last found to be down.
+        stuck_since: Since when containers lack their image or a Secret; see `stuck_containers`.
     """
 
     cluster: RayClusterObject | None
@@ -70,6 +74,9 @@ class Evidence:
     silence: str = ""
     heads: int = 1
     down_since: datetime | None = None
+    stuck_since: Mapping[ContainerKey, datetime] = field(
+        default_factory=dict[ContainerKey, datetime]
+    )
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class StartPatience:
 
     Attributes:
         start: From the creation until the cluster takes jobs; time in a queue does not count.
-        image: For an image to be pulled, and a Secret to appear.
+        image: From the first failed pull of an image, or the first sign that a Secret is missing.
         operator: For a first sign of KubeRay's operator.
         crashes: Crashes of the head that end the waiting.
     """
@@ -106,6 +113,26 @@ class Reading:
     category: Category | None = None
     is_final: bool = False
     is_late: bool = False
+
+
+def stuck_containers(
+    pods: Sequence[PodObject], before: Mapping[ContainerKey, datetime], now: datetime
+) -> dict[ContainerKey, datetime]:
+    """Return since when containers lack their image or a Secret.
+
+    Args:
+        pods: As they are at this look.
+        before: What the last look returned: kubelet tries again, and may show something else then.
+        now: The present.
+    """
+    return {
+        key: before.get(key, now)
+        for pod in pods
+        for container in pod.containers
+        for key in ((pod.uid, container.name),)
+        if container.waiting in _IMAGE_REASONS | _CONFIG_REASONS
+        or (container.waiting and key in before)
+    }
 
 
 def reading(
@@ -179,7 +206,7 @@ def _trouble(
         if pod.belongs_to(cluster.uid) and (pod.is_head or ready_when == "all")
     ]
     for pod in pods:
-        found = _of_pod(pod, patience, now)
+        found = _of_pod(pod, evidence.stuck_since, patience, now)
         if found is not None:
             return found
     if evidence.heads > patience.crashes:
@@ -205,16 +232,21 @@ def _trouble(
     return None
 
 
-def _of_pod(pod: PodObject, patience: StartPatience, now: datetime) -> Reading | None:
+def _of_pod(
+    pod: PodObject,
+    stuck_since: Mapping[ContainerKey, datetime],
+    patience: StartPatience,
+    now: datetime,
+) -> Reading | None:
     who = "the head" if pod.is_head else f"the pod {pod.name}"
     if pod.unschedulable is not None:
         words = _clause(pod.unschedulable)
         return _starting(f"{who} waits for a node: {words}", Category.CLUSTER_UNSCHEDULABLE)
-    since = next((c.since for c in pod.conditions if c.type == "PodScheduled"), None)
-    began = since or pod.created_at or now
-    is_late = now - began >= timedelta(seconds=patience.image)
     for container in pod.containers:
         reason, said = container.waiting, _clause(container.waiting_message)
+        # Not since the pod has its node: the first pull of a large image can fail after minutes.
+        began = stuck_since.get((pod.uid, container.name), now)
+        is_late = now - began >= timedelta(seconds=patience.image)
         if reason in _IMAGE_REASONS:
             image = container.image or "its image"
             return _starting(

@@ -10,6 +10,7 @@ from prefect_ray_worker.clusters.kuberay.reading import (
     Evidence,
     StartPatience,
     reading,
+    stuck_containers,
 )
 from prefect_ray_worker.kubernetes_api.models import EventObject, PodObject, RayClusterObject
 from prefect_ray_worker.shared.category import Category
@@ -72,6 +73,12 @@ def crashed(restarts: int) -> dict[str, Any]:
 
 def event(reason: str, message: str, kind: str = "Warning") -> EventObject:
     return EventObject.model_validate({"type": kind, "reason": reason, "message": message})
+
+
+def stuck(seconds: float, of: PodObject) -> Evidence:
+    return Evidence(
+        cluster(), [of], stuck_since={(of.uid, "ray-head"): NOW - timedelta(seconds=seconds)}
+    )
 
 
 WAITS: list[tuple[str, Evidence, ClusterState, Category | None, str]] = [
@@ -173,7 +180,7 @@ FINAL: list[tuple[str, Evidence, Category, str]] = [
     ("spec refused", Evidence(cluster(), events=[REFUSED]), Category.CLUSTER_SPEC_INVALID, "head"),
     (
         "image not there for long",
-        Evidence(cluster(), [pod(age=181, **waiting("ErrImagePull"))]),
+        stuck(181, pod(**waiting("ErrImagePull"))),
         Category.CLUSTER_IMAGE,
         "cannot pull ray:1 (ErrImagePull)",
     ),
@@ -185,7 +192,7 @@ FINAL: list[tuple[str, Evidence, Category, str]] = [
     ),
     (
         "secret missing",
-        Evidence(cluster(), [pod(age=181, **waiting("CreateContainerConfigError", "no key"))]),
+        stuck(181, pod(**waiting("CreateContainerConfigError", "no key"))),
         Category.CLUSTER_SPEC_INVALID,
         "no key",
     ),
@@ -220,6 +227,26 @@ def test_what_ends_the_waiting(evidence: Evidence, category: Category, said: str
     found = reading(evidence, ready_when="head", patience=StartPatience(), now=NOW)
     assert (found.category, found.is_final) == (category, True)
     assert said in found.sentence
+
+
+def test_the_wait_for_an_image_begins_with_the_first_failed_pull() -> None:
+    """The first failed pull of a large image ended the start without kubelet's retry."""
+    began, later = NOW - timedelta(seconds=200), NOW - timedelta(seconds=100)
+    key = ("", "ray-head")
+    pulls = pod(age=900, **waiting("ContainerCreating"))
+    fails = pod(age=900, **waiting("ErrImagePull"))
+    assert stuck_containers([pulls], {}, began) == {}
+    first = stuck_containers([fails], {}, later)
+    assert first == {key: later}
+    found = reading(
+        Evidence(cluster(), [fails], stuck_since=first),
+        ready_when="head",
+        patience=StartPatience(),
+        now=NOW,
+    )
+    assert (found.category, found.is_final) == (Category.CLUSTER_IMAGE, False)
+    assert stuck_containers([pulls], first, NOW) == first, "it is pulled again"
+    assert stuck_containers([pod(**container(state={"running": {}}))], first, NOW) == {}
 
 
 def test_time_in_a_queue_does_not_count() -> None:
