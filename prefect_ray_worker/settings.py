@@ -63,8 +63,9 @@ class RayWorkerSettings(PrefectBaseSettings):
     kuberay_namespaces: list[str] = Field(
         default_factory=list[str],
         description=(
-            "The only Kubernetes namespaces in which the worker makes clusters, as JSON. Unset: "
-            'any that its rights allow. Example: ["ray-research", "ray-batch"]'
+            "The only Kubernetes namespaces in which the worker makes clusters, as JSON. It looks "
+            "for unneeded ones in all of them. Unset: any that its rights allow. "
+            'Example: ["ray-research", "ray-batch"]'
         ),
     )
     ship_driver: bool = Field(

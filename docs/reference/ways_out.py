@@ -211,6 +211,13 @@ _OF_MESSAGES: list[tuple[str, list[str]]] = [
             "(PREFECT_INTEGRATIONS_RAY_WORKER_KUBERAY_NAMESPACES)."
         ],
     ),
+    (
+        "Give the worker its rights in that namespace, or take it out of the setting.",
+        [
+            "The clusters in namespace …, one of those in "
+            "PREFECT_INTEGRATIONS_RAY_WORKER_KUBERAY_NAMESPACES, are not swept: …"
+        ],
+    ),
     ("Create the namespace, or set `kuberay.namespace`.", ["There is no namespace …."]),
     (
         "Delete the cluster that has the name, and run the flow again.",

@@ -1,9 +1,10 @@
 """`SweepTurns`: which worker of a pool deletes a cluster that no run needs. Pure.
 
 One worker is chosen for each cluster, so that they do not all ask and delete at once. A worker
-knows only the places where it has planned a run since its start, and the pool's own: the chosen one
-may not know the place of the cluster, which then would stay for ever. So each worker that finds a
-cluster unneeded in several sweeps in a row deletes it. Deletions are idempotent.
+knows only the pool's own place, those of its settings, and those where it has planned a run since
+its start: the chosen one may not know the place of the cluster, which then would stay for ever. So
+each worker that finds a cluster unneeded in several sweeps in a row deletes it. Deletions are
+idempotent.
 """
 
 _PATIENCE = 3

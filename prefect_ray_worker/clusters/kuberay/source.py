@@ -2,7 +2,8 @@
 
 import logging
 from collections import defaultdict
-from contextlib import AsyncExitStack
+from collections.abc import Generator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,6 +43,7 @@ from prefect_ray_worker.config.kuberay import KubeRay, KubernetesConfig
 from prefect_ray_worker.errors import (
     InvalidConfiguration,
     KubernetesError,
+    KubernetesForbidden,
     KubernetesUnreachable,
     ObjectMissing,
 )
@@ -105,6 +107,9 @@ class KubeRayClusters:
         self._homes: dict[ClusterRef, KubernetesClient] = {}
         # Where runs have had clusters, and how the last of them reached its own.
         self._places: dict[_Place, KubeRay] = {}
+        # Those of the worker's setting: earlier workers may have left clusters there.
+        self._by_setting: dict[_Place, KubeRay] = {}
+        self._refused: set[_Place] = set()
         self._turns: defaultdict[_Place, SweepTurns] = defaultdict(SweepTurns)
         self._snapshots: dict[tuple[int, str], Snapshots] = {}
         self._shared = SharedClusters()
@@ -255,12 +260,14 @@ class KubeRayClusters:
         if asked is not None:
             with trouble.kept():
                 key = _key_of(asked.kubeconfig)
+                for namespace in worker_settings().kuberay_namespaces:
+                    self._by_setting[key, namespace] = asked
                 client = await self._client(key)
                 self._places[key, _allowed(asked.namespace or client.access.namespace)] = asked
         looks_for_probes = self._sweeps % _SWEEPS_PER_LOOK_FOR_PROBES == 0
         self._sweeps += 1
-        for (key, namespace), reached_by in list(self._places.items()):
-            with trouble.kept():
+        for (key, namespace), reached_by in {**self._by_setting, **self._places}.items():
+            with trouble.kept(), self._unless_refused(key, namespace):
                 client = await self._client(key)
                 turns = self._turns[key, namespace]
                 deletions = self._deletions
@@ -275,6 +282,26 @@ class KubeRayClusters:
         self._clients.clear()
         self._homes.clear()
         await self._stack.aclose()
+
+    @contextmanager
+    def _unless_refused(
+        self, key: Kubeconfig | None, namespace: str
+    ) -> Generator[None, None, None]:
+        """Say once that the worker must not look into a namespace that only its setting names."""
+        place = key, namespace
+        try:
+            yield
+        except KubernetesForbidden as exc:
+            if place in self._places:
+                raise
+            if place not in self._refused:
+                self._refused.add(place)
+                _log.warning(
+                    "The clusters in namespace %s, one of those in "
+                    "PREFECT_INTEGRATIONS_RAY_WORKER_KUBERAY_NAMESPACES, are not swept: %s",
+                    namespace,
+                    exc,
+                )
 
     def _joining(self, plan: KubeRayPlan, job_id: str, progress: StartProgress) -> Joining:
         _, asked, client = _complete(plan)

@@ -1,6 +1,7 @@
 """A cluster goes although the worker that was chosen for it does not know its namespace."""
 
 import anyio
+import pytest
 
 from prefect_ray_worker.clusters.kuberay.manifest import ray_cluster
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
@@ -49,3 +50,25 @@ async def test_a_worker_deletes_a_runs_own_cluster_that_is_anothers_to_delete(
         await worker.sweep(is_chosen=False)
         await wait_until(lambda: not kubernetes.clusters(), description="its end")
     assert "its flow run was deleted" in stage.said[-1]
+
+
+async def test_a_new_worker_sweeps_the_namespaces_of_its_setting(
+    kubernetes: FakeKubernetes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a restart of all workers, clusters outside the pool's own namespace stayed for ever."""
+    setting = "PREFECT_INTEGRATIONS_RAY_WORKER_KUBERAY_NAMESPACES"
+    monkeypatch.setenv(setting, '["secret", "ray", "other"]')
+    stage = a_stage(kubernetes)
+    run = stage.run()
+    async with stage.worker() as worker:
+        await worker.provide(run)
+        run.goes_on = False
+    await anyio.sleep(1.2)
+    stage.asked = stage.asked.model_copy(update={"namespace": "other"})
+    for rule in kubernetes.worker.rules:
+        rule.namespaces = ["ray", "other"]
+    async with stage.worker() as worker:
+        for _ in range(2):
+            await worker.sweep()
+        await wait_until(lambda: not kubernetes.clusters(), description="its end")
+    assert caplog.text.count("in namespace secret, ") == 1
