@@ -277,11 +277,11 @@ async def test_follower_of_a_run_that_is_deleted_is_told(stage: Stage) -> None:
 
 
 def away_now_and_then(asked: list[str]) -> Refuses:
-    """Return what refuses four requests in a row, as a server does that is restarted."""
+    """Return what refuses two requests in a row, as a server does that is restarted."""
 
     def refuses(request: web.Request) -> web.Response | None:
         asked.append(request.path)
-        return web.Response(status=502) if 12 <= len(asked) < 16 else None
+        return web.Response(status=502) if 12 <= len(asked) < 14 else None
 
     return refuses
 

@@ -18,6 +18,7 @@ from tests.prefect_server import LEASE_SECONDS
 from tests.waiting import wait_until
 
 
+@pytest.mark.extra  # the shortest lease of a server is 30 s
 async def test_slot_is_kept_while_the_job_is_pending(stage: Stage) -> None:
     """It was lost between 31 and 41 s; a second run began, and the first was Cancelled."""
     pool = stage.pool

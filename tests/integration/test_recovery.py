@@ -241,16 +241,16 @@ async def test_cancelling_that_nobody_saw_is_finished(stage: Stage, tmp_path: Pa
 async def test_limits_count_from_the_true_start(stage: Stage, tmp_path: Path) -> None:
     stage.ray.on_submit = PENDING_FOREVER
     with stage.worker_process(tmp_path / "home", "--name", "first") as process:
-        run_id = await stage.start(start_timeout_seconds=25)
+        run_id = await stage.start(start_timeout_seconds=18)
         await stage.job_of(run_id)
         await stage.pool.wait_for_log(run_id, "is PENDING")
         process.kill()
-    await anyio.sleep(8)
+    await anyio.sleep(5)
     async with stage.heir(name="first"):
         await stage.pool.wait_for_log(run_id, "its worker has gone")
         adopted = time.monotonic()
         await stage.ends(run_id, StateType.CRASHED, "start_timeout_seconds", seconds=60)
-    assert time.monotonic() - adopted < 25
+    assert time.monotonic() - adopted < 18
 
 
 async def test_start_limit_counts_from_the_submission_after_a_takeover(

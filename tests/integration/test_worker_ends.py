@@ -58,7 +58,7 @@ async def test_run_once_keeps_its_run(stage: Stage, tmp_path: Path) -> None:
         job = await stage.job_of(run_id)
         await stage.play(run_id, StateType.RUNNING)
         async with stage.heir(name="second"):
-            await anyio.sleep(MISSED_SECONDS)
+            await anyio.sleep(MISSED_SECONDS / 2)
             owner = (await stage.pool.read(run_id)).labels.get(OWNER_LABEL)
             assert "once" in str(owner)
             job.set("FAILED", driver_exit_code=7)

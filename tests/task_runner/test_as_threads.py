@@ -1,8 +1,8 @@
 """Each behaviour under `ThreadPoolTaskRunner`, and under `RayTaskRunner` on one CPU and on two.
 
 The behaviours are in `as_threads/`. Those of one place run in one process with one Ray, which is
-ended if a behaviour hangs. `far` is a cluster of two nodes: all tasks run on the second, which has
-none of the flow's files.
+ended if a behaviour hangs, while another process runs them on threads. `far` is a cluster of two
+nodes: all tasks run on the second, which has none of the flow's files.
 """
 
 import ast
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,13 @@ def environment(shared_prefect_api: PrefectServer, project: Path) -> dict[str, s
 
 
 @pytest.fixture(scope="module")
-def results(request: pytest.FixtureRequest, environment: dict[str, str], project: Path) -> Any:
-    """A function that returns the results of all selected behaviours of a place."""
+def results(
+    request: pytest.FixtureRequest, environment: dict[str, str], project: Path
+) -> Iterator[Any]:
+    """A function that returns a behaviour's results on threads, and in a place.
+
+    The first call runs all selected behaviours of that place.
+    """
     selected: list[tuple[str, str, str]] = [
         tuple(item.callspec.params[key] for key in ("script", "name", "where"))
         for item in request.session.items
@@ -108,8 +114,8 @@ def results(request: pytest.FixtureRequest, environment: dict[str, str], project
     selected.sort(key=lambda case: case[0] != _ENTRY)
 
     @functools.cache
-    def of(where: str, is_alone: bool) -> dict[str, Any]:
-        env = environment
+    def of(where: str, is_alone: bool) -> Future[dict[str, Any]]:
+        env = {**environment, "PREFECT_HOME": str(project.parent / f"home-{where}")}
         if where == "far":
             env = {**env, "RAY_ADDRESS": request.getfixturevalue("far").gcs_address}
         wanted = [
@@ -117,16 +123,27 @@ def results(request: pytest.FixtureRequest, environment: dict[str, str], project
             for script, name, place in selected
             if where in (THREADS, place) and is_alone == (script == _ALONE)
         ]
-        found: dict[str, Any] = {}
-        while left := [b for b in dict.fromkeys(wanted) if b not in found]:
-            found |= show(project, where, left, env)
-        return found
+        return runs.submit(show_all, project, where, list(dict.fromkeys(wanted)), env)
 
-    return lambda script, name, where: of(where, script == _ALONE)[behaviour(script, name)]
+    def of_both(script: str, name: str, where: str) -> list[Any]:
+        shown = [of(each, script == _ALONE) for each in (THREADS, where)]
+        return [each.result()[behaviour(script, name)] for each in shown]
+
+    with ThreadPoolExecutor(2) as runs:
+        yield of_both
 
 
 def behaviour(script: str, name: str) -> str:
     return f"flows/{script}.py:{name}"
+
+
+def show_all(
+    project: Path, where: str, behaviours: list[str], env: dict[str, str]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    while left := [each for each in behaviours if each not in found]:
+        found |= show(project, where, left, env)
+    return found
 
 
 def show(project: Path, where: str, behaviours: list[str], env: dict[str, str]) -> dict[str, Any]:
@@ -168,9 +185,8 @@ def show(project: Path, where: str, behaviours: list[str], env: dict[str, str]) 
 
 @pytest.mark.parametrize(("script", "name", "where"), CASES)
 def test_as_threads(results: Any, script: str, name: str, where: str) -> None:
-    expected = results(script, name, THREADS)
+    expected, found = results(script, name, where)
     assert expected != HANGS
-    found = results(script, name, where)
     difference = DIFFERENCES.get(name)
     if difference is None:
         assert found == expected

@@ -17,7 +17,7 @@ from tests.integration.stage import HEARTBEAT_SECONDS
 from tests.waiting import wait_until
 
 # Some looks for orphans: a worker that is the only one has had its last resort by then.
-_LOOKS = 4 * HEARTBEAT_SECONDS
+_LOOKS = 3 * HEARTBEAT_SECONDS
 
 
 @pytest.fixture
