@@ -2,8 +2,7 @@
 
 import logging
 import sys
-import time
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -17,15 +16,8 @@ from prefect.client.schemas.sorting import LogSort
 from prefect.logging.handlers import APILogHandler
 
 from prefect_ray_worker.bundles.carriers import patiently
+from prefect_ray_worker.prefect_api.log_window import LogWindow
 
-# Driver, tasks and worker send their lines in batches, so an older line can arrive later.
-_OVERLAP = timedelta(seconds=15)
-# What is older than that came very late, or from a machine whose clock is slow: looked for now and
-# then, and at the end, in the whole log as long as it is short. (The output of a flow that prints
-# much comes later than what it logs.)
-_WIDE_SECONDS = 30.0
-_WIDE_OVERLAP = timedelta(minutes=10)
-_SHORT_LINES = 2_000
 _LOGGER = "prefect.flow_runs"
 
 
@@ -42,10 +34,8 @@ class LogTail:
     def __init__(self, flow_run_id: UUID) -> None:
         self._run_id = flow_run_id
         self.run_name = str(flow_run_id)
-        self._newest: datetime | None = None
+        self._window = LogWindow()
         self._printed: dict[UUID, datetime] = {}
-        self._count = 0
-        self._wide_at = time.monotonic() + _WIDE_SECONDS
 
     def print_new(self, client: SyncPrefectClient, *, is_last: bool = False) -> None:
         """Print the lines that have arrived since.
@@ -54,7 +44,10 @@ class LogTail:
             client: An open client.
             is_last: Whether no more lines will arrive: then older ones are looked for as well.
         """
-        since = self._since(is_wide=is_last or time.monotonic() >= self._wide_at)
+        # The output of a flow that prints much comes later than what it logs.
+        since, is_wide = self._window.next_look(is_last=is_last)
+        if is_wide and since is not None:  # no later look goes further back
+            self._printed = {key: when for key, when in self._printed.items() if when >= since}
         offset = 0
         while page := self._page(client, since, offset):
             offset += len(page)
@@ -62,23 +55,8 @@ class LogTail:
                 if log.id in self._printed:
                     continue
                 self._printed[log.id] = log.timestamp
-                self._count += 1
-                self._newest = max(self._newest or log.timestamp, log.timestamp)
+                self._window.saw(log.timestamp)
                 _show(log, self.run_name)
-
-    def _since(self, *, is_wide: bool) -> datetime | None:
-        """Return from when on lines are read again; None for the whole log."""
-        if is_wide:
-            self._wide_at = time.monotonic() + _WIDE_SECONDS
-        if self._newest is None or (is_wide and self._count <= _SHORT_LINES):
-            return None
-        # A machine whose clock is fast must not hide the lines of the others.
-        newest = min(self._newest, datetime.now(UTC))
-        if is_wide:  # older lines are not read again, as the log is long
-            oldest = newest - _WIDE_OVERLAP
-            self._printed = {key: when for key, when in self._printed.items() if when >= oldest}
-            return oldest
-        return newest - _OVERLAP
 
     def _page(self, client: SyncPrefectClient, since: datetime | None, offset: int) -> list[Log]:
         wanted = LogFilter(

@@ -1,7 +1,7 @@
 """`RunLog`: the log of a flow run, each line once, also while the run goes on."""
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
 
@@ -14,20 +14,14 @@ from prefect.client.schemas.sorting import LogSort
 from prefect.exceptions import ObjectNotFound
 from prefect.logging.clients import get_logs_subscriber
 
-from prefect_ray_worker.errors import InvalidConfiguration, unwrapped
+from prefect_ray_worker.errors import InvalidConfiguration, without_groups
 from prefect_ray_worker.prefect_api.answers import ask_patiently
+from prefect_ray_worker.prefect_api.log_window import LogWindow
 from prefect_ray_worker.runs.recovery.labels import UNFINISHED_LABEL, labelled_owner
 from prefect_ray_worker.shared.run_rules import Patience
 
 # Also where the server streams its logs: what a broken connection has missed comes at once then.
 _READ_SECONDS = 1.0
-# Worker, driver and tasks send their lines in batches, so an older line can arrive later.
-_OVERLAP = timedelta(seconds=15)
-# What is older than that came very late, or from a machine whose clock is slow: looked for now and
-# then, in the whole log as long as it is short.
-_WIDE_SECONDS = 30.0
-_WIDE_OVERLAP = timedelta(minutes=10)
-_SHORT_LINES = 2_000
 # Where nothing says that a log is complete: the driver's process sends its lines every 2 s (3.8.8).
 _QUIET_SECONDS = 4.0
 # A log that is not complete and stays quiet may wait for a worker that is dead.
@@ -55,7 +49,7 @@ class RunLog:
         self._client = client
         self.run = run
         self._shown: dict[tuple[datetime, str, str], None] = {}
-        self._newest: datetime | None = None
+        self._window = LogWindow()
 
     async def lines(self) -> list[Log]:
         """Return the lines that Prefect has and that were not returned yet, in order of time."""
@@ -77,10 +71,8 @@ class RunLog:
             InvalidConfiguration: The run was deleted.
             Exception: The Prefect API is away for longer than a minute.
         """
-        try:
+        with without_groups():
             await self._follow(show, is_complete)
-        except BaseExceptionGroup as group:
-            raise unwrapped(group) from None
 
     async def _follow(self, show: Callable[[Log], None], is_complete: IsComplete) -> None:
         send, receive = anyio.create_memory_object_stream[Log](_WAITING_LINES)
@@ -88,12 +80,8 @@ class RunLog:
             tasks.start_soon(_stream, self.run.id, send, name="log-stream")
             quiet_since = 0.0
             has_ended = False
-            wide_at = anyio.current_time() + _WIDE_SECONDS
             while True:
-                is_wide = anyio.current_time() >= wide_at
-                if is_wide:
-                    wide_at = anyio.current_time() + _WIDE_SECONDS
-                for line in await self._unread(self._since(is_wide=is_wide)):
+                for line in await self._unread(self._window.next_look().when):
                     quiet_since = anyio.current_time()
                     show(line)
                 if has_ended and await self._is_over(is_complete, quiet_since):
@@ -131,14 +119,6 @@ class RunLog:
                 "Choose another run: `prefect flow-run ls` lists them."
             ) from None
 
-    def _since(self, *, is_wide: bool) -> datetime | None:
-        """Return from when on lines are read again; None for the whole log."""
-        if self._newest is None or (is_wide and len(self._shown) <= _SHORT_LINES):
-            return None
-        # A machine whose clock is fast must not hide the lines of the others.
-        newest = min(self._newest, datetime.now(UTC))
-        return newest - (_WIDE_OVERLAP if is_wide else _OVERLAP)
-
     async def _unread(self, since: datetime | None) -> list[Log]:
         wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[self.run.id]))
         if since is not None:
@@ -161,7 +141,7 @@ class RunLog:
         if key in self._shown:
             return False
         self._shown[key] = None
-        self._newest = max(self._newest or line.timestamp, line.timestamp)
+        self._window.saw(line.timestamp)
         return True
 
 

@@ -8,8 +8,8 @@ from uuid import UUID
 import pytest
 from prefect.client.schemas.actions import LogCreate
 
-from prefect_ray_worker.adhoc import log_tail
 from prefect_ray_worker.adhoc.log_tail import LogTail
+from prefect_ray_worker.prefect_api import log_window
 from tests.integration.harness import Pool
 from tests.integration.test_bundles import ask, new_run
 
@@ -56,15 +56,15 @@ async def test_lines_of_all_machines_are_printed_whatever_their_clocks(
     here: Pool, lines: list[str], is_short: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A clock that is ahead hid the lines of the flow, also at the end."""
-    monkeypatch.setattr(log_tail, "_SHORT_LINES", 100 if is_short else 0)
+    monkeypatch.setattr(log_window, "_SHORT_LINES", 100 if is_short else 0)
     run_id = await new_run(here)
     tail = LogTail(run_id)
     for message, seconds_ago in (("of a fast clock", -120), ("of a good clock", 0)):
         await arrives(here, run_id, message, seconds_ago)
         await ask(lambda c: tail.print_new(c))
     assert lines == ["of a fast clock", "of a good clock"]
-    monkeypatch.setattr(log_tail, "_WIDE_SECONDS", 0.0)
-    tail._wide_at = 0.0
+    monkeypatch.setattr(log_window, "_WIDE_SECONDS", 0.0)
+    tail._window._wide_at = 0.0
     await arrives(here, run_id, "of a slow clock", 120)
     for _ in range(2):
         await ask(lambda c: tail.print_new(c))

@@ -21,6 +21,7 @@ from prefect_ray_worker.commands.logs import logs
 from prefect_ray_worker.commands.run_log import RunLog, is_complete
 from prefect_ray_worker.commands.status import status
 from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.prefect_api import log_window
 from prefect_ray_worker.runs.recovery.labels import CLUSTER_LABEL, OWNER_LABEL
 from tests.fake_kubernetes import FakeKubernetes
 from tests.fake_ray.nodes import FakeNode
@@ -223,8 +224,8 @@ async def test_followed_log_has_the_lines_of_all_machines_whatever_their_clocks(
 ) -> None:
     """A clock that is 20 s ahead hid the lines of all other machines until the run ended."""
     monkeypatch.setattr(run_log, "_READ_SECONDS", 0.1)
-    monkeypatch.setattr(run_log, "_WIDE_SECONDS", 0.2)
-    monkeypatch.setattr(run_log, "_SHORT_LINES", 100 if is_short else 0)
+    monkeypatch.setattr(log_window, "_WIDE_SECONDS", 0.2)
+    monkeypatch.setattr(log_window, "_SHORT_LINES", 100 if is_short else 0)
     run_id = await stage.start()
     await write_line(stage.pool, run_id, "of a fast clock", age=-60)
     log = RunLog(stage.pool.client, await stage.pool.read(run_id))
