@@ -20,7 +20,7 @@ from prefect_ray_worker.commands.terminal import (
     print_any_character,
     print_text,
 )
-from prefect_ray_worker.errors import InvalidConfiguration, unwrapped
+from prefect_ray_worker.errors import InvalidConfiguration, without_groups
 
 _INTERRUPTED = 130
 # Written as `prefect deployment run` takes it; Cyclopts would read it as two options, -j and -v.
@@ -86,10 +86,8 @@ def _run(parsed: tuple[Any, Any]) -> int:
     function, bound = parsed
     returned = function(*bound.args, **bound.kwargs)
     if asyncio.iscoroutine(returned):
-        try:
+        with without_groups():  # around an error that has a message
             returned = asyncio.run(returned)
-        except BaseExceptionGroup as group:  # of a task group, around an error that has a message
-            raise unwrapped(group) from None
     return returned if isinstance(returned, int) else 0
 
 

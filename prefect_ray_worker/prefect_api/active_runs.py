@@ -29,6 +29,9 @@ from prefect_ray_worker.shared.run_rules import pauses_in_process, waits_in_proc
 GOES_ON = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 """The states of a run that an attempt has begun on and not ended."""
 
+ENDED_BADLY = (StateType.CRASHED, StateType.FAILED)
+"""The states of a run that ended without success: somebody may want to look at its cluster."""
+
 _SETTLED = (
     StateType.COMPLETED,
     StateType.FAILED,

@@ -13,6 +13,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect_ray_worker.clusters.poller import Gone, Missing, Observation, Seen
 from prefect_ray_worker.errors import JobsApiError, RequestRejected, SubmissionConflict
 from prefect_ray_worker.logs.forward import LogForwarding
+from prefect_ray_worker.prefect_api.active_runs import ENDED_BADLY
 from prefect_ray_worker.ray_api.models import JobDetails, JobStatus
 from prefect_ray_worker.runs.judge import UNTOUCHED, Outcome, Verdict, judge, of_refusal
 from prefect_ray_worker.runs.narrate import Narrator
@@ -142,7 +143,7 @@ class Follower:
     async def _release(self) -> None:
         """Let go of the cluster, which was made for this attempt."""
         attempt, services = self.attempt, self._services
-        failed = await self._settlement.state() in (StateType.CRASHED, StateType.FAILED)
+        failed = await self._settlement.state() in ENDED_BADLY
         said = await services.sources.release(attempt.cluster.ref, failed=failed)
         if said is not None:
             attempt.log.info("%s", said)

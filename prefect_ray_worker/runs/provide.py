@@ -19,6 +19,7 @@ from prefect_ray_worker import metrics
 from prefect_ray_worker.clusters.source import Cluster, ClusterPlan
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import ClusterFailed, InvalidConfiguration
+from prefect_ray_worker.prefect_api.active_runs import ENDED_BADLY
 from prefect_ray_worker.prefect_api.flow_runs import type_of_state
 from prefect_ray_worker.runs.recovery.labels import labelled_cluster, unfinished_label
 from prefect_ray_worker.runs.services import Services
@@ -206,7 +207,7 @@ class Provision:
         if not await self._services.lease.holds(self._run_id, self._job_id):
             return  # another worker goes on with the attempt
         run = await flow_runs.read(self._run_id)
-        failed = run is not None and type_of_state(run) in (StateType.CRASHED, StateType.FAILED)
+        failed = run is not None and type_of_state(run) in ENDED_BADLY
         await self._release(plan, failed=failed)
         if run is not None and type_of_state(run) == StateType.CANCELLING:
             message = "Cancelled while the run's cluster was starting; the cluster is deleted."

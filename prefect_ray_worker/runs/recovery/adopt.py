@@ -23,7 +23,7 @@ from prefect_ray_worker.errors import (
     KubernetesError,
     RayWorkerError,
 )
-from prefect_ray_worker.prefect_api.active_runs import ActiveRun
+from prefect_ray_worker.prefect_api.active_runs import ENDED_BADLY, ActiveRun
 from prefect_ray_worker.prefect_api.answers import is_passing_error
 from prefect_ray_worker.prefect_api.flow_runs import type_of_state
 from prefect_ray_worker.ray_api.connection import Connection
@@ -287,7 +287,7 @@ class Adoption:
     async def _end_with_cluster(self, found: OrphanedRun, attempt: RunAttempt) -> None:
         """Let go of a cluster that no job will use, and settle its run if it is being cancelled."""
         ref = attempt.cluster.ref
-        failed = type_of_state(found.flow_run) in (StateType.CRASHED, StateType.FAILED)
+        failed = type_of_state(found.flow_run) in ENDED_BADLY
         said = await self._sources.release(ref, failed=failed)
         if said is not None:
             attempt.log.info("%s", said)

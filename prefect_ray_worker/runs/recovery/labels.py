@@ -140,11 +140,9 @@ def is_unfinished(labels: Mapping[str, object], attempt: str) -> bool:
 
 def labelled_cluster(labels: Mapping[str, object], attempt: str) -> ClusterRef | None:
     """Return the cluster that an attempt at a run was to be submitted to, if a label says so."""
-    labelled, _, cluster = str(labels.get(CLUSTER_LABEL, "")).partition(" ")
-    if labelled != attempt:
-        return None
     try:
-        return replace(ClusterRef.parse(cluster), home=home_in(labels, attempt))
+        cluster = ClusterRef.parse(_of_attempt(labels, CLUSTER_LABEL, attempt))
+        return replace(cluster, home=_home_in(labels, attempt))
     except ValueError:
         return None
 
@@ -159,20 +157,14 @@ def recorded_pid(
     pid = InfrastructurePid.of_job(text, submission_id)
     if pid is None:
         return None
-    return replace(pid, cluster=replace(pid.cluster, home=home_in(labels, submission_id)))
-
-
-def home_in(labels: Mapping[str, object], submission_id: str) -> str | None:
-    """Return which of several places has the cluster of a job; None if no label says so."""
-    labelled, _, home = str(labels.get(HOME_LABEL, "")).partition(" ")
-    return home or None if labelled == attempt_in(submission_id) else None
+    home = _home_in(labels, attempt_in(submission_id))
+    return replace(pid, cluster=replace(pid.cluster, home=home))
 
 
 def kept_in(labels: Mapping[str, object], attempt: str) -> float | None:
     """Return how many seconds the cluster of a failed attempt stays; None if no label says so."""
-    labelled, _, seconds = str(labels.get(KEPT_LABEL, "")).partition(" ")
     try:
-        return float(seconds) if labelled == attempt else None
+        return float(_of_attempt(labels, KEPT_LABEL, attempt))
     except ValueError:
         return None
 
@@ -214,6 +206,16 @@ def owner_in(labels: Mapping[str, object], attempt: str) -> Owner:
         return labelled
     submitter = submitter_in(labels)
     return Owner(submitter) if submitter else NOBODY
+
+
+def _home_in(labels: Mapping[str, object], attempt: str) -> str | None:
+    return _of_attempt(labels, HOME_LABEL, attempt) or None
+
+
+def _of_attempt(labels: Mapping[str, object], label: str, attempt: str) -> str:
+    """Return what follows the attempt in a label; nothing if the label is another attempt's."""
+    labelled, _, said = str(labels.get(label, "")).partition(" ")
+    return said if labelled == attempt else ""
 
 
 def _owner_label_of(attempt: str) -> str:

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import anyio
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import StateType, WorkPool
+from prefect.client.schemas.objects import WorkPool
 from prefect.settings import PREFECT_HOME
 
 from prefect_ray_worker.clusters.choice import ClusterSources
@@ -22,7 +22,7 @@ from prefect_ray_worker.clusters.open import OpenClusters
 from prefect_ray_worker.clusters.source import Cluster, RunAndAttempt, RunOfCluster, Tell
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration, JobNotFound, JobsApiError
-from prefect_ray_worker.prefect_api.active_runs import GOES_ON, ActiveRun
+from prefect_ray_worker.prefect_api.active_runs import ENDED_BADLY, GOES_ON, ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import TERMINAL_STATUSES, JobDetails
@@ -312,7 +312,7 @@ class PoolRuns:
 def _seen_from(run: ActiveRun, attempt: str, present: str | None) -> RunOfCluster:
     return RunOfCluster(
         goes_on=run.state in GOES_ON,
-        failed=run.state in (StateType.CRASHED, StateType.FAILED),
+        failed=run.state in ENDED_BADLY,
         attempt=present,
         is_unfinished=is_unfinished(run.labels, attempt),
         age=run.age,
