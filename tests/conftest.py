@@ -10,7 +10,7 @@ import prefect.workers.base
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from tests import shared_ray
+from tests import shared
 from tests.fixtures import (
     client,
     forks,
@@ -91,12 +91,12 @@ class _FilesOrSuite(LoadFileScheduling):
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare what all processes of this run share."""
-    shared_ray.begin(config)
+    shared.begin(config)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End what all processes of this run share."""
-    shared_ray.end(config)
+    shared.end(config)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -24,9 +24,9 @@ from tests.integration.harness import (
     settings_of,
 )
 from tests.integration.stage import STAGE_INTERVAL, Stage, new_stage
-from tests.prefect_server import PrefectServer, prefect_server
+from tests.prefect_server import PrefectServer
 from tests.real_ray import RealRay
-from tests.shared_ray import shared_ray
+from tests.shared import shared_prefect_server, shared_ray
 
 
 @pytest.fixture(scope="session")
@@ -57,9 +57,9 @@ def forks() -> Iterator[Forks]:
 
 
 @pytest.fixture(scope="session")
-def shared_prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    """A real Prefect server for the whole session, without a UI and without stored events."""
-    with prefect_server(tmp_path_factory.mktemp("prefect-server")) as server:
+def shared_prefect_api() -> Iterator[PrefectServer]:
+    """A real Prefect server that this process shares, without a UI and without stored events."""
+    with shared_prefect_server() as server:
         yield server
 
 

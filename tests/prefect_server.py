@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 
@@ -25,18 +25,32 @@ LEASE_SECONDS = 30
 """How long a run has the slot of its deployment before it renews it: the shortest possible."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class PrefectServer:
     """A running server.
 
     Attributes:
         api_url: What PREFECT_API_URL has to be.
         home: Its PREFECT_HOME.
+        pid: Of its only process.
     """
 
     api_url: str
     home: Path
-    process: "subprocess.Popen[bytes]"
+    pid: int
+
+    def end(self) -> None:
+        """End it, from whichever process; it may have ended by itself."""
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            # Its pid may be another process's by now.
+            if process.environ().get("PREFECT_HOME") == str(self.home):
+                process.terminate()
+                try:
+                    process.wait(_STOP_SECONDS)
+                except psutil.TimeoutExpired:
+                    process.kill()
+                    process.wait(_STOP_SECONDS)
 
 
 @contextmanager
@@ -50,6 +64,19 @@ def prefect_server(
         extra: More environment variables for it.
         port: Where it listens; by default on a free port.
     """
+    process, server = start_server(home, extra, port=port)
+    try:
+        yield server
+    finally:
+        send_what_is_left()
+        server.end()
+        process.wait(_STOP_SECONDS)
+
+
+def start_server(
+    home: Path, extra: Mapping[str, str] | None = None, *, port: int | None = None
+) -> tuple[subprocess.Popen[bytes], PrefectServer]:
+    """Start a server as `prefect_server` does, for someone who calls its `end`."""
     port = port or free_port()
     env = {
         **{k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
@@ -81,12 +108,13 @@ def prefect_server(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    server = PrefectServer(f"http://127.0.0.1:{port}/api", home, process.pid)
     try:
-        _wait_until_healthy(f"http://127.0.0.1:{port}/api/health", process, home / "server.log")
-        yield PrefectServer(f"http://127.0.0.1:{port}/api", home, process)
-    finally:
-        send_what_is_left()
-        _end(process)
+        _wait_until_healthy(f"{server.api_url}/health", process, home / "server.log")
+    except BaseException:
+        server.end()
+        raise
+    return process, server
 
 
 def send_what_is_left() -> None:
@@ -114,12 +142,3 @@ def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path)
             pass
         time.sleep(0.2)
     raise RuntimeError(f"The Prefect server did not start:\n{log.read_text()[-3000:]}")
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

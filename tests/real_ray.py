@@ -63,6 +63,10 @@ class RealRay:
     gcs_address: str
     client_address: str
 
+    def end(self) -> None:
+        """End it with all that it started, from whichever process, and remove its files."""
+        _end_ray(self.temp_dir)
+
 
 @contextmanager
 def real_ray(
@@ -91,14 +95,14 @@ def real_ray(
     finally:
         if process.poll() is not None:
             print(f"Ray ended by itself:\n{_log_of(ray.temp_dir)}", file=sys.stderr)
-        end_ray(ray.temp_dir)
+        ray.end()
         process.wait(timeout=_GRACE_SECONDS)
 
 
 def start_ray(
     num_cpus: int, env: Mapping[str, str | None] | None, *, parts: str, **options: object
 ) -> tuple[subprocess.Popen[bytes], RealRay]:
-    """Start a head as `real_ray` does, for someone who calls `end_ray`."""
+    """Start a head as `real_ray` does, for someone who calls its `end`."""
     # Short, because the paths of Ray's unix sockets below it may not exceed 107 bytes.
     temp_dir = Path(tempfile.mkdtemp(prefix="prwt-", dir="/tmp"))
     environment = environment_of(temp_dir, {**_FEW_PROCESSES, PARTS_VARIABLE: parts, **(env or {})})
@@ -115,12 +119,11 @@ def start_ray(
             end(process, marker=str(temp_dir))
         raise RuntimeError(f"Ray did not start:\n{_log_of(temp_dir)}")
     except BaseException:
-        end_ray(temp_dir)
+        _end_ray(temp_dir)
         raise
 
 
-def end_ray(temp_dir: Path) -> None:
-    """End the head of a `--temp-dir` with all that it started, and remove its files."""
+def _end_ray(temp_dir: Path) -> None:
     marker = str(temp_dir)
     # Not the family of its pid, which may be another process's by now.
     _end_all({one for p in marked(marker) for one in _family(p.pid)}, marker=marker)

@@ -347,4 +347,4 @@ if __name__ == "__main__":
     numbers = [int(argument) for argument in sys.argv[1:]]
     workers, totals = (numbers or [10])[0], numbers[1:] or list(TOTALS)
     with postgres() as dsn, prefect(dsn) as server:
-        anyio.run(main, psutil.Process(server.process.pid), dsn, workers, totals)
+        anyio.run(main, psutil.Process(server.pid), dsn, workers, totals)

@@ -100,7 +100,7 @@ def main() -> None:
                 "PREFECT_LOGGING_LEVEL": "ERROR",
             }
             for name in options.runners:
-                found = measure(name, options.tasks, options.part, env, server.process.pid)
+                found = measure(name, options.tasks, options.part, env, server.pid)
                 if found is not None:
                     results[name] = found
     print(table(results))

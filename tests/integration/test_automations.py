@@ -12,7 +12,8 @@ from prefect.client.schemas.objects import StateType
 
 from tests.integration.harness import settings_of
 from tests.integration.stage import STAGE_INTERVAL, Stage, new_stage
-from tests.prefect_server import PrefectServer, prefect_server
+from tests.prefect_server import PrefectServer
+from tests.shared import shared_prefect_server
 from tests.waiting import wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/automations/pause-on-bad-environment.yaml"
@@ -22,22 +23,18 @@ _ENVIRONMENT = (
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+def prefect_api() -> Iterator[PrefectServer]:
     """A server with the services that automations need; the other tests do without."""
-    services = {
-        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "true",
-        "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "true",
-    }
-    with prefect_server(tmp_path_factory.mktemp("automations"), services) as started:
-        yield started
+    with shared_prefect_server(with_events=True) as server:
+        yield server
 
 
 @pytest.fixture
 async def stage(
-    server: PrefectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prefect_api: PrefectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Stage]:
     monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_POLL_INTERVAL_SECONDS", str(STAGE_INTERVAL))
-    with settings_of(server.api_url, tmp_path / "home", PREFECT_WORKER_QUERY_SECONDS="1"):
+    with settings_of(prefect_api.api_url, tmp_path / "home", PREFECT_WORKER_QUERY_SECONDS="1"):
         async with new_stage() as staged:
             yield staged
 
@@ -64,8 +61,8 @@ async def is_paused(stage: Stage, deployment: UUID) -> bool:
 
 
 @pytest.mark.extra
-async def test_categories_are_matched_by_prefix(server: PrefectServer, stage: Stage) -> None:
-    create_automation(server)
+async def test_categories_are_matched_by_prefix(prefect_api: PrefectServer, stage: Stage) -> None:
+    create_automation(prefect_api)
     async with stage.pool.working():
         other, job = await stage.running()
         job.set("FAILED", driver_exit_code=7, message="says RuntimeEnvFailed: in passing")

@@ -35,25 +35,19 @@ from tests.fake_ray.script import PENDING_FOREVER
 from tests.integration.harness import Pool
 from tests.integration.kuberay.stage import KubeRayStage, new_kuberay_stage
 from tests.integration.stage import Stage
-from tests.prefect_server import PrefectServer, prefect_server, send_what_is_left
+from tests.prefect_server import PrefectServer
+from tests.shared import shared_prefect_server
 from tests.waiting import patience, wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/automations/pause-a-pool-without-prefect.yaml"
 NODE_DIED = (Path(__file__).parents[1] / "unit/diagnosis/job_messages/node-died.txt").read_text()
-_SERVICES = {
-    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "true",
-    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "0.3",
-    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "true",
-}
 
 
 @pytest.fixture(scope="module")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+def prefect_api() -> Iterator[PrefectServer]:
     """A server that keeps events and runs automations; the other tests do without."""
-    send_what_is_left()  # Prefect's sender holds on to the server that it began with
-    with prefect_server(tmp_path_factory.mktemp("events"), _SERVICES) as server:
+    with shared_prefect_server(with_events=True) as server:
         yield server
-        send_what_is_left()
 
 
 async def events_of(

@@ -14,7 +14,7 @@ from prefect_ray_worker.ray_api.connection import Connection
 from tests.integration.harness import Pool, new_pool, settings_of
 from tests.prefect_server import PrefectServer, prefect_server
 from tests.real_ray import RealRay, real_ray
-from tests.shared_ray import NODES_PASSWORD
+from tests.shared import NODES_PASSWORD
 
 pytestmark = pytest.mark.ray
 

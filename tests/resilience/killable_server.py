@@ -36,7 +36,7 @@ class KillableServer:
         database = f"sqlite+aiosqlite:///{self._home}/prefect.db"
         extra = {} if self._in_memory else {"PREFECT_API_DATABASE_CONNECTION_URL": database}
         server = self._running.enter_context(prefect_server(self._home, extra, port=self._port))
-        self._pid = server.process.pid
+        self._pid = server.pid
 
     def kill(self) -> None:
         """Kill it, in the middle of whatever it does."""

@@ -7,19 +7,16 @@ import pytest
 
 from prefect_ray_worker import RayTaskRunner
 from tests.integration.harness import settings_of
-from tests.prefect_server import PrefectServer, prefect_server, send_what_is_left
+from tests.prefect_server import PrefectServer
 from tests.real_ray import KEEPS_PROCESSES, TERMS, RealRay, real_ray
+from tests.shared import shared_prefect_server
 
 
 @pytest.fixture(scope="package")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    home = tmp_path_factory.mktemp("prefect-server")
-    send_what_is_left()  # Prefect's sender holds on to the server that it began with
+def prefect_api() -> Iterator[PrefectServer]:
     # The tests of assets read events.
-    extra = {"PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "true"}
-    with prefect_server(home, extra) as server:
+    with shared_prefect_server(with_events=True) as server:
         yield server
-        send_what_is_left()
 
 
 @pytest.fixture(scope="package", autouse=True)
