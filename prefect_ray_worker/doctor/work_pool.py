@@ -9,8 +9,13 @@ import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import WorkPool
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_SSL_CERT_FILE, PREFECT_API_URL
-from pydantic import ValidationError
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_KEY,
+    PREFECT_API_SSL_CERT_FILE,
+    PREFECT_API_URL,
+)
+from pydantic import SecretStr, ValidationError
 
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import without_userinfo
@@ -40,6 +45,7 @@ async def open_prefect(wanted: str, otherwise: str = "") -> AsyncGenerator[Prefe
             f"PREFECT_API_URL is not set, so {wanted} cannot be looked up. Set it to the API that "
             f"the workers use{or_else}."
         )
+    _refuse_white_space()
     try:
         async with _client() as client:
             yield client
@@ -59,6 +65,20 @@ async def open_prefect(wanted: str, otherwise: str = "") -> AsyncGenerator[Prefe
             f"What answers at {without_userinfo(api)} is not a Prefect API, so {wanted} cannot be "
             f"read. Check PREFECT_API_URL, and whether a proxy wants a login{or_else}."
         ) from None
+
+
+def _refuse_white_space() -> None:
+    # Prefect 3.8.8 sends the value as it is, gets "Illegal header value" or a 401, and tries for a
+    # minute.
+    for setting in (PREFECT_API_KEY, PREFECT_API_AUTH_STRING):
+        value = setting.value()
+        secret = value.get_secret_value() if isinstance(value, SecretStr) else value or ""
+        if secret != secret.strip():
+            raise InvalidConfiguration(
+                f"{setting.name} begins or ends with white space, often the line feed of the file "
+                "that it comes from. Create the Secret with "
+                '--from-literal=api-key="$(cat api-key.txt)", or set the variable without it.'
+            )
 
 
 def _client() -> PrefectClient:

@@ -171,6 +171,14 @@ def check_command(words: list[str]) -> None:
         assert named <= targets, named
 
 
+@pytest.mark.parametrize("snippet", of("console"))
+def test_secret_does_not_get_the_line_feed_of_a_file(snippet: Snippet) -> None:
+    """Prefect 3.8.8 sends it with the key: `Illegal header value`."""
+    assert [
+        one for one in commands(snippet) if "create secret" in one and "--from-file" in one
+    ] == []
+
+
 def test_mistake_in_a_command_is_found() -> None:
     with pytest.raises(Exception, match="poool"):
         check_command(["prefect", "worker", "start", "--poool", "x"])
