@@ -82,6 +82,18 @@ def test_unit_has_its_account_its_file_and_no_secret(unit: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_token_is_there_before_the_unit_starts(unit: Path) -> None:
+    """Ray 2.60 does not start without it, and does not create it."""
+    text, readme = unit.read_text(), (FOLDER / "README.md").read_text()
+    account = re.findall(r"^User=(\S+)$", text, re.MULTILINE)[0]
+    (file,) = re.findall(r"^EnvironmentFile=/etc/\S+/(\S+)$", text, re.MULTILINE)
+    token = settings(file)["RAY_AUTH_TOKEN_PATH"]
+    source = "/dev/stdin" if unit.stem == "ray-head" else "token"
+    created = readme.find(f"install -D --mode=0600 --owner={account} {source} {token}\n")
+    assert 0 < created < readme.index(f"systemctl enable --now {unit.stem}\n")
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_unit_is_confined(unit: Path) -> None:
     lines = unit.read_text().splitlines()
     assert "SystemCallFilter=@system-service" in lines
