@@ -7,6 +7,12 @@ FROM rayproject/ray:${RAY_VERSION}-py311
 ARG PREFECT_VERSION=3.8.8
 RUN pip install --no-cache-dir "prefect==${PREFECT_VERSION}"
 
+# This package, for flows of a Prefect process worker (../zero-capacity-node, ../sidecar): they import RayTaskRunner
+# from it, and only this package's own worker sends it.
+# COPY pyproject.toml README.md LICENSE /src/
+# COPY prefect_ray_worker /src/prefect_ray_worker
+# RUN pip install --no-cache-dir /src
+
 # Your flows' packages, and the flows themselves if the image has them:
 # COPY requirements.txt /tmp/requirements.txt
 # RUN pip install --no-cache-dir -r /tmp/requirements.txt

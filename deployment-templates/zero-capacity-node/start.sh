@@ -8,6 +8,7 @@ set -euo pipefail
 set -m
 : "${RAY_HEAD:?host:port of the head, for example ray-head:6379}"
 : "${WORK_POOL:?name of a work pool of type process}"
+: "${PREFECT_API_URL:?URL of the Prefect API, for example http://prefect-server:4200/api}"
 
 # No tasks run here: drivers join the cluster through this node.
 # shellcheck disable=SC2086  # several options

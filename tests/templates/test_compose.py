@@ -116,6 +116,17 @@ def test_what_is_built_is_there(name: str) -> None:
             assert f"!{source}" in (context / ".dockerignore").read_text().split()
 
 
+def test_image_of_the_nodes_can_have_this_package() -> None:
+    """The flows of a Prefect process worker import it, and nothing sends it."""
+    text = (TEMPLATES / "images" / "ray.Dockerfile").read_text()
+    sources = re.findall(r"^# COPY (.+) /src/", text, re.MULTILINE)
+    assert "prefect_ray_worker" in sources
+    context = (ROOT / ".dockerignore").read_text().split()
+    assert {f"!{name}" for source in sources for name in source.split()} <= set(context)
+    for folder in ("zero-capacity-node", "sidecar"):
+        assert "ray.Dockerfile" in (TEMPLATES / folder / "README.md").read_text()
+
+
 def test_versions_of_images_and_services_agree() -> None:
     images = TEMPLATES / "images"
     versions = dict(re.findall(r"^ARG (\w+)=(\S+)$", _text(images), re.MULTILINE))

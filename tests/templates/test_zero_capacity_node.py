@@ -62,7 +62,9 @@ async def test_flow_of_a_process_worker_uses_the_cluster(
         await client.delete_work_pool(NAME)
 
 
-async def test_missing_setting_is_named(tmp_path: Path, prefect_settings: None) -> None:
-    with running(["bash", str(START)], tmp_path, tmp_path, {"RAY_HEAD": "head:6379"}) as process:
+@pytest.mark.parametrize("name", ["RAY_HEAD", "WORK_POOL", "PREFECT_API_URL"])
+async def test_missing_setting_is_named(name: str, tmp_path: Path, prefect_settings: None) -> None:
+    env = {"RAY_HEAD": "head:6379", "WORK_POOL": NAME, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    with running(["bash", str(START)], tmp_path, tmp_path, {**env, name: ""}) as process:
         assert process.wait(10) != 0
-    assert "WORK_POOL" in (tmp_path / "output.log").read_text()
+    assert name in (tmp_path / "output.log").read_text()
