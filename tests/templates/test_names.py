@@ -65,6 +65,13 @@ def test_readme_says_what_when_and_how(folder: Path) -> None:
     assert text.count("\n") < 60
 
 
+def test_commands_do_not_fetch_this_package_before_there_is_a_release() -> None:
+    if "no release on PyPI yet" not in (TEMPLATES.parent / "README.md").read_text():
+        return
+    fetched = re.compile(r"(?:--with|pip install|uv add)\s[^#\n`]*\bprefect-ray-worker(?![\w./-])")
+    assert [path for path in _TEXTS if fetched.search(path.read_text())] == []
+
+
 def test_all_folders_are_there_and_listed() -> None:
     promised = {
         "kuberay-existing-cluster", "kuberay-gpu", "kuberay-per-run", "kuberay-shared",
