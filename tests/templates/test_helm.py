@@ -150,3 +150,11 @@ def test_network_policies_know_the_workers_by_the_name_of_the_chart(name: str, f
 
 def test_readme_names_the_version_of_the_schema() -> None:
     assert f"chart {VERSION}" in (FOLDER / "README.md").read_text()
+
+
+@pytest.mark.parametrize("file", WORKERS)
+def test_placeholders_of_all_that_is_given_to_helm_are_checked(file: str) -> None:
+    blocks = (FOLDER / "README.md").read_text().split("```console")[1:]
+    (block,) = (one.partition("```")[0] for one in blocks if f"--values {file}" in one)
+    (checked,) = re.findall(r"check\.py (.+)", block)
+    assert {file, *re.findall(r"configuration=(\S+)", block)} == set(checked.split())

@@ -65,6 +65,13 @@ def test_readme_says_what_when_and_how(folder: Path) -> None:
     assert text.count("\n") < 60
 
 
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_namespace_is_created_before_it_is_used(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    used = text.find("$ kubectl -n ray create")
+    assert used < 0 or 0 < text.find("$ kubectl create namespace ray") < used
+
+
 def test_commands_do_not_fetch_this_package_before_there_is_a_release() -> None:
     if "no release on PyPI yet" not in (TEMPLATES.parent / "README.md").read_text():
         return
