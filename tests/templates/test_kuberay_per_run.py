@@ -1,5 +1,7 @@
 """A worker with the template's Role, and no more, can do what a run needs."""
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -91,3 +93,15 @@ async def test_the_doctor_says_that_the_role_lacks_the_secrets_of_single_cluster
     checks = {check.subject: check async for check in examine_kuberay(variables, wait=5)}
     assert checks[KubeRaySubject.RIGHTS].grade is Grade.FAILED
     assert "get secrets" in checks[KubeRaySubject.RIGHTS].says
+
+
+def test_pool_has_kuberay_before_the_workers_start() -> None:
+    """A worker would create the pool without it; then the doctor and the sweep fail."""
+    readme = (FOLDER / "README.md").read_text()
+    (name,) = re.findall(r"--pool=(\S+?)[\],]", (FOLDER / "sweep.yaml").read_text())
+    command = rf"prefect work-pool create {name} --type ray --base-job-template (\S+)\n"
+    created = re.search(command, readme)
+    assert created is not None
+    assert created.start() < readme.index("kubectl apply") < readme.index(f"doctor {name}")
+    template = json.loads((FOLDER / created[1]).read_text())
+    KubeRay(**template["variables"]["properties"]["kuberay"]["default"])
