@@ -12,6 +12,7 @@ from prefect.cli.deploy._config import _load_deploy_configs_and_actions
 from rich.console import Console
 
 from prefect_ray_worker import errors
+from prefect_ray_worker._version import OLDEST_PYTHON, OLDEST_RAY
 from prefect_ray_worker.config import configuration
 from prefect_ray_worker.settings import RayWorkerSettings
 from prefect_ray_worker.shared.exits import DriverExit
@@ -196,6 +197,16 @@ def _commands(page: Path) -> list[str]:
     text = page.read_text()
     indented = [line for line in text.splitlines() if line.startswith("    ")]
     return [*_FENCE.findall(text), *_CODE.findall(_FENCE.sub("", text)), *indented]
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/how-to/connect-a-cluster.md", "docs/how-to/dependencies.md"]
+)
+def test_pages_that_one_starts_with_say_what_the_nodes_need(page: str) -> None:
+    text = (ROOT / page).read_text()
+    ray, python = (".".join(map(str, version)) for version in (OLDEST_RAY, OLDEST_PYTHON))
+    assert re.search(rf"needs? Ray {ray}(,| and) Python {python} ", text)
+    assert f"-py{python.replace('.', '')}" in text
 
 
 def test_readme_is_short_enough_to_be_read() -> None:
