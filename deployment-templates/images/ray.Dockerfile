@@ -1,8 +1,9 @@
 # Ray nodes: Ray, and Prefect for the drivers. The worker sends the driver itself with each job.
-# To pin the base image, put its digest behind the tag (`docker buildx imagetools inspect IMAGE`):
-#   FROM rayproject/ray:2.60.0-py311@sha256:…
+# For another base image, such as rayproject/ray:2.60.0-py311-gpu: docker build --build-arg BASE=…
+# To pin it, put its digest behind the tag (`docker buildx imagetools inspect IMAGE`): BASE=rayproject/ray:…@sha256:…
 ARG RAY_VERSION=2.60.0
-FROM rayproject/ray:${RAY_VERSION}-py311
+ARG BASE=rayproject/ray:${RAY_VERSION}-py311
+FROM ${BASE}
 
 ARG PREFECT_VERSION=3.8.8
 RUN pip install --no-cache-dir "prefect==${PREFECT_VERSION}"

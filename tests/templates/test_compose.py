@@ -127,6 +127,15 @@ def test_image_of_the_nodes_can_have_this_package() -> None:
         assert "ray.Dockerfile" in (TEMPLATES / folder / "README.md").read_text()
 
 
+def test_arguments_of_builds_in_readmes_exist() -> None:
+    arguments = re.findall(r"^ARG (\w+)=", _text(TEMPLATES / "images"), re.MULTILINE)
+    readmes = [path.read_text() for path in TEMPLATES.glob("*/README.md")]
+    named = [name for text in readmes for name in re.findall(r"--build-arg (\w+)=", text)]
+    assert "BASE" in named
+    assert set(named) <= set(arguments)
+    assert "FROM ${BASE}\n" in (TEMPLATES / "images" / "ray.Dockerfile").read_text()
+
+
 def test_versions_of_images_and_services_agree() -> None:
     images = TEMPLATES / "images"
     versions = dict(re.findall(r"^ARG (\w+)=(\S+)$", _text(images), re.MULTILINE))

@@ -116,6 +116,16 @@ def test_placeholder_that_is_left_in_is_found_and_named() -> None:
     assert "README" not in found.stdout
 
 
+def test_output_in_the_readme_is_that_of_the_command() -> None:
+    shown = (TEMPLATES / "README.md").read_text().partition("```console\n$ ")[2].partition("```")[0]
+    command, _, output = shown.partition("\n")
+    _, *words = command.split()
+    found = subprocess.run(
+        [sys.executable, *words], cwd=TEMPLATES, capture_output=True, text=True, check=False
+    )
+    assert found.stdout == output
+
+
 def test_folder_that_is_filled_in_passes(tmp_path: Path) -> None:
     for path in (TEMPLATES / "vm").iterdir():
         text = re.sub(r"CHANGE_ME_[A-Z_]*[A-Z]", "something", path.read_text())
