@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -32,7 +32,12 @@ class Chart:
     better: str = "lower"
 
 
-def record(charts: Iterable[Chart], *, rounds: int | None = None) -> Path:
+def record(
+    charts: Iterable[Chart],
+    *,
+    rounds: int | None = None,
+    arguments: Sequence[str] | None = None,
+) -> Path:
     """Save charts together with machine, date and command, and return the file's path.
 
     Call it from a benchmark's `main`: the file is named after the module that Python runs.
@@ -40,12 +45,14 @@ def record(charts: Iterable[Chart], *, rounds: int | None = None) -> Path:
     Args:
         charts: What was measured.
         rounds: How often, if the figures are medians.
+        arguments: Those of the command that change what is measured; by default all of them.
     """
     module = sys.modules["__main__"].__spec__
     name = module.name if module else Path(sys.argv[0]).stem
+    said = sys.argv[1:] if arguments is None else arguments
     content = {
         "benchmark": name,
-        "command": " ".join(["python", "-m", name, *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", name, *said]),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": machine(),
         "rounds": rounds,

@@ -105,7 +105,7 @@ def main() -> None:
                     results[name] = found
     print(table(results))
     if set(options.runners) == set(RUNNERS) and not options.part:
-        record(charts(results))
+        record(charts(results), arguments=["--tasks", str(options.tasks)])
     if options.save:
         head = f"python -m {__spec__.name} --tasks {options.tasks}, {datetime.now(UTC):%Y-%m-%d}"
         options.save.write_text(f"{head}\n\n{table(results)}\n")
