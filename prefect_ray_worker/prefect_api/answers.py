@@ -10,6 +10,7 @@ import anyio
 import httpx
 from prefect.exceptions import ObjectNotFound
 
+from prefect_ray_worker.shared.masking import masked
 from prefect_ray_worker.shared.run_rules import Patience, is_own_not_found, is_passing
 
 T = TypeVar("T")
@@ -113,6 +114,8 @@ async def outlast(
     patience = Patience(_ONCE_SECONDS if once else _LOOP_SECONDS, now=anyio.current_time())
 
     def on_wait(exc: Exception, delay: float) -> None:
-        log.warning("The Prefect API is busy or away (%s); asking again in %.0f s.", exc, delay)
+        # An error of httpx can quote the header that it refuses, and so the key.
+        why = masked(str(exc))
+        log.warning("The Prefect API is busy or away (%s); asking again in %.0f s.", why, delay)
 
     return await ask_patiently(ask, patience, on_wait=on_wait)

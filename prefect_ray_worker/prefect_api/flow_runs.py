@@ -33,6 +33,7 @@ from prefect_ray_worker.prefect_api.children import Ending, end_children
 from prefect_ray_worker.prefect_api.due_runs import policy_for_workers
 from prefect_ray_worker.prefect_api.links import Link, put_link
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, is_claim, present_claim
+from prefect_ray_worker.shared.masking import masked
 from prefect_ray_worker.shared.run_rules import Patience
 
 T = TypeVar("T")
@@ -364,4 +365,5 @@ def _may_crash(run: FlowRun, *, rename: bool = False) -> bool:
 
 
 def _tell_of_wait(exc: Exception, delay: float) -> None:
-    _log.warning("The Prefect API does not answer (%s); trying again in %.0f s.", exc, delay)
+    why = masked(str(exc))  # httpx can quote a header that it refuses, and so the key
+    _log.warning("The Prefect API does not answer (%s); trying again in %.0f s.", why, delay)

@@ -24,6 +24,7 @@ from prefect.settings import (
 from prefect_ray_worker.errors import LogsRefused, LogsUnclear
 from prefect_ray_worker.prefect_api.answers import seconds_asked_for
 from prefect_ray_worker.prefect_api.pages import pages
+from prefect_ray_worker.shared.masking import masked
 
 LOGGER_NAME = "prefect.ray.job"
 """Begins the name of every log of what a job prints; its line follows (`logs/position.py`)."""
@@ -238,4 +239,5 @@ def _named_errors() -> Generator[None, None, None]:
             raise LogsRefused(f"Prefect refused logs (HTTP {code}).") from exc
         raise LogsUnclear(f"Prefect answered HTTP {code}.", wait=seconds_asked_for(exc)) from exc
     except httpx.HTTPError as exc:
-        raise LogsUnclear(f"No answer from Prefect ({type(exc).__name__}: {exc}).") from exc
+        why = masked(f"{type(exc).__name__}: {exc}")
+        raise LogsUnclear(f"No answer from Prefect ({why}).") from exc

@@ -21,6 +21,8 @@ _RULES = (
     (re.compile(r"(?i)\b(bearer\s{1,3})(?=\S{0,60}[\d._=-]|\S{20})[\w.~+/=-]{6,}"), r"\1***"),
     # A runtime environment as Ray quotes it, from its variables to the end of the line
     (re.compile(r"(\benv_vars\\?['\"]?\s{0,3}[:=]\s{0,3}\{)(?:[^\n]*\}|[^\n]*)"), r"\1***}"),
+    # A header that h11 refuses, as for a key that ends with a line feed
+    (re.compile(r"(Illegal header value )b?['\"][^\n]*"), r"\1***"),
     # Keys of Prefect Cloud
     (re.compile(r"\bpn[ub]_\w{6,}"), "***"),
 )
@@ -30,8 +32,8 @@ def masked(text: str) -> str:
     """Return a text with `***` in place of passwords, tokens, keys and signatures.
 
     It knows secrets by where they stand: in a URL, after a name that means a secret, after
-    `Bearer`, or among the `env_vars` of a runtime environment. A secret that stands alone is not
-    found.
+    `Bearer`, in a header that was refused, or among the `env_vars` of a runtime environment. A
+    secret that stands alone is not found.
 
     Args:
         text: An error message, a line of a log or a URL.

@@ -20,6 +20,7 @@ SECRETS = [
     "headers {'Authorization': 'Bearer secret.1234'}",
     "Authorization: Basic secret==",
     "sent with Bearer secret.secret-secret",
+    "LocalProtocolError: Illegal header value b'Bearer secret\\n'",
     "PGPASSWORD=secret pg_dump",
     "connection failed: password=secret host=db",
     "the key pnu_secretsecretsecret",
