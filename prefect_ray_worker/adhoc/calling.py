@@ -169,7 +169,7 @@ def run_again(flow_run_id: UUID) -> RayFlowRunFuture[Any]:
                 f"The bundle of the flow run {flow_run_id} was in the store of the Ray cluster, "
                 "which drops it with its job. Call the flow anew."
             )
-        if (policy := policy_for_workers(run.empirical_policy)) is not None:
+        if (policy := policy_for_workers(run.empirical_policy, run.state)) is not None:
             patiently(lambda: client.update_flow_run(flow_run_id, empirical_policy=policy))
         # Without `force` the server refuses a run without a deployment (3.8.8).
         _make_due(client, run, force=True)

@@ -69,7 +69,8 @@ class Endings:
         """Let a worker try a run again that has not ended."""
         if not self._goes_on_here():
             return
-        policy = policy_for_workers(self._read().empirical_policy)
+        run = self._read()
+        policy = policy_for_workers(run.empirical_policy, run.state)
         if policy is not None:
             patiently(lambda: self._client.update_flow_run(self._run_id, empirical_policy=policy))
         self._propose(AwaitingRetry())

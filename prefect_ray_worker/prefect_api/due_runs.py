@@ -1,23 +1,40 @@
 """Which runs workers are given, and why none has taken one that is due."""
 
 import shlex
+from typing import Any
 
-from prefect.client.schemas.objects import FlowRunPolicy, WorkPool, WorkQueue, WorkQueueStatus
+from prefect.client.schemas.objects import (
+    FlowRunPolicy,
+    State,
+    WorkPool,
+    WorkQueue,
+    WorkQueueStatus,
+)
 
 from prefect_ray_worker.shared.run_rules import RETRY_TYPE_OF_WORKERS
 
 
-def policy_for_workers(policy: FlowRunPolicy) -> FlowRunPolicy | None:
+def policy_for_workers(policy: FlowRunPolicy, state: State[Any] | None) -> FlowRunPolicy | None:
     """Return the policy that a run needs before it is scheduled for a worker; None if it has it.
 
-    A retry of the flow in its process leaves one with which no worker is given the run (3.8.8).
+    A retry of the flow in its process leaves one with which no worker is given the run. A pause
+    leaves its key: the server takes the same pause of the next attempt for one that was resumed,
+    and lets the flow pass. It forgets keys only if a run leaves a terminal state without `force`
+    (3.8.8).
 
     Args:
         policy: The run's empirical policy.
+        state: The run's state, which it leaves.
     """
-    if policy.retry_type != "in_process":
-        return None
-    return policy.model_copy(update={"retry_type": RETRY_TYPE_OF_WORKERS})
+    retry_type, keys = policy.retry_type, policy.pause_keys or set()
+    if retry_type == "in_process":
+        retry_type = RETRY_TYPE_OF_WORKERS
+    if state is not None and state.is_final():
+        keys = set[str]()
+    elif state is not None and state.is_paused():
+        keys = keys - {state.state_details.pause_key or ""}
+    needed = policy.model_copy(update={"retry_type": retry_type, "pause_keys": keys})
+    return needed if needed != policy else None
 
 
 def why_not_taken(

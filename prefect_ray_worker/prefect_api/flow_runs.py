@@ -12,7 +12,7 @@ import anyio
 import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
-from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
+from prefect.client.schemas.objects import FlowRun, FlowRunPolicy, State, StateType, WorkerStatus
 from prefect.client.schemas.sorting import LogSort
 from prefect.events import Event
 from prefect.events.filters import EventFilter, EventOccurredFilter, EventResourceFilter
@@ -229,16 +229,33 @@ class FlowRuns:
         used = _infrastructure_retries(await self.states(flow_run_id))
         if used >= allowed:
             return False
-        if (policy := policy_for_workers(run.empirical_policy)) is not None:
-            await self._patiently(
-                lambda: self._client.update_flow_run(flow_run_id, empirical_policy=policy)
-            )
+        if (policy := policy_for_workers(run.empirical_policy, run.state)) is not None:
+            await self._set_policy(flow_run_id, policy)
         state = Scheduled(
             name=INFRASTRUCTURE_RETRY,
             scheduled_time=datetime.now(UTC) + timedelta(seconds=delay),
             message=f"Infrastructure retry {used + 1} of {allowed}. {message}",
         )
-        return await self._propose(run, state, suits=_may_crash)
+        is_scheduled = await self._propose(run, state, suits=_may_crash)
+        if is_scheduled and run.state is not None and run.state.is_paused():
+            await self._count_next_start(flow_run_id)
+        return is_scheduled
+
+    async def _count_next_start(self, flow_run_id: UUID) -> None:
+        """Have the server count the next attempt at a run that was scheduled out of a pause.
+
+        Otherwise it takes the next start for the pause's end, and Prefect's engine gives the
+        attempt the subflow runs of the one before, which have ended (3.8.8).
+        """
+        run = await self.read(flow_run_id)
+        if run is not None and run.empirical_policy.resuming:
+            counted = run.empirical_policy.model_copy(update={"resuming": False})
+            await self._set_policy(flow_run_id, counted)
+
+    async def _set_policy(self, flow_run_id: UUID, policy: FlowRunPolicy) -> None:
+        await self._patiently(
+            lambda: self._client.update_flow_run(flow_run_id, empirical_policy=policy)
+        )
 
     async def active(self, work_pool_id: UUID) -> dict[UUID, ActiveRun]:
         """Return the runs of a work pool that an attempt has begun on and not ended."""

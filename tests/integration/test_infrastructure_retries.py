@@ -9,7 +9,7 @@ import pytest
 from prefect import task
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State, StateType
-from prefect.states import Running
+from prefect.states import Paused, Running
 from prefect.utilities.engine import propose_state
 
 from prefect_ray_worker.prefect_api import flow_runs
@@ -133,6 +133,26 @@ async def test_cancelling_while_it_waits_for_its_retry(
         await stage.pool.cancel(run_id)
         await stage.ends(run_id, StateType.CANCELLED)
     assert stage.jobs_of(run_id) == [job]
+
+
+async def test_pause_that_nobody_has_resumed_holds_the_next_attempt_too(stage: Stage) -> None:
+    """The server took it for one that was resumed, and the flow passed its gate for approval."""
+
+    async def pause(key: str) -> bool:
+        paused: State[Any] = Paused(pause_key=key)
+        return (await propose_state(client, paused, flow_run_id=run_id)).is_paused()
+
+    client = stage.pool.client
+    async with stage.pool.working():
+        run_id, job = await stage.running(infrastructure_retries=1)
+        assert await pause("1")
+        await client.resume_flow_run(run_id)
+        assert await pause("2")
+        kill_supervisor(job)
+        await next_job(stage, run_id, [job])
+        assert not (await stage.pool.read(run_id)).empirical_policy.resuming
+        assert not await pause("1"), "it was resumed"
+        assert await pause("2")
 
 
 @pytest.mark.parametrize("goes_on", [False, pytest.param(True, marks=pytest.mark.extra)])

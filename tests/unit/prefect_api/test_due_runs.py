@@ -4,9 +4,16 @@ import uuid
 from typing import Any
 
 import pytest
-from prefect.client.schemas.objects import WorkPool, WorkQueue, WorkQueueStatus
+from prefect.client.schemas.objects import (
+    FlowRunPolicy,
+    State,
+    WorkPool,
+    WorkQueue,
+    WorkQueueStatus,
+)
+from prefect.states import Crashed, Paused, Running
 
-from prefect_ray_worker.prefect_api.due_runs import why_not_taken
+from prefect_ray_worker.prefect_api.due_runs import policy_for_workers, why_not_taken
 
 FULL = {"concurrency_limit": 2, "active_slots": 2}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, bool, str]] = {
@@ -41,3 +48,15 @@ def test_the_slot_of_a_deployment_is_told_as_prefect_tells_it() -> None:
     pool = WorkPool(name="ray", type="ray", default_queue_id=uuid.uuid4())
     said = why_not_taken("AwaitingConcurrencySlot", "One of 3.", pool, None, has_worker=True)
     assert said == "One of 3."
+
+
+@pytest.mark.parametrize(
+    ("state", "keys"),
+    [(Running(), {"1", "2"}), (Paused(pause_key="2"), {"1"}), (Crashed(), set[str]())],
+    ids=["running", "paused", "ended"],
+)
+def test_only_pauses_that_were_resumed_are_passed_again(state: State[Any], keys: set[str]) -> None:
+    """The next attempt went past a pause that nobody had approved."""
+    policy = FlowRunPolicy(retries=1, pause_keys={"1", "2"})
+    needed = policy_for_workers(policy, state) or policy
+    assert needed == policy.model_copy(update={"pause_keys": keys})
