@@ -57,7 +57,7 @@ class Endings:
         return self._propose(Crashed(message=str(diagnosis)))
 
     def restored(self, state: State) -> None:
-        """Set a terminal state again that came from outside, if the flow has replaced it since.
+        """Set a state again that came from outside, if the flow has replaced it since.
 
         A few milliseconds remain for that: see `StateGuard`.
         """

@@ -1,6 +1,6 @@
 """`InterruptWatch`: notices in the background that the run has to end, and ends it.
 
-Four things start it: the run is Cancelling; it was set to a terminal state from outside; another
+Four things start it: the run is Cancelling; it was ended, or scheduled again, from outside; another
 attempt at it has begun; or a SIGTERM from outside. The first two come by an event, with polling as
 a fallback. In each case the run's state decides what the end means: a SIGTERM alone does not say.
 """
@@ -17,7 +17,7 @@ from uuid import UUID
 
 import anyio
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.exceptions import TerminationSignal
@@ -34,7 +34,7 @@ from prefect_ray_worker.shared.ids import (
     overdue_label,
     present_claim,
 )
-from prefect_ray_worker.shared.run_rules import Patience
+from prefect_ray_worker.shared.run_rules import Patience, pauses_in_process
 
 # As Prefect's own executor does when its event subscription is down (3.8.8).
 _POLL_SECONDS = 10.0
@@ -45,10 +45,10 @@ _TASKS_SECONDS = 1.0
 
 # How long to ask what a SIGTERM means: Ray gives the job 30 s until it kills it.
 _MEANING_SECONDS = 5.0
-# How long a flow gets to end whose run has a terminal state already: its slot may be in use again.
+# How long a flow gets to end whose run has a state from outside: its slot may be in use again.
 _SETTLED_GRACE_SECONDS = 5.0
 # Those that Prefect's API or an automation sets; others are noticed by polling.
-_ENDED = ("Cancelled", "Completed", "Crashed", "Failed")
+_GIVEN_UP = ("Cancelled", "Completed", "Crashed", "Failed", "Scheduled", "Resuming")
 
 Meaning = Literal["cancel", "reschedule", "relinquish", "settled"]
 """What the end of a run means; None in its place is a crash."""
@@ -160,7 +160,7 @@ class InterruptWatch:
     async def _subscribe(self, client: PrefectClient, asked: anyio.Event) -> None:
         wanted = EventFilter(
             event=EventNameFilter(
-                name=[f"prefect.flow-run.{name}" for name in ("Cancelling", *_ENDED)]
+                name=[f"prefect.flow-run.{name}" for name in ("Cancelling", *_GIVEN_UP)]
             ),
             resource=EventResourceFilter(id=[f"prefect.flow-run.{self._run_id}"]),
         )
@@ -193,13 +193,17 @@ class InterruptWatch:
         if run.state is not None and run.state.is_cancelling():
             self._is_cancelled = True
             asked.set()
-        elif not self._guard.is_ending and (outside := self._guard.notice(run)) is not None:
+        elif not self._guard.is_ending and (outside := self._from_outside(run)) is not None:
             _log.warning("The flow run was set to %s from outside: this driver ends.", outside.name)
             asked.set()
         elif await self._has_gone_on(client, run):
             _log.warning("Another attempt at this flow run has begun: this one ends.")
             self._is_superseded = True
             asked.set()
+
+    def _from_outside(self, run: FlowRun) -> State | None:
+        is_retry = run.state is not None and run.state.name == INFRASTRUCTURE_RETRY
+        return None if is_retry else self._guard.notice(run)  # a worker has given this attempt up
 
     async def _has_gone_on(self, client: PrefectClient, run: FlowRun) -> bool:
         """Return whether another attempt has taken the run over: ours was given up for dead."""
@@ -238,11 +242,21 @@ class InterruptWatch:
             return "settled"
         if state == StateType.CANCELLING or (run is None and self._is_cancelled):
             return "cancel"
-        if state in TERMINAL_STATES:
-            if self._guard.is_ending or run is None:
-                return "relinquish"
-            return "settled" if self._guard.notice(run) is not None else "relinquish"
+        is_own_end = state in TERMINAL_STATES and self._guard.is_ending
+        if run is not None and not is_own_end and self._guard.notice(run) is not None:
+            return "settled"
+        if state in TERMINAL_STATES or (run is not None and _is_suspended(run)):
+            return "relinquish"
         if run is not None and overdue_label(self._attempt) in run.labels:
             return None  # another attempt would exceed the limit as well
         behavior = os.environ.get("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", "").lower()
         return _BEHAVIORS.get(behavior)
+
+
+def _is_suspended(run: FlowRun) -> bool:
+    """Return whether the run's process ends, and a later attempt goes on with the run."""
+    return (
+        run.state is not None
+        and run.state.is_paused()
+        and not pauses_in_process(run.state.type, run.state.state_details.pause_reschedule)
+    )

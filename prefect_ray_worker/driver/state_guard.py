@@ -1,8 +1,9 @@
-"""`StateGuard`: a terminal state that something else than this flow has set stands.
+"""`StateGuard`: a terminal or Scheduled state that something else than this flow has set stands.
 
-A user, an automation or a worker can end a run while its flow goes on. Prefect lets the end of the
-flow replace such a state: Failed or Cancelled would become Completed (3.8.8). So the engine asks
-here before each of its proposals, and `InterruptWatch` asks whether the flow has to end.
+A user, an automation or a worker can end a run, or schedule it again, while its flow goes on.
+Prefect lets the end of the flow replace such a state: Failed or Scheduled would become Completed
+(3.8.8). So the engine asks here before each of its proposals, and `InterruptWatch` asks whether the
+flow has to end.
 """
 
 import time
@@ -21,7 +22,7 @@ from prefect.states import Crashed
 
 from prefect_ray_worker.driver.api import was_not_taken
 from prefect_ray_worker.shared.masking import masked
-from prefect_ray_worker.shared.run_rules import Patience
+from prefect_ray_worker.shared.run_rules import Patience, waits_in_process
 
 # A state that is not reported costs the result of the whole run.
 _PROPOSAL_SECONDS = 300.0
@@ -36,7 +37,7 @@ class StateGuard:
     state from outside is replaced: the server has no conditional proposal.
 
     Attributes:
-        outside: The terminal state that was set from outside, once it has been noticed.
+        outside: The terminal or Scheduled state that was set from outside, once it is noticed.
         is_ending: Whether the engine has proposed the flow's own final state.
         has_ended: Whether Prefect has accepted it.
 
@@ -52,13 +53,13 @@ class StateGuard:
         self._ours: UUID | None = flow_run.state.id if flow_run.state else None
 
     def notice(self, flow_run: FlowRun) -> State | None:
-        """Return the terminal state that a run has from outside, or None.
+        """Return the terminal or Scheduled state that a run has from outside, or None.
 
         Args:
             flow_run: The run, just read.
         """
         state = flow_run.state
-        if self.outside is None and state is not None and state.is_final():
+        if self.outside is None and state is not None and _gives_run_up(flow_run, state):
             self.outside = state if state.id != self._ours else None
         return self.outside
 
@@ -140,8 +141,14 @@ class StateGuard:
         return granted
 
 
+def _gives_run_up(flow_run: FlowRun, state: State) -> bool:
+    """Return whether a state says that nobody waits for the present attempt any more."""
+    waits_here = waits_in_process(state.type, flow_run.empirical_policy.retry_type)
+    return state.is_final() or (state.is_scheduled() and not waits_here)
+
+
 class _Stands(Exception):
-    """Says that a run has a terminal state from outside, instead of the request for another."""
+    """Says that a run has a state from outside, instead of the request for another."""
 
     def __init__(self, state: State) -> None:
         super().__init__()

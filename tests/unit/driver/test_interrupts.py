@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun
-from prefect.states import Running
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import AwaitingRetry, Paused, Running, Scheduled, Suspended
 
 from prefect_ray_worker.driver.interrupts import InterruptWatch
 from prefect_ray_worker.driver.signals import Termination
@@ -28,11 +28,34 @@ async def test_a_run_that_exceeds_its_limit_is_not_rescheduled(
     monkeypatch.setenv("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", "reschedule")
     run = FlowRun(id=uuid4(), flow_id=uuid4(), state=Running())
     run.labels = {overdue_label(overdue): "yes"} if overdue else {}
+    assert await meaning_of_sigterm(run) == meaning
 
+
+@pytest.mark.parametrize(
+    ("state", "retry_type", "meaning"),
+    [
+        (Scheduled(), None, "settled"),
+        (AwaitingRetry(), "reschedule", "settled"),
+        (AwaitingRetry(), "in_process", None),
+        (Suspended(), None, "relinquish"),
+        (Paused(), None, None),
+    ],
+    ids=["scheduled", "retried", "retries here", "suspended", "paused here"],
+)
+async def test_a_run_that_another_attempt_goes_on_with_is_not_crashed(
+    state: State[Any], retry_type: Any, meaning: str | None
+) -> None:
+    """Its worker stops the job of a run that was scheduled again, which made the run Crashed."""
+    run = FlowRun(id=uuid4(), flow_id=uuid4(), state=state)
+    run.empirical_policy.retry_type = retry_type
+    assert await meaning_of_sigterm(run) == meaning
+
+
+async def meaning_of_sigterm(run: FlowRun) -> str | None:
     async def read(_: Any) -> FlowRun:
         return run
 
-    guard = StateGuard(run)
+    guard = StateGuard(FlowRun(id=run.id, flow_id=run.flow_id, state=Running()))
     watch = InterruptWatch(run.id, ATTEMPT, Termination(), guard, grace=1, force=sys.exit)
     client = cast("PrefectClient", SimpleNamespace(read_flow_run=read))
-    assert await watch._meaning(client) == meaning
+    return await watch._meaning(client)
