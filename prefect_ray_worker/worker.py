@@ -237,7 +237,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             clusters=self._clusters,
             sources=self._sources,
             cancelling=self._attendance.cancelling,
-            settled_outside=self._attendance.settled_outside,
+            settled=self._attendance.settled,
             unsubmitted=self._attendance.unsubmitted,
             waiting=WaitingRuns(flow_runs, self.timing),
             slots=DeploymentSlots.of(flow_runs, self.client, interval=self.timing.slot_interval),

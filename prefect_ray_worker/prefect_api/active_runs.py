@@ -159,12 +159,12 @@ async def not_pending(client: PrefectClient, run_ids: Collection[UUID]) -> set[U
     return set(run_ids) - pending
 
 
-async def settled_outside(client: PrefectClient, run_ids: Collection[UUID]) -> set[UUID]:
-    """Return which of some runs have ended, or were scheduled again, from outside.
+async def settled_runs(client: PrefectClient, run_ids: Collection[UUID]) -> dict[UUID, bool]:
+    """Return which of some runs have ended, or were scheduled again, and whether from outside.
 
-    That is by the UI, an automation or another client of the HTTP API. Prefect's own Python client
-    gives each state that it proposes a `transition_id` (3.8.8), and with it flow engines, drivers
-    and workers do; such a state may be the driver's own, whose hooks still run.
+    From outside is by the UI, an automation or another client of the HTTP API. Prefect's own Python
+    client gives each state that it proposes a `transition_id` (3.8.8), and with it flow engines,
+    drivers, workers and scripts do; such a state may be the driver's own, whose hooks still run.
 
     Args:
         client: An open client.
@@ -173,19 +173,23 @@ async def settled_outside(client: PrefectClient, run_ids: Collection[UUID]) -> s
     ids = [str(run_id) for run_id in run_ids]
     settled = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(_SETTLED)))
     state = settled.model_dump(mode="json", exclude_unset=True)
-    found: set[UUID] = set()
+    found: dict[UUID, bool] = {}
     for start in range(0, len(ids), _IDS_AT_ONCE):
         chosen = {"id": {"any_": ids[start : start + _IDS_AT_ONCE]}, "state": state}
         async for page in _pages(client, {"flow_runs": chosen}):
-            found |= {UUID(record["id"]) for record in page if _is_from_outside(record)}
+            settled_ones = (record for record in page if _is_settled(record))
+            found |= {UUID(record["id"]): _is_from_outside(record) for record in settled_ones}
     return found
 
 
-def _is_from_outside(record: dict[str, Any]) -> bool:
+def _is_settled(record: dict[str, Any]) -> bool:
     state, policy = record["state"] or {}, record.get("empirical_policy") or {}
-    details = state.get("state_details") or {}
-    kind = type_in_effect(StateType(state["type"]), policy.get("retry_type"))
-    return kind in _SETTLED and details.get("transition_id") is None
+    return type_in_effect(StateType(state["type"]), policy.get("retry_type")) in _SETTLED
+
+
+def _is_from_outside(record: dict[str, Any]) -> bool:
+    details = record["state"].get("state_details") or {}
+    return details.get("transition_id") is None
 
 
 def type_in_effect(

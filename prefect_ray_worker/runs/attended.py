@@ -12,7 +12,7 @@ from uuid import UUID
 import anyio
 from prefect.client.orchestration import PrefectClient
 
-from prefect_ray_worker.prefect_api.active_runs import cancelling_runs, not_pending, settled_outside
+from prefect_ray_worker.prefect_api.active_runs import cancelling_runs, not_pending, settled_runs
 from prefect_ray_worker.shared.backoff import Backoff, jittered
 
 # The longest interval: a cancelled run should not have to wait for a slow poll of Ray.
@@ -93,13 +93,37 @@ class AttendedRuns:
                 await anyio.sleep(backoff.next())
 
 
+class SettledRuns(AttendedRuns):
+    """Tracks which attended runs have ended, or were scheduled again, by any hand.
+
+    Args:
+        ask: Returns these runs, and whether certainly by another hand than their driver's or ours.
+        interval: Seconds between requests.
+    """
+
+    def __init__(
+        self, ask: Callable[[Collection[UUID]], Awaitable[dict[UUID, bool]]], *, interval: float
+    ) -> None:
+        super().__init__(self._ask_both, interval=interval, what="which runs have been settled")
+        self._ask_settled = ask
+        self._outside: set[UUID] = set()
+
+    async def _ask_both(self, run_ids: Collection[UUID]) -> set[UUID]:
+        settled = await self._ask_settled(run_ids)
+        self._outside = {run_id for run_id, is_outside in settled.items() if is_outside}
+        return set(settled)
+
+    def from_outside(self, flow_run_id: UUID) -> bool:
+        """Return whether a run was certainly settled by another hand than its driver's or ours."""
+        return flow_run_id in self and flow_run_id in self._outside
+
+
 class Attendance:
     """What is asked about all runs of a worker together, instead of about each one.
 
     Attributes:
         cancelling: Which runs are being cancelled.
-        settled_outside: Which runs have ended, or were scheduled again, by another hand than their
-            driver's or ours.
+        settled: Which runs have ended, or were scheduled again.
         unsubmitted: Which runs do not wait for their job any more, being settled or deleted.
 
     Args:
@@ -116,10 +140,8 @@ class Attendance:
             interval=quick,
             what="which runs are being cancelled",
         )
-        self.settled_outside = AttendedRuns(
-            lambda run_ids: settled_outside(prefect()[0], run_ids),
-            interval=2 * quick,
-            what="which runs have been settled",
+        self.settled = SettledRuns(
+            lambda run_ids: settled_runs(prefect()[0], run_ids), interval=2 * quick
         )
         self.unsubmitted = AttendedRuns(
             lambda run_ids: not_pending(prefect()[0], run_ids),
@@ -130,5 +152,5 @@ class Attendance:
     async def run(self) -> None:
         """Ask until cancelled. Run this in a background task."""
         async with anyio.create_task_group() as tasks:
-            for runs in (self.cancelling, self.settled_outside, self.unsubmitted):
+            for runs in (self.cancelling, self.settled, self.unsubmitted):
                 tasks.start_soon(runs.run)

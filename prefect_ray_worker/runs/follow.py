@@ -181,7 +181,7 @@ class Follower:
             await self._narrator.recall()
         with (
             self._services.cancelling.attended(attempt.run_id),
-            self._services.settled_outside.attended(attempt.run_id),
+            self._services.settled.attended(attempt.run_id),
             self._services.slots.kept(attempt.lease_id, attempt.flow_run, attempt.log),
             closing(self._narrator),
         ):
@@ -248,8 +248,8 @@ class Follower:
             watched = watched.cancelled_at(now)
         if watched.has_run_for(now) >= self._services.timing.driver_start and self.attempt.lease_id:
             self._services.slots.let_go(self.attempt.lease_id)
-        settled = self.attempt.run_id in self._services.settled_outside
-        watched = watched.settled_outside_at(now, settled)
+        settled, run_id = self._services.settled, self.attempt.run_id
+        watched = watched.settled_at(now, run_id in settled, outside=settled.from_outside(run_id))
         return replace(watched, run_is_deleted=self._run_is_deleted)
 
     def _with_submission(self, job: JobDetails, watched: Watched, now: float) -> Watched:

@@ -76,7 +76,8 @@ class Limits:
         start: From submission to RUNNING.
         run: From RUNNING to a terminal status.
         stop_grace: From Cancelling until we stop a driver that runs.
-        left_behind: From a state that was set from outside until we stop a driver that runs.
+        left_behind: From a state that was set from outside until we stop a driver that runs; from
+            one that a driver could have set, until we take it that no driver has.
         unreachable: Without any answer of the cluster.
         quiet: Without any answer of the cluster, until Prefect is asked about the run.
     """
@@ -124,6 +125,11 @@ def _of_job_that_goes_on(
         if now - watched.settled_outside_since >= grace:
             return Verdict.LEFT_BEHIND
         return Verdict.WAIT
+    settled_for = 0.0 if watched.settled_since is None else now - watched.settled_since
+    if not has_started and settled_for >= limits.left_behind:
+        # Ray calls a job RUNNING before its driver starts (2.60): no driver has set this state.
+        # One that is quicker than our look at its job is seen within the grace.
+        return Verdict.LEFT_BEHIND
     if watched.cancelling_since is not None:
         grace = limits.stop_grace if has_started else 0
         if now - watched.cancelling_since >= grace:

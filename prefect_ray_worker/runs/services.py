@@ -17,7 +17,7 @@ from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import Delivery
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.prefect_api.logs import LogSink
-from prefect_ray_worker.runs.attended import AttendedRuns
+from prefect_ray_worker.runs.attended import AttendedRuns, SettledRuns
 from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.lease import Lease
 from prefect_ray_worker.runs.slots import DeploymentSlots
@@ -37,8 +37,7 @@ class Services:
         clusters: The open clusters.
         sources: Where clusters come from.
         cancelling: Which runs are being cancelled.
-        settled_outside: Which runs have ended, or were scheduled again, by another hand than their
-            driver's or ours.
+        settled: Which runs have ended, or were scheduled again.
         unsubmitted: Which runs do not wait for their job any more, being settled or deleted.
         waiting: Explains why PENDING jobs have not started.
         slots: Keeps the slots of deployments' concurrency limits while jobs start.
@@ -58,7 +57,7 @@ class Services:
     clusters: OpenClusters
     sources: ClusterSources
     cancelling: AttendedRuns
-    settled_outside: AttendedRuns
+    settled: SettledRuns
     unsubmitted: AttendedRuns
     waiting: WaitingRuns
     slots: DeploymentSlots

@@ -22,7 +22,8 @@ class Watched:
         gone: Why the cluster is certainly gone; None if it is not, or that is not known.
         cancelling_since: When the run was first seen to be cancelled.
         settled_outside_since: When the run was first seen to have ended, or to be scheduled
-            again, by another hand than its driver's or ours; None while it is not.
+            again, certainly by another hand than its driver's or ours; None while it is not.
+        settled_since: When that was first seen, by any hand.
         run_is_deleted: Whether Prefect does not have the run any more.
     """
 
@@ -37,6 +38,7 @@ class Watched:
     gone: str | None = None
     cancelling_since: float | None = None
     settled_outside_since: float | None = None
+    settled_since: float | None = None
     run_is_deleted: bool = False
 
     def after(self, observation: Observation, now: float) -> "Watched":
@@ -89,12 +91,18 @@ class Watched:
         """Return the same, knowing that the run is being cancelled."""
         return self if self.cancelling_since is not None else replace(self, cancelling_since=now)
 
-    def settled_outside_at(self, now: float, settled: bool) -> "Watched":
-        """Return the same, knowing whether the run is settled from outside."""
-        since = self.settled_outside_since
-        since = (now if since is None else since) if settled else None
-        return replace(self, settled_outside_since=since)
+    def settled_at(self, now: float, settled: bool, *, outside: bool) -> "Watched":
+        """Return the same, knowing whether the run is settled, and certainly from outside."""
+        return replace(
+            self,
+            settled_since=_since(self.settled_since, now, settled),
+            settled_outside_since=_since(self.settled_outside_since, now, outside),
+        )
 
     def submitted_again_at(self, now: float) -> "Watched":
         """Return the same, knowing that Ray has accepted a second submission of the job."""
         return replace(self, arrived=True, submitted_at=now, missing=False)
+
+
+def _since(before: float | None, now: float, still: bool) -> float | None:
+    return (now if before is None else before) if still else None

@@ -55,6 +55,25 @@ async def test_job_that_has_not_started_is_stopped_at_once(stage: Stage) -> None
         await stage.ends(run_id, StateType.CANCELLED, "by hand")
 
 
+async def test_job_that_has_not_started_is_stopped_whoever_settles_its_run(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """States of Prefect's Python client look like a driver's own: the job waited until it was late.
+
+    Meanwhile the run held its slot of `--limit`.
+    """
+    set_timing(monkeypatch, left_behind=0.5)
+    stage.ray.on_submit = PENDING_FOREVER
+    async with stage.pool.working(limit=1):
+        run_id = await stage.start()
+        job = await stage.job_of(run_id)
+        await stage.play(run_id, StateType.CANCELLED)
+        await wait_until(lambda: job.stop_requests, timeout=10, description="a stop")
+        job.set("STOPPED")
+        await stage.job_of(await stage.start())
+        await stage.ends(run_id, StateType.CANCELLED)
+
+
 async def test_driver_that_reports_its_end_has_all_the_time_for_its_hooks(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,10 +129,27 @@ def test_the_job_of_a_deleted_run_is_given_up_with_its_cluster() -> None:
 def test_state_from_outside(status: str, waited: float, expected: Verdict) -> None:
     """A driver that runs gets the time to see the state; a job without one is stopped at once."""
     watched = Watched(submitted_at=0, arrived=True).after(seen(status), 5)
-    watched = watched.settled_outside_at(20, settled=True).settled_outside_at(25, settled=True)
+    watched = watched.settled_at(20, True, outside=True).settled_at(25, True, outside=True)
     assert judge(watched, LIMITS, 20 + waited) is expected
-    back = watched.settled_outside_at(30, settled=False)
+    back = watched.settled_at(30, False, outside=False)
     assert judge(back, NO_LIMITS, 50) in (Verdict.WAIT, Verdict.ENDED)
+
+
+@pytest.mark.parametrize(
+    ("status", "waited", "expected"),
+    [
+        ("RUNNING", 99, Verdict.WAIT),
+        ("PENDING", 11, Verdict.WAIT),
+        ("PENDING", 12, Verdict.LEFT_BEHIND),
+    ],
+)
+def test_state_that_the_driver_may_have_set(status: str, waited: float, expected: Verdict) -> None:
+    """It has all the time for its hooks, and a job that does not start has no driver."""
+    watched = Watched(submitted_at=0, arrived=True).after(seen(status), 5)
+    watched = watched.settled_at(20, True, outside=False).settled_at(25, True, outside=False)
+    assert judge(watched, NO_LIMITS, 20 + waited) is expected
+    back = watched.settled_at(30, False, outside=False)
+    assert judge(back, NO_LIMITS, 50) is Verdict.WAIT
 
 
 def test_a_cluster_that_is_gone_stops_no_job_of_a_deleted_run() -> None:
