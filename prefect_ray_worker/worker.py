@@ -22,7 +22,7 @@ from prefect_ray_worker.clusters.open import OpenCluster, OpenClusters
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.block import LOGO_URL, register_block
 from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.config.secrets import Delivery, warnings_of
+from prefect_ray_worker.config.secrets import warnings_of
 from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.errors import InvalidConfiguration, without_groups
 from prefect_ray_worker.prefect_api.answers import outlast
@@ -38,22 +38,20 @@ from prefect_ray_worker.prefect_api.compat.workers import (
     worker_logger,
 )
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
-from prefect_ray_worker.prefect_api.logs import PrefectLogs
 from prefect_ray_worker.prefect_api.pool import stay_online
 from prefect_ray_worker.prefect_api.shared_reads import share_reads
 from prefect_ray_worker.runs.attended import Attendance
 from prefect_ray_worker.runs.begin import begin
-from prefect_ray_worker.runs.explain import WaitingRuns
 from prefect_ray_worker.runs.follow import Follower
-from prefect_ray_worker.runs.lease import FOR_EVER, Lease
+from prefect_ray_worker.runs.lease import FOR_EVER
 from prefect_ray_worker.runs.recovery.labels import Worker
 from prefect_ray_worker.runs.recovery.recovery import Recovery
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.services import Services
-from prefect_ray_worker.runs.slots import DeploymentSlots
 from prefect_ray_worker.runs.stop import cluster_of_pid, kill_job, pid_of_job
 from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.runs.wake import Wake
+from prefect_ray_worker.runs.wiring import services_of
 from prefect_ray_worker.settings import RayWorkerSettings, worker_settings
 from prefect_ray_worker.shared.ids import InfrastructurePid
 
@@ -68,9 +66,6 @@ if TYPE_CHECKING:
     from prefect.futures import PrefectFlowRunFuture
 
 
-# Prefect's client has 16 sockets; the runs' states need some.
-_LOG_REQUESTS_AT_ONCE = 4
-_LINKS_AT_ONCE = 2
 # A worker whose looks come late may have been frozen. Others take its runs after three heartbeats,
 # which are six looks.
 _FRESH_LOOKS = 4
@@ -230,28 +225,9 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     def _shared_by_runs(
         self, settings: RayWorkerSettings, me: Worker, lease_seconds: float
     ) -> Services:
-        flow_runs = FlowRuns(self.client)
-        log_requests = anyio.CapacityLimiter(_LOG_REQUESTS_AT_ONCE)
-        return Services(
-            flow_runs=flow_runs,
-            clusters=self._clusters,
-            sources=self._sources,
-            cancelling=self._attendance.cancelling,
-            settled=self._attendance.settled,
-            unsubmitted=self._attendance.unsubmitted,
-            waiting=WaitingRuns(flow_runs, self.timing),
-            slots=DeploymentSlots.of(flow_runs, self.client, interval=self.timing.slot_interval),
-            lease=Lease(me.instance, flow_runs, self._followed, seconds=lease_seconds),
-            delivery=Delivery(settings.node_secrets, settings.send_secrets),
-            ship_driver=settings.ship_driver,
-            unreachable_limit=settings.unreachable_limit_seconds,
-            logs_of=lambda run_id: PrefectLogs(self.client, run_id, log_requests),
-            logger_of=self.get_flow_run_logger,
-            related=partial(related_resources, self),
-            links=anyio.CapacityLimiter(_LINKS_AT_ONCE),
-            in_background=self._followed.in_background,
-            timing=self.timing,
-        )
+        shared = (self._clusters, self._sources, self._followed, self._attendance)
+        lease = (me.instance, lease_seconds)
+        return services_of(self, settings, *shared, lease=lease, timing=self.timing)
 
     async def run(
         self,
