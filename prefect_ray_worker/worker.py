@@ -25,10 +25,11 @@ from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import warnings_of
 from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.errors import InvalidConfiguration, without_groups
-from prefect_ray_worker.prefect_api.answers import outlast
+from prefect_ray_worker.prefect_api.answers import outlast, wait_for_answer
 from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
 from prefect_ray_worker.prefect_api.compat.workers import (
     exit_stack,
+    forget_submission,
     has_pool,
     pool_name,
     read_work_pool,
@@ -58,6 +59,7 @@ from prefect_ray_worker.shared.ids import InfrastructurePid
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AsyncExitStack
+    from uuid import UUID
 
     from anyio.abc import TaskGroup
     from prefect.client.schemas.objects import FlowRun
@@ -283,6 +285,22 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         self._has_left_some = len(submitted) < len(flow_run_response)
         return submitted
 
+    async def _submit_run(self, flow_run: "FlowRun") -> None:
+        """Submit a run; leave it to a later poll if the Prefect API does not say what it is.
+
+        A single 500 for its deployment would end this worker (3.8.8).
+        """
+        try:
+            await super()._submit_run(flow_run)
+        except Exception as exc:  # noqa: BLE001 (one run must not end the work for all others)
+            why = "The flow run %s stays scheduled; the next poll tries again: %s"
+            worker_logger(self).warning(why, flow_run.id, exc)
+            forget_submission(self, flow_run.id)
+
+    async def _give_worker_labels_to_flow_run(self, flow_run_id: "UUID") -> None:
+        give = super()._give_worker_labels_to_flow_run
+        await wait_for_answer(lambda: give(flow_run_id))  # an error would crash the claimed run
+
     async def submit(
         self,
         flow: "Flow[..., Any]",
@@ -356,7 +374,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             await self._recovery.give_up_at_the_end(left)
 
     async def _configuration_of(self, flow_run: "FlowRun") -> RayJobConfiguration:
-        return await RayJobConfiguration.resolve_for_flow_run(
+        return await RayJobConfiguration.resolve_once(
             flow_run,
             client=self.client,
             work_pool=self.work_pool.model_copy(deep=True),

@@ -34,6 +34,7 @@ from prefect_ray_worker.config.runtime_env import as_text, can_ship, check_names
 from prefect_ray_worker.config.secrets import NO_SECRETS, Delivery
 from prefect_ray_worker.config.variables import JobName, RayFields, UserMetadata
 from prefect_ray_worker.errors import InvalidConfiguration
+from prefect_ray_worker.prefect_api.answers import wait_for_answer
 from prefect_ray_worker.prefect_api.compat.settings import setting_of_variable
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
@@ -141,6 +142,40 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             refuse_foreign_files(made.cluster, origin, worker_settings().credentials_folder)
         made._origin = origin  # noqa: SLF001 (an object of this class)
         return made
+
+    @classmethod
+    async def resolve_for_flow_run(
+        cls,
+        flow_run: "FlowRun",
+        *,
+        client: "PrefectClient",
+        work_pool: "WorkPool",
+        worker_name: str,
+        worker_id: UUID | None = None,
+        deployment: "DeploymentResponse | None" = None,
+    ) -> Self:
+        """Build the configuration of a run that Prefect has given to a worker.
+
+        Waits while the Prefect API is busy or away: an error would crash the run (3.8.8).
+        """
+
+        async def resolve() -> Self:
+            return await cls.resolve_once(
+                # Prefect takes `env` out of these (3.8.8).
+                flow_run.model_copy(update={"job_variables": dict(flow_run.job_variables or {})}),
+                client=client,
+                work_pool=work_pool,
+                worker_name=worker_name,
+                worker_id=worker_id,
+                deployment=deployment,
+            )
+
+        return await wait_for_answer(resolve)
+
+    @classmethod
+    async def resolve_once(cls, flow_run: "FlowRun", **of: Any) -> Self:
+        """Build the configuration of a run; raise at once if the Prefect API does not answer."""
+        return await super().resolve_for_flow_run(flow_run, **of)
 
     def prepare_for_flow_run(
         self,

@@ -1,5 +1,6 @@
 """What an error of the Prefect API means, in one place, and how to wait where waiting helps."""
 
+import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -19,6 +20,10 @@ T = TypeVar("T")
 _LONGEST_WAIT_SECONDS = 300.0
 # How long Prefect may be busy or away before its loops count a failure; twelve end a worker.
 _LOOP_SECONDS, _ONCE_SECONDS = 600.0, 60.0
+# Longer than any restart or upgrade of a Prefect server.
+_RUN_SECONDS = 3600.0
+
+_log = logging.getLogger("prefect.workers.ray.flow_runs")
 
 
 def is_gone(exc: ObjectNotFound) -> bool:
@@ -97,6 +102,21 @@ async def ask_patiently(
                 raise trouble from None
             on_wait(trouble, delay)
         await anyio.sleep(delay)
+
+
+async def wait_for_answer(ask: Callable[[], Awaitable[T]], *, first_wait: float = 1.0) -> T:
+    """Return what a request for a run that a worker has returns, for which it waits up to an hour.
+
+    Args:
+        ask: Sends the request.
+        first_wait: Seconds until it is sent again for the first time.
+    """
+
+    def on_wait(exc: Exception, delay: float) -> None:
+        _log.warning("The Prefect API does not answer (%s); trying again in %.0f s.", exc, delay)
+
+    patience = Patience(_RUN_SECONDS, now=anyio.current_time(), first=first_wait)
+    return await ask_patiently(ask, patience, on_wait=on_wait)
 
 
 async def outlast(

@@ -28,18 +28,14 @@ from prefect_ray_worker.prefect_api.active_runs import (
     runs_by_id,
     type_in_effect,
 )
-from prefect_ray_worker.prefect_api.answers import ask_patiently
+from prefect_ray_worker.prefect_api.answers import wait_for_answer
 from prefect_ray_worker.prefect_api.children import Ending, end_children
 from prefect_ray_worker.prefect_api.due_runs import policy_for_workers
 from prefect_ray_worker.prefect_api.links import Link, put_link
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, is_claim, present_claim
-from prefect_ray_worker.shared.masking import masked
-from prefect_ray_worker.shared.run_rules import Patience
 
 T = TypeVar("T")
 
-# Longer than any restart or upgrade of a Prefect server.
-_PATIENCE_SECONDS = 3600.0
 # Of the 16 sockets of Prefect's client. What waits for a socket in its pool costs time that grows
 # with the square of the queue (httpcore 1.0): a thousand runs that start at once stood still.
 _REQUESTS_AT_ONCE = 12
@@ -345,13 +341,11 @@ class FlowRuns:
         return [s for s in history if before is None or s.timestamp > before]
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        patience = Patience(_PATIENCE_SECONDS, now=anyio.current_time(), first=self._first_wait)
-
         async def ask_in_turn() -> T:
             async with self._requests:
                 return await ask()
 
-        return await ask_patiently(ask_in_turn, patience, on_wait=_tell_of_wait)
+        return await wait_for_answer(ask_in_turn, first_wait=self._first_wait)
 
 
 def type_of_state(run: FlowRun) -> StateType | None:
@@ -379,8 +373,3 @@ def _may_crash(run: FlowRun, *, rename: bool = False) -> bool:
     if rename and state is not None and (state.is_crashed() or state.name == "AwaitingRetry"):
         return True  # our own stop: the engine reports it as a crash, or has the run tried again
     return type_of_state(run) in GOES_ON
-
-
-def _tell_of_wait(exc: Exception, delay: float) -> None:
-    why = masked(str(exc))  # httpx can quote a header that it refuses, and so the key
-    _log.warning("The Prefect API does not answer (%s); trying again in %.0f s.", why, delay)

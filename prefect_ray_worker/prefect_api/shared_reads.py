@@ -2,6 +2,9 @@
 
 Prefect's worker reads the deployment twice and the flow once for each run that it submits (3.8.8).
 In a burst of runs of one deployment these are a quarter of all its requests.
+
+It also cancels a run if it gets `ObjectNotFound` for the deployment, which Prefect's client raises
+for the 404 of a proxy too. Here, only Prefect itself can say that an object is gone.
 """
 
 import itertools
@@ -12,7 +15,10 @@ from uuid import UUID
 
 import anyio
 from prefect.client.orchestration import PrefectClient
+from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel
+
+from prefect_ray_worker.prefect_api.answers import is_gone
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -42,7 +48,12 @@ class SharedReads(Generic[M]):
         self._moments = itertools.count(1)
 
     async def __call__(self, object_id: UUID) -> M:
-        """Return an object, as a copy of the caller's own."""
+        """Return an object, as a copy of the caller's own.
+
+        Raises:
+            ObjectNotFound: Prefect says that it does not exist.
+            httpx.HTTPStatusError: Any other error, the 404 of a proxy included.
+        """
         asked = next(self._moments)
         key = UUID(str(object_id))
         reading = self._readings.setdefault(key, _Round())
@@ -51,12 +62,20 @@ class SharedReads(Generic[M]):
             async with reading.turn:
                 if reading.answer is None or reading.sent < asked:
                     reading.sent, reading.answer = next(self._moments), None
-                    reading.answer = await self._read(object_id)
+                    reading.answer = await self._asked(object_id)
                 return reading.answer.model_copy(deep=True)
         finally:
             reading.readers -= 1
             if not reading.readers:
                 del self._readings[key]
+
+    async def _asked(self, object_id: UUID) -> M:
+        try:
+            return await self._read(object_id)
+        except ObjectNotFound as exc:
+            if is_gone(exc):
+                raise
+            raise exc.http_exc from None
 
 
 def share_reads(client: PrefectClient) -> None:

@@ -1,6 +1,7 @@
 """A Prefect API that is busy, or being rolled out: the worker gets slower, not dead."""
 
 import random
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 from aiohttp import web
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.settings import PREFECT_API_URL
+from prefect.client.schemas.objects import StateType
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_ray_worker.worker import RayWorker
+from tests.integration.busy_api import busy_api
+from tests.integration.stage import Stage
 from tests.integration.worker_process import worker_process
 from tests.ports import free_port
 from tests.waiting import wait_until
@@ -106,3 +110,30 @@ async def test_worker_outlives_an_api_that_refuses_nine_of_ten_requests(
 
             await wait_until(beats_again, timeout=60, description="the next heartbeat")
             assert process.poll() is None
+
+
+async def test_errors_around_a_submission_cost_a_run_nothing(stage: Stage) -> None:
+    """A 500 for the deployment ended the worker; a proxy's 404 cancelled the run.
+
+    A 500 a moment later crashed it.
+    """
+    refusals = {
+        "GET /api/deployments/ID": [(500, "oops"), (404, "<html>no such host</html>")],
+        "GET /api/flows/ID": [(500, "oops")],
+        "PATCH /api/flow_runs/ID/labels": [(500, "oops")],
+    }
+
+    def refuses(request: web.Request) -> web.Response | None:
+        asked = re.sub(r"[0-9a-f-]{36}", "ID", f"{request.method} {request.path}")
+        if not (left := refusals.get(asked)):
+            return None
+        status, text = left.pop(0)
+        return web.Response(status=status, text=text)
+
+    async with busy_api(PREFECT_API_URL.value(), refuses) as url:
+        with temporary_settings({PREFECT_API_URL: url}):
+            async with stage.pool.working(limit=1):
+                run_id, job = await stage.running()
+                job.set("FAILED", driver_exit_code=7)
+                await stage.ends(run_id, StateType.CRASHED, "exit code 7")
+    assert not any(refusals.values()), refusals

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from logging import Logger, LoggerAdapter
+    from uuid import UUID
 
     from anyio.abc import TaskGroup
     from prefect.events import RelatedResource
@@ -64,8 +65,22 @@ def related_resources(
     return worker._event_related_resources(configuration, include_self=True)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
+def forget_submission(worker: "BaseWorker[Any, Any, Any]", flow_run_id: "UUID") -> None:
+    """Have a worker take a run again with a later poll, after an error of its submission (3.8.8).
+
+    Prefect does this itself at the end of `_submit_run`, which an error leaves early.
+    """
+    worker._submitting_flow_run_ids.discard(flow_run_id)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    observer = worker._cancelling_observer  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    if observer is not None:
+        observer.remove_in_flight_flow_run_id(flow_run_id)
+    worker._release_limit_slot(flow_run_id)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
 OVERRIDDEN = (
+    "_give_worker_labels_to_flow_run",
     "_initiate_run",
+    "_submit_run",
     "_submit_scheduled_flow_runs",
     "_documentation_url",
     "_logo_url",

@@ -11,7 +11,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from prefect_ray_worker.prefect_api import flow_runs
+from prefect_ray_worker.prefect_api import answers
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from tests.ports import free_port
 
@@ -88,7 +88,7 @@ async def test_a_404_that_is_not_prefect_s_does_not_mean_that_a_run_was_deleted(
         run = await FlowRuns(client, first_wait=0.02).read(RUN)
         assert run is not None
         assert answered == [status, status, 200]
-    monkeypatch.setattr(flow_runs, "_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(answers, "_RUN_SECONDS", 0.3)
     async with api(*[status] * 50) as (client, answered):
         with pytest.raises(PrefectHTTPStatusError):
             await FlowRuns(client, first_wait=0.02).read(RUN)
@@ -96,7 +96,7 @@ async def test_a_404_that_is_not_prefect_s_does_not_mean_that_a_run_was_deleted(
 
 
 async def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow_runs, "_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(answers, "_RUN_SECONDS", 0.3)
     async with api(*[503] * 50) as (client, answered):
         with pytest.raises(PrefectHTTPStatusError):
             await FlowRuns(client, first_wait=0.02).read(RUN)

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from uuid import UUID, uuid4
 
 import anyio
+import httpx
 import pytest
 from anyio.lowlevel import checkpoint
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from pydantic import BaseModel
 
 from prefect_ray_worker.prefect_api.shared_reads import SharedReads
@@ -102,3 +104,22 @@ async def test_error_or_cancellation_of_one_caller_is_not_the_others() -> None:
             await ask()
         tasks.start_soon(ask)
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("says", "raised"),
+    [
+        ('{"detail": "Deployment not found"}', ObjectNotFound),
+        ("<html>no such host</html>", PrefectHTTPStatusError),
+    ],
+)
+async def test_a_404_of_a_proxy_is_no_deployment_that_is_gone(
+    says: str, raised: type[Exception]
+) -> None:
+    """Prefect's worker cancels a run whose deployment is gone (3.8.8)."""
+    request = httpx.Request("GET", "http://api")
+    answer = httpx.Response(404, text=says, request=request)
+    server = Server()
+    server.trouble = ObjectNotFound(PrefectHTTPStatusError("", request=request, response=answer))
+    with pytest.raises(raised):
+        await SharedReads(server.read)(DEPLOYMENT)
