@@ -288,7 +288,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     async def _submit_run(self, flow_run: "FlowRun") -> None:
         """Submit a run; leave it to a later poll if the Prefect API does not say what it is.
 
-        A single 500 for its deployment would end this worker (3.8.8).
+        A single 500 for its deployment would end this worker, and a run without its deployment
+        would keep its slot of `--limit` (3.8.8).
         """
         try:
             await super()._submit_run(flow_run)
@@ -296,6 +297,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             why = "The flow run %s stays scheduled; the next poll tries again: %s"
             worker_logger(self).warning(why, flow_run.id, exc)
             forget_submission(self, flow_run.id)
+        if not self._followed.is_busy_with(flow_run.id):
+            self._release_limit_slot(flow_run.id)
 
     async def _give_worker_labels_to_flow_run(self, flow_run_id: "UUID") -> None:
         give = super()._give_worker_labels_to_flow_run

@@ -62,6 +62,19 @@ async def test_run_that_is_claimed_again_while_its_log_drains(stage: Stage) -> N
         await stage.is_served()
 
 
+async def test_run_whose_deployment_is_deleted_keeps_no_slot(stage: Stage) -> None:
+    """Prefect cancels it when it is run again, and kept the slot that it had taken for it."""
+    async with stage.pool.working(limit=1):
+        run_id, job = await stage.running()
+        job.set("FAILED", driver_exit_code=7)
+        run = await stage.ends(run_id, StateType.CRASHED, "exit code 7")
+        assert run.deployment_id is not None
+        await stage.pool.client.delete_deployment(run.deployment_id)
+        await schedule_again(stage, run_id)
+        await stage.pool.wait_for(run_id, StateType.CANCELLED, seconds=20)
+        await stage.is_served()
+
+
 @pytest.mark.parametrize("limit", [1, pytest.param(None, marks=pytest.mark.extra)])
 async def test_run_that_is_claimed_again_while_its_job_ends_waits(
     stage: Stage, limit: int | None

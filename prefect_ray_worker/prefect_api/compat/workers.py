@@ -74,7 +74,6 @@ def forget_submission(worker: "BaseWorker[Any, Any, Any]", flow_run_id: "UUID") 
     observer = worker._cancelling_observer  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     if observer is not None:
         observer.remove_in_flight_flow_run_id(flow_run_id)
-    worker._release_limit_slot(flow_run_id)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 OVERRIDDEN = (
