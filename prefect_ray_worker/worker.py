@@ -159,9 +159,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         events = ClusterEvents(lambda: self.client, partial(related_resources, self, _NO_RUN))
         self._sources = ClusterSources.of_worker(PREFECT_HOME.value(), settings.address, events)
         self._followed = FollowedRuns(self._sources.count_as_ended)
-        self._attendance = Attendance(
-            lambda: (self.client, self.work_pool.id), settings.poll_interval_seconds
-        )
+        self._attendance = Attendance(lambda: self.client, settings.poll_interval_seconds)
         stack.push_async_callback(self._sources.close, worker_logger(self).info)
         self._clusters = await stack.enter_async_context(
             OpenClusters(

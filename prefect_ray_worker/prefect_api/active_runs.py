@@ -41,6 +41,8 @@ _SETTLED = (
 )
 # How many ids go into one question.
 _IDS_AT_ONCE = 200
+# The same, where few runs are found: 40 KB, and a ms for the server's database.
+_IDS_FOR_FEW = 1000
 
 
 @dataclass(frozen=True)
@@ -73,23 +75,27 @@ class ActiveRun:
         return (datetime.now(UTC) - self.since).total_seconds()
 
 
-async def active_runs(client: PrefectClient, work_pool_id: UUID) -> dict[UUID, ActiveRun]:
-    """Return the runs of a work pool that go on.
-
-    Args:
-        client: An open client.
-        work_pool_id: The pool.
-    """
+def goes_on() -> FlowRunFilterState:
+    """Return the filter for the runs that go on; it also finds some that do not."""
     # Validated, because type checkers do not see the operator, which comes from a mixin.
-    goes_on = FlowRunFilterState.model_validate(
+    return FlowRunFilterState.model_validate(
         {
             "operator": Operator.or_,
             "type": FlowRunFilterStateType(any_=[*GOES_ON, StateType.PAUSED]),
             "name": FlowRunFilterStateName(any_=["AwaitingRetry"]),
         }
     )
+
+
+async def active_runs(client: PrefectClient, work_pool_id: UUID) -> dict[UUID, ActiveRun]:
+    """Return the runs of a work pool that go on; see `QueuelessRuns` for those that are lost.
+
+    Args:
+        client: An open client.
+        work_pool_id: The pool.
+    """
     found: dict[UUID, ActiveRun] = {}
-    async for page in _of_pool(client, work_pool_id, goes_on):
+    async for page in _filtered(client, work_pool_id, FlowRunFilter(state=goes_on())):
         # Page by page: for a thousand runs at once, the event loop would stand still.
         runs = [_run_of(record) for record in page]
         found |= {run.id: run for run in runs if run is not None and run.state in GOES_ON}
@@ -135,16 +141,17 @@ async def runs_by_id(client: PrefectClient, run_ids: Collection[UUID]) -> dict[U
     return found
 
 
-async def cancelling_runs(client: PrefectClient, work_pool_id: UUID) -> set[UUID]:
-    """Return the runs of a work pool that are being cancelled.
+async def cancelling_runs(client: PrefectClient, run_ids: Collection[UUID]) -> set[UUID]:
+    """Return which of some runs are being cancelled.
 
     Args:
         client: An open client.
-        work_pool_id: The pool.
+        run_ids: The runs. Their pool does not find them any more once their queue is deleted.
     """
-    cancelling = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING]))
-    pages = _of_pool(client, work_pool_id, cancelling)
-    return {UUID(record["id"]) async for page in pages for record in page}
+    found: set[UUID] = set()
+    async for page in _in_state(client, run_ids, [StateType.CANCELLING], _IDS_FOR_FEW):
+        found |= {UUID(record["id"]) for record in page}
+    return found
 
 
 async def not_pending(client: PrefectClient, run_ids: Collection[UUID]) -> set[UUID]:
@@ -170,15 +177,10 @@ async def settled_runs(client: PrefectClient, run_ids: Collection[UUID]) -> dict
         client: An open client.
         run_ids: The runs.
     """
-    ids = [str(run_id) for run_id in run_ids]
-    settled = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(_SETTLED)))
-    state = settled.model_dump(mode="json", exclude_unset=True)
     found: dict[UUID, bool] = {}
-    for start in range(0, len(ids), _IDS_AT_ONCE):
-        chosen = {"id": {"any_": ids[start : start + _IDS_AT_ONCE]}, "state": state}
-        async for page in _pages(client, {"flow_runs": chosen}):
-            settled_ones = (record for record in page if _is_settled(record))
-            found |= {UUID(record["id"]): _is_from_outside(record) for record in settled_ones}
+    async for page in _in_state(client, run_ids, _SETTLED, _IDS_AT_ONCE):
+        settled_ones = (record for record in page if _is_settled(record))
+        found |= {UUID(record["id"]): _is_from_outside(record) for record in settled_ones}
     return found
 
 
@@ -224,10 +226,16 @@ def _run_of(record: dict[str, Any]) -> ActiveRun | None:
     )
 
 
-def _of_pool(
-    client: PrefectClient, work_pool_id: UUID, state: FlowRunFilterState
+async def _in_state(
+    client: PrefectClient, run_ids: Collection[UUID], types: Collection[StateType], at_once: int
 ) -> AsyncIterator[list[dict[str, Any]]]:
-    return _filtered(client, work_pool_id, FlowRunFilter(state=state))
+    ids = [str(run_id) for run_id in run_ids]
+    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types)))
+    wanted = state.model_dump(mode="json", exclude_unset=True)
+    for start in range(0, len(ids), at_once):
+        chosen = {"id": {"any_": ids[start : start + at_once]}, "state": wanted}
+        async for page in _pages(client, {"flow_runs": chosen}):
+            yield page
 
 
 async def _filtered(

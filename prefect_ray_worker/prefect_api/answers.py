@@ -113,7 +113,8 @@ async def wait_for_answer(ask: Callable[[], Awaitable[T]], *, first_wait: float 
     """
 
     def on_wait(exc: Exception, delay: float) -> None:
-        _log.warning("The Prefect API does not answer (%s); trying again in %.0f s.", exc, delay)
+        why = masked(str(exc))  # httpx can quote a header that it refuses, and so the key
+        _log.warning("The Prefect API does not answer (%s); trying again in %.0f s.", why, delay)
 
     patience = Patience(_RUN_SECONDS, now=anyio.current_time(), first=first_wait)
     return await ask_patiently(ask, patience, on_wait=on_wait)
@@ -134,7 +135,6 @@ async def outlast(
     patience = Patience(_ONCE_SECONDS if once else _LOOP_SECONDS, now=anyio.current_time())
 
     def on_wait(exc: Exception, delay: float) -> None:
-        # An error of httpx can quote the header that it refuses, and so the key.
         why = masked(str(exc))
         log.warning("The Prefect API is busy or away (%s); asking again in %.0f s.", why, delay)
 

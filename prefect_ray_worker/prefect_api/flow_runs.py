@@ -32,6 +32,7 @@ from prefect_ray_worker.prefect_api.answers import wait_for_answer
 from prefect_ray_worker.prefect_api.children import Ending, end_children
 from prefect_ray_worker.prefect_api.due_runs import policy_for_workers
 from prefect_ray_worker.prefect_api.links import Link, put_link
+from prefect_ray_worker.prefect_api.queueless import QueuelessRuns
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY, is_claim, present_claim
 
 T = TypeVar("T")
@@ -67,6 +68,7 @@ class FlowRuns:
     def __init__(self, client: PrefectClient, *, first_wait: float = 1.0) -> None:
         self._client = client
         self._first_wait = first_wait
+        self._queueless = QueuelessRuns(client)
         self._requests = anyio.CapacityLimiter(_REQUESTS_AT_ONCE)
 
     async def read(self, flow_run_id: UUID) -> FlowRun | None:
@@ -253,9 +255,10 @@ class FlowRuns:
             lambda: self._client.update_flow_run(flow_run_id, empirical_policy=policy)
         )
 
-    async def active(self, work_pool_id: UUID) -> dict[UUID, ActiveRun]:
+    async def active(self, work_pool_id: UUID, work_pool_name: str) -> dict[UUID, ActiveRun]:
         """Return the runs of a work pool that an attempt has begun on and not ended."""
-        return await active_runs(self._client, work_pool_id)
+        lost = await self._queueless.active(work_pool_id, work_pool_name)
+        return lost | await active_runs(self._client, work_pool_id)
 
     async def end_children(self, flow_run_id: UUID, claim_id: UUID, ending: Ending) -> int:
         """Settle the task runs and subflow runs that an ended attempt left open; return how many.

@@ -127,24 +127,22 @@ class Attendance:
         unsubmitted: Which runs do not wait for their job any more, being settled or deleted.
 
     Args:
-        prefect: Returns an open client, and the id of the work pool.
+        prefect: Returns an open client.
         poll_interval: Seconds between two polls of a cluster with many jobs.
     """
 
-    def __init__(
-        self, prefect: Callable[[], tuple[PrefectClient, UUID]], poll_interval: float
-    ) -> None:
+    def __init__(self, prefect: Callable[[], PrefectClient], poll_interval: float) -> None:
         quick = min(poll_interval, _QUICK_SECONDS)
         self.cancelling = AttendedRuns(
-            lambda _: cancelling_runs(*prefect()),
+            lambda run_ids: cancelling_runs(prefect(), run_ids),
             interval=quick,
             what="which runs are being cancelled",
         )
         self.settled = SettledRuns(
-            lambda run_ids: settled_runs(prefect()[0], run_ids), interval=2 * quick
+            lambda run_ids: settled_runs(prefect(), run_ids), interval=2 * quick
         )
         self.unsubmitted = AttendedRuns(
-            lambda run_ids: not_pending(prefect()[0], run_ids),
+            lambda run_ids: not_pending(prefect(), run_ids),
             interval=quick,
             what="which runs wait for their cluster",
         )

@@ -8,6 +8,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Scheduled
 
 from prefect_ray_worker.worker import RayWorker
+from tests.fake_ray.script import PENDING_FOREVER
 from tests.integration.harness import bare_template
 from tests.integration.stage import HEARTBEAT_SECONDS, Stage
 from tests.waiting import wait_until
@@ -46,6 +47,29 @@ async def test_pool_is_deleted_while_its_runs_run(stage: Stage) -> None:
             WorkPoolCreate(name=name, type="ray", base_job_template=template), overwrite=True
         )
         await stage.is_served()
+
+
+async def test_runs_of_a_deleted_pool_are_cancelled_and_taken_over(stage: Stage) -> None:
+    """Prefect finds the pool of a run through its queue, which was deleted with the pool."""
+    client, name = stage.pool.client, stage.pool.name
+    async with stage.pool.working():
+        run_id, job = await stage.running()
+        stage.ray.on_submit = PENDING_FOREVER
+        waits = await stage.start()
+        waiting = await stage.job_of(waits)
+        await stage.pool.wait_for_log(waits, "is PENDING")
+        await client.delete_work_pool(name)
+        await stage.pool.cancel(waits)
+        await wait_until(lambda: waiting.stop_requests, timeout=10, description="a stop")
+        waiting.set("STOPPED")
+        await stage.ends(waits, StateType.CANCELLED)
+    await client.create_work_pool(
+        WorkPoolCreate(name=name, type="ray", base_job_template=bare_template())
+    )
+    async with stage.pool.working():
+        await stage.pool.wait_for_log(run_id, "Following Ray Job")
+        job.set("FAILED", driver_exit_code=7)
+        await stage.ends(run_id, StateType.CRASHED, "exit code 7")
 
 
 @pytest.mark.extra

@@ -65,13 +65,13 @@ async def test_logs_cancelling_and_recovery_work_with_a_low_limit(
             ]
             ids = {run.id for run in runs}
             flow_runs = FlowRuns(client)
-            assert set(await flow_runs.active(pool.id)) == ids
+            assert set(await flow_runs.active(pool.id, pool.name)) == ids
             assert await flow_runs.online_workers("limited") == frozenset()
 
             for run in runs:
                 body = {"state": {"type": "CANCELLING"}, "force": True}
                 await client.request("POST", f"/flow_runs/{run.id}/set_state", json=body)
-            assert await cancelling_runs(client, pool.id) == ids
+            assert await cancelling_runs(client, ids) == ids
             for run in runs:
                 body = {"state": {"type": "CANCELLED"}, "force": True}
                 await client.request("POST", f"/flow_runs/{run.id}/set_state", json=body)

@@ -181,7 +181,7 @@ class Reconciler:
         pool = self._pool()
         covers_all = self._pace.covers_all()
         if covers_all:
-            runs = await api.active(pool.id)
+            runs = await api.active(pool.id, pool.name)
             self._pace.listed(len(runs), took=anyio.current_time() - began.steady)
         else:
             own = await api.some([follower.attempt.run_id for follower in followed_before])

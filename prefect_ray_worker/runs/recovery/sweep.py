@@ -132,7 +132,9 @@ class Sweeper:
         except Exception as exc:  # noqa: BLE001 (those of the last time are as good)
             _log.debug("Which workers are online is not known now: %s", exc)
         online = self._online
-        view = PoolRuns(pool.id, self._flow_runs, lambda key: heir(key, online) == self._name)
+        view = PoolRuns(
+            pool.id, self._flow_runs, lambda key: heir(key, online) == self._name, pool.name
+        )
         await self._sources.sweep(view, configuration, _log.warning)
 
     async def _forget_gone(self) -> None:
@@ -230,7 +232,7 @@ async def sweep_once(
             "makes no clusters. Name the pool whose runs have clusters of their own."
         )
     sources = ClusterSources.of_worker(PREFECT_HOME.value(), worker_settings().address)
-    view = PoolRuns(pool.id, FlowRuns(client), lambda _: True)
+    view = PoolRuns(pool.id, FlowRuns(client), lambda _: True, pool.name)
     troubles: dict[str, Exception] = {}
     try:
         for of_place in _places_of(configuration, namespaces):
@@ -266,11 +268,13 @@ class PoolRuns:
         pool_id: The pool.
         flow_runs: The Prefect side.
         is_mine: Returns whether this worker is the first to sweep the object with a uid.
+        pool_name: The pool's name.
     """
 
     pool_id: UUID
     flow_runs: FlowRuns
     is_mine: Callable[[str], bool]
+    pool_name: str = ""
 
     async def runs(
         self, attempts: frozenset[RunAndAttempt]
@@ -299,7 +303,7 @@ class PoolRuns:
         """Return the planned references of all clusters that a run of the pool names."""
         since = datetime.now(UTC) - timedelta(seconds=_DRAIN_SECONDS)
         # In this order: a run that ends in between is in the second answer.
-        active = await self.flow_runs.active(self.pool_id)
+        active = await self.flow_runs.active(self.pool_id, self.pool_name)
         ended = await self.flow_runs.ended(self.pool_id, since)
         named = {ref for run in active.values() for ref in _named_by(run)}
         for run in ended.values():
