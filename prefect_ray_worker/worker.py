@@ -55,6 +55,7 @@ from prefect_ray_worker.runs.wake import Wake
 from prefect_ray_worker.runs.wiring import services_of
 from prefect_ray_worker.settings import RayWorkerSettings, worker_settings
 from prefect_ray_worker.shared.ids import InfrastructurePid
+from prefect_ray_worker.shared.masking import masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -293,7 +294,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             await super()._submit_run(flow_run)
         except Exception as exc:  # noqa: BLE001 (one run must not end the work for all others)
             why = "The flow run %s stays scheduled; the next poll tries again: %s"
-            worker_logger(self).warning(why, flow_run.id, exc)
+            worker_logger(self).warning(why, flow_run.id, masked(str(exc)))
             forget_submission(self, flow_run.id)
         if not self._followed.is_busy_with(flow_run.id):
             self._release_limit_slot(flow_run.id)
