@@ -24,7 +24,10 @@ from prefect_ray_worker.shared.run_rules import (
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 60.0
-"""How long a driver asks an API that does not answer: longer than most restarts of a server."""
+"""How long a driver asks an API that does not answer: longer than most restarts of a server.
+
+Looked at between requests, each of which Prefect's client repeats for another minute (3.8.8).
+"""
 
 _LONGEST_REASON = 400
 _TRUST_ADVICE = (
@@ -59,7 +62,7 @@ def patiently(ask: Callable[[], T], patience: Patience | None = None) -> T:
 
     Args:
         ask: Sends the request; can be called again without harm.
-        patience: For how long; by default a minute.
+        patience: After how long the last request begins; by default a minute.
 
     Raises:
         Exception: What `ask` raised last, or what waiting does not mend.

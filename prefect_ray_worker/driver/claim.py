@@ -83,7 +83,7 @@ def open_client() -> SyncPrefectClient:
 
 
 def claim(client: SyncPrefectClient, flow_run_id: UUID, attempt: str) -> Claim:
-    """Ask for a run on behalf of one attempt, for up to a minute where the API does not answer.
+    """Ask for a run on behalf of one attempt, for up to two minutes if the API does not answer.
 
     Args:
         client: An open client.

@@ -22,7 +22,7 @@ from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.exceptions import TerminationSignal
 
-from prefect_ray_worker.driver.api import passes
+from prefect_ray_worker.driver.api import in_a_line, passes
 from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE
 from prefect_ray_worker.driver.signals import Termination, raise_in_thread
 from prefect_ray_worker.driver.state_guard import StateGuard, crash_with
@@ -34,7 +34,7 @@ from prefect_ray_worker.shared.ids import (
     overdue_label,
     present_claim,
 )
-from prefect_ray_worker.shared.run_rules import Patience, pauses_in_process
+from prefect_ray_worker.shared.run_rules import Backoff, pauses_in_process
 
 # As Prefect's own executor does when its event subscription is down (3.8.8).
 _POLL_SECONDS = 10.0
@@ -221,16 +221,19 @@ class InterruptWatch:
 
     async def _read_patiently(self, client: PrefectClient) -> FlowRun | None:
         """Return the run; None if Prefect does not say in the little time that there is."""
-        patience = Patience(_MEANING_SECONDS, now=time.monotonic(), first=0.2)
-        while True:
-            try:
-                return await client.read_flow_run(self._run_id)
-            except Exception as exc:
-                delay = patience.wait(time.monotonic()) if passes(exc) else None
-                if delay is None:
-                    _log.warning("Cannot ask Prefect why this run has to end: %s", exc)
-                    return None
-                await anyio.sleep(delay)
+        backoff, trouble = Backoff(0.2), "no answer"
+        # Prefect's client repeats a request for a minute by itself (3.8.8): only this ends it.
+        with anyio.move_on_after(_MEANING_SECONDS):
+            while True:
+                try:
+                    return await client.read_flow_run(self._run_id)
+                except Exception as exc:
+                    trouble = in_a_line(exc)
+                    if not passes(exc):
+                        break
+                await anyio.sleep(backoff.next())
+        _log.warning("Cannot ask Prefect why this run has to end: %s", trouble)
+        return None
 
     async def _meaning(self, client: PrefectClient) -> Meaning | None:
         """Return what the end of the run means by its state; None for a crash."""

@@ -5,11 +5,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
 
+import anyio
+import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import AwaitingRetry, Paused, Running, Scheduled, Suspended
 
+from prefect_ray_worker.driver import interrupts
 from prefect_ray_worker.driver.interrupts import InterruptWatch
 from prefect_ray_worker.driver.signals import Termination
 from prefect_ray_worker.driver.state_guard import StateGuard
@@ -59,3 +62,18 @@ async def meaning_of_sigterm(run: FlowRun) -> str | None:
     watch = InterruptWatch(run.id, ATTEMPT, Termination(), guard, grace=1, force=sys.exit)
     client = cast("PrefectClient", SimpleNamespace(read_flow_run=read))
     return await watch._meaning(client)
+
+
+async def test_an_api_that_is_away_does_not_delay_the_end_of_a_flow(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prefect's client repeated the one request for a minute, and Ray killed the job after half."""
+    monkeypatch.setattr(interrupts, "_MEANING_SECONDS", 0.3)
+    run = FlowRun(id=uuid4(), flow_id=uuid4(), state=Running())
+    guard = StateGuard(run)
+    watch = InterruptWatch(run.id, ATTEMPT, Termination(), guard, grace=1, force=sys.exit)
+    away = httpx.MockTransport(lambda _: httpx.Response(503))
+    async with PrefectClient("http://prefect/api", httpx_settings={"transport": away}) as client:
+        with anyio.fail_after(5), caplog.at_level("WARNING", "prefect.ray.driver"):
+            assert await watch._meaning(client) is None
+    assert "Cannot ask Prefect why this run has to end" in caplog.text
