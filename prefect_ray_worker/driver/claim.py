@@ -13,7 +13,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
-from prefect.settings import get_current_settings
+from prefect.settings import PREFECT_API_URL, get_current_settings
 from prefect.utilities.engine import propose_state_sync
 
 from prefect_ray_worker.driver.api import (
@@ -27,6 +27,7 @@ from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import diagnosed
 from prefect_ray_worker.shared.exits import DriverExit
 from prefect_ray_worker.shared.ids import STARTING, attempt_name, present_claim
+from prefect_ray_worker.shared.masking import masked
 from prefect_ray_worker.shared.run_rules import Patience
 
 
@@ -62,7 +63,8 @@ def open_client() -> SyncPrefectClient:
     """Return a client for the Prefect API; the caller enters it.
 
     Raises:
-        ApiTrouble: There is no URL, or the file of certificate authorities cannot be used.
+        ApiTrouble: There is no URL, or it is none, or the file of certificate authorities cannot be
+            used.
     """
     try:
         return get_client(sync_client=True)
@@ -75,6 +77,16 @@ def open_client() -> SyncPrefectClient:
             f"cannot use ({in_a_line(exc)}).",
             advice="Put the file onto every node, or set env.PREFECT_API_SSL_CERT_FILE to a path "
             "that the nodes have.",
+        )
+        raise ApiTrouble(DriverExit.BAD_SETTING, why) from None
+    except httpx.InvalidURL as exc:
+        # What it quotes can be a part of a password.
+        reason, place = str(exc).partition(": ")[0], masked(PREFECT_API_URL.value() or "")
+        why = diagnosed(
+            Category.PREFECT_SETTING_INVALID,
+            f"PREFECT_API_URL is {place!r} on the Ray node {socket.gethostname()}, which is no URL "
+            f"({reason}).",
+            advice="Set env.PREFECT_API_URL to a URL such as http://prefect.example:4200/api.",
         )
         raise ApiTrouble(DriverExit.BAD_SETTING, why) from None
     except ValueError as exc:  # no PREFECT_API_URL

@@ -10,10 +10,11 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
 
+from prefect_ray_worker.driver.api import ApiTrouble
+from prefect_ray_worker.driver.claim import open_client
 from prefect_ray_worker.driver.endings import Endings, run_hooks
 from prefect_ray_worker.driver.source import Workspace, source_of
 from prefect_ray_worker.driver.supervise.processes import hold_lifeline
@@ -34,7 +35,12 @@ def main(arguments: list[str]) -> int:
     flow_run_id, attempt, code, kills, peak = arguments
     marking.install(seal_of(attempt))  # or the worker would forward what is sent from here
     death = of_exit(int(code), MemoryKills(kills), peak=int(peak))
-    with get_client(sync_client=True) as client:
+    try:
+        opened = open_client()
+    except ApiTrouble as exc:
+        print(f"Prefect cannot be told how the run ended: {exc}", file=sys.stderr)
+        return exc.code
+    with opened as client:
         flow_run = client.read_flow_run(UUID(flow_run_id))
         endings = Endings(client, flow_run.id, attempt)
         endings.cancelled("Cancelled; the driver's engine has ended.")

@@ -85,6 +85,8 @@ def test_an_answer_of_many_lines_becomes_one() -> None:
         ("https", "PREFECT_API_SSL_CERT_FILE", "/no/such.pem", "/no/such.pem"),
         ("http", "PREFECT_LOGGING_LEVEL", "hunter2", "'DEBUG'"),
         ("https", "PREFECT_CLIENT_MAX_RETRIES", "hunter2", "valid integer"),
+        ("http", "PREFECT_API_URL", "http://prefect:4200api", "(Invalid port)"),
+        ("http", "PREFECT_API_URL", "http://me:hunter2/3@prefect/api", "http://***@prefect/api"),
     ],
 )
 def test_a_driver_that_cannot_start_for_a_setting_says_which(

@@ -86,6 +86,7 @@ def test_nothing_starts_a_server_on_the_node(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode
     assert "No Prefect API URL provided" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_first_process_imports_the_standard_library_alone() -> None:
