@@ -35,6 +35,7 @@ from prefect_ray_worker.shared.run_rules import is_passing
 _NUMBERS = re.compile(r"(\d+)\.(\d+)")
 _NOT_REACHED = "The probe did not get to it."
 _REFUSED = frozenset({401, 403})
+_UNSENDABLE = ("LocalProtocolError: Illegal header", "UnsupportedProtocol", "InvalidURL")
 
 
 def checks_of(findings: Findings, *, ships: bool) -> list[Check]:
@@ -168,6 +169,13 @@ def _reached(found: ApiFinding) -> Check:
             "Drivers wait and ask again. Look again in a minute; if it stays so, read the logs of "
             "the Prefect server and of the proxy before it.",
         )
+    if found.error and found.error.startswith(_UNSENDABLE):
+        says = (
+            "The job can send nothing to the Prefect API: its PREFECT_API_KEY, PREFECT_API_URL or "
+            f"PREFECT_CLIENT_CUSTOM_HEADERS cannot be used ({found.error})."
+        )
+        advice = "A key must not have a line end, and the URL begins with http:// or https://."
+        return failed(CheckSubject.PREFECT_API, says, advice)
     if found.error and found.status is None and "JSON" not in found.error:
         says = f"The Prefect API does not answer the job ({found.error})."
         return failed(CheckSubject.PREFECT_API, says, unreachable.advice)

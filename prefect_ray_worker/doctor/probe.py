@@ -52,7 +52,9 @@ def trouble(exc: BaseException) -> dict[str, Any]:
 
 
 def masked(text: str) -> str:
-    """Return a text without the credentials in its URLs: a job's log is open to many."""
+    """Return a text without the credentials in it: a job's log is open to many."""
+    # httpx quotes the whole header, with the key of the API.
+    text = re.sub(r"(Illegal header (?:value|name)|Invalid port).*", r"\1", text)
     return re.sub(r"://\S*@", "://***@", text)
 
 

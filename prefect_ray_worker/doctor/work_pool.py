@@ -22,7 +22,7 @@ from prefect_ray_worker.config.secrets import without_userinfo
 from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.diagnosis.text import clean
 from prefect_ray_worker.errors import InvalidConfiguration
-from prefect_ray_worker.prefect_api.answers import is_gone
+from prefect_ray_worker.prefect_api.answers import is_gone, why_unsendable
 
 _POOL_TYPE = "ray"
 
@@ -51,7 +51,7 @@ async def open_prefect(wanted: str, otherwise: str = "") -> AsyncGenerator[Prefe
             yield client
     # Prefect's client raises a RuntimeError when it is opened and nothing answers (3.8.8).
     except (PrefectHTTPStatusError, httpx.HTTPError, httpx.InvalidURL, RuntimeError) as exc:
-        raise _no_answer(wanted, exc.__cause__ or exc, or_else) from exc
+        raise _no_answer(wanted, exc, or_else) from exc
     except ObjectNotFound as exc:
         if not is_gone(exc):
             raise _no_answer(wanted, exc.http_exc, or_else) from exc
@@ -92,7 +92,10 @@ def _client() -> PrefectClient:
         ) from exc
 
 
-def _no_answer(wanted: str, cause: BaseException, or_else: str) -> InvalidConfiguration:
+def _no_answer(wanted: str, exc: Exception, or_else: str) -> InvalidConfiguration:
+    cause = exc.__cause__ or exc
+    if (setting := why_unsendable(exc) or why_unsendable(cause)) is not None:
+        return InvalidConfiguration(f"Cannot read {wanted}: {setting}. Correct it{or_else}.")
     api = without_userinfo(PREFECT_API_URL.value() or "")
     reason = next(iter(clean(str(cause))), type(cause).__name__)  # without credentials
     return InvalidConfiguration(

@@ -9,6 +9,7 @@ from typing import TypeVar
 import httpx
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
+from prefect_ray_worker.prefect_api.answers import why_unsendable
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
 from prefect_ray_worker.shared.exits import DriverExit
@@ -88,7 +89,8 @@ def passes(exc: BaseException) -> bool:
     if answer is not None:
         is_proxys = answer.status_code == _NOT_FOUND and not is_own_not_found(answer.content)
         return is_passing(answer.status_code) or is_proxys
-    return isinstance(exc, httpx.TransportError | json.JSONDecodeError)
+    away = isinstance(exc, httpx.TransportError | json.JSONDecodeError)
+    return away and why_unsendable(exc) is None
 
 
 def was_not_taken(exc: BaseException) -> bool:
@@ -129,6 +131,10 @@ def trouble_with_api(exc: BaseException, api_url: str) -> ApiTrouble:
         cause = f"The Prefect API at {place} rejected the credentials of {here} (HTTP {code})."
         why = diagnosed(Category.PREFECT_API_UNAUTHORIZED, cause)
         return ApiTrouble(DriverExit.NOT_AUTHORIZED, why)
+    if (setting := why_unsendable(exc)) is not None:
+        cause = f"{setting}, on the Ray node {socket.gethostname()}."
+        why = diagnosed(Category.PREFECT_SETTING_INVALID, cause)
+        return ApiTrouble(DriverExit.BAD_SETTING, why)
     if isinstance(exc, httpx.TransportError) or (code is not None and is_passing(code)):
         hint = "; localhost means the node itself there" if is_loopback_url(api_url) else ""
         cause = f"The Prefect API at {place} does not answer {here} ({in_a_line(exc)}){hint}."

@@ -23,6 +23,7 @@ from prefect_ray_worker.driver.api import (
     patiently,
     trouble_with_api,
 )
+from prefect_ray_worker.prefect_api.answers import why_unsendable
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import diagnosed
 from prefect_ray_worker.shared.exits import DriverExit
@@ -89,7 +90,9 @@ def open_client() -> SyncPrefectClient:
             advice="Set env.PREFECT_API_URL to a URL such as http://prefect.example:4200/api.",
         )
         raise ApiTrouble(DriverExit.BAD_SETTING, why) from None
-    except ValueError as exc:  # no PREFECT_API_URL
+    except ValueError as exc:  # no PREFECT_API_URL, or a key that is not ASCII
+        if why_unsendable(exc) is not None:
+            raise trouble_with_api(exc, "") from None
         why = diagnosed(Category.PREFECT_SETTING_INVALID, in_a_line(exc))
         raise ApiTrouble(DriverExit.BAD_SETTING, why) from None
 

@@ -11,6 +11,7 @@ import anyio
 import httpx
 from prefect.exceptions import ObjectNotFound
 
+from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.shared.masking import masked
 from prefect_ray_worker.shared.run_rules import Patience, is_own_not_found, is_passing
 
@@ -51,7 +52,24 @@ def is_passing_error(exc: Exception) -> bool:
         found_nothing = exc.response.status_code == int(httpx.codes.NOT_FOUND)
         foreign = found_nothing and not _is_prefects(exc.response)
         return foreign or is_passing(exc.response.status_code)
-    return isinstance(exc, httpx.TransportError)
+    return isinstance(exc, httpx.TransportError) and why_unsendable(exc) is None
+
+
+def why_unsendable(exc: BaseException) -> str | None:
+    """Return which setting of Prefect keeps any request from being sent, in a clause, or None.
+
+    httpx calls that a `TransportError` like any other, and Prefect's client repeats it (3.8.8).
+    """
+    if isinstance(exc, httpx.UnsupportedProtocol):
+        return "PREFECT_API_URL does not begin with http:// or https://"
+    # Not each LocalProtocolError: one of a broken HTTP/2 connection passes.
+    is_illegal = isinstance(exc, httpx.LocalProtocolError) and "Illegal header" in str(exc)
+    if is_illegal or (isinstance(exc, UnicodeEncodeError) and exc.encoding == "ascii"):
+        return (
+            "PREFECT_API_KEY or PREFECT_CLIENT_CUSTOM_HEADERS has a character that HTTP does not "
+            "allow in a header, such as a line end"
+        )
+    return None
 
 
 def seconds_asked_for(exc: Exception) -> float:
@@ -131,6 +149,9 @@ async def outlast(
         ask: The round.
         log: Told of each wait.
         once: Whether the worker does a single round, and is waited for.
+
+    Raises:
+        InvalidConfiguration: With a setting of this process no request can be sent.
     """
     patience = Patience(_ONCE_SECONDS if once else _LOOP_SECONDS, now=anyio.current_time())
 
@@ -138,4 +159,11 @@ async def outlast(
         why = masked(str(exc))
         log.warning("The Prefect API is busy or away (%s); asking again in %.0f s.", why, delay)
 
-    return await ask_patiently(ask, patience, on_wait=on_wait)
+    try:
+        return await ask_patiently(ask, patience, on_wait=on_wait)
+    except httpx.TransportError as exc:
+        if (setting := why_unsendable(exc)) is not None:
+            raise InvalidConfiguration(
+                f"The Prefect API cannot be asked: {setting}. Correct it on this machine."
+            ) from None
+        raise

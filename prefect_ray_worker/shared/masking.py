@@ -21,8 +21,14 @@ _RULES = (
     (re.compile(r"(?i)\b(bearer\s{1,3})(?=\S{0,60}[\d._=-]|\S{20})[\w.~+/=-]{6,}"), r"\1***"),
     # A runtime environment as Ray quotes it, from its variables to the end of the line
     (re.compile(r"(\benv_vars\\?['\"]?\s{0,3}[:=]\s{0,3}\{)(?:[^\n]*\}|[^\n]*)"), r"\1***}"),
-    # A header that h11 refuses, as for a key that ends with a line feed
-    (re.compile(r"(Illegal header value )b?['\"][^\n]*"), r"\1***"),
+    # httpx and h11 quote a header that they do not send.
+    (
+        re.compile(
+            r"(\bIllegal header (?:value|name) )b"
+            r"(?:'(?:[^'\\]|\\.){0,9000}'?|\"(?:[^\"\\]|\\.){0,9000}\"?)"
+        ),
+        r"\1***",
+    ),
     # Keys of Prefect Cloud
     (re.compile(r"\bpn[ub]_\w{6,}"), "***"),
 )

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from prefect_ray_worker._version import __version__
@@ -196,6 +197,15 @@ def test_the_probe_prints_no_credentials_of_a_url() -> None:
     found = probe.trouble(ValueError("401 for url 'http://user:secret@prefect:4200/api/flows'"))
     assert found["error"] == "ValueError: 401 for url 'http://***@prefect:4200/api/flows'"
     assert probe.masked("http://user:se/cret@prefect/api") == "http://***@prefect/api"
+
+
+def test_a_key_with_a_line_end_is_named_and_not_shown() -> None:
+    said = probe.trouble(httpx.LocalProtocolError("Illegal header value b'Bearer secret\\n'"))
+    check = found(api=said)[CheckSubject.PREFECT_API]
+    assert check.grade is Grade.FAILED
+    assert "PREFECT_API_KEY" in check.says
+    assert "line end" in check.advice
+    assert "secret" not in f"{said} {check}"
 
 
 @pytest.mark.parametrize(

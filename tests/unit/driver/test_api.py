@@ -28,6 +28,8 @@ def answer(code: int, text: str = "<html>") -> PrefectHTTPStatusError:
     return PrefectHTTPStatusError.from_httpx_error(error)
 
 
+ILLEGAL = httpx.LocalProtocolError("Illegal header value b'Bearer secret\\n'")
+NO_SCHEME = httpx.UnsupportedProtocol("Request URL has an unsupported protocol 'prefect://'.")
 AWAY = httpx.ConnectError("All connection attempts failed")
 
 
@@ -64,6 +66,21 @@ def test_the_worker_reads_what_the_driver_says(
 
 
 @pytest.mark.parametrize(
+    ("exc", "says"),
+    [
+        (ILLEGAL, "PREFECT_API_KEY or PREFECT_CLIENT_CUSTOM_HEADERS has a character"),
+        (NO_SCHEME, "PREFECT_API_URL does not begin with http://"),
+    ],
+)
+def test_a_request_that_cannot_be_sent_is_a_wrong_setting(exc: Exception, says: str) -> None:
+    """It said that the API does not answer, and to set PREFECT_API_URL."""
+    trouble = trouble_with_api(exc, "http://prefect/api")
+    assert trouble.code == DriverExit.BAD_SETTING
+    assert trouble.diagnosis.cause.startswith(says)
+    assert "secret" not in str(trouble)
+
+
+@pytest.mark.parametrize(
     "host", ["localhost:4200", "127.0.0.1", "127.1.2.3:80", "[::1]:4200", "0.0.0.0", "a.localhost"]
 )
 def test_addresses_that_mean_the_node_are_named(host: str) -> None:
@@ -85,6 +102,7 @@ def test_an_answer_of_many_lines_becomes_one() -> None:
         ("https", "PREFECT_API_SSL_CERT_FILE", "/no/such.pem", "/no/such.pem"),
         ("http", "PREFECT_LOGGING_LEVEL", "hunter2", "'DEBUG'"),
         ("https", "PREFECT_CLIENT_MAX_RETRIES", "hunter2", "valid integer"),
+        ("http", "PREFECT_API_KEY", "hunter2\N{LATIN SMALL LETTER E WITH ACUTE}", "not allow"),
         ("http", "PREFECT_API_URL", "http://prefect:4200api", "(Invalid port)"),
         ("http", "PREFECT_API_URL", "http://me:hunter2/3@prefect/api", "http://***@prefect/api"),
     ],
@@ -136,6 +154,9 @@ def test_an_authority_that_is_not_trusted_is_no_wrong_url() -> None:
         (answer(401), False, False),
         (answer(422, "{}"), False, False),
         (AWAY, True, True),
+        (httpx.LocalProtocolError("Invalid input in state ConnectionState.CLOSED"), True, False),
+        (ILLEGAL, False, False),
+        (NO_SCHEME, False, False),
         (httpx.ReadTimeout("slow"), True, False),
         (ValueError("the flow's own"), False, False),
     ],

@@ -24,6 +24,8 @@ SECRETS = [
     "PGPASSWORD=secret pg_dump",
     "connection failed: password=secret host=db",
     "the key pnu_secretsecretsecret",
+    r"Illegal header value b'secret\n'",
+    r"""Illegal header value b"it's a \"secret\n".""",
     """Failed to parse runtime env: {"env_vars": {"A": "secret", "B": "x}secret"}, "pip": []}.""",
     """the body was "{\\"env_vars\\": {\\"A\\": \\"secret""",
     "runtime_env={'env_vars': {'A': 'secret'}} is wrong",
@@ -58,7 +60,17 @@ def test_other_texts_stay_as_they_are(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["://a:", "://a", "token", "a=", "bearer ", "authorization:", "env_vars:{"]
+    "piece",
+    [
+        "://a:",
+        "://a",
+        "token",
+        "a=",
+        "bearer ",
+        "authorization:",
+        "env_vars:{",
+        "Illegal header value b'\\",
+    ],
 )
 def test_a_long_text_takes_no_long_time(piece: str) -> None:
     began = time.process_time()
