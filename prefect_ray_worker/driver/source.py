@@ -4,11 +4,13 @@ The way is a deployment, with its pull steps and its entrypoint, or a bundle tha
 called the flow has left in the run's inputs.
 """
 
+import logging
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -43,6 +45,8 @@ from prefect_ray_worker.shared.ids import BUNDLE_FOLDER_VARIABLE
 from prefect_ray_worker.shared.masking import masked
 
 _LONGEST_CAUSE = 2_000
+
+_log = logging.getLogger("prefect.ray.driver")
 
 
 class FlowSource(Protocol):
@@ -178,12 +182,10 @@ class Workspace:
     def __init__(self, flow_run: FlowRun, source: FlowSource) -> None:
         self._flow_run = flow_run
         self._source = source
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="prefect-flow-run-", ignore_cleanup_errors=True
-        )
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Self:
-        """Return the workspace; its folder exists already."""
+        """Return the workspace; `open_flow` makes its folder."""
         return self
 
     def __exit__(
@@ -192,8 +194,14 @@ class Workspace:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Remove the folder."""
-        self._folder.cleanup()
+        """Remove the folder, as far as this user can: what stays must not fail a run that ended."""
+        if self._folder is None:
+            return
+        # It ignores only some errors: not that a file of another user cannot be removed (3.11).
+        with suppress(OSError, RecursionError):
+            self._folder.cleanup()
+        if Path(self._folder.name).exists():
+            _log.debug("The flow's folder %s could not be removed.", self._folder.name)
 
     def open_flow(self) -> Flow[..., Any]:
         """Fetch and load the flow; its modules can be imported from now on.
@@ -208,6 +216,10 @@ class Workspace:
     def _fetch(self) -> None:
         """Fetch the code, anew where the Prefect API fails meanwhile: it may be restarting."""
         patience, before = new_patience(), Path.cwd()
+        # Here, and not at first: a full disk is to be explained like any other failed fetch.
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="prefect-flow-run-", ignore_cleanup_errors=True
+        )
         while True:
             folder = tempfile.mkdtemp(dir=self._folder.name)
             try:

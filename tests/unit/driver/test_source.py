@@ -1,11 +1,17 @@
 """Why a flow could not be loaded, from what Prefect really raises."""
 
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
+from prefect import Flow
+from prefect.client.schemas.objects import FlowRun
 from prefect.flows import load_flow_from_entrypoint
 
-from prefect_ray_worker.driver.source import of_load_failure
+from prefect_ray_worker.driver.source import BundleSource, Workspace, of_load_failure
 from prefect_ray_worker.shared.category import Category
 
 FILES = {
@@ -66,3 +72,46 @@ def test_a_clone_that_fails_shows_no_token() -> None:
     cause = of_load_failure(error, None).cause
     assert "https://***@git.example/me/repo.git" in cause
     assert "secret" not in cause
+
+
+class _Here(BundleSource):
+    """Needs nothing from elsewhere."""
+
+    def fetch(self, flow_run: FlowRun, folder: Path) -> None:
+        (folder / "of-root").touch()
+
+    def load(self, flow_run: FlowRun) -> Flow[..., Any]:
+        return Flow(lambda: None, name="here")
+
+
+RUN = FlowRun(id=uuid4(), flow_id=uuid4())
+
+
+def test_a_folder_that_cannot_be_removed_does_not_fail_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A container that the flow had started left a file of root, and the driver a traceback."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", "")
+    with caplog.at_level("DEBUG", "prefect.ray.driver"), Workspace(RUN, _Here()) as workspace:
+        workspace.open_flow()
+        (left,) = tmp_path.iterdir()
+        monkeypatch.setattr(shutil, "rmtree", refuse)
+    assert f"{left} could not be removed" in caplog.text
+    assert left.exists()
+
+
+def test_a_full_disk_is_found_where_the_flow_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended the driver with exit code 1: only what `open_flow` raises is explained."""
+
+    def full(*_: Any, **__: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with Workspace(RUN, _Here()) as workspace, pytest.raises(OSError, match="No space left"):
+        workspace.open_flow()
