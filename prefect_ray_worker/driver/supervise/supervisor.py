@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     # Without an API, Prefect would start a server of its own on the node, which knows no run.
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-    os.environ.update(_variables_of_job(arguments[0]))
+    _tell_of_run(_variables_of_job(arguments[0]))
     job, guard, group = os.getppid(), os.getpid(), os.getpgrp()
     descendants.notice_death_of_parent()
     watched = _borrow(arguments)
@@ -86,6 +86,13 @@ def main(arguments: list[str]) -> int:
     code = _wait(watched, _lost(job), woken=descendants.adopt_orphans)
     descendants.kill_descendants()
     return _end_like(code)
+
+
+def _tell_of_run(variables: Mapping[str, str]) -> None:
+    """Set variables, but for those that no variable can hold: a flow's name may have any letter."""
+    for name, value in variables.items():
+        with suppress(ValueError):  # a null, or none of the letters of the node's encoding
+            os.environ[name] = value
 
 
 def _variables_of_job(flow_run_id: str) -> dict[str, str]:

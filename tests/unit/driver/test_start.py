@@ -137,3 +137,12 @@ def test_a_job_tells_its_driver_of_the_run(
     if config is not None:
         monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
     assert supervisor._variables_of_job("a") == {"PREFECT__FLOW_RUN_ID": "a", **told}
+
+
+def test_a_flow_whose_name_no_variable_can_hold_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard ended with a UnicodeEncodeError, on a node with an ASCII locale for any umlaut."""
+    names = ("PREFECT__FLOW_NAME", "PREFECT__WORKER_NAME", "PREFECT__FLOW_ID")
+    for name in names:
+        monkeypatch.setenv(name, "before")
+    supervisor._tell_of_run(dict(zip(names, ("a\0b", "\ud800", "c"), strict=True)))
+    assert [os.environ[name] for name in names] == ["before", "before", "c"]
