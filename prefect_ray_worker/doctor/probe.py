@@ -171,6 +171,15 @@ def other_node(wait: float) -> dict[str, Any]:
     return ray.get(look.options(scheduling_strategy=there).remote(), timeout=task_seconds(wait))
 
 
+def correct_credentials() -> None:
+    """Drop blank credentials and the line end of a key, as the driver does (`supervisor.py`)."""
+    for name in ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_CLIENT_CUSTOM_HEADERS"):
+        if name in os.environ and not os.environ[name].strip():
+            del os.environ[name]
+    if "PREFECT_API_KEY" in os.environ:
+        os.environ["PREFECT_API_KEY"] = os.environ["PREFECT_API_KEY"].strip()
+
+
 def main(pool: str, wait: float) -> None:
     """Run all checks; later ones need what earlier ones found.
 
@@ -180,6 +189,7 @@ def main(pool: str, wait: float) -> None:
     """
     # Someone is waiting: better no answer than a late one.
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "0")
+    correct_credentials()
     tell("python", python)
     tell("driver", driver)
     tell("prefect", prefect)

@@ -1,6 +1,7 @@
 """How a driver asks the Prefect API: patiently, and with an explanation when it gives up."""
 
 import json
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -128,7 +129,12 @@ def trouble_with_api(exc: BaseException, api_url: str) -> ApiTrouble:
     answer = _answer(exc)
     code = answer.status_code if answer is not None else None
     if code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        cause = f"The Prefect API at {place} rejected the credentials of {here} (HTTP {code})."
+        auth = os.environ.get("PREFECT_API_AUTH_STRING", "")
+        padded = "; PREFECT_API_AUTH_STRING has a blank or a line end there"
+        hint = padded if auth != auth.strip() else ""
+        cause = (
+            f"The Prefect API at {place} rejected the credentials of {here} (HTTP {code}){hint}."
+        )
         why = diagnosed(Category.PREFECT_API_UNAUTHORIZED, cause)
         return ApiTrouble(DriverExit.NOT_AUTHORIZED, why)
     if (setting := why_unsendable(exc)) is not None:

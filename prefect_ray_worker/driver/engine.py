@@ -22,9 +22,6 @@ from prefect_ray_worker.shared.environment import PREFECT_VERSION, WARM_SECONDS,
 from prefect_ray_worker.shared.exits import DriverExit
 from prefect_ray_worker.shared.log_marks import end_of_output, mark, seal_of
 
-# Ray expands a reference to a variable that the node does not have to an empty text. Prefect would
-# take that for a key, and a wrong one.
-_MAY_BE_EMPTY = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_CLIENT_CUSTOM_HEADERS")
 _IMPORTED_LATER = (
     "anyio._backends._asyncio",
     "encodings.idna",
@@ -49,7 +46,6 @@ def main(arguments: list[str]) -> int:
     # Kept until it can be handled: a zygote must not inherit the handler.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     _introduce(*arguments)
-    _prepare_environment()
     # All of a hundred thousand objects stay: looking for garbage among them takes an eighth of the
     # time of the imports (Prefect 3.8.8, Python 3.11).
     gc.disable()
@@ -66,7 +62,6 @@ def main(arguments: list[str]) -> int:
     if forked is not None:
         arguments = list(forked)
         _introduce(*arguments)
-        _prepare_environment()
     gc.enable()
     return run(*arguments)
 
@@ -130,12 +125,6 @@ def _import_more() -> None:
         classes += model.__subclasses__()
         with suppress(Exception):
             model.model_rebuild()
-
-
-def _prepare_environment() -> None:
-    for name in _MAY_BE_EMPTY:
-        if os.environ.get(name) == "":
-            del os.environ[name]
 
 
 @contextmanager

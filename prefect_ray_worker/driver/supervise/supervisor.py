@@ -41,6 +41,10 @@ HANDLED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGIO
 
 # Set by Ray in the entrypoint of a job (`job_supervisor.py`, 2.60).
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+# Ray expands a reference to a variable that the node does not have to an empty text. Prefect would
+# take that for a key, and a wrong one.
+_KEY = "PREFECT_API_KEY"
+_MAY_BE_EMPTY = (_KEY, "PREFECT_API_AUTH_STRING", "PREFECT_CLIENT_CUSTOM_HEADERS")
 _LOOK_SECONDS = 0.5
 _REPORT_SECONDS = 60
 
@@ -69,6 +73,7 @@ def main(arguments: list[str]) -> int:
     # Without an API, Prefect would start a server of its own on the node, which knows no run.
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    _correct_credentials()
     _tell_of_run(_variables_of_job(arguments[0]))
     job, guard, group = os.getppid(), os.getpid(), os.getpgrp()
     descendants.notice_death_of_parent()
@@ -86,6 +91,16 @@ def main(arguments: list[str]) -> int:
     code = _wait(watched, _lost(job), woken=descendants.adopt_orphans)
     descendants.kill_descendants()
     return _end_like(code)
+
+
+def _correct_credentials() -> None:
+    """Drop credentials that are blank, and the line end of a key that comes from a file."""
+    for name in _MAY_BE_EMPTY:
+        if name in os.environ and not os.environ[name].strip():
+            del os.environ[name]
+    # No header can hold it. A line end of PREFECT_API_AUTH_STRING may be in the server's as well.
+    if _KEY in os.environ:
+        os.environ[_KEY] = os.environ[_KEY].strip()
 
 
 def _tell_of_run(variables: Mapping[str, str]) -> None:

@@ -88,6 +88,13 @@ def test_addresses_that_mean_the_node_are_named(host: str) -> None:
     assert "localhost means the node itself there" in cause
 
 
+def test_a_line_end_of_credentials_is_named_as_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:secret\n")
+    cause = trouble_with_api(answer(401), "http://prefect/api").diagnosis.cause
+    assert "PREFECT_API_AUTH_STRING has a blank or a line end there" in cause
+    assert "secret" not in cause
+
+
 def test_an_answer_of_many_lines_becomes_one() -> None:
     trouble = trouble_with_api(ValueError("a\n  b\n" * 1000), "http://x/api")
     assert trouble.code == DriverExit.WRONG_API

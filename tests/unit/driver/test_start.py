@@ -6,6 +6,7 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
@@ -13,6 +14,7 @@ from uuid import uuid4
 import pytest
 
 import prefect_ray_worker
+from prefect_ray_worker.doctor import probe
 from prefect_ray_worker.driver.supervise import supervisor
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.exits import DriverExit
@@ -146,3 +148,22 @@ def test_a_flow_whose_name_no_variable_can_hold_starts(monkeypatch: pytest.Monke
         monkeypatch.setenv(name, "before")
     supervisor._tell_of_run(dict(zip(names, ("a\0b", "\ud800", "c"), strict=True)))
     assert [os.environ[name] for name in names] == ["before", "before", "c"]
+
+
+@pytest.mark.parametrize(
+    "correct", [supervisor._correct_credentials, probe.correct_credentials], ids=["driver", "probe"]
+)
+def test_credentials_of_a_node_lose_what_no_header_can_hold(
+    correct: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line end of a secret that comes from a file made each request impossible."""
+    monkeypatch.setenv("PREFECT_API_KEY", "key\n")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:secret\n")
+    monkeypatch.setenv("PREFECT_CLIENT_CUSTOM_HEADERS", "")
+    correct()
+    assert os.environ["PREFECT_API_KEY"] == "key"
+    assert os.environ["PREFECT_API_AUTH_STRING"] == "me:secret\n", "the server's may be the same"
+    assert "PREFECT_CLIENT_CUSTOM_HEADERS" not in os.environ
+    monkeypatch.setenv("PREFECT_API_KEY", "\n")
+    correct()
+    assert "PREFECT_API_KEY" not in os.environ
