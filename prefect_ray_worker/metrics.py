@@ -56,7 +56,7 @@ ADOPTIONS = Counter(
 STOPS = Counter(
     "prefect_ray_stops",
     "Requests to stop the job of a cancelled or overdue run, by result: ended, gone, queued, "
-    "unconfirmed, unreachable.",
+    "unconfirmed, foreign, unreachable.",
     ["result"],
 )
 ERRORS = Counter(

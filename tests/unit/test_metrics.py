@@ -12,7 +12,7 @@ from prefect_ray_worker.errors import JobNotFound
 from prefect_ray_worker.metrics import ActiveJob, Polls
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
-from prefect_ray_worker.runs.stop import stop_and_confirm
+from prefect_ray_worker.runs.stop import Stopping, stop_and_confirm
 from tests.fake_ray import FakeRay
 
 
@@ -42,6 +42,12 @@ def test_names_are_ours_and_no_label_is_of_one_run() -> None:
         m for m in vars(metrics).values() if isinstance(m, type(metrics.ALL[0]).__mro__[1])
     }
     assert in_module == set(metrics.ALL), "each is documented"
+
+
+def test_stops_name_each_result() -> None:
+    (metric,) = metrics.STOPS.describe()
+    listed = metric.documentation.partition("by result: ")[2].rstrip(".").split(", ")
+    assert sorted(listed) == sorted(result.value for result in Stopping)
 
 
 def test_active_job_is_counted_once_under_its_status() -> None:
