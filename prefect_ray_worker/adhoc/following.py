@@ -2,7 +2,9 @@
 
 import sys
 import time
-from typing import Any, Self, TypeVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Self, TypeVar
 from uuid import UUID
 
 import anyio
@@ -10,7 +12,7 @@ import anyio.to_thread
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.futures import PrefectFlowRunFuture
+from prefect.futures import PrefectFlowRunFuture, PrefectFuture
 from prefect.results import (
     ResultRecordMetadata,  # pyright: ignore[reportPrivateImportUsage]
     get_result_store,
@@ -19,6 +21,7 @@ from prefect.states import Cancelling, aget_state_exception
 from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.urls import url_for
 
+from prefect_ray_worker.adhoc.done_callbacks import DoneCallbacks
 from prefect_ray_worker.adhoc.log_tail import LogTail
 from prefect_ray_worker.adhoc.untaken import Untaken
 from prefect_ray_worker.bundles.answers import FlowAnswer, read_answer
@@ -36,6 +39,8 @@ from prefect_ray_worker.shared.masking import masked
 R = TypeVar("R")
 
 _INTERVAL_SECONDS = 0.5
+# Many futures that wait together ask the API ten times a second.
+_INTERVAL_SECONDS_OF_EACH = 0.1
 _API_AWAY_SECONDS = 600.0
 # The last lines come after the final state: from the driver when it ends, and from the worker,
 # which reads the job's output about once a second. The worker says when all are there.
@@ -60,6 +65,11 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
     parent_task_run_id: UUID | None = None
     _has_looked_for_data = False
 
+    def __init__(self, flow_run_id: UUID) -> None:
+        super().__init__(flow_run_id)
+        self.untaken = Untaken()
+        self._callbacks = DoneCallbacks()
+
     @property
     def task_run_id(self) -> UUID:
         """The task run of a subflow. Prefect wants one of all futures that a task gets (3.8.8)."""
@@ -69,8 +79,11 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
     def state(self) -> State[Any]:
         """The run's state; with the flow's value, if the run has ended and was waited for.
 
-        From there a task that gets the future takes the value.
+        From there a task that gets the future takes the value. It asks Prefect nothing after a
+        callback: a task runner reads it in a thread that all its tasks need.
         """
+        if self._callbacks.trouble is not None:
+            raise self._callbacks.trouble
         return super().state if self._final_state is None else self.state_with_data()
 
     def cancel(self) -> None:
@@ -86,17 +99,36 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
         Args:
             timeout: Limit in seconds. By default there is none.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with Following(self, stream_logs=False) as following:
-            following.go_on(deadline)
+        self._follow(None if timeout is None else time.monotonic() + timeout)
         raise_if_suspended()
+
+    def _follow(self, deadline: float | None) -> None:
+        if self._final_state is None:
+            with Following(self, stream_logs=False) as following:
+                following.go_on(deadline)
 
     async def wait_async(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 (Prefect's)
         """Wait until the run has ended; see `wait`."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        with Following(self, stream_logs=False) as following:
-            await following.go_on_async(deadline)
+        if self._final_state is None:
+            with Following(self, stream_logs=False) as following:
+                await following.go_on_async(deadline)
         raise_if_suspended()
+
+    def add_done_callback(self, fn: Callable[[PrefectFuture[R]], None]) -> None:
+        """Call a function with this future once the run has ended and its value is here.
+
+        It is called too if the run was deleted, or if Prefect does not answer for ten minutes;
+        `result` then says so.
+        """
+        if self._has_looked_for_data:
+            fn(self)
+        else:
+            self._callbacks.add(partial(fn, self), self._learn)
+
+    def _learn(self) -> None:
+        self._follow(None)
+        self.state_with_data()
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
         """Wait for the run and return the flow's value.
@@ -128,9 +160,13 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
         return await anyio.to_thread.run_sync(self._outcome, raise_on_failure, timeout)
 
     def ended(self, state: State[Any], claim: UUID | None) -> None:
-        """Take note of the run's final state, and of the claim that began its last attempt."""
-        self._final_state, self._has_looked_for_data = state, False
-        self.attempt = attempt_name(claim) if claim is not None else None
+        """Take note of the run's final state, and of the claim that began its last attempt.
+
+        Several threads may follow the run: the first that sees its end tells of it.
+        """
+        if self._final_state is None:
+            self.attempt = attempt_name(claim) if claim is not None else None
+            self._final_state, self._callbacks.trouble = state, None
 
     def state_with_data(self) -> State[Any]:
         """Return the final state, with the flow's value or exception where it came back."""
@@ -139,17 +175,17 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
             raise RuntimeError("The flow run has not ended.")
         if self._has_looked_for_data:
             return state
-        answer = self._answer(state)
-        self._has_looked_for_data = True
+        answer, self._callbacks.trouble = self._answer(state), None
         if answer is not None and answer.kind in ("value", "exception"):
             state.data = get_result_store().create_result_record(answer.value)
+        self._has_looked_for_data = True
         return state
 
     def _outcome(self, raise_on_failure: bool, timeout: float | None) -> Any:
         state = self._final_state
         if state is None:
             raise TimeoutError(f"Flow run {self.flow_run_id} has not ended within {timeout} s.")
-        answer = self._answer(state)
+        answer, self._callbacks.trouble = self._answer(state), None
         if state.is_completed():
             return self._value(state, answer)
         if answer is not None and answer.kind == "exception":
@@ -213,38 +249,43 @@ class Following:
         stream_logs: Whether to print its logs.
     """
 
+    _open: ClassVar[set["Following"]] = set()
+
     def __init__(self, future: RayFlowRunFuture[Any], *, stream_logs: bool) -> None:
         self._future = future
         self._run_id = future.flow_run_id
         self._client: SyncPrefectClient = get_client(sync_client=True)
         self._tail = LogTail(self._run_id) if stream_logs else None
-        self._untaken = Untaken()
         self._ended_at: float | None = None
 
     def __enter__(self) -> Self:
         """Open the client."""
         self._client.__enter__()
+        self._open.add(self)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         """Close the client."""
+        self._open.discard(self)
         self._client.__exit__(*exc_info)
 
     def go_on(self, deadline: float | None = None) -> None:
         """Follow the run to its end, or until a moment of the monotonic clock."""
         while not self._step(deadline) and not _is_over(deadline):
-            time.sleep(self._pause)
+            time.sleep(self._pause(deadline))
 
     async def go_on_async(self, deadline: float | None = None) -> None:
         """Do what `go_on` does without blocking the event loop."""
         while not await anyio.to_thread.run_sync(self._step, deadline):
             if _is_over(deadline):
                 return
-            await anyio.sleep(self._pause)
+            await anyio.sleep(self._pause(deadline))
 
-    @property
-    def _pause(self) -> float:
-        return _INTERVAL_SECONDS if self._ended_at is None else _DRAIN_INTERVAL_SECONDS
+    def _pause(self, deadline: float | None) -> float:
+        pause = _INTERVAL_SECONDS if self._ended_at is None else _DRAIN_INTERVAL_SECONDS
+        if self._tail is None:
+            pause = max(pause, len(self._open) * _INTERVAL_SECONDS_OF_EACH)
+        return pause if deadline is None else min(pause, max(deadline - time.monotonic(), 0.0))
 
     def _read(self, deadline: float | None) -> FlowRun:
         left = _API_AWAY_SECONDS
@@ -265,7 +306,7 @@ class Following:
             history = patiently(lambda: self._client.read_flow_run_states(self._run_id))
             self._future.ended(run.state, present_claim(history))
             self._ended_at = time.monotonic()
-        if self._ended_at is None and (why := self._untaken.news(self._client, run)):
+        if self._ended_at is None and (why := self._future.untaken.news(self._client, run)):
             say(why)
         if self._tail is None:
             return self._ended_at is not None

@@ -141,9 +141,9 @@ class PendingTask:
             return self._run_slot(index, source, arguments)
         if isinstance(source, State):
             return ValueSlot(pack(source))
-        source.wait()  # it is done: without this, Prefect's own futures ask the API for their state
         if isinstance(source, PrefectFlowRunFuture):
             return ValueSlot(pack(source.state))
+        source.wait()  # it is done: without this, Prefect's own futures ask the API for their state
         return ValueSlot(pack(DoneFuture(source.task_run_id, source.state)))
 
     def _run_slot(self, index: int, source: RayTaskFuture[Any], arguments: list[Any]) -> Slot:

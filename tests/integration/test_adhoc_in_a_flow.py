@@ -1,16 +1,26 @@
 """A call inside another flow, in this process."""
 
+import pickle
+import queue
+from typing import Any
+
 import anyio.to_thread
+import pytest
 from aiohttp import web
 from prefect import flow
 from prefect.client.schemas.objects import StateType
+from prefect.futures import PrefectFuture, as_completed
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed
 
 from prefect_ray_worker import ray_job
+from prefect_ray_worker.adhoc.following import RayFlowRunFuture
+from prefect_ray_worker.errors import AnswerMissing
 from tests.integration.busy_api import busy_api
 from tests.integration.driver_kit import tasks_of
 from tests.integration.harness import Pool
 from tests.integration.test_adhoc_sending import new_flow, served
+from tests.integration.test_bundles import new_run
 
 __all__ = ["served"]
 
@@ -38,3 +48,40 @@ async def test_call_that_is_refused_leaves_no_task_run_waiting(served: Pool) -> 
     assert state.state_details.flow_run_id is not None
     (called,) = await tasks_of(served, state.state_details.flow_run_id)
     assert called.state_type == StateType.FAILED
+
+
+async def test_all_that_wait_for_a_run_are_called_whatever_its_final_state_is_named(
+    here: Pool,
+) -> None:
+    """Prefect calls only the last, and only for the usual names: tasks waited for ever."""
+    run_id = await new_run(here)
+    future: Any = RayFlowRunFuture[int](run_id)
+    called: queue.SimpleQueue[tuple[str, PrefectFuture[Any]]] = queue.SimpleQueue()
+    for name in ("first", "second"):
+        future.add_done_callback(lambda f, name=name: called.put((name, f)))
+    assert pickle.loads(pickle.dumps(future)) == future
+    await here.client.set_flow_run_state(run_id, Completed(name="Skipped"), force=True)
+
+    def all_called() -> list[Any]:
+        found = [called.get(timeout=10), called.get(timeout=10)]
+        again: Any = RayFlowRunFuture[int](run_id)
+        return [*found, *as_completed([again], timeout=10)]
+
+    assert await anyio.to_thread.run_sync(all_called) == [
+        ("first", future), ("second", future), future,
+    ]  # fmt: skip
+    away = {PREFECT_API_URL: "http://127.0.0.1:9/api"}
+    with temporary_settings(away):  # nothing is asked for in the thread of a task runner
+        future.wait()
+        assert future.state.name == "Skipped"
+
+
+async def test_all_that_wait_for_a_run_that_was_deleted_are_told(here: Pool) -> None:
+    run_id = await new_run(here)
+    await here.client.delete_flow_run(run_id)
+    future: Any = RayFlowRunFuture[int](run_id)
+    called: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    future.add_done_callback(called.put)
+    await anyio.to_thread.run_sync(lambda: called.get(timeout=10))
+    with pytest.raises(AnswerMissing, match="it was deleted"):
+        _ = future.state

@@ -8,19 +8,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import task
+from prefect import flow, task
+from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.exceptions import UnfinishedRun
 from prefect.futures import PrefectFuture, as_completed, wait
 from prefect.states import Completed, State
 
 from prefect_ray_worker import RayTaskRunner, remote_options
+from prefect_ray_worker.adhoc.following import RayFlowRunFuture
 from prefect_ray_worker.errors import Unpicklable
 from tests.real_ray import RealRay
 from tests.task_runner.api import task_runs
 from tests.task_runner.tasks import add, in_flow, length, sleep, type_name
 
 pytestmark = pytest.mark.ray
+
+
+def test_all_tasks_that_take_the_future_of_a_call_are_released(runner: RayTaskRunner) -> None:
+    """The flow never ended: Prefect calls back once for each run, and not for this end (3.8.8)."""
+
+    @flow
+    def called() -> None: ...
+
+    def body() -> Any:
+        with get_client(sync_client=True) as client:
+            future: Any = RayFlowRunFuture[Any](client.create_flow_run(called).id)
+            futures = [type_name.submit(future) for _ in range(2)]
+            ended = Completed(name="Skipped")
+            client.set_flow_run_state(future.flow_run_id, ended, force=True)
+        done, left = wait(futures, timeout=20)
+        return len(done), len(left)
+
+    assert in_flow(runner, body) == (2, 0)
 
 
 def test_generators_states_and_none(runner: RayTaskRunner) -> None:
