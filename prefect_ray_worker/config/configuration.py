@@ -29,6 +29,7 @@ from prefect_ray_worker.config.refusals import (
     refuse_oversized,
     refuse_unknown,
     refuse_unmergeable,
+    unfilled_block,
 )
 from prefect_ray_worker.config.runtime_env import as_text, can_ship, check_names, compose
 from prefect_ray_worker.config.secrets import NO_SECRETS, Delivery
@@ -123,7 +124,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
 
         Raises:
             InvalidConfiguration: A variable is unknown, a value cannot work, or it refers to a
-                Prefect variable that does not exist.
+                Prefect variable, or a field of a block, that does not exist.
         """
         refuse_unknown(values, base_job_template, cls.model_fields)
         refuse_unmergeable(values, base_job_template)
@@ -138,6 +139,10 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         except ValidationError as exc:
             # `from None`: pydantic's own text shows the raw input, secrets included.
             raise InvalidConfiguration(explain(exc, cls.model_fields)) from None
+        except ValueError as exc:
+            if (refusal := unfilled_block(exc, values, base_job_template)) is None:
+                raise
+            raise refusal from None
         if made.cluster is not None:
             refuse_foreign_files(made.cluster, origin, worker_settings().credentials_folder)
         made._origin = origin  # noqa: SLF001 (an object of this class)

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 from prefect.utilities.collections import set_in_dict
-from prefect.utilities.templating import PlaceholderType, find_placeholders
+from prefect.utilities.templating import Placeholder, PlaceholderType, find_placeholders
 from pydantic import BaseModel, ValidationError
 
 from prefect_ray_worker.errors import InvalidConfiguration
@@ -128,19 +128,11 @@ def prefect_variables(
         values: The job variables of deployment and run.
         template: The pool's base job template, whose defaults count where nothing replaces them.
     """
-    properties: Mapping[str, Any] = template.get("variables", {}).get("properties", {})
-    defaults = {
-        name: field.get("default")
-        for name, field in properties.items()
-        if name not in values or name == "env"
-    }
     used: dict[str, tuple[str, ...]] = {}
-    for source in (template.get("job_configuration", {}), defaults, values):
-        for path, text in _texts(source):
-            for placeholder in find_placeholders(text):
-                if placeholder.type is PlaceholderType.VARIABLE:
-                    name = placeholder.name.removeprefix("prefect.variables.")
-                    used[name] = (*used.get(name, ()), ".".join(path))
+    for place, placeholder in _placeholders(values, template):
+        if placeholder.type is PlaceholderType.VARIABLE:
+            name = placeholder.name.removeprefix("prefect.variables.")
+            used[name] = (*used.get(name, ()), place)
     return used
 
 
@@ -154,6 +146,28 @@ def missing_variable(name: str, places: tuple[str, ...]) -> InvalidConfiguration
         f"job variable {where} refers to the Prefect variable {name!r}, which does not exist. "
         f"Create it with `prefect variable set {name} …`, or correct the name."
     )
+
+
+def unfilled_block(
+    error: ValueError, values: Mapping[str, Any], template: Mapping[str, Any]
+) -> InvalidConfiguration | None:
+    """Return the refusal for a block's placeholder that Prefect cannot fill; None for other errors.
+
+    Args:
+        error: Prefect's bare ValueError (3.8.8). Its text shows the whole value.
+        values: The job variables of deployment and run.
+        template: The pool's base job template.
+    """
+    if type(error) is not ValueError:
+        return None
+    for place, placeholder in _placeholders(values, template):
+        if placeholder.type is PlaceholderType.BLOCK_DOCUMENT and placeholder.name in str(error):
+            return InvalidConfiguration(
+                f"job variable {place!r} has the placeholder {placeholder.name!r}, which Prefect "
+                "cannot fill. Write {{ prefect.blocks.<type>.<name>.<field> }} with a field that "
+                "the block has; within a longer text, one that is a text or a number."
+            )
+    return None
 
 
 def explain(error: ValidationError, known: Iterable[str], *, within: str | None = None) -> str:
@@ -248,6 +262,22 @@ def _shown(path: tuple[str, ...], value: object) -> str:
 
 def _is_union_branch(part: str) -> bool:
     return "[" in part or part in {"str", "int", "float", "bool", "constrained-str", "RuntimeEnv"}
+
+
+def _placeholders(
+    values: Mapping[str, Any], template: Mapping[str, Any]
+) -> Generator[tuple[str, Placeholder], None, None]:
+    """Yield each placeholder that counts, after the place where it stands."""
+    properties: Mapping[str, Any] = template.get("variables", {}).get("properties", {})
+    defaults = {
+        name: field.get("default")
+        for name, field in properties.items()
+        if name not in values or name == "env"
+    }
+    for source in (template.get("job_configuration", {}), defaults, values):
+        for path, text in _texts(source):
+            for placeholder in find_placeholders(text):
+                yield ".".join(path), placeholder
 
 
 def _texts(

@@ -11,7 +11,6 @@ from prefect.settings import PREFECT_HOME
 from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.kuberay import KubeRay
-from prefect_ray_worker.diagnosis.text import clean
 from prefect_ray_worker.doctor.work_pool import (
     default_template,
     open_prefect,
@@ -128,18 +127,9 @@ async def _target(
     client: PrefectClient,
     pool: str | None,
 ) -> Target | KubeRayTarget | SourceTarget:
-    try:
-        configuration = await RayJobConfiguration.from_template_and_values(
-            template, dict(job_variables), client
-        )
-    except ValueError as exc:
-        # Prefect's own, for a placeholder that it cannot fill (3.8.8).
-        if type(exc) is not ValueError:
-            raise
-        reason = next(iter(clean(str(exc))), "")
-        raise InvalidConfiguration(
-            f"The job variables cannot be used ({reason}). Correct the placeholder."
-        ) from exc
+    configuration = await RayJobConfiguration.from_template_and_values(
+        template, dict(job_variables), client
+    )
     if configuration.kuberay is not None:
         return KubeRayTarget(configuration.kuberay, pool)
     if configuration.cluster_source is not None:

@@ -248,7 +248,7 @@ async def test_credentials_with_the_line_feed_of_a_file_are_named(
     ("name", "default", "says"),
     [
         ("cluster", {"$ref": {"block_document_id": str(UUID(int=7))}}, "Block not found: ID "),
-        ("name", "{{ prefect.blocks.secret }}", "Invalid block placeholder format"),
+        ("name", "{{ prefect.blocks.secret }}", "'name' has the placeholder 'prefect.blocks."),
     ],
 )
 async def test_default_of_the_pool_that_refers_to_nothing_is_named(
