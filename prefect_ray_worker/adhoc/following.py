@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any, ClassVar, Self, TypeVar
 from uuid import UUID
@@ -23,6 +24,7 @@ from prefect.utilities.urls import url_for
 
 from prefect_ray_worker.adhoc.done_callbacks import DoneCallbacks
 from prefect_ray_worker.adhoc.log_tail import LogTail
+from prefect_ray_worker.adhoc.missing import MissingValue
 from prefect_ray_worker.adhoc.untaken import Untaken
 from prefect_ray_worker.bundles.answers import FlowAnswer, read_answer
 from prefect_ray_worker.bundles.carriers import patiently
@@ -64,6 +66,7 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
     attempt: str | None = None
     parent_task_run_id: UUID | None = None
     _has_looked_for_data = False
+    _why_missing: str | None = None
 
     def __init__(self, flow_run_id: UUID) -> None:
         super().__init__(flow_run_id)
@@ -84,7 +87,14 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
         """
         if self._callbacks.trouble is not None:
             raise self._callbacks.trouble
-        return super().state if self._final_state is None else self.state_with_data()
+        if self._final_state is None:
+            return super().state
+        state = self.state_with_data()
+        if self._why_missing is None:
+            return state
+        told = copy(state)  # not `model_copy`: in 3.8.8 its copy has no timestamp
+        told.data = MissingValue.because(self._why_missing)
+        return told
 
     def cancel(self) -> None:
         """Ask for the run to be cancelled. Does nothing if it has ended."""
@@ -178,6 +188,8 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
         answer, self._callbacks.trouble = self._answer(state), None
         if answer is not None and answer.kind in ("value", "exception"):
             state.data = get_result_store().create_result_record(answer.value)
+        elif state.is_completed() and not isinstance(state.data, ResultRecordMetadata):
+            self._why_missing = str(self._without_value(answer))
         self._has_looked_for_data = True
         return state
 
@@ -208,14 +220,17 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
             return answer.value
         if isinstance(state.data, ResultRecordMetadata):
             return self._stored_value(state)
+        raise self._without_value(answer)
+
+    def _without_value(self, answer: FlowAnswer | None) -> AnswerMissing:
         if answer is not None and answer.kind == "unreadable":
-            raise AnswerMissing(
+            return AnswerMissing(
                 f"The flow run {page_of(self.flow_run_id)} is Completed. Its value cannot be "
                 f"unpickled here ({type(answer.value).__name__}: {answer.value}). Install the "
                 "packages that it needs, in the versions that the cluster has."
             )
         why = answer.text if answer is not None else "The flow's value did not come back."
-        raise AnswerMissing(
+        return AnswerMissing(
             f"The flow run {page_of(self.flow_run_id)} is Completed. {why} {_NO_VALUE}"
         )
 

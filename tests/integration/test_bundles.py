@@ -5,8 +5,10 @@ import hashlib
 import importlib
 import json
 import os
+import pickle
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -277,6 +279,28 @@ async def test_task_gets_the_value_of_a_called_flow(here: Pool) -> None:
         return plus_one(future), plus_one.submit(future).result()
 
     assert await anyio.to_thread.run_sync(caller) == (43, 43)
+
+
+async def test_task_that_gets_no_value_of_a_called_flow_says_why(here: Pool) -> None:
+    """It raised Prefect's MissingResult, without the reason and the way out."""
+    run_id = await new_run(here)
+    await here.client.set_flow_run_state(run_id, Pending())
+    attempt = await present_attempt(here, run_id)
+    unsendable = Completed(data=threading.Lock())
+    await ask(lambda c: Answering(c, run_id, attempt, with_values=True).leave(unsendable))
+    await here.client.set_flow_run_state(run_id, Completed(), force=True)
+    future: Any = RayFlowRunFuture[Any](run_id)
+
+    @flow
+    def caller() -> Any:
+        task(lambda value: value)(future)
+
+    with pytest.raises(AnswerMissing, match=r"A lock cannot be pickled .* give the work pool"):
+        await anyio.to_thread.run_sync(caller)
+    state = pickle.loads(pickle.dumps(future.state))  # as it goes to a task on Ray
+    with pytest.raises(AnswerMissing, match="A lock cannot be pickled"):
+        await state.aresult()
+    assert future.state_with_data().data is None  # as `return_state=True` has it
 
 
 async def test_caller_of_a_run_that_was_deleted_is_told(here: Pool) -> None:
