@@ -114,14 +114,14 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
 
     def _follow(self, deadline: float | None) -> None:
         if self._final_state is None:
-            with Following(self, stream_logs=False) as following:
+            with Following(self) as following:
                 following.go_on(deadline)
 
     async def wait_async(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 (Prefect's)
         """Wait until the run has ended; see `wait`."""
         deadline = None if timeout is None else time.monotonic() + timeout
         if self._final_state is None:
-            with Following(self, stream_logs=False) as following:
+            with Following(self) as following:
                 await following.go_on_async(deadline)
         raise_if_suspended()
 
@@ -261,16 +261,16 @@ class Following:
 
     Args:
         future: The run.
-        stream_logs: Whether to print its logs.
+        tail: Prints its logs; None to print none.
     """
 
     _open: ClassVar[set["Following"]] = set()
 
-    def __init__(self, future: RayFlowRunFuture[Any], *, stream_logs: bool) -> None:
+    def __init__(self, future: RayFlowRunFuture[Any], tail: LogTail | None = None) -> None:
         self._future = future
         self._run_id = future.flow_run_id
         self._client: SyncPrefectClient = get_client(sync_client=True)
-        self._tail = LogTail(self._run_id) if stream_logs else None
+        self._tail = tail
         self._ended_at: float | None = None
 
     def __enter__(self) -> Self:
@@ -283,6 +283,11 @@ class Following:
         """Close the client."""
         self._open.discard(self)
         self._client.__exit__(*exc_info)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run has ended."""
+        return self._ended_at is not None
 
     def go_on(self, deadline: float | None = None) -> None:
         """Follow the run to its end, or until a moment of the monotonic clock."""
@@ -328,7 +333,7 @@ class Following:
         self._tail.run_name = run.name
         # Asked before the lines are read, so that none comes in between.
         is_complete = self._ended_at is not None and self._has_whole_log(run)
-        self._tail.print_new(self._client, is_last=is_complete)
+        self._tail.print_new(self._client, is_last=is_complete, deadline=deadline)
         if self._ended_at is None or is_complete:
             return is_complete
         if time.monotonic() - self._ended_at <= _LONGEST_DRAIN_SECONDS:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from datetime import datetime
 from uuid import UUID
 
@@ -37,12 +38,15 @@ class LogTail:
         self._window = LogWindow()
         self._printed: dict[UUID, datetime] = {}
 
-    def print_new(self, client: SyncPrefectClient, *, is_last: bool = False) -> None:
+    def print_new(
+        self, client: SyncPrefectClient, *, is_last: bool = False, deadline: float | None = None
+    ) -> None:
         """Print the lines that have arrived since.
 
         Args:
             client: An open client.
             is_last: Whether no more lines will arrive: then older ones are looked for as well.
+            deadline: A moment of the monotonic clock after which no more pages are read.
         """
         # The output of a flow that prints much comes later than what it logs.
         since, is_wide = self._window.next_look(is_last=is_last)
@@ -57,6 +61,8 @@ class LogTail:
                 self._printed[log.id] = log.timestamp
                 self._window.saw(log.timestamp)
                 _show(log, self.run_name)
+            if deadline is not None and time.monotonic() >= deadline:
+                return
 
     def _page(self, client: SyncPrefectClient, since: datetime | None, offset: int) -> list[Log]:
         wanted = LogFilter(

@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 
 from prefect_ray_worker.adhoc.following import Following, RayFlowRunFuture, page_of, say
+from prefect_ray_worker.adhoc.log_tail import LogTail
 from prefect_ray_worker.prefect_api.compat.flows import raise_if_suspended
 
 Begin = Callable[[], RayFlowRunFuture[Any]]
@@ -30,14 +31,15 @@ def follow(begin: Begin, stream_logs: bool, *, return_state: bool = False) -> An
         return_state: Return the state instead.
     """
     future = begin()
+    tail = _tail_of(future, stream_logs)
     try:
-        with Following(future, stream_logs=stream_logs) as following:
+        with Following(future, tail) as following:
             following.go_on()
     except Exception:
         raise  # the API is away: the run goes on
     except BaseException as exc:
         is_user = isinstance(exc, KeyboardInterrupt)
-        trouble = _cancel_and_wait(future, stream_logs, is_user=is_user)
+        trouble = _cancel_and_wait(future, tail, is_user=is_user)
         if trouble is not None:
             raise exc from trouble
         raise
@@ -53,17 +55,17 @@ async def follow_async(begin: Begin, stream_logs: bool, *, return_state: bool = 
         stream_logs: Whether to print its logs.
         return_state: Return the state instead.
     """
-    begun = _Begun(begin)
+    begun = _Begun(begin, stream_logs)
     try:
         future = await anyio.to_thread.run_sync(begun.run)
-        with Following(future, stream_logs=stream_logs) as following:
+        with Following(future, begun.tail) as following:
             await following.go_on_async()
     except Exception:
         raise
     except BaseException as exc:
         trouble: Exception | None = None
         with anyio.CancelScope(shield=True):
-            trouble = await _cancel_and_wait_async(begun, stream_logs)
+            trouble = await _cancel_and_wait_async(begun)
         if trouble is not None:
             raise exc from trouble
         raise
@@ -71,6 +73,10 @@ async def follow_async(begin: Begin, stream_logs: bool, *, return_state: bool = 
     if return_state:
         return await anyio.to_thread.run_sync(future.state_with_data)
     return await future.aresult()
+
+
+def _tail_of(future: RayFlowRunFuture[Any], stream_logs: bool) -> LogTail | None:
+    return LogTail(future.flow_run_id) if stream_logs else None
 
 
 def cancel(future: RayFlowRunFuture[Any]) -> None:
@@ -86,14 +92,17 @@ def cancel(future: RayFlowRunFuture[Any]) -> None:
 class _Begun:
     """Creates a run in a thread, which goes on when the task that waits for it is cancelled."""
 
-    def __init__(self, begin: Begin) -> None:
+    def __init__(self, begin: Begin, stream_logs: bool) -> None:
         self._begin = begin
+        self._stream_logs = stream_logs
+        self.tail: LogTail | None = None
         self._lock = threading.Lock()
         self._is_abandoned = False
         self.future: RayFlowRunFuture[Any] | None = None
 
     def run(self) -> RayFlowRunFuture[Any]:
         future = self._begin()
+        self.tail = _tail_of(future, self._stream_logs)
         with self._lock:
             self.future = future
             is_abandoned = self._is_abandoned
@@ -108,14 +117,14 @@ class _Begun:
 
 
 def _cancel_and_wait(
-    future: RayFlowRunFuture[Any], stream_logs: bool, *, is_user: bool
+    future: RayFlowRunFuture[Any], tail: LogTail | None, *, is_user: bool
 ) -> Exception | None:
     """Cancel a run and follow it to its end; return the error that prevented one of the two."""
     say(_cancelling(future.flow_run_id))
     try:
         cancel(future)
         deadline = None if is_user else time.monotonic() + _PARENT_WAITS_SECONDS
-        following = Following(future, stream_logs=stream_logs)
+        following = Following(future, tail)
         with _telling(_let_go(future.flow_run_id)), following:
             following.go_on(deadline)
     except Exception as exc:  # noqa: BLE001 (the caller raises what has ended the wait)
@@ -123,7 +132,7 @@ def _cancel_and_wait(
     return None
 
 
-async def _cancel_and_wait_async(begun: _Begun, stream_logs: bool) -> Exception | None:
+async def _cancel_and_wait_async(begun: _Begun) -> Exception | None:
     future = begun.abandon()
     if future is None:
         return None
@@ -131,7 +140,7 @@ async def _cancel_and_wait_async(begun: _Begun, stream_logs: bool) -> Exception 
     try:
         with _telling(_not_cancelled(future.flow_run_id)):
             await anyio.to_thread.run_sync(future.cancel)
-        following = Following(future, stream_logs=stream_logs)
+        following = Following(future, begun.tail)
         with _telling(_let_go(future.flow_run_id)), following:
             await following.go_on_async()
     except Exception as exc:  # noqa: BLE001 (as above)

@@ -3,12 +3,16 @@
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
+import anyio.to_thread
 import pytest
 from prefect.client.schemas.actions import LogCreate
 
+from prefect_ray_worker.adhoc.following import Following, RayFlowRunFuture
 from prefect_ray_worker.adhoc.log_tail import LogTail
+from prefect_ray_worker.adhoc.waiting import follow
 from prefect_ray_worker.prefect_api import log_window
 from tests.integration.harness import Pool
 from tests.integration.test_bundles import ask, new_run
@@ -69,3 +73,25 @@ async def test_lines_of_all_machines_are_printed_whatever_their_clocks(
     for _ in range(2):
         await ask(lambda c: tail.print_new(c))
     assert lines == ["of a fast clock", "of a good clock", "of a slow clock"]
+
+
+async def test_ctrl_c_prints_only_what_is_new(
+    here: Pool, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It printed the whole log a second time."""
+    run_id = await new_run(here)
+    await arrives(here, run_id, "once", 0)
+    go_on = Following.go_on
+
+    def interrupted(following: Following, deadline: float | None = None) -> None:
+        following._step(deadline)
+        monkeypatch.setattr(Following, "go_on", go_on)
+        raise KeyboardInterrupt
+
+    def called() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            follow(lambda: RayFlowRunFuture[Any](run_id), stream_logs=True)
+
+    monkeypatch.setattr(Following, "go_on", interrupted)
+    await anyio.to_thread.run_sync(called)
+    assert lines == ["once"]
