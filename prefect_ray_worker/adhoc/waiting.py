@@ -16,14 +16,16 @@ from prefect_ray_worker.prefect_api.compat.flows import raise_if_suspended
 
 Begin = Callable[[], RayFlowRunFuture[Any]]
 
-# A flow that is told to stop from outside has a grace period of 30 s by default.
+# A flow that is told to stop from outside, and a task that is cancelled, must not wait for a worker
+# that does not come. Such a flow has a grace period of 30 s by default.
 _PARENT_WAITS_SECONDS = 30.0
 
 
 def follow(begin: Begin, stream_logs: bool, *, return_state: bool = False) -> Any:
     """Create a run, follow it to its end and return the flow's value, or the state.
 
-    Ctrl-C, and the end of a parent flow, cancel the run. A second Ctrl-C lets go of it.
+    Ctrl-C, and the end of a parent flow, cancel the run. A second Ctrl-C lets go of it; the end of
+    a parent waits for 30 s at most.
 
     Args:
         begin: Creates the run.
@@ -48,7 +50,10 @@ def follow(begin: Begin, stream_logs: bool, *, return_state: bool = False) -> An
 
 
 async def follow_async(begin: Begin, stream_logs: bool, *, return_state: bool = False) -> Any:
-    """Do what `follow` does without blocking the event loop; to cancel the task is its Ctrl-C.
+    """Do what `follow` does without blocking the event loop.
+
+    To cancel the task cancels the run, and waits for its end for 30 s at most: `asyncio.wait_for`
+    cancels only once.
 
     Args:
         begin: Creates the run.
@@ -127,6 +132,7 @@ def _cancel_and_wait(
         following = Following(future, tail)
         with _telling(_let_go(future.flow_run_id)), following:
             following.go_on(deadline)
+            _tell_unless_ended(following, future)
     except Exception as exc:  # noqa: BLE001 (the caller raises what has ended the wait)
         return exc
     return None
@@ -140,12 +146,19 @@ async def _cancel_and_wait_async(begun: _Begun) -> Exception | None:
     try:
         with _telling(_not_cancelled(future.flow_run_id)):
             await anyio.to_thread.run_sync(future.cancel)
+        deadline = time.monotonic() + _PARENT_WAITS_SECONDS
         following = Following(future, begun.tail)
         with _telling(_let_go(future.flow_run_id)), following:
-            await following.go_on_async()
+            await following.go_on_async(deadline)
+            _tell_unless_ended(following, future)
     except Exception as exc:  # noqa: BLE001 (as above)
         return exc
     return None
+
+
+def _tell_unless_ended(following: Following, future: RayFlowRunFuture[Any]) -> None:
+    if not following.has_ended:
+        say(_let_go(future.flow_run_id))
 
 
 @contextmanager

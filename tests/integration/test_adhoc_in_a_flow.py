@@ -1,20 +1,26 @@
 """A call inside another flow, in this process."""
 
+import asyncio
 import pickle
 import queue
+import signal
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import pytest
 from aiohttp import web
 from prefect import flow
 from prefect.client.schemas.objects import StateType
+from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture, as_completed
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Completed
+from prefect.states import Completed, Running
 
 from prefect_ray_worker import ray_job
-from prefect_ray_worker.adhoc.following import RayFlowRunFuture
+from prefect_ray_worker.adhoc import waiting
+from prefect_ray_worker.adhoc.following import Following, RayFlowRunFuture, page_of
+from prefect_ray_worker.adhoc.waiting import follow, follow_async
 from prefect_ray_worker.errors import AnswerMissing
 from tests.integration.busy_api import busy_api
 from tests.integration.driver_kit import tasks_of
@@ -85,3 +91,35 @@ async def test_all_that_wait_for_a_run_that_was_deleted_are_told(here: Pool) -> 
     await anyio.to_thread.run_sync(lambda: called.get(timeout=10))
     with pytest.raises(AnswerMissing, match="it was deleted"):
         _ = future.state
+
+
+def ends_with_its_parent(begin: Any) -> None:
+    follow(begin, stream_logs=False)
+
+
+def runs_out_of_time(begin: Any) -> None:
+    asyncio.run(asyncio.wait_for(follow_async(begin, stream_logs=False), 0.1))
+
+
+@pytest.mark.parametrize("call", [ends_with_its_parent, runs_out_of_time])
+async def test_call_that_is_ended_does_not_wait_for_ever_for_a_worker_to_cancel_the_run(
+    here: Pool, call: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An awaited call did, and the other said nothing of the run that it left."""
+    run_id = await new_run(here)
+    await here.client.update_flow_run(run_id, infrastructure_pid="elsewhere")
+    await here.client.set_flow_run_state(run_id, Running(), force=True)
+    go_on = Following.go_on
+
+    def stopped(following: Following, deadline: float | None = None) -> None:
+        monkeypatch.setattr(Following, "go_on", go_on)
+        raise TerminationSignal(signal=signal.SIGTERM)
+
+    monkeypatch.setattr(Following, "go_on", stopped)
+    monkeypatch.setattr(waiting, "_PARENT_WAITS_SECONDS", 0.1)
+    with anyio.fail_after(20), pytest.raises((TimeoutError, TerminationSignal)):
+        await anyio.to_thread.run_sync(
+            call, lambda: RayFlowRunFuture[Any](run_id), abandon_on_cancel=True
+        )
+    assert f"no longer followed: {page_of(run_id)}" in capsys.readouterr().err
+    assert (await here.read(run_id)).state_type == StateType.CANCELLING
