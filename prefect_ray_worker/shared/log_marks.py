@@ -5,12 +5,14 @@ and time. In the job's log all that is left is text. So the driver (`prefect_api
 every line of a log record with a mark, tracebacks included, and the worker (`logs/classify.py`)
 reads it. Standard library only: both sides import it.
 
-A mark is two ANSI colour sequences whose codes mean nothing. Terminals ignore them, and Ray's
+A mark is three ANSI colour sequences whose codes mean nothing. Terminals ignore them, and Ray's
 dashboard filters them out (`ANSI_ESC_PATTERN` in `state_head.py`, Ray 2.60). Every code has four
 digits and begins with 9, so none can be taken for a real colour.
 
 The first sequence is the seal of the attempt: a flow that prints the log of another job, or of an
-earlier attempt, prints the seal of that one, and the worker takes it for plain text.
+earlier attempt, prints the seal of that one, and the worker takes it for plain text. The second
+has level and time. A worker of an older release reads these two, and removes the third, which has
+the first digits of the time.
 """
 
 import logging
@@ -26,7 +28,7 @@ HIGHEST_LEVEL = 99
 # 31 years: a worker that takes a job over reads its log again from the beginning.
 _DIGITS = 12
 # The time of older releases had nine digits: 11.5 days.
-_MARK = re.compile(r"\x1b\[9([01])(\d\d);9(\d{3});9(\d{3});9(\d{3})(?:;9(\d{3}))?m")
+_MARK = re.compile(r"\x1b\[9([01])(\d\d);9(\d{3});9(\d{3});9(\d{3})m(?:\x1b\[9(\d{3})m)?")
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ def mark(text: str, *, seal: str, is_sent: bool, level: int, when: float) -> str
     """
     ms = f"{int(when * 1000) % 10**_DIGITS:0{_DIGITS}}"
     level = min(max(level, 0), HIGHEST_LEVEL)
-    time = "".join(f";9{ms[i : i + 3]}" for i in range(0, _DIGITS, 3))
-    sign = f"{seal}\x1b[9{int(is_sent)}{level:02}{time}m"
+    first, *rest = (ms[i : i + 3] for i in range(0, _DIGITS, 3))
+    time = "".join(f";9{digits}" for digits in rest)
+    sign = f"{seal}\x1b[9{int(is_sent)}{level:02}{time}m\x1b[9{first}m"
     return sign + text.replace("\n", "\n" + sign)
 
 
@@ -104,8 +107,8 @@ def find_mark(line: str, *, seal: str, now_ms: int) -> "tuple[str, Mark, str] | 
         start = found.start() if found else 0
     if found is None:
         return None
-    sent, level, *ms = found.groups("")
-    digits = "".join(ms)
+    sent, level, *rest, first = found.groups("")
+    digits = first + "".join(rest)
     cycle = 10 ** len(digits)
     age = (now_ms - int(digits) + cycle // 2) % cycle - cycle // 2
     return line[:start], Mark(sent == "1", int(level), now_ms - age), line[found.end() :]

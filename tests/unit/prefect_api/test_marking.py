@@ -1,11 +1,13 @@
 """Which lines of a driver's console are marked, and how: in an interpreter of its own."""
 
+import re
 import textwrap
 from collections.abc import Callable
 
 import pytest
 
 from prefect_ray_worker.shared.log_marks import Mark, find_mark, mark, seal_of
+from prefect_ray_worker.shared.plain_text import plain
 from tests.forks import Forks
 
 NOW_MS = 1_767_225_600_123
@@ -106,8 +108,6 @@ def test_mark_says_what_it_was_given() -> None:
 
 
 def test_mark_is_invisible_in_rays_dashboard() -> None:
-    import re
-
     # `ANSI_ESC_PATTERN` of state_head.py, Ray 2.60.
     ansi = re.compile(b"\x1b\\x5b[(\x30-\x39)\x3b]+\x6d")
     text = mark("text", seal=SEAL, is_sent=False, level=100, when=NOW_MS / 1000)
@@ -118,6 +118,16 @@ def test_a_mark_of_an_older_release_has_a_shorter_time() -> None:
     line = f"{SEAL}\x1b[9120;9{NOW_MS // 10**6 % 1000:03};9{NOW_MS // 1000 % 1000:03};9007mtext"
     when = NOW_MS // 1000 * 1000 + 7
     assert find_mark(line, seal=SEAL, now_ms=NOW_MS) == ("", Mark(True, 20, when), "text")
+
+
+def test_worker_of_an_older_release_reads_a_mark() -> None:
+    """It found none, so it forwarded what the driver had sent once more."""
+    pattern = re.compile(r"\x1b\[9([01])(\d\d);9(\d{3});9(\d{3});9(\d{3})m")  # in its words
+    line = mark("text", seal=SEAL, is_sent=True, level=20, when=NOW_MS / 1000)
+    found = pattern.match(line, len(SEAL))
+    assert found is not None
+    assert "".join(found.groups()) == f"120{NOW_MS % 10**9:09}"
+    assert plain(line[found.end() :]) == "text"
 
 
 def test_time_of_a_mark_is_right_around_the_turn_of_its_cycle() -> None:
