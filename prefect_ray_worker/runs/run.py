@@ -20,6 +20,7 @@ from prefect_ray_worker.shared.ids import (
     STARTING,
     InfrastructurePid,
     attempt_number,
+    is_claim,
     present_claim,
     submission_id,
 )
@@ -155,7 +156,9 @@ class RunAttempt:
 
 def started_in(history: Sequence[State[Any]]) -> datetime | None:
     """Return when the process of the present attempt first reported to Prefect; None if never."""
-    claim_id = present_claim(history)
+    # A run that was started by hand can have no claim: `prefect flow-run execute` proposes Running
+    # straight from Scheduled (3.8.8).
+    claim_id = present_claim(filter(is_claim, history))
     began = next((s.timestamp for s in history if s.id == claim_id), None)
     spoke = [
         s.timestamp
