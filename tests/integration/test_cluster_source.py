@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.schemas.objects import StateType
+from prefect.states import Pending
 from pydantic import SecretStr
 
 from prefect_ray_worker.clusters.plugin import (
@@ -30,8 +31,15 @@ from prefect_ray_worker.errors import ClusterSourceMissing
 from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.runs.recovery.labels import Worker, owner_labels
 from prefect_ray_worker.runs.recovery.sweep import PoolRuns, sweep_once
-from prefect_ray_worker.shared.ids import ClusterRef
+from prefect_ray_worker.shared.ids import (
+    ClusterRef,
+    attempt_name,
+    own_cluster_name,
+    present_claim,
+    submission_id,
+)
 from prefect_ray_worker.testing import check_plugin
 from tests.cluster_plugins import install
 from tests.fake_ray import FakeRay
@@ -174,6 +182,20 @@ async def test_a_cluster_that_is_gone_crashes_its_run_with_the_reason(pool: Pool
         FakeClusters.rays.pop(name)
         await ray.__aexit__()
         await ends(pool, run_id, StateType.CRASHED, "the region has lost it")
+
+
+async def test_an_heir_says_in_the_words_of_the_source_why_a_cluster_is_gone(pool: Pool) -> None:
+    """The run's message named Kubernetes."""
+    deployment = await pool.deploy("adds")
+    run = await pool.client.create_flow_run_from_deployment(deployment, state=Pending())
+    claim = present_claim(await pool.client.read_flow_run_states(run.id))
+    assert claim is not None
+    ref = ClusterRef("fakes", own_cluster_name(submission_id(run.id, claim)))
+    labels = owner_labels(Worker("dead", "1"), attempt_name(claim), ref, None)
+    await pool.client.update_flow_run_labels(run.id, dict(labels))
+    await report(pool, run.id, StateType.RUNNING)
+    async with pool.working(heartbeat_interval_seconds=HEARTBEAT_SECONDS):
+        await ends(pool, run.id, StateType.CRASHED, "is gone: the region has lost it")
 
 
 @pytest.mark.parametrize(

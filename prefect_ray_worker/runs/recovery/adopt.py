@@ -250,13 +250,14 @@ class Adoption:
             await self._flow_runs.cancelled(found.flow_run.id, "Cancelled before Ray had the job.")
         if _is_over(found.flow_run):
             await self._forget(found)
-        if state == StateType.RUNNING and plan.plan.may_have_job:
+        ref = plan.plan.ref
+        if state == StateType.RUNNING and plan.plan.may_have_job and ref is not None:
             # A worker records the cluster before it makes it: without a record there was none.
             if labelled_cluster(found.flow_run.labels, attempt_in(found.job_id)) is None:
                 self._leave_alone(found, "none has made a cluster for it")
                 return None
-            gone = of_deleted_cluster(f"Kubernetes does not have {plan.plan.ref} any more")
-            await self._flow_runs.crash(found.flow_run.id, gone.message)
+            why = await self._sources.why_gone(ref) or f"its source does not have {ref} any more"
+            await self._flow_runs.crash(found.flow_run.id, of_deleted_cluster(why).message)
         return None
 
     async def _provided(self, found: OrphanedRun, plan: RunPlan) -> Cluster | None:
