@@ -8,7 +8,7 @@ import logging
 import platform
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -136,15 +136,15 @@ class PluginClusters:
         )
         place = loaded.place(fields)
         if job_id is None:
-            self._renew_pool(place)
+            self._renew_pool(place, fields)
             self._swept[place] = plan
         self._swept.setdefault(place, plan)
         if ref is not None:
             self._plans[ref] = plan
         return plan
 
-    def _renew_pool(self, place: SweptPlace) -> None:
-        """Sweep no more with a secret of the pool that was renewed: it may be refused by now."""
+    def _renew_pool(self, place: SweptPlace, fields: BaseModel) -> None:
+        """Ask no more with a secret of the pool that was renewed: it may be refused by now."""
         before, self._of_pool = self._of_pool, place
         # Where the other fields changed, the earlier place can still have clusters.
         if before in (None, place) or before[:2] != place[:2]:
@@ -153,6 +153,11 @@ class PluginClusters:
         self._seen.setdefault(place, set()).update(self._seen.pop(before, set()))
         if before in self._turns:
             self._turns[place] = self._turns.pop(before)
+        for ref, plan in self._plans.items():
+            _, loaded, asked = _complete(plan)
+            if loaded.place(asked.fields) == before:
+                renewed = replace(asked, fields=fields)
+                self._plans[ref] = replace(plan, asked=renewed, fields=fields)
 
     async def acquire(self, plan: ClusterPlan, progress: StartProgress) -> Cluster:
         """Have the planned cluster made, unless it is there, and return it when it takes jobs.
