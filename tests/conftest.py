@@ -75,6 +75,7 @@ _LONG = (
     "tests/integration/",
     "tests/contract/",
     "tests/unit/clusters/kuberay/test_joining.py",
+    "tests/unit/clusters/kuberay/test_shared_trouble.py",
     "tests/unit/logs/test_bridge.py",
     "tests/unit/clusters/test_poller.py",
 )

@@ -88,6 +88,7 @@ class Joining:
     _named: ClusterRef | None = None
     _avoided: set[str] = field(default_factory=set[str])
     _created_uid: str = ""
+    _recorded_uid: str | None = None
 
     @property
     def _asking(self) -> Asking:
@@ -113,6 +114,7 @@ class Joining:
         self._named = recorded
         joined: RayClusterObject | None = None
         if recorded is not None:
+            self._recorded_uid = recorded.uid
             joined = await self._asking.ask(lambda: self._rejoined(recorded))
         for _ in range(_CLUSTERS_PER_RUN):
             if joined is None:
@@ -120,7 +122,7 @@ class Joining:
             cluster = await self._ready(joined)
             if cluster is not None:
                 return cluster
-            if recorded is not None and recorded.uid == joined.uid:
+            if joined.uid == self._recorded_uid:
                 break  # it may have, or have had, the attempt's job
             joined = None
         raise _deleted("The shared cluster went away, or lost its head, while the run waited.")
@@ -274,11 +276,12 @@ class Joining:
             ClusterFailed: It does not start.
         """
         visit = self._visit(joined)
+        has_waited = joined.uid in (self._created_uid, self._recorded_uid)
         while True:
             found, cluster = await visit.reading()
             seen = visit.look.seen
             if visit.failure is None and seen is not None:
-                visit.failure = failure_in(seen)
+                visit.failure = failure_in(seen, needs_workers=self.asked.ready_when == "all")
             if visit.failure is not None:
                 raise visit.failure
             if cluster is not None and seen is not None and is_open(seen, datetime.now(UTC)):
@@ -290,28 +293,42 @@ class Joining:
             if found.is_final:
                 if not is_known:
                     raise await visit.look.failure(found)
-                if seen is not None and was_up(seen):
-                    self._avoided.add(joined.uid)  # the sweep deletes it when no run uses it
+                await self._give_up(visit, found, has_waited=has_waited)
+                if joined.uid in self._avoided:
                     return None
-                await self._give_up(visit, found)
-            if found.sentence:
-                self.progress.waits(f"Cluster {joined.name}: {found.sentence}.")
+            if sentence := found.delay or found.sentence:
+                self.progress.waits(f"Cluster {joined.name}: {sentence}.")
             await anyio.sleep(self.timing.poll)
+            has_waited = True
 
-    async def _give_up(self, visit: Visit, found: Reading) -> None:
+    async def _give_up(self, visit: Visit, found: Reading, *, has_waited: bool) -> None:
         """End the wait for a cluster that does not start, or not with its workers.
 
         Raises:
-            ClusterFailed: It is over. If not, look again.
+            ClusterFailed: It is over. If not, and the cluster is not avoided now, look again.
         """
-        if visit.look.seen is None or not visit.look.seen.is_true("HeadPodReady"):
+        seen = visit.look.seen
+        if seen is None:
+            return
+        has_head, is_over = _has_head(seen, found), self._asking.is_over()
+        if was_up(seen) and not (has_head and is_over):
+            self._avoided.add(seen.uid)  # the sweep deletes it when no run uses it
+        elif found.is_late and found.answers:
+            # Its workers can still come, and runs that need its head alone may use it.
+            if is_over:
+                raise await visit.look.failure(found)
+        elif has_waited or not has_head:
             await self._condemn(visit, found)
-        elif not found.is_late or self._asking.is_over():
-            # Runs that need its head alone may use it: the sweep deletes it when none does.
-            raise await visit.look.failure(found)
+        else:
+            # That was so before the run came: it gets the next one.
+            self._avoided.add(seen.uid)
+            with suppress(ClusterFailed):
+                await self._condemn(visit, found)
 
     async def _condemn(self, visit: Visit, found: Reading) -> None:
         """Close a cluster that does not start, and delete it; all its runs fail with the reason.
+
+        Runs can be using a head that is ready: the sweep deletes it when none does.
 
         Raises:
             ClusterFailed: It is closed. If not, it has changed meanwhile: look at it again.
@@ -320,9 +337,13 @@ class Joining:
         if seen is None or found.state is ClusterState.TERMINATING:
             return
         failure = await visit.look.failure(found)
+        has_head = _has_head(seen, found)
+        why = reason_of(failure, has_head=has_head, takes_jobs=found.answers)
         with suppress(KubernetesError):
-            if await close_cluster(self.client, seen, reason_of(failure)):
+            if await close_cluster(self.client, seen, why):
                 visit.failure = failure
+                if has_head:
+                    raise failure
                 # The workers of its other runs read the reason first.
                 await anyio.sleep(3 * self.timing.poll)
                 await self._delete(seen, str(failure))
@@ -348,6 +369,11 @@ class Joining:
                 Category.CLUSTER_SPEC_INVALID,
                 f"There is a RayCluster {cluster.name} that was not made for this work pool.",
             )
+
+
+def _has_head(cluster: RayClusterObject, found: Reading) -> bool:
+    """Return whether runs can be using the head of a cluster, even one that does not answer us."""
+    return found.answers or cluster.is_true("HeadPodReady")
 
 
 def _deleted(cause: str) -> ClusterFailed:

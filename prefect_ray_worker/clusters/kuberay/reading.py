@@ -6,7 +6,7 @@ not there leaves nothing at all.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Literal
@@ -106,6 +106,8 @@ class Reading:
         category: The trouble; None if it only takes its time.
         is_final: Whether waiting is over: the cluster does not become ready.
         is_late: Whether it is over only because the cluster has taken too long.
+        delay: Where it is late, the sentence without the time that it has taken.
+        answers: Whether Ray answers and takes jobs.
     """
 
     state: ClusterState
@@ -113,6 +115,8 @@ class Reading:
     category: Category | None = None
     is_final: bool = False
     is_late: bool = False
+    delay: str = ""
+    answers: bool = False
 
 
 def stuck_containers(
@@ -163,14 +167,16 @@ def reading(
         return Reading(ClusterState.QUEUED, "it is suspended and waits to be admitted by its queue")
     found = _trouble(evidence, cluster, ready_when, patience, now) or _progress(evidence, cluster)
     if found.is_final or _age(cluster, now, evidence.down_since) < patience.start:
-        return found
+        return replace(found, answers=evidence.answers)
+    missed = "was not ready" if evidence.answers else "did not take jobs"
     return Reading(
         found.state,
-        f"it did not take jobs within {patience.start:g} s (start_timeout_seconds): "
-        f"{found.sentence}",
+        f"it {missed} within {patience.start:g} s (start_timeout_seconds): {found.sentence}",
         found.category or Category.CLUSTER_START_TIMEOUT,
         is_final=True,
         is_late=True,
+        delay=found.sentence,
+        answers=evidence.answers,
     )
 
 

@@ -30,6 +30,8 @@ class _Closing(BaseModel):
     category: str
     message: str
     may_retry: bool = False
+    has_head: bool = False
+    takes_jobs: bool = False
 
 
 def is_open(cluster: RayClusterObject, now: datetime) -> bool:
@@ -77,20 +79,47 @@ async def close_cluster(client: KubernetesClient, cluster: RayClusterObject, why
     return True
 
 
-def reason_of(failure: ClusterFailed) -> str:
-    """Return what to keep on a cluster that did not start, for its other runs: see `failure_in`."""
+def reason_of(failure: ClusterFailed, *, has_head: bool = False, takes_jobs: bool = False) -> str:
+    """Return what to keep on a cluster that did not start, for its other runs: see `failure_in`.
+
+    Args:
+        failure: Why it did not.
+        has_head: Whether its head is ready, so that runs may be using it.
+        takes_jobs: Whether that head answers: only its workers did not start.
+    """
     return _Closing(
-        category=failure.category, message=str(failure), may_retry=failure.may_retry
+        category=failure.category,
+        message=str(failure),
+        may_retry=failure.may_retry,
+        has_head=has_head,
+        takes_jobs=takes_jobs,
     ).model_dump_json()
 
 
-def failure_in(cluster: RayClusterObject) -> ClusterFailed | None:
-    """Return why a cluster was closed, if that was because it did not start."""
-    try:
-        why = _Closing.model_validate(json.loads(cluster.annotations.get(CLOSING, "")))
-    except (ValueError, ValidationError):
+def failure_in(cluster: RayClusterObject, *, needs_workers: bool = True) -> ClusterFailed | None:
+    """Return why a cluster was closed, if that was because it did not start.
+
+    Args:
+        cluster: A shared cluster.
+        needs_workers: Whether it counts, too, if only its workers did not start.
+    """
+    why = _closing_of(cluster)
+    if why is None or (why.takes_jobs and not needs_workers):
         return None
     return ClusterFailed(why.message, category=why.category, may_retry=why.may_retry)
+
+
+def may_be_used(cluster: RayClusterObject) -> bool:
+    """Return whether runs can still be using a cluster that was closed: its head was ready."""
+    why = _closing_of(cluster)
+    return why is not None and why.has_head
+
+
+def _closing_of(cluster: RayClusterObject) -> _Closing | None:
+    try:
+        return _Closing.model_validate(json.loads(cluster.annotations.get(CLOSING, "")))
+    except (ValueError, ValidationError):
+        return None
 
 
 @dataclass

@@ -24,7 +24,7 @@ from prefect_ray_worker.clusters.kuberay.orphans import (
     why_too_old,
 )
 from prefect_ray_worker.clusters.kuberay.reach import reached, ref_of
-from prefect_ray_worker.clusters.kuberay.shared import close_cluster
+from prefect_ray_worker.clusters.kuberay.shared import close_cluster, may_be_used
 from prefect_ray_worker.clusters.source import PoolView, RunAndAttempt, Tell
 from prefect_ray_worker.clusters.turns import SweepTurns
 from prefect_ray_worker.config.kuberay import KubeRay
@@ -105,13 +105,18 @@ class KubeRaySweep:
         In this order: read the clusters, then which of them a run names, then what Ray says. A run
         names its cluster before it stamps it, so one that joins meanwhile has changed the version.
         """
+        may_have_runs: list[RayClusterObject] = []
         for cluster in clusters:
-            if CLOSING in cluster.annotations:  # by a worker that died before it deleted it
+            if CLOSING not in cluster.annotations or may_be_used(cluster):
+                may_have_runs.append(cluster)
+            else:  # closed by a worker that died before it deleted it
                 await self._delete(cluster, "it was closed")
-        still_open = [c for c in clusters if CLOSING not in c.annotations]
-        used = await self.view.in_use() if still_open else frozenset()
-        for cluster in still_open:
+        used = await self.view.in_use() if may_have_runs else frozenset()
+        for cluster in may_have_runs:
             if ref_of(self.namespace, cluster.name) in used:
+                continue
+            if CLOSING in cluster.annotations:
+                await self._delete(cluster, "it did not start, and no run uses it")
                 continue
             use = await self._use_of(cluster)
             why = why_idle(cluster, use, now=datetime.now(UTC))

@@ -15,6 +15,7 @@ from prefect_ray_worker.config.kuberay import KubeRay, KubernetesConfig
 from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents, ClusterHappening
 from prefect_ray_worker.shared.ids import ClusterRef
 from tests.fake_kubernetes import FakeKubernetes
+from tests.waiting import wait_until
 
 IMAGE = "rayproject/ray:2.60.0-py311"
 POOL_ID = UUID("00000000-0000-0000-0000-0000000000aa")
@@ -136,6 +137,36 @@ class Worker:
     async def sweep(self, *, prefect_is_away: bool = False, is_chosen: bool = True) -> None:
         view = View(self.stage.known, is_away=prefect_is_away, is_chosen=is_chosen)
         await self.source.sweep(view, self.stage.configuration(), self.stage.said.append)
+
+
+def name_of(cluster: Cluster) -> str:
+    return cluster.ref.planned.name.partition("/")[2]
+
+
+async def goes(stage: SharedStage, worker: Worker, *names: str) -> None:
+    """Sweep until clusters are gone."""
+
+    async def gone() -> bool:
+        await worker.sweep()
+        return not set(names) & set(stage.kubernetes.clusters())
+
+    await wait_until(gone, timeout=15, description=f"the end of {names}")
+
+
+def ended(run: Run) -> Run:
+    run.goes_on = False
+    return run
+
+
+def age_of(stage: SharedStage, name: str) -> None:
+    """Make a cluster look as if it had been idle for an hour, without changing its version."""
+    document = stage.kubernetes.store.find("rayclusters", "ray", name)
+    assert document is not None
+    long_ago = "2026-01-01T00:00:00+00:00"
+    document["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    document["metadata"]["annotations"]["prefect-ray-worker/joined-at"] = f"{long_ago} 0123456789ab"
+    for condition in document.get("status", {}).get("conditions", []):
+        condition["lastTransitionTime"] = "2026-01-01T00:00:00Z"
 
 
 def a_stage(kubernetes: FakeKubernetes, **fields: Any) -> SharedStage:

@@ -12,7 +12,17 @@ from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.errors import ClusterFailed
 from tests.fake_kubernetes import NO_NODE, FakeHeads, FakeKubernetes, Fault, Kind, Script
 from tests.fake_ray import FakeRay
-from tests.unit.clusters.kuberay.shared_stage import QUICK, Run, SharedStage, Worker, a_stage
+from tests.unit.clusters.kuberay.shared_stage import (
+    QUICK,
+    Run,
+    SharedStage,
+    Worker,
+    a_stage,
+    age_of,
+    ended,
+    goes,
+    name_of,
+)
 from tests.waiting import wait_until
 
 
@@ -30,20 +40,6 @@ async def worker(stage: SharedStage) -> AsyncIterator[Worker]:
 def ray_of(stage: SharedStage, cluster: Cluster) -> FakeRay:
     assert isinstance(stage.kubernetes.heads, FakeHeads)
     return stage.kubernetes.heads.by_cluster[name_of(cluster)]
-
-
-def name_of(cluster: Cluster) -> str:
-    return cluster.ref.planned.name.partition("/")[2]
-
-
-async def goes(stage: SharedStage, worker: Worker, *names: str) -> None:
-    """Sweep until clusters are gone."""
-
-    async def gone() -> bool:
-        await worker.sweep()
-        return not set(names) & set(stage.kubernetes.clusters())
-
-    await wait_until(gone, timeout=15, description=f"the end of {names}")
 
 
 async def test_two_workers_and_a_burst_make_exactly_one_cluster(stage: SharedStage) -> None:
@@ -115,22 +111,6 @@ async def test_in_sixty_forced_races_a_join_and_a_sweep_never_both_succeed(
     assert joined + deleted == 60
     assert joined > 5, f"{joined} joined, {deleted} deleted"
     assert deleted > 5, f"{joined} joined, {deleted} deleted"
-
-
-def ended(run: Run) -> Run:
-    run.goes_on = False
-    return run
-
-
-def age_of(stage: SharedStage, name: str) -> None:
-    """Make a cluster look as if it had been idle for an hour, without changing its version."""
-    document = stage.kubernetes.store.find("rayclusters", "ray", name)
-    assert document is not None
-    long_ago = "2026-01-01T00:00:00+00:00"
-    document["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
-    document["metadata"]["annotations"]["prefect-ray-worker/joined-at"] = f"{long_ago} 0123456789ab"
-    for condition in document.get("status", {}).get("conditions", []):
-        condition["lastTransitionTime"] = "2026-01-01T00:00:00Z"
 
 
 async def test_a_cluster_is_not_idle_while_anything_uses_it(
@@ -207,48 +187,6 @@ async def test_a_sweep_deletes_what_a_dead_one_has_closed(
     later = await worker.provide(stage.run())
     assert name_of(later) == name[:-1] + "2"
     await goes(stage, worker, name)
-
-
-async def test_a_cluster_that_does_not_start_fails_all_its_waiters_with_one_reason(
-    stage: SharedStage,
-) -> None:
-    """None of them deletes the next one, which starts."""
-    stage.kubernetes.scripts[r".*-1"] = Script(image="manifest unknown")
-    failures: list[str] = []
-
-    async def fails(worker: Worker, run: Run) -> None:
-        with pytest.raises(ClusterFailed) as raised:
-            await worker.provide(run)
-        failures.append(str(raised.value))
-
-    async with stage.worker() as one, stage.worker() as two:
-        async with anyio.create_task_group() as tasks:
-            for number in range(6):
-                tasks.start_soon(fails, (one, two)[number % 2], stage.run())
-        assert len(set(failures)) == 1
-        assert "ClusterImage: " in failures[0]
-        assert "manifest unknown" in failures[0]
-        for run in stage.known:
-            run.goes_on = False
-        healthy = await one.provide(stage.run())
-        assert name_of(healthy) in stage.kubernetes.clusters()
-
-
-async def test_a_run_that_waits_for_workers_in_vain_leaves_the_cluster_to_the_others(
-    kubernetes: FakeKubernetes,
-) -> None:
-    """It deleted the cluster under the runs that need the head alone."""
-    workers = [{"name": "cpu", "cpus": 1, "memory": "1GiB", "min": 1, "max": 1}]
-    stage = a_stage(kubernetes, workers=workers, start_timeout_seconds=1)
-    kubernetes.scripts.default = Script(unschedulable=NO_NODE, spares_head=True)
-    async with stage.worker() as worker:
-        cluster = await worker.provide(stage.run())
-        age_of(stage, name_of(cluster))
-        waits = stage.run()
-        with pytest.raises(ClusterFailed, match="3 Insufficient cpu"):
-            await worker.provide(waits, ready_when="all")
-        assert waits.said, "a start timeout of its own: the cluster is old"
-        assert (await worker.provide(stage.run())).ref == cluster.ref
 
 
 async def test_a_run_waits_in_line_for_the_quota_and_then_joins(stage: SharedStage) -> None:
