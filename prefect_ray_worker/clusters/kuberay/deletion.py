@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from prefect_ray_worker.clusters.kuberay.manifest import PROBE_LABELS
 from prefect_ray_worker.clusters.kuberay.orphans import run_in_labels
+from prefect_ray_worker.clusters.kuberay.places import KubernetesPlace
 from prefect_ray_worker.clusters.kuberay.reach import ref_of
 from prefect_ray_worker.clusters.source import PoolView, Tell
 from prefect_ray_worker.clusters.turns import SweepTurns
@@ -20,9 +21,6 @@ _STUCK_SECONDS = 300.0
 # An examination by `doctor` takes less; one that was killed leaves its probe.
 _PROBE_SECONDS = 600.0
 
-_Place = tuple[KubernetesClient, str]
-"""A Kubernetes cluster and a namespace in it."""
-
 
 class Deletions:
     """Deletes RayClusters for one worker.
@@ -34,9 +32,9 @@ class Deletions:
     def __init__(self, events: ClusterEvents) -> None:
         self._events = events
         # By place and uid: what the last sweep saw, and what was deleted here since.
-        self._seen: dict[_Place, dict[str, RayClusterObject]] = {}
+        self._seen: dict[KubernetesPlace, dict[str, RayClusterObject]] = {}
         self._deleted: set[str] = set()
-        self._probe_turns: defaultdict[_Place, SweepTurns] = defaultdict(SweepTurns)
+        self._probe_turns: defaultdict[KubernetesPlace, SweepTurns] = defaultdict(SweepTurns)
 
     async def delete(self, client: KubernetesClient, cluster: RayClusterObject, why: str) -> bool:
         """Ask for the deletion of a cluster; return whether it was there.
@@ -55,7 +53,9 @@ class Deletions:
             return False  # another worker, or a user, was quicker
         await self._tell(ClusterHappening.DELETING, cluster, why)
         self._deleted.add(cluster.uid)
-        self._seen.setdefault((client, cluster.namespace), {})[cluster.uid] = cluster
+        self._seen.setdefault(KubernetesPlace.of(client, cluster.namespace), {})[cluster.uid] = (
+            cluster
+        )
         return True
 
     async def list(
@@ -73,7 +73,7 @@ class Deletions:
         Raises:
             KubernetesError: There is no answer.
         """
-        place = (client, namespace)
+        place = KubernetesPlace.of(client, namespace)
         before = dict(self._seen.get(place, {}))
         found = await client.list_clusters(namespace, labels)
         # With those that were deleted while Kubernetes was being asked.
@@ -97,7 +97,7 @@ class Deletions:
         Raises:
             KubernetesError: There is no answer, or the deletion was not accepted.
         """
-        now, turns = datetime.now(UTC), self._probe_turns[client, namespace]
+        now, turns = datetime.now(UTC), self._probe_turns[KubernetesPlace.of(client, namespace)]
         turns.begin()
         for probe in await client.list_clusters(namespace, PROBE_LABELS):
             age = (now - (probe.created_at or now)).total_seconds()

@@ -1,9 +1,7 @@
 """`KubeRayClusters`: makes RayClusters, for one attempt each or for runs that share one."""
 
 import logging
-from collections import defaultdict
-from collections.abc import Generator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,6 +22,7 @@ from prefect_ray_worker.clusters.kuberay.manifest import (
     shared_cluster,
 )
 from prefect_ray_worker.clusters.kuberay.orphans import seconds_in
+from prefect_ray_worker.clusters.kuberay.places import KubernetesPlace, SweptPlaces
 from prefect_ray_worker.clusters.kuberay.reach import KIND, place_in, reached, ref_of
 from prefect_ray_worker.clusters.kuberay.shared import SharedClusters
 from prefect_ray_worker.clusters.kuberay.snapshots import Snapshots
@@ -37,13 +36,11 @@ from prefect_ray_worker.clusters.source import (
     Tell,
 )
 from prefect_ray_worker.clusters.trouble import Trouble
-from prefect_ray_worker.clusters.turns import SweepTurns
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.kuberay import KubeRay, KubernetesConfig
 from prefect_ray_worker.errors import (
     InvalidConfiguration,
     KubernetesError,
-    KubernetesForbidden,
     KubernetesUnreachable,
     ObjectMissing,
 )
@@ -58,9 +55,6 @@ _POOL_NAME_LABEL = "prefect.io/work-pool-name"
 _RELEASE_SECONDS = 30.0
 # What a killed `doctor` has left is looked for with every so many sweeps, from the first.
 _SWEEPS_PER_LOOK_FOR_PROBES = 10
-
-_Place = tuple[Kubeconfig | None, str]
-"""A Kubernetes cluster and a namespace in it."""
 
 _log = logging.getLogger("prefect.workers.ray.kuberay")
 
@@ -105,12 +99,8 @@ class KubeRayClusters:
         self._stack = AsyncExitStack()
         # Of each planned cluster its Kubernetes cluster: a reference in a pid has no credentials.
         self._homes: dict[ClusterRef, KubernetesClient] = {}
-        # Where runs have had clusters, and how the last of them reached its own.
-        self._places: dict[_Place, KubeRay] = {}
-        # Those of the worker's setting: earlier workers may have left clusters there.
-        self._by_setting: dict[_Place, KubeRay] = {}
-        self._refused: set[_Place] = set()
-        self._turns: defaultdict[_Place, SweepTurns] = defaultdict(SweepTurns)
+        self._places = SweptPlaces()
+        self._of_pool: KubernetesClient | None = None
         self._snapshots: dict[tuple[int, str], Snapshots] = {}
         self._shared = SharedClusters()
         self._sweeps = 0
@@ -139,7 +129,7 @@ class KubeRayClusters:
         alone = asked.scope == "run" if ref is None else ref == own
         ref = own if alone else ref
         if job_id is not None:
-            self._places[key, namespace] = asked
+            self._places.use(client, namespace, asked)
         if ref is not None:
             self._homes[ref.planned] = client
         labels = configuration.labels
@@ -259,19 +249,18 @@ class KubeRayClusters:
         trouble = Trouble()
         if asked is not None:
             with trouble.kept():
-                key = _key_of(asked.kubeconfig)
-                for namespace in worker_settings().kuberay_namespaces:
-                    self._by_setting[key, namespace] = asked
-                client = await self._client(key)
-                self._places[key, _allowed(asked.namespace or client.access.namespace)] = asked
+                client = await self._client(_key_of(asked.kubeconfig))
+                self._renew_pool(client)
+                self._places.name(client, worker_settings().kuberay_namespaces, asked)
+                namespace = _allowed(asked.namespace or client.access.namespace)
+                self._places.use(client, namespace, asked)
         looks_for_probes = self._sweeps % _SWEEPS_PER_LOOK_FOR_PROBES == 0
         self._sweeps += 1
-        for (key, namespace), reached_by in {**self._by_setting, **self._places}.items():
-            with trouble.kept(), self._unless_refused(key, namespace):
-                client = await self._client(key)
-                turns = self._turns[key, namespace]
-                deletions = self._deletions
-                sweep = KubeRaySweep(client, namespace, reached_by, view, tell, deletions, turns)
+        for place, way in self._places.all().items():
+            with trouble.kept(), self._places.unless_refused(place):
+                client, namespace, deletions = way.client, place.namespace, self._deletions
+                turns = self._places.turns(place)
+                sweep = KubeRaySweep(client, namespace, way.asked, view, tell, deletions, turns)
                 await sweep.run()
                 if looks_for_probes:
                     await deletions.sweep_probes(client, namespace, view, tell)
@@ -283,25 +272,18 @@ class KubeRayClusters:
         self._homes.clear()
         await self._stack.aclose()
 
-    @contextmanager
-    def _unless_refused(
-        self, key: Kubeconfig | None, namespace: str
-    ) -> Generator[None, None, None]:
-        """Say once that the worker must not look into a namespace that only its setting names."""
-        place = key, namespace
-        try:
-            yield
-        except KubernetesForbidden as exc:
-            if place in self._places:
-                raise
-            if place not in self._refused:
-                self._refused.add(place)
-                _log.warning(
-                    "The clusters in namespace %s, one of those in "
-                    "PREFECT_INTEGRATIONS_RAY_WORKER_KUBERAY_NAMESPACES, are not swept: %s",
-                    namespace,
-                    exc,
-                )
+    def _renew_pool(self, client: KubernetesClient) -> None:
+        """Reach the clusters of runs with the credentials that the pool has now.
+
+        The former client stays open: runs that wait for their clusters ask with it.
+        """
+        before, self._of_pool = self._of_pool, client
+        if before is None or KubernetesPlace.of(before, "") != KubernetesPlace.of(client, ""):
+            return
+        self._places.renew(before, client)
+        for ref, reached_by in self._homes.items():
+            if reached_by is before:
+                self._homes[ref] = client
 
     def _joining(self, plan: KubeRayPlan, job_id: str, progress: StartProgress) -> Joining:
         _, asked, client = _complete(plan)

@@ -4,6 +4,8 @@ import anyio
 import pytest
 
 from prefect_ray_worker.clusters.kuberay.manifest import ray_cluster
+from prefect_ray_worker.clusters.kuberay.reach import place_in
+from prefect_ray_worker.config.kuberay import KubernetesConfig
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.kubernetes_api.credentials import Kubeconfig
 from tests.fake_kubernetes import FakeKubernetes
@@ -72,3 +74,23 @@ async def test_a_new_worker_sweeps_the_namespaces_of_its_setting(
             await worker.sweep()
         await wait_until(lambda: not kubernetes.clusters(), description="its end")
     assert caplog.text.count("in namespace secret, ") == 1
+
+
+async def test_a_sweep_uses_the_token_that_the_pool_has_now(
+    kubernetes: FakeKubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each former token was used in each namespace until the worker was restarted."""
+    setting = "PREFECT_INTEGRATIONS_RAY_WORKER_KUBERAY_NAMESPACES"
+    monkeypatch.setenv(setting, '["ray", "other"]')
+    kubernetes.store.namespaces["other"] = "Active"
+    stage = a_stage(kubernetes)
+    run = stage.run()
+    async with stage.worker() as worker:
+        await worker.sweep()
+        cluster = await worker.provide(run, namespace="other")
+        kubernetes.users = {"renewed": kubernetes.worker}
+        renewed = KubernetesConfig(config=kubernetes.kubeconfig("renewed"), context_name="fake")
+        stage.asked = stage.asked.model_copy(update={"kubeconfig": renewed})
+        await worker.sweep()
+        kubernetes.store.delete("rayclusters", *place_in(cluster.ref))
+        assert await worker.source.why_gone(cluster.ref) is not None
