@@ -10,7 +10,6 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import WorkPool
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import (
-    PREFECT_API_AUTH_STRING,
     PREFECT_API_KEY,
     PREFECT_API_SSL_CERT_FILE,
     PREFECT_API_URL,
@@ -68,17 +67,16 @@ async def open_prefect(wanted: str, otherwise: str = "") -> AsyncGenerator[Prefe
 
 
 def _refuse_white_space() -> None:
-    # Prefect 3.8.8 sends the value as it is, gets "Illegal header value" or a 401, and tries for a
-    # minute.
-    for setting in (PREFECT_API_KEY, PREFECT_API_AUTH_STRING):
-        value = setting.value()
-        secret = value.get_secret_value() if isinstance(value, SecretStr) else value or ""
-        if secret != secret.strip():
-            raise InvalidConfiguration(
-                f"{setting.name} begins or ends with white space, often the line feed of the file "
-                "that it comes from. Create the Secret with "
-                '--from-literal=api-key="$(cat api-key.txt)", or set the variable without it.'
-            )
+    # Prefect 3.8.8 puts the key into a header as it is, and tries for a minute to send that.
+    # PREFECT_API_AUTH_STRING is encoded, and is right if the server's has the same white space.
+    value = PREFECT_API_KEY.value()
+    key = value.get_secret_value() if isinstance(value, SecretStr) else value or ""
+    if key != key.strip():
+        raise InvalidConfiguration(
+            "PREFECT_API_KEY begins or ends with white space, often the line feed of the file "
+            "that it comes from. Create the Secret with "
+            '--from-literal=api-key="$(cat api-key.txt)", or set the variable without it.'
+        )
 
 
 def _client() -> PrefectClient:
