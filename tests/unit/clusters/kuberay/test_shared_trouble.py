@@ -1,5 +1,7 @@
 """Shared clusters that do not start, or only in part: who fails, who goes on, and what is left."""
 
+from dataclasses import replace
+
 import anyio
 import pytest
 
@@ -69,6 +71,7 @@ async def test_a_cluster_whose_workers_cannot_start_is_replaced_and_its_head_sta
     stage = a_stage(kubernetes, workers=WORKERS)
     kubernetes.scripts[r".*-1"] = Script(image="manifest unknown", spares_head=True)
     async with stage.worker() as worker:
+        worker.source.timing = replace(QUICK, image=1.5)  # longer than a look on a busy machine
         uses_head = stage.run()
         first = name_of(await worker.provide(uses_head))
         with pytest.raises(ClusterFailed, match="manifest unknown"):
