@@ -9,14 +9,6 @@ from prefect_ray_worker import RayTaskRunner
 from tests.integration.harness import settings_of
 from tests.prefect_server import PrefectServer
 from tests.real_ray import KEEPS_PROCESSES, TERMS, RealRay, real_ray
-from tests.shared import shared_prefect_server
-
-
-@pytest.fixture(scope="package")
-def prefect_api() -> Iterator[PrefectServer]:
-    # The tests of assets read events.
-    with shared_prefect_server(with_events=True) as server:
-        yield server
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -1,6 +1,7 @@
 """Events, assets and logs of tasks: what Prefect's API has of them, and what it relates them to."""
 
 import time
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,8 @@ from prefect.events import emit_event
 
 from prefect_ray_worker import RayTaskRunner
 from prefect_ray_worker.task_runner import with_run_context
+from tests.integration.harness import settings_of
+from tests.shared import shared_prefect_server
 from tests.task_runner.api import logs, task_runs
 from tests.task_runner.tasks import in_flow
 from tests.task_runner.test_losses import run_id
@@ -19,6 +22,19 @@ from tests.task_runner.test_losses import run_id
 pytestmark = pytest.mark.ray
 
 SECONDS = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settings_with_events(
+    prefect_settings: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """The other tests use a server that keeps no events: each costs it more than the task."""
+    home = tmp_path_factory.mktemp("home")
+    with (
+        shared_prefect_server(with_events=True) as server,
+        settings_of(server.api_url, home, PREFECT_LOGGING_TO_API_BATCH_INTERVAL="0.2"),
+    ):
+        yield
 
 
 def events(flow_run_id: UUID, count: int, prefix: str) -> list[dict[str, Any]]:
