@@ -65,6 +65,7 @@ async def test_driver_that_does_not_react_is_stopped_after_the_grace(
         assert job.is_terminal, job
 
 
+@pytest.mark.extra
 async def test_start_timeout_names_the_limit_and_what_ray_waits_for(pool: Pool) -> None:
     async with pool.working():
         run_id = await pool.start(

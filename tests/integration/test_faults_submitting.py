@@ -176,7 +176,7 @@ async def test_cluster_that_answers_and_never_takes_the_job_is_given_up(
 @pytest.mark.parametrize(
     ("meanwhile", "end"),
     [
-        (StateType.CANCELLING, StateType.CANCELLED),
+        pytest.param(StateType.CANCELLING, StateType.CANCELLED, marks=pytest.mark.extra),
         pytest.param(StateType.CANCELLED, StateType.CANCELLED, marks=pytest.mark.extra),
         pytest.param(StateType.FAILED, StateType.FAILED, marks=pytest.mark.extra),
         (StateType.RUNNING, StateType.CRASHED),

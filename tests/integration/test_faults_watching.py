@@ -114,7 +114,9 @@ async def test_silence_is_no_death(stage: Stage) -> None:
     assert sum("answers again" in line for line in logs) == 1
 
 
-@pytest.mark.parametrize("kind", [Kind.LOGIN_PAGE, Kind.STATUS])
+@pytest.mark.parametrize(
+    "kind", [Kind.LOGIN_PAGE, pytest.param(Kind.STATUS, marks=pytest.mark.extra)]
+)
 async def test_refusals_while_watching_are_silence_too(stage: Stage, kind: Kind) -> None:
     """An expired token or a login page says nothing about the job."""
     async with stage.pool.working():

@@ -60,6 +60,7 @@ async def test_bad_input_is_told_on_the_run_and_the_worker_goes_on(
     assert {"N": "4", "FLAG": "true", "TEAM": "blue"}.items() <= sent.items()
 
 
+@pytest.mark.extra
 async def test_saved_block_is_the_cluster_job_variable(
     prefect_settings: None, ray_cluster: RealRay
 ) -> None:

@@ -51,6 +51,7 @@ async def test_command_that_exits_without_a_result_is_crashed(pool: Pool) -> Non
     assert "without reporting a final state" in (run.state.message or "")
 
 
+@pytest.mark.extra
 async def test_command_that_fails_is_crashed_with_its_exit_code(pool: Pool) -> None:
     async with pool.working():
         run_id = await pool.start("adds", job_variables={"command": "echo oh no; exit 3"})

@@ -85,6 +85,7 @@ async def test_worker_of_the_same_name_goes_on_at_once(stage: Stage, tmp_path: P
             await stage.ends(run_id, StateType.CRASHED, "exit code 7")
 
 
+@pytest.mark.extra
 async def test_stopped_worker_hands_its_runs_over_at_once(stage: Stage) -> None:
     """Nobody waits until Prefect misses it, which here would take longer than the test."""
     async with stage.pool.working(name="first", heartbeat_interval_seconds=60):

@@ -64,7 +64,10 @@ def run_id() -> Any:
     return context.flow_run.id
 
 
-@pytest.mark.parametrize("how", ["killed", "late", "ends", "exits"])
+@pytest.mark.parametrize(
+    "how",
+    ["late", "ends", *(pytest.param(how, marks=pytest.mark.extra) for how in ("killed", "exits"))],
+)
 def test_a_task_whose_process_dies_is_crashed(
     runner: RayTaskRunner, tmp_path: Path, how: str
 ) -> None:

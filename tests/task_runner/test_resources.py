@@ -177,8 +177,14 @@ def test_options_that_the_runner_needs_are_refused_at_once() -> None:
     ("options", "said"),
     [
         ({"num_gpus": 16}, "GPU 16 (most on one node: 2)"),
-        ({"resources": {"forklift": 1}}, "forklift 1 (most on one node: 0)"),
-        ({"label_selector": {"zone": "b"}}, "a node labelled zone=b"),
+        pytest.param(
+            {"resources": {"forklift": 1}},
+            "forklift 1 (most on one node: 0)",
+            marks=pytest.mark.extra,
+        ),
+        pytest.param(
+            {"label_selector": {"zone": "b"}}, "a node labelled zone=b", marks=pytest.mark.extra
+        ),
     ],
 )
 def test_what_no_node_can_run_is_said_on_the_run(

@@ -29,7 +29,7 @@ def test_wait_tells_done_from_not_done(runner: RayTaskRunner) -> None:
     assert in_flow(runner, body) == (True, True, True)
 
 
-@pytest.mark.parametrize("timeout", [0, 0.2])
+@pytest.mark.parametrize("timeout", [pytest.param(0, marks=pytest.mark.extra), 0.2])
 def test_as_completed_has_a_time_limit(runner: RayTaskRunner, timeout: float) -> None:
     def body() -> Any:
         quick, slow = sleep.submit(0), sleep.submit(4)

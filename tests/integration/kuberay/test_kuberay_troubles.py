@@ -202,7 +202,9 @@ async def test_a_cluster_that_no_node_takes_waits_for_one(stage: KubeRayStage) -
         await stage.ends(run_id, StateType.COMPLETED)
 
 
-@pytest.mark.parametrize("kind", [Kind.ACT_THEN_DROP, Kind.DROP])
+@pytest.mark.parametrize(
+    "kind", [Kind.ACT_THEN_DROP, pytest.param(Kind.DROP, marks=pytest.mark.extra)]
+)
 async def test_a_lost_answer_to_the_creation_makes_one_cluster(
     stage: KubeRayStage, kind: Kind
 ) -> None:
