@@ -51,9 +51,10 @@ class ExistingClusters:
         """Return the cluster that the run or the setting names, or None."""
         connection = configuration.connection()
         if self._default is not None:
-            # The run may name the same address; the worker's token goes to no other.
+            # The run may name the same address; the worker's token goes to no other. Headers of a
+            # run's own (`Host`) can lead elsewhere, and without `verify` anyone can listen.
             connection = connection or self._default
-            is_ours = connection.address == self._default.address
+            is_ours = connection == Connection(self._default.address)
             connection = connection.with_token_of_environment(is_ours)
         return None if connection is None else ClusterPlan(cluster_at(connection))
 

@@ -74,6 +74,28 @@ async def test_the_worker_s_token_follows_no_job_variable(
 
 
 @pytest.mark.parametrize(
+    "own",
+    [
+        {"headers": {"Host": "attacker"}},
+        {"cookies": {"route": "attacker"}},
+        {"verify": False},
+        {"ca_file": "{folder}/ca.pem"},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+@pytest.mark.parametrize("pool", [{}, {"address": OURS}, {"cluster": {"address": OURS}}])
+async def test_the_worker_s_token_goes_to_its_address_in_no_way_of_a_run_s_own(
+    own: dict[str, Any], pool: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `Host` of a run's own leads to another site behind the same ingress."""
+    monkeypatch.setenv(FOLDER_SETTING, str(tmp_path))
+    own = {k: v.format(folder=tmp_path) if isinstance(v, str) else v for k, v in own.items()}
+    assert await token_for({"cluster": {"address": OURS, **own}}, OURS, **pool) is None
+    # The pool can be trusted with it.
+    assert await token_for({}, OURS, cluster={"address": OURS, **own}) == TOKEN
+
+
+@pytest.mark.parametrize(
     ("values", "setting", "pool"),
     [
         ({}, OURS, {}),
