@@ -21,6 +21,7 @@ from prefect_ray_worker.commands.terminal import (
     print_text,
 )
 from prefect_ray_worker.errors import InvalidConfiguration, without_groups
+from prefect_ray_worker.shared.plain_text import plain
 
 _INTERRUPTED = 130
 # Written as `prefect deployment run` takes it; Cyclopts would read it as two options, -j and -v.
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CycloptsError:
         return BAD_CALL  # said
     except InvalidConfiguration as exc:
-        print_text(errors(), Text(str(exc)))
+        print_text(errors(), Text(plain(str(exc))))
         return BAD_CALL
     except (KeyboardInterrupt, asyncio.CancelledError):
         return _INTERRUPTED

@@ -87,7 +87,7 @@ async def _look_again(pool: str, most: int) -> "Overview":
         except InvalidConfiguration as exc:
             if str(exc) != said:
                 said = str(exc)
-                print_text(errors(), Text(said))
+                print_text(errors(), Text(plain(said)))
 
 
 async def _look(pool: str, most: int) -> "Overview":
@@ -108,7 +108,7 @@ def table_of(overview: "Overview") -> RenderableType:
     """Return an overview for people."""
     slots = "" if overview.limit is None else f", {overview.slots} of {overview.limit} slots taken"
     return Group(
-        Text(f"Work pool {overview.pool}: {overview.state}{slots}", style="bold"),
+        Text(f"Work pool {plain(overview.pool)}: {overview.state}{slots}", style="bold"),
         Text(),
         _workers(overview),
         Text(),
@@ -127,7 +127,7 @@ def _table(*columns: str) -> Table:
 
 def _workers(overview: "Overview") -> RenderableType:
     none_online = Text(
-        f"No worker is online: prefect worker start --pool {shlex.quote(overview.pool)}",
+        f"No worker is online: prefect worker start --pool {shlex.quote(plain(overview.pool))}",
         style="red",
     )
     if not overview.workers:
@@ -172,9 +172,9 @@ def _runs(overview: "Overview") -> RenderableType:
     for run in overview.runs:
         table.add_row(
             plain(run.name),
-            Text(run.state, _STYLES.get(run.state, "")),
+            Text(plain(run.state), _STYLES.get(run.state, "")),
             length_of(run.state_seconds),
-            run.job_id or "-",
+            plain(run.job_id or "-"),
             plain(run.worker or "-"),
             plain(run.waits_for or ""),
         )

@@ -5,6 +5,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from prefect_ray_worker.commands.terminal import BAD_CALL, errors, print_line
+from prefect_ray_worker.shared.plain_text import plain
 
 
 async def sweep(
@@ -41,7 +42,7 @@ async def sweep(
         found = await read_ray_pool(pool, client)
         troubles = await sweep_once(client, found, namespace or [], tell)
     for trouble in troubles:
-        errors().print(f"The sweep did not come to its end: {trouble}")
+        errors().print(plain(f"The sweep did not come to its end: {trouble}"))
     if troubles:
         return BAD_CALL if all(isinstance(t, InvalidConfiguration) for t in troubles) else 1
     if not deleted:

@@ -7,6 +7,8 @@ from functools import cache
 from rich.console import Console
 from rich.text import Text
 
+from prefect_ray_worker.shared.plain_text import plain
+
 BAD_CALL = 2
 """Exit code of a call that cannot work, whatever the state of the cluster."""
 
@@ -48,8 +50,8 @@ def print_any_character() -> None:
 
 
 def print_line(text: str) -> None:
-    """Print a line as it is, wherever the terminal ends."""
-    console().print(Text(text), soft_wrap=True)
+    """Print a line in one piece, wherever the terminal ends."""
+    console().print(Text(plain(text)), soft_wrap=True)
 
 
 def print_text(to: Console, text: Text) -> None:

@@ -5,13 +5,14 @@ import io
 import re
 import sys
 from itertools import pairwise
+from uuid import uuid4
 
 import pytest
 from rich.console import Console
 from rich.text import Text
 
 from prefect_ray_worker.commands.app import app, main, parse
-from prefect_ray_worker.commands.overview import ClusterSeen, Overview, WorkerSeen
+from prefect_ray_worker.commands.overview import ClusterSeen, Overview, RunSeen, WorkerSeen
 from prefect_ray_worker.commands.status import table_of
 from prefect_ray_worker.commands.terminal import length_of, print_line, print_text
 from prefect_ray_worker.errors import InvalidConfiguration
@@ -72,7 +73,7 @@ def test_error_inside_a_group_is_said_in_words(
     bound = inspect.signature(main).bind()
 
     async def fails() -> None:
-        trouble = InvalidConfiguration("The file is not there.")
+        trouble = InvalidConfiguration("The \x1b[2Jfile is not there.")
         raise ExceptionGroup("unhandled errors", [ExceptionGroup("of a task group", [trouble])])
 
     monkeypatch.setattr("prefect_ray_worker.commands.app.parse", lambda *_: (fails, bound))
@@ -114,6 +115,21 @@ def test_status_shows_a_dead_worker_and_that_none_is_online() -> None:
 def test_status_says_if_its_numbers_are_those_of_the_listed_runs() -> None:
     assert shown(is_online=True, more_runs=3).count("LISTED RUNS") == 2
     assert "LISTED RUNS" not in shown(is_online=True, more_runs=0)
+
+
+def test_names_that_others_chose_control_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """The name of a state, or of a pool, could set the terminal's title and hide lines."""
+    evil = "\x1b]0;x\x07\x1b[2Jok"
+    run = RunSeen(uuid4(), evil, evil, 1.0, evil, evil, evil, evil)
+    workers = (WorkerSeen(evil, False, 90.0, 1),)
+    clusters = (ClusterSeen(evil, True, evil, 1),)
+    overview = Overview(evil, "READY", None, None, workers, clusters, (run,), 0)
+    print_line(evil)
+    console = Console(file=sys.stdout, width=200)
+    console.print(table_of(overview))
+    said = capsys.readouterr().out
+    assert "Work pool ok: READY" in said
+    assert "\x1b" not in said
 
 
 def test_lengths_of_time_have_two_units_and_grow() -> None:
