@@ -209,6 +209,12 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         """Whether clusters are made for runs, and deleted after them."""
         return self.kuberay is not None or self.cluster_source is not None
 
+    @property
+    def drops_the_pool_s_cluster(self) -> bool:
+        """Whether the work pool names a cluster, and the run sets it to null and names none."""
+        names_one = self.makes_clusters or self.connection() is not None
+        return self._origin.pool_names_any and not names_one
+
     def connection(self) -> Connection | None:
         """Return the cluster that the run names, or None if it names none."""
         if self.cluster is not None and self.address in (None, self.cluster.address):

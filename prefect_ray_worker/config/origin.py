@@ -17,7 +17,7 @@ from prefect_ray_worker.errors import InvalidConfiguration
 
 FOLDER_SETTING = "PREFECT_INTEGRATIONS_RAY_WORKER_CREDENTIALS_FOLDER"
 
-_NAMES = ("address", "cluster")
+_NAMES = ("address", "cluster", "kuberay", "cluster_source")
 _STORED = re.compile(r"\s*\{\{\s*prefect\.blocks\.ray-cluster\.[^.\s}]+\s*\}\}\s*")
 
 
@@ -29,11 +29,13 @@ class ClusterOrigin:
         pool_names_address: The variable `address` is as the work pool has it.
         pool_names_cluster: The variable `cluster` is as the work pool has it.
         cluster_is_stored: The variable `cluster` refers to a stored block.
+        pool_names_any: The work pool names a cluster, or makes one, for a run that sets nothing.
     """
 
     pool_names_address: bool = False
     pool_names_cluster: bool = False
     cluster_is_stored: bool = False
+    pool_names_any: bool = False
 
     @classmethod
     def of(cls, base_job_template: Mapping[str, Any], values: Mapping[str, Any]) -> "ClusterOrigin":
@@ -55,6 +57,7 @@ class ClusterOrigin:
             pool_names_address=of_run.get("address") == of_pool.get("address"),
             pool_names_cluster=of_run.get("cluster") == of_pool.get("cluster"),
             cluster_is_stored=_is_reference(of_run.get("cluster")),
+            pool_names_any=any(of_pool.get(name) is not None for name in _NAMES),
         )
 
 

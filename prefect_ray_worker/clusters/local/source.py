@@ -8,7 +8,7 @@ import anyio
 from prefect_ray_worker.clusters.local.cluster import LocalCluster, LocalClusterInfo
 from prefect_ray_worker.clusters.source import Cluster, ClusterPlan, PoolView, StartProgress, Tell
 from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.errors import JobsApiError, LocalClusterError
+from prefect_ray_worker.errors import InvalidConfiguration, JobsApiError, LocalClusterError
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.tokens import TokenSource
@@ -16,6 +16,10 @@ from prefect_ray_worker.shared.ids import ClusterRef
 
 _RELEASE_SECONDS = 20.0
 _COUNT_SECONDS = 8.0
+_NAME_ANOTHER = (
+    "The work pool names a cluster, and the run sets that to null without naming another one. "
+    "Set job variable 'address', 'cluster', 'kuberay' or 'cluster_source'."
+)
 
 
 class LocalClusters:
@@ -38,7 +42,14 @@ class LocalClusters:
         job_id: str | None,
         recorded: ClusterRef | None = None,
     ) -> ClusterPlan | None:
-        """Plan the local cluster for every run. Its address is unknown until it has started."""
+        """Plan the local cluster for every run. Its address is unknown until it has started.
+
+        Raises:
+            InvalidConfiguration: The work pool names a cluster. Its runs must not take the
+                worker's own machine instead, with the worker's account and environment.
+        """
+        if configuration.drops_the_pool_s_cluster:
+            raise InvalidConfiguration(_NAME_ANOTHER)
         return ClusterPlan()
 
     async def acquire(self, plan: ClusterPlan, progress: StartProgress) -> Cluster:

@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 
 from prefect_ray_worker.clusters.choice import ClusterSources
+from prefect_ray_worker.clusters.source import ClusterPlan
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.origin import FOLDER_SETTING, ClusterOrigin
 from prefect_ray_worker.errors import InvalidConfiguration
@@ -177,3 +178,34 @@ def test_a_variable_of_the_pool_s_own_that_makes_the_address_counts_as_the_run_s
     made["job_configuration"]["address"] = "http://{{ host }}:8265"
     assert ClusterOrigin.of(made, {}).pool_names_address
     assert not ClusterOrigin.of(made, {"host": "attacker"}).pool_names_address
+
+
+LOCAL = {"address": None, "cluster": None, "kuberay": None, "cluster_source": None}
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        {"address": OURS},
+        {"cluster": {"address": OURS}},
+        {"kuberay": {"image": "rayproject/ray:2.60.0"}},
+        {"cluster_source": {"type": "shell"}},
+    ],
+    ids=lambda pool: next(iter(pool)),
+)
+async def test_no_run_takes_the_worker_s_machine_instead_of_the_pool_s_cluster(
+    pool: dict[str, Any], tmp_path: Path
+) -> None:
+    """`address: null` ran the flow under the worker's account, with its environment."""
+
+    async def plan(setting: str | None, **pool: object) -> ClusterPlan:
+        configuration = await RayJobConfiguration.from_template_and_values(
+            template(**pool), LOCAL, client=CLIENT
+        )
+        return await ClusterSources.of_worker(tmp_path, setting).plan(configuration, None)
+
+    with pytest.raises(InvalidConfiguration, match="Set job variable 'address'"):
+        await plan(None, **pool)
+    # The setting is the worker's own word, and a pool that names no cluster means its machine.
+    assert (await plan(OURS, **pool)).cluster is not None
+    assert (await plan(None)).cluster is None
