@@ -57,7 +57,10 @@ class RayWorkerSettings(PrefectBaseSettings):
         description=(
             "Folder on the worker's machine. A `cluster` that is written into a job variable may "
             "name `token_path` and `ca_file` below it, and no other file. Unset: only a stored "
-            "RayCluster block may name such files. Example: /etc/prefect-ray-worker/clusters"
+            "RayCluster block may name such files. A stored block may name any file, so anyone who "
+            "can create blocks can have the worker read it: to prevent that, fix `cluster` in the "
+            "pool's job_configuration, or give each team a worker of its own. "
+            "Example: /etc/prefect-ray-worker/clusters"
         ),
     )
     kuberay_namespaces: list[str] = Field(
