@@ -14,6 +14,23 @@ _RULES = (
         ),
         r"\1***",
     ),
+    # `password='…'`, `{"api_key": "…"}`, also escaped, but neither `'token_path': '/a'` nor the
+    # shell's `"$(cat key)"`. A value without quotes stays: `PREFECT_API_KEY: set it` is prose.
+    (
+        re.compile(
+            r"(?i)((?:passw(?:or)?d|secret|token(?!iz)|credential|cookie"
+            r"|(?:api|access|private)[_-]?key|auth[_-]?string)[\w.%-]{0,60}"
+            r"(?<!path)(?<!file)(?<!name)(?<!type)"
+            r"(?:\\{0,3}['\"])?\s{0,3}[:=]\s{0,3}[bru]{0,2}(\\{0,3}['\"]))"
+            r"(?!\$[({])(?:(?!\2)(?:\\.|[^\\\n]))+"
+        ),
+        r"\1***",
+    ),
+    # The header of a proxy: `X-Api-Key: …`
+    (
+        re.compile(r"(?i)(\bx-[a-z\d-]{0,60}(?:key|token|secret):\s{0,3})[^\s'\",]+"),
+        r"\1***",
+    ),
     (
         re.compile(r"(?i)(\bauthorization['\"]?\s{0,3}[:=]\s{0,3}['\"]?)(?:\w+ )?[^\s'\",]+"),
         r"\1***",
@@ -37,9 +54,9 @@ _RULES = (
 def masked(text: str) -> str:
     """Return a text with `***` in place of passwords, tokens, keys and signatures.
 
-    It knows secrets by where they stand: in a URL, after a name that means a secret, after
-    `Bearer`, in a header that was refused, or among the `env_vars` of a runtime environment. A
-    secret that stands alone is not found.
+    It knows secrets by where they stand: in a URL, in quotes or after `=` with a name that means a
+    secret, after `Bearer`, in a header `X-…-Key` or one that was refused, or among the `env_vars`
+    of a runtime environment. A secret that stands alone is not found.
 
     Args:
         text: An error message, a line of a log or a URL.

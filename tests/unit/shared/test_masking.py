@@ -24,6 +24,14 @@ SECRETS = [
     "PGPASSWORD=secret pg_dump",
     "connection failed: password=secret host=db",
     "the key pnu_secretsecretsecret",
+    "connect(host='db', password='secret, secret', port=1)",
+    'Client(api_key = "secret")',
+    r"""{'user': 'me', "token": "a\"secret"}""",
+    r"""the body was "{\"db_password\": \"secret\"}\"""",
+    "Headers({'x-api-key': b'secret'})",
+    "environ({'PREFECT_API_AUTH_STRING': 'me:secret'})",
+    "X-Api-Key: secret",
+    "> x-auth-token: secret",
     r"Illegal header value b'secret\n'",
     r"""Illegal header value b"it's a \"secret\n".""",
     """Failed to parse runtime env: {"env_vars": {"A": "secret", "B": "x}secret"}, "pip": []}.""",
@@ -40,6 +48,13 @@ def test_secrets_are_masked(text: str) -> None:
     assert "***" in found
 
 
+def test_what_surrounds_a_secret_stays() -> None:
+    quoted = r"""{'a': 1, 'password': 'x\'y', "b": 2} and \"token\": \"x\", \"c\": 3"""
+    assert masked(quoted) == (
+        r"""{'a': 1, 'password': '***', "b": 2} and \"token\": \"***\", \"c\": 3"""
+    )
+
+
 @pytest.mark.parametrize("text", SECRETS[:3])
 def test_the_host_stays(text: str) -> None:
     assert masked(text) == "https://***@host/simple"
@@ -53,6 +68,13 @@ def test_the_host_stays(text: str) -> None:
         "Bearer authentication failed",
         "The author of a@b.example wrote x=1",
         "No module named 'token_bucket'",
+        "PREFECT_API_KEY: set it, or 'prefect cloud login'",
+        "job variable cluster.token_path: /a/b is not there",
+        "{'token_path': '/a/b', 'secret_name': 'x', 'tokenizer': 'y', 'max_tokens': 5}",
+        'secrets "prefect-api" not found',
+        "token: the file is empty",
+        'create the Secret with --from-literal=api-key="$(cat key.txt)"',
+        "if token == 'x': password = ask()",
     ],
 )
 def test_other_texts_stay_as_they_are(text: str) -> None:
@@ -68,6 +90,10 @@ def test_other_texts_stay_as_they_are(text: str) -> None:
         "a=",
         "bearer ",
         "authorization:",
+        "token='",
+        "token-",
+        "x-key",
+        "token\\'",
         "env_vars:{",
         "Illegal header value b'\\",
     ],
