@@ -48,7 +48,7 @@ class Way:
 
 
 class SweptPlaces:
-    """Remembers the places of one worker. The last way to each of them counts."""
+    """Remembers the places of one worker. The last way to each of them counts, the pool's first."""
 
     def __init__(self) -> None:
         # Where runs have had clusters, and the pool's own place.
@@ -75,8 +75,15 @@ class SweptPlaces:
                     ways[place] = replace(way, client=client)
 
     def all(self) -> dict[KubernetesPlace, Way]:
-        """Return the places as they are now."""
-        return {**self._by_setting, **self._used}
+        """Return the places as they are now.
+
+        In those that the setting names, a run does not choose how dashboards are reached: the
+        sweep sends the tokens of all shared clusters there.
+        """
+        ways = {**self._by_setting, **self._used}
+        for place, way in self._by_setting.items():
+            ways[place] = replace(ways[place], asked=way.asked)
+        return ways
 
     def turns(self, place: KubernetesPlace) -> SweepTurns:
         """Return what counts the sweeps of a place."""

@@ -4,6 +4,7 @@ import anyio
 import pytest
 
 from prefect_ray_worker.clusters.kuberay.manifest import ray_cluster
+from prefect_ray_worker.clusters.kuberay.places import SweptPlaces
 from prefect_ray_worker.clusters.kuberay.reach import place_in
 from prefect_ray_worker.config.kuberay import KubernetesConfig
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
@@ -74,6 +75,23 @@ async def test_a_new_worker_sweeps_the_namespaces_of_its_setting(
             await worker.sweep()
         await wait_until(lambda: not kubernetes.clusters(), description="its end")
     assert caplog.text.count("in namespace secret, ") == 1
+
+
+async def test_no_run_chooses_where_a_sweep_sends_the_tokens_of_a_namespace_of_the_setting(
+    kubernetes: FakeKubernetes,
+) -> None:
+    """The last run's `address_template` was the way to all shared clusters of the namespace."""
+    asked = a_stage(kubernetes).asked
+    assert asked.kubeconfig is not None
+    key = Kubeconfig.of_block(asked.kubeconfig.config, asked.kubeconfig.context_name)
+    of_run = asked.model_copy(update={"address_template": "https://attacker/{name}"})
+    places = SweptPlaces()
+    async with KubernetesClient(key) as client:
+        places.name(client, ["ray"], asked)
+        places.use(client, "ray", of_run)
+        places.use(client, "own", of_run)
+    ways = {place.namespace: way.asked for place, way in places.all().items()}
+    assert ways == {"ray": asked, "own": of_run}
 
 
 async def test_a_sweep_uses_the_token_that_the_pool_has_now(
