@@ -58,7 +58,7 @@ from prefect_ray_worker.shared.ids import InfrastructurePid
 from prefect_ray_worker.shared.masking import masked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from contextlib import AsyncExitStack
     from uuid import UUID
 
@@ -246,7 +246,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         Raises:
             RayWorkerError: Before the job was accepted; Prefect then marks the run Crashed.
         """
-        submitted = await self._submit(flow_run, configuration)
+        show = super()._propose_submitting_state
+        submitted = await self._submit(flow_run, configuration, show)
         if submitted is None:
             if task_status is not None:
                 task_status.started(None)
@@ -291,7 +292,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         would keep its slot of `--limit` (3.8.8).
         """
         try:
-            await super()._submit_run(flow_run)
+            with self._followed.in_hand(flow_run.id):  # from its claim until Ray has its job
+                await super()._submit_run(flow_run)
         except Exception as exc:  # noqa: BLE001 (one run must not end the work for all others)
             why = "The flow run %s stays scheduled; the next poll tries again: %s"
             worker_logger(self).warning(why, flow_run.id, masked(str(exc)))
@@ -302,6 +304,9 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     async def _give_worker_labels_to_flow_run(self, flow_run_id: "UUID") -> None:
         give = super()._give_worker_labels_to_flow_run
         await wait_for_answer(lambda: give(flow_run_id))  # an error would crash the claimed run
+
+    async def _propose_submitting_state(self, flow_run: "FlowRun") -> None:
+        """Leave the state to `begin`: the server grants it to runs that have ended, too (3.8.8)."""
 
     async def submit(
         self,
@@ -339,17 +344,14 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             await super().__aexit__(*exc_info)
 
     async def _submit(
-        self, flow_run: "FlowRun", configuration: RayJobConfiguration
+        self,
+        flow_run: "FlowRun",
+        configuration: RayJobConfiguration,
+        show: "Callable[[FlowRun], Awaitable[None]] | None" = None,
     ) -> tuple[Follower, InfrastructurePid] | None:
-        """Submit the run's job; None if the run was settled before there was a cluster for it."""
-        return await begin(
-            self._services,
-            self._followed,
-            self._recovery.own,
-            flow_run,
-            configuration,
-            may_start=self.serves,
-        )
+        """Submit the run's job; None if the run has ended, or gone on, without this worker."""
+        shared = (self._services, self._followed, self._recovery.own)
+        return await begin(*shared, flow_run, configuration, may_start=self.serves, show=show)
 
     async def kill_infrastructure(
         self,

@@ -126,6 +126,13 @@ _OF_MESSAGES: list[tuple[str, list[str]]] = [
         ["The Ray cluster does not answer; the run is left as it is until it does. …"],
     ),
     (
+        "Nothing: something else has decided about the run. Start it again if you need it.",
+        [
+            "The flow run … is not submitted by this worker: since it was claimed, it has ended, "
+            "was rescheduled, or was submitted by another worker.",
+        ],
+    ),
+    (
         "Nothing: something else has decided about the run, and its job follows.",
         [
             "Another attempt at this flow run has begun: this one ends.",

@@ -1,6 +1,10 @@
 """`begin`: brings a flow run to the point where Ray has its job."""
 
-from prefect.client.schemas.objects import FlowRun
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.settings import PREFECT_API_URL
 
 from prefect_ray_worker.clusters.existing import warn_of_local_api
@@ -11,7 +15,21 @@ from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import present_attempt, slot_lease_in
 from prefect_ray_worker.runs.services import Services
 from prefect_ray_worker.runs.submit import Submitter
-from prefect_ray_worker.shared.ids import InfrastructurePid, present_claim, submission_id
+from prefect_ray_worker.shared.ids import (
+    InfrastructurePid,
+    is_claim,
+    present_claim,
+    submission_id,
+)
+
+# A run that is being cancelled is submitted too: what follows its job settles it.
+_UNSUBMITTED = (StateType.PENDING, StateType.CANCELLING)
+_GIVEN_UP = (
+    "The flow run %s is not submitted by this worker: since it was claimed, it has ended, was "
+    "rescheduled, or was submitted by another worker."
+)
+
+_log = logging.getLogger("prefect.workers.ray.begin")
 
 
 async def begin(
@@ -22,6 +40,7 @@ async def begin(
     configuration: RayJobConfiguration,
     *,
     may_start: bool,
+    show: Callable[[FlowRun], Awaitable[None]] | None = None,
 ) -> tuple[Follower, InfrastructurePid] | None:
     """Submit the run's job to a cluster that takes it.
 
@@ -32,9 +51,11 @@ async def begin(
         flow_run: The run.
         configuration: Prepared for it.
         may_start: Whether this process may start a Ray on its machine.
+        show: Puts a run that was just claimed into the state Submitting.
 
     Returns:
-        What follows the job, and its pid; None if the run was settled before there was a cluster.
+        What follows the job, and its pid; None if the run was settled before there was a cluster,
+        or is not this process's any more.
 
     Raises:
         RayWorkerError: Before the job was accepted.
@@ -42,6 +63,11 @@ async def begin(
     logger = services.logger_of(flow_run)
     with followed.in_hand(flow_run.id):
         history = await services.flow_runs.states(flow_run.id)
+        if not is_claimed_still(flow_run, history):
+            _log.warning(_GIVEN_UP, flow_run.id)
+            return None
+        if show is not None and is_claim(history[-1]):
+            await show(flow_run)
         if await settled_unsent(services, flow_run, history):
             return None
         job_id = submission_id(flow_run.id, present_claim(history) or flow_run.id)
@@ -57,3 +83,20 @@ async def begin(
             with followed.submitting(job_id, attempt):
                 pid = await submitter.submit()
     return Follower(services, attempt, submitter), pid
+
+
+def is_claimed_still(flow_run: FlowRun, history: Sequence[State[Any]]) -> bool:
+    """Return whether a run still waits for the submission that a worker has claimed it for.
+
+    Minutes can pass after the claim if the Prefect API is away. Meanwhile the run can be settled
+    or rescheduled, and other workers can have submitted it or claimed it anew.
+
+    Args:
+        flow_run: The run as it was before the claim, or with it.
+        history: Its states, oldest first; none if it was deleted.
+    """
+    if not history:
+        return False
+    before = [state.timestamp for state in history if state.id == flow_run.state_id]
+    claims = [s for s in history if before and s.timestamp > before[0] and is_claim(s)]
+    return history[-1].type in _UNSUBMITTED and len(claims) <= 1

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from uuid import UUID
@@ -33,7 +34,7 @@ class FollowedRuns:
         self._forwarding: dict[str, tuple[RunAttempt, anyio.CancelScope]] = {}
         self._tried_since: dict[str, float] = {}
         self._submitting: dict[str, int] = {}
-        self._in_hand: set[UUID] = set()
+        self._in_hand = Counter[UUID]()
         self._interrupted: dict[str, LeftAttempt] = {}
         self._spared = SparedRuns()
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -94,11 +95,13 @@ class FollowedRuns:
     @contextmanager
     def in_hand(self, run_id: UUID) -> Generator[None, None, None]:
         """Count a run as one that is to be submitted for as long as the context is open."""
-        self._in_hand.add(run_id)
+        self._in_hand[run_id] += 1  # `begin` opens a second one
         try:
             yield
         finally:
-            self._in_hand.discard(run_id)
+            self._in_hand[run_id] -= 1
+            if not self._in_hand[run_id]:
+                del self._in_hand[run_id]
 
     @contextmanager
     def submitting(

@@ -5,7 +5,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import anyio
 import httpx
@@ -137,3 +137,30 @@ async def test_errors_around_a_submission_cost_a_run_nothing(stage: Stage) -> No
                 job.set("FAILED", driver_exit_code=7)
                 await stage.ends(run_id, StateType.CRASHED, "exit code 7")
     assert not any(refusals.values()), refusals
+
+
+async def test_run_that_ended_while_the_api_was_away_is_not_submitted(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The claimed run was Failed by an automation, then Submitting, and ran."""
+    changed: list[UUID] = []
+    held: list[bool] = []
+
+    async def change(request: web.Request) -> None:
+        if request.method == "PATCH" and request.path.endswith("/labels") and not changed:
+            changed.append(UUID(request.path.split("/")[-2]))
+            held.append(worker._followed.has_in_hand(changed[0]))
+            await stage.play(changed[0], StateType.FAILED)
+
+    async with busy_api(PREFECT_API_URL.value(), lambda _: None, after=change) as url:
+        with temporary_settings({PREFECT_API_URL: url}):
+            async with stage.pool.working(limit=1) as (worker,):
+                run_id = await stage.start()
+                await wait_until(
+                    lambda: "is not submitted by this worker" in caplog.text,
+                    timeout=20,
+                    description="the run to be given up",
+                )
+    assert await stage.pool.state(run_id) == StateType.FAILED
+    assert not stage.ray.jobs
+    assert held == [True], "this worker's own look would have taken the run for nobody's"
