@@ -82,11 +82,8 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
     def state(self) -> State[Any]:
         """The run's state; with the flow's value, if the run has ended and was waited for.
 
-        From there a task that gets the future takes the value. It asks Prefect nothing after a
-        callback: a task runner reads it in a thread that all its tasks need.
+        From there a task that gets the future takes the value.
         """
-        if self._callbacks.trouble is not None:
-            raise self._callbacks.trouble
         if self._final_state is None:
             return super().state
         state = self.state_with_data()
@@ -95,6 +92,18 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
         told = copy(state)  # not `model_copy`: in 3.8.8 its copy has no timestamp
         told.data = MissingValue.because(self._why_missing)
         return told
+
+    def state_after_callback(self) -> State[Any]:
+        """Return the state for a task that gets the future, once the future's callback was called.
+
+        Asks Prefect nothing: a task runner calls it in a thread that all its tasks need.
+
+        Raises:
+            BaseException: Why this process has given up following the run.
+        """
+        if self._callbacks.trouble is not None:
+            raise self._callbacks.trouble
+        return self.state
 
     def cancel(self) -> None:
         """Ask for the run to be cancelled. Does nothing if it has ended."""

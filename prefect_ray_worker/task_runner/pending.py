@@ -142,7 +142,9 @@ class PendingTask:
         if isinstance(source, State):
             return ValueSlot(pack(source))
         if isinstance(source, PrefectFlowRunFuture):
-            return ValueSlot(pack(source.state))
+            # Ours: the others have no `task_run_id` (3.8.8).
+            settled: Any = getattr(source, "state_after_callback", None)
+            return ValueSlot(pack(source.state if settled is None else settled()))
         source.wait()  # it is done: without this, Prefect's own futures ask the API for their state
         return ValueSlot(pack(DoneFuture(source.task_run_id, source.state)))
 

@@ -8,17 +8,18 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import httpx
 import pytest
 from aiohttp import web
 from prefect import flow
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture, as_completed
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Running
 
 from prefect_ray_worker import ray_job
-from prefect_ray_worker.adhoc import waiting
+from prefect_ray_worker.adhoc import following, waiting
 from prefect_ray_worker.adhoc.following import Following, RayFlowRunFuture, page_of
 from prefect_ray_worker.adhoc.waiting import follow, follow_async
 from prefect_ray_worker.errors import AnswerMissing
@@ -90,7 +91,23 @@ async def test_all_that_wait_for_a_run_that_was_deleted_are_told(here: Pool) -> 
     future.add_done_callback(called.put)
     await anyio.to_thread.run_sync(lambda: called.get(timeout=10))
     with pytest.raises(AnswerMissing, match="it was deleted"):
-        _ = future.state
+        future.state_after_callback()
+
+
+async def test_state_is_read_anew_after_a_callback_for_which_the_api_was_away(
+    here: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state raised the error of the callback's thread for ever."""
+    future: Any = RayFlowRunFuture[int](await new_run(here))
+    called: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    monkeypatch.setattr(following, "_API_AWAY_SECONDS", 0.0)
+    away = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(away):
+        future.add_done_callback(called.put)
+        await anyio.to_thread.run_sync(lambda: called.get(timeout=10))
+    with pytest.raises(httpx.ConnectError):  # what a task runner asks asks Prefect nothing
+        future.state_after_callback()
+    assert not future.state.is_final()
 
 
 def ends_with_its_parent(begin: Any) -> None:
