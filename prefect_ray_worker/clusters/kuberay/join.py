@@ -30,6 +30,7 @@ from prefect_ray_worker.clusters.kuberay.shared import (
     failure_in,
     is_open,
     reason_of,
+    serves_its_runs,
     was_up,
 )
 from prefect_ray_worker.clusters.kuberay.snapshots import Snapshots
@@ -101,6 +102,10 @@ class Joining:
             api="The Kubernetes API",
         )
 
+    @property
+    def _needs_workers(self) -> bool:
+        return self.asked.ready_when == "all"
+
     async def run(self, recorded: ClusterRef | None) -> Cluster:
         """Return a cluster that the attempt has joined, when it takes jobs.
 
@@ -136,7 +141,8 @@ class Joining:
             if recorded.uid in (None, there.uid):
                 self._check_ours(there)
                 joined = await self._joined(there)
-                if joined is None and (failure := failure_in(there)) is not None:
+                failure = failure_in(there, needs_workers=self._needs_workers)
+                if joined is None and failure is not None:
                     raise failure  # of the worker that waited for it with this one's
         if joined is None and recorded.uid is not None:
             raise _deleted(f"The RayCluster {self.namespace}/{name}, which the run used, is gone.")
@@ -250,12 +256,21 @@ class Joining:
             joined = await visit.join(self.attempt)
         except (ObjectMissing, ObjectReplaced):
             return None
-        if not is_open(joined, datetime.now(UTC)):
+        if not self._may_use(joined):
             return None
         if joined.uid != self._created_uid:
             ref = ref_of(self.namespace, joined.name, joined.uid)
             await self.progress.happened(ClusterHappening.JOINED, ref)
         return joined
+
+    def _may_use(self, cluster: RayClusterObject) -> bool:
+        """Return whether the run may use a cluster: also a closed one that had its job before.
+
+        Not if the run needs the workers for whose sake the cluster was closed.
+        """
+        now = datetime.now(UTC)
+        is_of_it = cluster.uid == self._recorded_uid and not self._needs_workers
+        return is_open(cluster, now) or (is_of_it and serves_its_runs(cluster, now))
 
     def _visit(self, cluster: RayClusterObject) -> Visit:
         look = ClusterLook(
@@ -281,13 +296,13 @@ class Joining:
             found, cluster = await visit.reading()
             seen = visit.look.seen
             if visit.failure is None and seen is not None:
-                visit.failure = failure_in(seen, needs_workers=self.asked.ready_when == "all")
+                visit.failure = failure_in(seen, needs_workers=self._needs_workers)
             if visit.failure is not None:
                 raise visit.failure
-            if cluster is not None and seen is not None and is_open(seen, datetime.now(UTC)):
+            if cluster is not None and seen is not None and self._may_use(seen):
                 return cluster
             is_known = found.category is not Category.KUBERNETES_UNREACHABLE
-            if is_known and (seen is None or not is_open(seen, datetime.now(UTC))):
+            if is_known and (seen is None or not self._may_use(seen)):
                 self._avoided.add(joined.uid)
                 return None
             if found.is_final:

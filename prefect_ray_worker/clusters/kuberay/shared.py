@@ -41,7 +41,22 @@ def is_open(cluster: RayClusterObject, now: datetime) -> bool:
         cluster: A shared cluster.
         now: The present.
     """
-    if cluster.is_terminating or CLOSING in cluster.annotations:
+    return CLOSING not in cluster.annotations and _is_up(cluster, now)
+
+
+def serves_its_runs(cluster: RayClusterObject, now: datetime) -> bool:
+    """Return whether a cluster was closed for its workers only: its runs still have its head.
+
+    Args:
+        cluster: A shared cluster.
+        now: The present.
+    """
+    why = _closing_of(cluster)
+    return why is not None and why.takes_jobs and _is_up(cluster, now)
+
+
+def _is_up(cluster: RayClusterObject, now: datetime) -> bool:
+    if cluster.is_terminating:
         return False
     head = cluster.condition("HeadPodReady")
     if head is None or head.status == "True" or head.since is None or cluster.suspended:

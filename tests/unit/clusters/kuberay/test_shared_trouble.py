@@ -80,6 +80,10 @@ async def test_a_cluster_whose_workers_cannot_start_is_replaced_and_its_head_sta
         assert second == first[:-1] + "2"
         await worker.sweep()
         assert kubernetes.clusters() == [first, second], "a run uses its head"
+        async with stage.worker() as heir:
+            assert name_of(await heir.provide(uses_head)) == first, "it can have its job there"
+            with pytest.raises(ClusterFailed, match="manifest unknown"):
+                await heir.provide(uses_head, ready_when="all")
         uses_head.goes_on = False
         await goes(stage, worker, first)
         assert "it did not start, and no run uses it" in stage.said[-1]
