@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from copy import copy
 from functools import partial
@@ -25,6 +26,7 @@ from prefect.utilities.urls import url_for
 from prefect_ray_worker.adhoc.done_callbacks import DoneCallbacks
 from prefect_ray_worker.adhoc.log_tail import LogTail
 from prefect_ray_worker.adhoc.missing import MissingValue
+from prefect_ray_worker.adhoc.shared_look import SharedLook
 from prefect_ray_worker.adhoc.untaken import Untaken
 from prefect_ray_worker.bundles.answers import FlowAnswer, read_answer
 from prefect_ray_worker.bundles.carriers import patiently
@@ -41,7 +43,7 @@ from prefect_ray_worker.shared.masking import masked
 R = TypeVar("R")
 
 _INTERVAL_SECONDS = 0.5
-# Many futures that wait together ask the API ten times a second.
+# Many that wait together read their own runs ten times a second, beside the look that they share.
 _INTERVAL_SECONDS_OF_EACH = 0.1
 _API_AWAY_SECONDS = 600.0
 # The last lines come after the final state: from the driver when it ends, and from the worker,
@@ -274,6 +276,7 @@ class Following:
     """
 
     _open: ClassVar[set["Following"]] = set()
+    _looks: ClassVar[defaultdict[str, SharedLook]] = defaultdict(SharedLook)  # by the API's URL
 
     def __init__(self, future: RayFlowRunFuture[Any], tail: LogTail | None = None) -> None:
         self._future = future
@@ -281,6 +284,7 @@ class Following:
         self._client: SyncPrefectClient = get_client(sync_client=True)
         self._tail = tail
         self._ended_at: float | None = None
+        self._next_read = 0.0
 
     def __enter__(self) -> Self:
         """Open the client."""
@@ -312,9 +316,17 @@ class Following:
 
     def _pause(self, deadline: float | None) -> float:
         pause = _INTERVAL_SECONDS if self._ended_at is None else _DRAIN_INTERVAL_SECONDS
-        if self._tail is None:
-            pause = max(pause, len(self._open) * _INTERVAL_SECONDS_OF_EACH)
         return pause if deadline is None else min(pause, max(deadline - time.monotonic(), 0.0))
+
+    def _is_worth_a_read(self, deadline: float | None) -> bool:
+        """Return whether to read the run: it seems to have ended, or has not been read for long."""
+        if self._tail is None and time.monotonic() < self._next_read and not _is_over(deadline):
+            url = self._client.api_url
+            ids = {f._run_id for f in tuple(self._open) if f._client.api_url == url}  # noqa: SLF001
+            if self._run_id not in self._looks[str(url)].ended(self._client, ids):
+                return False
+        self._next_read = time.monotonic() + len(self._open) * _INTERVAL_SECONDS_OF_EACH
+        return True
 
     def _read(self, deadline: float | None) -> FlowRun:
         left = _API_AWAY_SECONDS
@@ -330,6 +342,8 @@ class Following:
 
     def _step(self, deadline: float | None) -> bool:
         """Look once; return whether the run has ended and its logs have been printed."""
+        if not self._is_worth_a_read(deadline):
+            return False
         run = self._read(deadline)
         if self._ended_at is None and run.state is not None and run.state.is_final():
             history = patiently(lambda: self._client.read_flow_run_states(self._run_id))

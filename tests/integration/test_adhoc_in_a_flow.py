@@ -110,6 +110,30 @@ async def test_state_is_read_anew_after_a_callback_for_which_the_api_was_away(
     assert not future.state.is_final()
 
 
+async def test_many_that_wait_learn_of_an_end_with_one_request(
+    here: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of 300 looked at its own run once in 30 s."""
+    monkeypatch.setattr(following, "_INTERVAL_SECONDS_OF_EACH", 1000.0)
+    reads: queue.SimpleQueue[None] = queue.SimpleQueue()
+    read = Following._read
+
+    def counted(followed: Following, deadline: float | None) -> Any:
+        run = read(followed, deadline)
+        reads.put(None)
+        return run
+
+    monkeypatch.setattr(Following, "_read", counted)
+    futures: list[Any] = [RayFlowRunFuture[int](await new_run(here)) for _ in range(2)]
+    called: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for future in futures:
+        future.add_done_callback(called.put)
+        await anyio.to_thread.run_sync(lambda: reads.get(timeout=10))
+    for future in futures:
+        await here.client.set_flow_run_state(future.flow_run_id, Completed(), force=True)
+        assert await anyio.to_thread.run_sync(lambda: called.get(timeout=10)) is future
+
+
 def ends_with_its_parent(begin: Any) -> None:
     follow(begin, stream_logs=False)
 
