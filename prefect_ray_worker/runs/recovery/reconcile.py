@@ -223,11 +223,11 @@ class Reconciler:
             return {}
         now = datetime.now(UTC)
         ended = await self._api.ended(pool_id, self._ended_since)
-        self._ended_since = now - _ENDED_OVERLAP
         earlier = self._unfinished - ended.keys()
         ended |= await self._api.some(earlier)
         left = {run.id: run for run in ended.values() if _is_left_unfinished(run)}
-        self._unfinished = set(left)
+        # Only now: if a request fails, the next look at ended runs lists these again.
+        self._unfinished, self._ended_since = set(left), now - _ENDED_OVERLAP
         return left
 
     async def _act(
