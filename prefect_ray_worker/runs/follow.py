@@ -10,7 +10,7 @@ import anyio
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 
-from prefect_ray_worker.clusters.poller import Gone, Missing, Observation, Seen
+from prefect_ray_worker.clusters.poller import Gone, Missing, Observation, Seen, Unreachable
 from prefect_ray_worker.errors import JobsApiError, RequestRejected, SubmissionConflict
 from prefect_ray_worker.logs.forward import LogForwarding
 from prefect_ray_worker.prefect_api.active_runs import ENDED_BADLY
@@ -29,6 +29,10 @@ from prefect_ray_worker.shared.ids import LOG_END_LABEL, attempt_in
 _MILLISECONDS = 1000
 # What leaves the end of the job unseen.
 _NO_JOB = (Verdict.LOST, Verdict.CLUSTER_GONE, Verdict.SILENT_TOO_LONG)
+_UNWATCHED = (
+    "Ray Job %s is not watched any more. It had not started, and the Ray cluster at %s does not "
+    "answer. If the job starts later, its driver sees that the run has ended, and ends."
+)
 
 
 class Follower:
@@ -208,18 +212,30 @@ class Follower:
                     return watched, decided
 
     async def prevent_start(self) -> None:
-        """Stop the job again should it ever start: Ray does not keep a queued stop for good."""
-        with self.attempt.cluster.poller.watch(self.attempt.job_id) as watch:
+        """Stop the job again should it ever start: Ray does not keep a queued stop for good.
+
+        A cluster that is silent for longer than the run's limit is not waited for. If it comes back
+        with the job, the driver sees that its run has ended, and ends itself.
+        """
+        attempt = self.attempt
+        watched = Watched(submitted_at=anyio.current_time(), arrived=True)
+        with attempt.cluster.poller.watch(attempt.job_id) as watch:
             while True:
-                observation = await watch.next()
-                if isinstance(observation, Missing | Gone):
-                    return
-                if isinstance(observation, Seen):
-                    if observation.details.is_terminal:
-                        self._narrator.saw_end(observation.details)
+                observation, now = await watch.next(), anyio.current_time()
+                watched = watched.after(observation, now)
+                match observation:
+                    case Missing() | Gone():
                         return
-                    if observation.details.status != JobStatus.PENDING:
+                    case Seen(job) if job.is_terminal:
+                        self._narrator.saw_end(job)
+                        return
+                    case Seen(job) if job.status != JobStatus.PENDING:
                         await self._settlement.stop()
+                    case Unreachable() if watched.silent_for(now) >= attempt.limits.unreachable:
+                        attempt.log.warning(_UNWATCHED, attempt.job_id, attempt.address)
+                        return
+                    case _:
+                        pass
 
     def _at_first(self) -> Watched:
         """Return what is known before the first look: limits count from the true start."""

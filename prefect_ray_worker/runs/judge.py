@@ -100,8 +100,7 @@ def judge(watched: Watched, limits: Limits, now: float) -> Verdict:
     """
     if watched.gone is not None:
         return Verdict.CLUSTER_GONE
-    since = watched.unreachable_since
-    silent = 0.0 if since is None else now - since
+    since, silent = watched.unreachable_since, watched.silent_for(now)
     if since is not None and silent >= limits.unreachable:
         return Verdict.SILENT_TOO_LONG
     if watched.run_is_deleted:

@@ -87,6 +87,10 @@ class Watched:
         """Return for how many seconds the job has been seen to run; 0 if it has not."""
         return 0.0 if self.running_since is None else now - self.running_since
 
+    def silent_for(self, now: float) -> float:
+        """Return for how many seconds the cluster has not answered; 0 if it does."""
+        return 0.0 if self.unreachable_since is None else now - self.unreachable_since
+
     def cancelled_at(self, now: float) -> "Watched":
         """Return the same, knowing that the run is being cancelled."""
         return self if self.cancelling_since is not None else replace(self, cancelling_since=now)
