@@ -8,7 +8,7 @@ import logging
 import platform
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -18,7 +18,9 @@ from pydantic import BaseModel
 
 from prefect_ray_worker.clusters.answering import silence_of
 from prefect_ray_worker.clusters.installed import LoadedPlugin, SweptPlace, load_plugin, said_by
-from prefect_ray_worker.clusters.plugin import AskedCluster, MadeCluster
+from prefect_ray_worker.clusters.plugin import AskedCluster
+from prefect_ray_worker.clusters.plugin_places import PluginPlaces
+from prefect_ray_worker.clusters.plugin_plan import PluginPlan, cluster_of, complete, plan_of
 from prefect_ray_worker.clusters.source import (
     Cluster,
     ClusterPlan,
@@ -57,23 +59,6 @@ _POOL_LABEL = "prefect.io/work-pool-id"
 _log = logging.getLogger("prefect.workers.ray.sources")
 
 
-@dataclass(frozen=True)
-class PluginPlan(ClusterPlan):
-    """A cluster that an attempt will get from a plugin.
-
-    Attributes:
-        loaded: The plugin.
-        asked: What it is asked for; None if there is no run.
-        fields: The plugin's own fields.
-        start_timeout: Seconds from the claim until it must take jobs.
-    """
-
-    loaded: LoadedPlugin | None = None
-    asked: AskedCluster[Any] | None = None
-    fields: BaseModel | None = None
-    start_timeout: float = DEFAULT_START_TIMEOUT
-
-
 class PluginClusters:
     """Makes and deletes the clusters of all plugins, for one worker.
 
@@ -97,6 +82,7 @@ class PluginClusters:
         self._swept: dict[SweptPlace, PluginPlan] = {}
         self._seen: dict[SweptPlace, set[str]] = {}
         self._turns: defaultdict[SweptPlace, SweepTurns] = defaultdict(SweepTurns)
+        self._places = PluginPlaces()
         self._of_pool: SweptPlace | None = None
 
     async def plan(
@@ -139,6 +125,7 @@ class PluginClusters:
             self._renew_pool(place, fields)
             self._swept[place] = plan
         self._swept.setdefault(place, plan)
+        self._places.planned(place, plan.start_timeout)
         if ref is not None:
             self._plans[ref] = plan
         return plan
@@ -149,15 +136,34 @@ class PluginClusters:
         # Where the other fields changed, the earlier place can still have clusters.
         if before in (None, place) or before[:2] != place[:2]:
             return
-        self._swept.pop(before, None)
-        self._seen.setdefault(place, set()).update(self._seen.pop(before, set()))
-        if before in self._turns:
-            self._turns[place] = self._turns.pop(before)
-        for ref, plan in self._plans.items():
-            _, loaded, asked = _complete(plan)
-            if loaded.place(asked.fields) == before:
+        self._replace(before, place, fields)
+
+    def _replace(
+        self,
+        old: SweptPlace,
+        new: SweptPlace,
+        fields: BaseModel,
+        names: frozenset[str] | None = None,
+    ) -> None:
+        """Ask in the new place only; clusters (all, or some by name) are deleted there, too."""
+        self._seen.setdefault(new, set()).update(self._seen.get(old, set()))
+        if old in self._turns:
+            self._turns.setdefault(new, self._turns[old])
+        for ref in self._planned_in(old):
+            plan, _, asked = complete(self._plans[ref])
+            if names is None or asked.name in names:
                 renewed = replace(asked, fields=fields)
                 self._plans[ref] = replace(plan, asked=renewed, fields=fields)
+        self._forget(old)
+
+    def _planned_in(self, place: SweptPlace) -> list[ClusterRef]:
+        plans = [(ref, *complete(plan)) for ref, plan in self._plans.items()]
+        return [ref for ref, _, loaded, asked in plans if loaded.place(asked.fields) == place]
+
+    def _forget(self, place: SweptPlace) -> None:
+        for notes in (self._swept, self._seen, self._turns):
+            notes.pop(place, None)
+        self._places.forget(place)
 
     async def acquire(self, plan: ClusterPlan, progress: StartProgress) -> Cluster:
         """Have the planned cluster made, unless it is there, and return it when it takes jobs.
@@ -165,7 +171,7 @@ class PluginClusters:
         Raises:
             ClusterFailed: It cannot be made, or did not take jobs in time.
         """
-        plan, loaded, asked = _complete(plan)
+        plan, loaded, asked = complete(plan)
         waited = (datetime.now(UTC) - progress.began).total_seconds()
         scope = anyio.move_on_after(max(plan.start_timeout - waited, 1.0))
         cluster: Cluster | None = None
@@ -186,7 +192,7 @@ class PluginClusters:
         return cluster
 
     async def _acquired(self, plan: PluginPlan, progress: StartProgress) -> Cluster:
-        plan, loaded, asked = _complete(plan)
+        plan, loaded, asked = complete(plan)
         ref = ClusterRef(loaded.name, asked.name)
         await self._end_earlier(plan)
         await progress.happened(ClusterHappening.REQUESTED, ref)
@@ -200,7 +206,7 @@ class PluginClusters:
         while silence := await silence_of(connection):
             progress.waits(f"Cluster {asked.name}: it does not take jobs yet ({silence}).")
             await anyio.sleep(self.poll)
-        return _cluster(plan, connection)
+        return cluster_of(plan, connection)
 
     async def look(self, plan: ClusterPlan) -> Cluster | None:
         """Return the planned cluster if it exists, whether or not it takes jobs.
@@ -210,16 +216,16 @@ class PluginClusters:
         """
         if not isinstance(plan, PluginPlan) or plan.asked is None:
             return None
-        plan, loaded, asked = _complete(plan)
+        plan, loaded, asked = complete(plan)
         connection = await loaded.ask(lambda p: p.look(asked))
-        return None if connection is None else _cluster(plan, connection)
+        return None if connection is None else cluster_of(plan, connection)
 
     async def why_gone(self, ref: ClusterRef) -> str | None:
         """Return why a cluster is certainly gone, as a clause."""
         plan = self._plans.get(ref)
         if plan is None:
             return None
-        _, loaded, asked = _complete(plan)
+        _, loaded, asked = complete(plan)
         try:
             return await loaded.ask(lambda p: p.why_gone(asked))
         except ClusterSourceUnclear as exc:
@@ -257,12 +263,13 @@ class PluginClusters:
         if pool_configuration is not None:
             with trouble.kept():
                 await self.plan(pool_configuration, None)
+        for place in self._places.newest_first(self._swept):
+            with trouble.kept():
+                await self._sweep_or_forget(place, view, tell)
+        # Last: the sweep may have found out which key is the present one.
         for ref in list(self._unreleased):
             with trouble.kept():
                 await self._delete(self._plans[ref], "Its run has ended.")
-        for key, plan in list(self._swept.items()):
-            with trouble.kept():
-                await self._sweep(key, plan, view, tell)
         trouble.raise_first()
 
     async def close(self, tell: Tell, ended: frozenset[str]) -> None:
@@ -301,11 +308,12 @@ class PluginClusters:
             return self._loaded[name]
 
     async def _delete(self, plan: PluginPlan, why: str) -> None:
-        plan, loaded, asked = _complete(plan)
+        plan, loaded, asked = complete(plan)
         await loaded.ask(lambda p: p.release(asked))
         ref = ClusterRef(loaded.name, asked.name)
         self._plans.pop(ref, None)
         self._unreleased.discard(ref)
+        self._places.deleted(asked.name)
         for key in self._swept:
             if key.source == loaded.name:
                 self._seen.setdefault(key, set()).add(asked.name)
@@ -314,18 +322,48 @@ class PluginClusters:
 
     async def _end_earlier(self, plan: PluginPlan) -> None:
         """Have the clusters of earlier attempts at the run deleted: they may be why they failed."""
-        plan, loaded, asked = _complete(plan)
+        plan, loaded, asked = complete(plan)
         for made in await loaded.ask(lambda p: p.made(asked.fields, asked.pool_id)):
             of = run_of_cluster_name(made.name)
             if of is not None and of[0] == asked.run_id and made.name != asked.name:
-                await self._delete(_plan_of(plan, made), "Its run begins again.")
+                await self._delete(plan_of(plan, made), "Its run begins again.")
+
+    async def _sweep_or_forget(self, place: SweptPlace, view: PoolView, tell: Tell) -> None:
+        if place not in self._swept:
+            return
+        trouble: ClusterSourceUnclear | None = None
+        try:
+            await self._sweep(place, self._swept[place], view, tell)
+        except ClusterSourceUnclear as exc:
+            trouble = exc
+            self._places.failed(place)
+        if place != self._of_pool:
+            successor = self._places.successor(place)
+            plan = None if successor is None else self._swept.get(successor)
+            if successor is not None and plan is not None and plan.fields is not None:
+                self._replace(place, successor, plan.fields, self._places.names(successor))
+                return
+            if self._places.is_idle(place):
+                self._forget(place)
+            elif self._places.is_hopeless(place):
+                names = ", ".join(sorted(self._places.names(place))) or "none"
+                tell(f"Not swept any more, after a day: {trouble} Clusters seen there: {names}.")
+                self._unreleased.difference_update(self._planned_in(place))
+                self._forget(place)
+                return
+        if trouble is not None:
+            raise trouble
 
     async def _sweep(self, key: SweptPlace, plan: PluginPlan, view: PoolView, tell: Tell) -> None:
-        if plan.loaded is None or plan.fields is None or not plan.loaded.lists:
+        if plan.loaded is None or plan.fields is None:
+            return
+        if not plan.loaded.lists:
+            self._places.answered(key, ())
             return
         loaded, fields, pool_id = plan.loaded, plan.fields, str(view.pool_id)
         found = await loaded.ask(lambda p: p.made(fields, pool_id))
         names = {made.name for made in found}
+        self._places.answered(key, names)
         for name in self._seen.get(key, set()) - names:
             of = run_of_cluster_name(name)
             if of is not None:
@@ -353,29 +391,6 @@ class PluginClusters:
                 doomed = PluginPlan(loaded=loaded, asked=asked)
                 await self._delete(doomed, f"{why[0].upper()}{why[1:]}.")
                 tell(f"Deleting the cluster {loaded.name}:{made.name}: {why}.")
-
-
-def _complete(plan: ClusterPlan) -> tuple[PluginPlan, LoadedPlugin, AskedCluster[Any]]:
-    if not isinstance(plan, PluginPlan) or plan.loaded is None or plan.asked is None:
-        raise ValueError("This plan was made by another source, or there is no run.")
-    return plan, plan.loaded, plan.asked
-
-
-def _plan_of(plan: PluginPlan, made: MadeCluster) -> PluginPlan:
-    plan, loaded, asked = _complete(plan)
-    other = AskedCluster(made.name, asked.fields, asked.run_id, asked.pool_id)
-    return PluginPlan(loaded=loaded, asked=other)
-
-
-def _cluster(plan: PluginPlan, connection: Connection) -> Cluster:
-    plan, loaded, asked = _complete(plan)
-    return Cluster(
-        ClusterRef(loaded.name, asked.name),
-        connection,
-        platform.node() if loaded.plugin.only_here else None,
-        is_on_demand=True,
-        is_for_one_run=True,
-    )
 
 
 def _failed(category: Category, cause: str) -> ClusterFailed:
