@@ -114,9 +114,9 @@ async def submit_once(
             reported = True
         delay = backoff.next()
         patience -= took + delay
-        # Assume that another attempt takes as long as this one. If it were cut short, we would
-        # no longer know that Ray does not have the job.
-        if not submission.may_have_arrived and patience < took:
+        # Assume that another attempt takes little longer than this one. If it were cut short, we
+        # would no longer know that Ray does not have the job.
+        if not submission.may_have_arrived and patience < 1.5 * took:
             raise trouble
         await anyio.sleep(delay)
     return Disposition.UNSETTLED
