@@ -1,9 +1,12 @@
 """Opens the HTTP client for a connection, in the same way for every endpoint of a cluster."""
 
-import functools
+import hashlib
+import os
 import ssl
+from pathlib import Path
 
 import anyio.to_thread
+import certifi
 import httpx
 
 from prefect_ray_worker.errors import InvalidConfiguration
@@ -30,13 +33,8 @@ async def open_http(
     gateway = connection.gateway
     if gateway is not None:
         verify = await anyio.to_thread.run_sync(lambda: gateway.tls)
-    elif connection.verify and connection.ca_file is not None:
-        verify = await anyio.to_thread.run_sync(_load_authorities, connection.ca_file)
     elif connection.verify:
-        # To read the authorities of the world takes 20 ms, and each client would do it.
-        is_plain = connection.address.startswith("http://")
-        make = _shared_context if is_plain else httpx.create_ssl_context
-        verify = await anyio.to_thread.run_sync(make)
+        verify = await anyio.to_thread.run_sync(_trusting, connection.ca_file)
     try:
         headers = httpx.Headers(dict(connection.headers))
     except UnicodeEncodeError:
@@ -55,6 +53,10 @@ async def open_http(
     )
 
 
+# By the file's name: what was in it, and what came of it.
+_contexts: dict[str, tuple[bytes, ssl.SSLContext]] = {}
+
+
 class _OffLimits(httpx.AsyncBaseTransport):
     """Fails every request without sending anything."""
 
@@ -65,17 +67,30 @@ class _OffLimits(httpx.AsyncBaseTransport):
         )
 
 
-@functools.cache
-def _shared_context() -> ssl.SSLContext:
-    """Return what httpx makes for every client, and only a proxy with https would use here."""
-    return httpx.create_ssl_context()
+def _trusting(ca_file: str | None) -> ssl.SSLContext:
+    """Return the TLS settings that all clients with the same authorities share.
 
+    To read the authorities of the world takes 20 ms and half a megabyte, for each client of each
+    cluster. A file is read again once it has changed: authorities are renewed.
 
-def _load_authorities(ca_file: str) -> ssl.SSLContext:
+    Args:
+        ca_file: Whose authorities to trust; None for those that httpx trusts.
+    """
+    file = ca_file or os.environ.get("SSL_CERT_FILE")
+    if not file and os.environ.get("SSL_CERT_DIR"):
+        # OpenSSL looks into a directory as it needs to, so nothing is read here.
+        return httpx.create_ssl_context()
+    file = file or certifi.where()
     try:
-        return ssl.create_default_context(cafile=ca_file)
+        digest = hashlib.sha256(Path(file).read_bytes()).digest()
+        known = _contexts.get(file)
+        if known is None or known[0] != digest:
+            known = _contexts[file] = (digest, ssl.create_default_context(cafile=file))
     except OSError as exc:  # includes ssl.SSLError
+        if ca_file is None:
+            raise
         raise InvalidConfiguration(
             f"ca_file {ca_file!r} of the `cluster` block cannot be used ({exc}). Name a PEM file "
             "on the worker's machine."
         ) from exc
+    return known[1]

@@ -19,7 +19,7 @@ from prefect_ray_worker.errors import (
 from prefect_ray_worker.ray_api.answers import Effect
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
-from tests.fake_ray import FakeRay
+from prefect_ray_worker.ray_api.logs import LogsClient
 
 LIST = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]"
 
@@ -121,16 +121,43 @@ async def test_a_timeout_over_tls_is_a_timeout(
             )
 
 
+@pytest.mark.parametrize("kind", [JobsClient, LogsClient])
 async def test_authorities_are_read_once_for_all_clients_without_tls(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, kind: type[JobsClient | LogsClient]
 ) -> None:
-    """Each run opens clients of its cluster, and each read them for 20 ms in the event loop."""
-    async with FakeRay() as ray:
-        async with JobsClient(Connection(ray.address)) as client:
-            await client.list()
-        made: list[object] = []
-        monkeypatch.setattr(ssl, "create_default_context", lambda **_: made.append(1))
-        for _ in range(3):
-            async with JobsClient(Connection(ray.address)) as client:
-                await client.list()
+    """Each cluster has clients of its own, and each read them for 20 ms in the event loop."""
+    async with JobsClient(Connection("http://127.0.0.1:1")):
+        pass
+    made = made_contexts(monkeypatch)
+    async with kind(Connection("http://127.0.0.1:1")):
+        pass
     assert made == []
+
+
+async def test_a_ca_file_is_read_again_only_if_it_has_changed(
+    monkeypatch: pytest.MonkeyPatch, authority: trustme.CA, ca_file: str
+) -> None:
+    made = made_contexts(monkeypatch)
+    async with tls_server(authority) as address:
+        trustme.CA().cert_pem.write_to_path(ca_file)
+        for _ in range(2):
+            with pytest.raises(NotRayDashboard):
+                await ask(Connection(address, ca_file=ca_file))
+        authority.cert_pem.write_to_path(ca_file)
+        for _ in range(2):
+            assert await ask(Connection(address, ca_file=ca_file)) == 0
+    assert made == [ca_file, ca_file]
+
+
+def made_contexts(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """Return a list that gets the file of each context made for a client."""
+    made: list[str | None] = []
+    make = ssl.create_default_context
+
+    def noted(*args: ssl.Purpose, cafile: str | None = None) -> ssl.SSLContext:
+        if not args:
+            made.append(cafile)
+        return make(*args, cafile=cafile)
+
+    monkeypatch.setattr(ssl, "create_default_context", noted)
+    return made
