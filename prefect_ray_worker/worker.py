@@ -368,9 +368,10 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         """
         pid = pid_of_job(infrastructure_pid, configuration.labels)
         cluster = await cluster_of_pid(self._sources, FlowRuns(self.client), pid, configuration)
-        client = (await self._clusters.get(cluster)).client
+        opened = await self._clusters.get(cluster)
         grace = max(grace_seconds, configuration.stop_grace_seconds)
-        said = await kill_job(client, pid, grace_seconds=grace, timing=self.timing)
+        with opened.use.going_on():
+            said = await kill_job(opened.client, pid, grace_seconds=grace, timing=self.timing)
         worker_logger(self).info("%s", said)
 
     async def _give_up_what_was_interrupted(self) -> None:

@@ -1,7 +1,7 @@
 """`OpenClusters`: the client and the poller of each cluster that a worker's runs use."""
 
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -20,6 +20,33 @@ from prefect_ray_worker.shared.ids import ClusterRef
 # Ray creates an actor for each job, so more at once gain nothing. Half of the client's sockets:
 # polls of running jobs must not queue behind a burst of submissions.
 _SUBMISSIONS_AT_ONCE = 8
+_END_SECONDS = 1.0
+
+
+class Use:
+    """Counts what uses a cluster at this moment, and knows since when nothing has."""
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._since = anyio.current_time()
+
+    def is_idle_for(self, seconds: float) -> bool:
+        """Return whether nothing uses the cluster, and nothing has for some seconds."""
+        return not self._users and anyio.current_time() - self._since >= seconds
+
+    def note(self) -> None:
+        """Note that something is about to use the cluster."""
+        self._since = anyio.current_time()
+
+    @contextmanager
+    def going_on(self) -> Generator[None, None, None]:
+        """Count one use for as long as the context is open."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self.note()
 
 
 @dataclass(frozen=True)
@@ -36,6 +63,7 @@ class OpenCluster:
         poller: The one loop that polls it.
         logs: Reads the logs of its jobs.
         submissions: Limits concurrent submissions.
+        use: What uses it. A cluster without use is closed after some minutes.
     """
 
     ref: ClusterRef
@@ -47,6 +75,7 @@ class OpenCluster:
     poller: ClusterPoller
     logs: ClusterLogs
     submissions: anyio.CapacityLimiter
+    use: Use
 
     async def reconnect(self, connection: Connection) -> None:
         """Use another connection to the same cluster from now on."""
@@ -63,6 +92,7 @@ class _Held:
     opened: OpenCluster
     resources: AsyncExitStack
     polling: anyio.CancelScope
+    ended: anyio.Event
 
 
 class OpenClusters:
@@ -112,10 +142,16 @@ class OpenClusters:
         return await self._stack.__aexit__(exc_type, exc, traceback)
 
     @property
-    def clients_to_sweep(self) -> tuple[JobsClient, ...]:
-        """The clients of the clusters in use that outlive a run, and so gather records of jobs."""
-        opened = (held.opened for held in self._open.values())
-        return tuple(cluster.client for cluster in opened if not cluster.is_for_one_run)
+    def to_sweep(self) -> dict[ClusterRef, list[OpenCluster]]:
+        """The clusters that outlive a run, and so gather records of jobs.
+
+        There are several for a reference if its credentials have changed: the last used is first.
+        """
+        found: dict[ClusterRef, list[OpenCluster]] = {}
+        for held in reversed(self._open.values()):
+            if not held.opened.is_for_one_run:
+                found.setdefault(held.opened.ref, []).append(held.opened)
+        return found
 
     @property
     def refs(self) -> frozenset[ClusterRef]:
@@ -132,16 +168,43 @@ class OpenClusters:
         if self._tasks is None:
             raise RuntimeError("Use OpenClusters as an async context manager.")
         async with self._opening:
-            if cluster not in self._open:
-                self._open[cluster] = await self._opened(cluster, self._tasks)
-            return self._open[cluster].opened
+            held = self._open.pop(cluster, None) or await self._opened(cluster, self._tasks)
+            self._open[cluster] = held  # the last used is the last
+            held.opened.use.note()
+            return held.opened
 
     async def forget(self, ref: ClusterRef) -> None:
         """Stop polling a cluster that is gone, or going, and close its connections."""
+        await self._close(lambda opened: opened.ref == ref)
+
+    async def close_idle(
+        self, ref: ClusterRef, *, seconds: float, spared: OpenCluster | None
+    ) -> None:
+        """Close what is open of a cluster and was not used for a while; the next run reopens it.
+
+        Args:
+            ref: The cluster.
+            seconds: For how long.
+            spared: Stays open all the same.
+        """
+        await self._close(
+            lambda opened: (
+                opened.ref == ref
+                and opened is not spared
+                and opened.use.is_idle_for(seconds)
+                and not opened.is_for_one_run
+                and not opened.poller.is_watching
+            )
+        )
+
+    async def _close(self, which: Callable[[OpenCluster], bool]) -> None:
         async with self._opening:
-            for cluster in [known for known in self._open if known.ref == ref]:
-                held = self._open.pop(cluster)
+            # All before the first wait: what is used meanwhile must not be closed.
+            found = [cluster for cluster, held in self._open.items() if which(held.opened)]
+            for held in [self._open.pop(cluster) for cluster in found]:
                 held.polling.cancel()
+                with anyio.move_on_after(_END_SECONDS):  # else its poll would miss the client
+                    await held.ended.wait()
                 await held.resources.aclose()
 
     async def _opened(self, cluster: Cluster, tasks: anyio.abc.TaskGroup) -> _Held:
@@ -171,15 +234,19 @@ class OpenClusters:
             ),
             ClusterLogs(logs),
             anyio.CapacityLimiter(_SUBMISSIONS_AT_ONCE),
+            Use(),
         )
-        polling = anyio.CancelScope()
+        polling, ended = anyio.CancelScope(), anyio.Event()
 
         async def poll() -> None:
-            with polling:
-                await opened.poller.run()
+            try:
+                with polling:
+                    await opened.poller.run()
+            finally:
+                ended.set()
 
         tasks.start_soon(poll, name=f"ray-poller {ref}")
-        return _Held(opened, resources, polling)
+        return _Held(opened, resources, polling, ended)
 
     async def _renew(self, poller: ClusterPoller) -> None:
         """Give a cluster that refuses our credentials those which its runs would have now."""

@@ -144,6 +144,11 @@ class ClusterPoller:
         self._polls = Polls(label or client.connection.address)
         self._job_monitoring = _JobMonitoring(client)
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether there is any watch."""
+        return bool(self._watches)
+
     def head_may_have_restarted(self) -> None:
         """Note that the head may have restarted while this poller was not polling."""
         self._job_monitoring.may_have_stopped()

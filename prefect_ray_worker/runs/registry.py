@@ -140,7 +140,8 @@ class FollowedRuns:
         if job_id in self._followers or job_id in self._forwarding:
             return UNTOUCHED
         settled = UNTOUCHED
-        with anyio.CancelScope() as scope:
+        # Also while it is settled, when its job is not watched any more.
+        with follower.attempt.cluster.use.going_on(), anyio.CancelScope() as scope:
             self._followers[job_id] = (follower, scope)
             self._spared.one_more(len(self._followers))
             self._forward(follower)
@@ -183,7 +184,7 @@ class FollowedRuns:
 
         async def forward() -> None:
             try:
-                with scope:
+                with scope, attempt.cluster.use.going_on():
                     if await follower.finish(since):
                         self._tried_since.pop(job_id, None)
             except anyio.get_cancelled_exc_class():

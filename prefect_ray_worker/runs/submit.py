@@ -225,15 +225,17 @@ class Submitter:
             )
         self.session = self.session or await self._session_name()
         try:
-            self._disposition = await submit_once(
-                attempt.cluster.client,
-                self._request,
-                flow_run_id=attempt.run_id,
-                turns=attempt.cluster.submissions,
-                report=attempt.log.warning,
-                prepare=self._prepare,
-                timing=self._services.timing,
-            )
+            # A cluster that does not answer is asked for as long as the start may take.
+            with attempt.cluster.use.going_on():
+                self._disposition = await submit_once(
+                    attempt.cluster.client,
+                    self._request,
+                    flow_run_id=attempt.run_id,
+                    turns=attempt.cluster.submissions,
+                    report=attempt.log.warning,
+                    prepare=self._prepare,
+                    timing=self._services.timing,
+                )
         except RayWorkerError:
             metrics.SUBMISSIONS.labels("refused").inc()
             raise

@@ -18,10 +18,15 @@ from prefect.client.schemas.objects import WorkPool
 from prefect.settings import PREFECT_HOME
 
 from prefect_ray_worker.clusters.choice import ClusterSources
-from prefect_ray_worker.clusters.open import OpenClusters
+from prefect_ray_worker.clusters.open import OpenCluster, OpenClusters
 from prefect_ray_worker.clusters.source import Cluster, RunAndAttempt, RunOfCluster, Tell
 from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.errors import InvalidConfiguration, JobNotFound, JobsApiError
+from prefect_ray_worker.errors import (
+    ClusterUnreachable,
+    InvalidConfiguration,
+    JobNotFound,
+    JobsApiError,
+)
 from prefect_ray_worker.prefect_api.active_runs import ENDED_BADLY, GOES_ON, ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.client import JobsClient
@@ -51,6 +56,11 @@ _SHORTEST_STAY_SECONDS = 5.0
 _AT_ONCE = 4
 # For so long after the end of its run, the log of a job is still forwarded from a shared cluster.
 _DRAIN_SECONDS = 600.0
+# After so long without use, a cluster with nothing to sweep is closed, and so are connections to
+# it with credentials that others have replaced.
+_IDLE_SECONDS = 600.0
+# A cluster that does not answer may still have jobs to sweep; its address may also never come back.
+_SILENT_SECONDS = 3600.0
 _MILLISECONDS = 1000
 
 _log = logging.getLogger("prefect.workers.ray.sweeper")
@@ -107,8 +117,7 @@ class Sweeper:
                     await self._clusters.get(home)
             except Exception as exc:  # noqa: BLE001 (the next sweep tries again)
                 _log.warning("Cannot open the pool's own cluster now: %s", exc)
-            for client in self._clusters.clients_to_sweep:
-                await self._sweep_if_possible(client)
+            await self.sweep_records()
             try:
                 try:
                     await self.sweep_clusters()
@@ -116,6 +125,11 @@ class Sweeper:
                     await self._forget_gone()
             except Exception as exc:  # noqa: BLE001 (the next sweep tries again)
                 _log.warning("Cannot sweep the clusters of ended runs now: %s", exc)
+
+    async def sweep_records(self) -> None:
+        """Delete the records of jobs, and stop those of deleted runs, on each cluster in use."""
+        for ref, opened in self._clusters.to_sweep.items():
+            await self._sweep_and_close(ref, opened)
 
     async def sweep_clusters(self) -> None:
         """Delete the clusters that were made for runs of the pool and are not needed any more.
@@ -145,16 +159,30 @@ class Sweeper:
             await self._clusters.forget(ref)
         self._gone = gone
 
-    async def _sweep_if_possible(self, client: JobsClient) -> None:
-        try:
-            await self.sweep(client)
-        except JobsApiError as exc:
-            _log.debug("Cannot sweep %s now: %s", client.connection.address, exc)
-        except Exception as exc:  # noqa: BLE001 (one cluster's trouble must not hurt the others)
-            _log.warning("Cannot sweep %s now: %s", client.connection.address, exc)
+    async def _sweep_and_close(self, ref: ClusterRef, opened: Sequence[OpenCluster]) -> None:
+        """Sweep one cluster with the first credentials that it takes; close what is not needed."""
+        needed, idle_seconds = None, _SILENT_SECONDS
+        for cluster in opened:
+            address = cluster.client.connection.address
+            try:
+                needed = cluster if await self.sweep(cluster.client) else None
+            except JobsApiError as exc:
+                _log.debug("Cannot sweep %s now: %s", address, exc)
+                if isinstance(exc, ClusterUnreachable):
+                    break  # whatever the credentials
+            except Exception as exc:  # noqa: BLE001 (one cluster's trouble must not hurt the others)
+                _log.warning("Cannot sweep %s now: %s", address, exc)
+                return
+            else:
+                idle_seconds = _IDLE_SECONDS
+                break
+        await self._clusters.close_idle(ref, seconds=idle_seconds, spared=needed)
 
-    async def sweep(self, client: JobsClient) -> None:
+    async def sweep(self, client: JobsClient) -> bool:
         """Sweep one cluster once.
+
+        Returns:
+            Whether it had jobs for this sweep or a later one.
 
         Raises:
             JobsApiError: It could not be asked.
@@ -162,15 +190,18 @@ class Sweeper:
         pool = self._pool()
         online = await self._flow_runs.online_workers(pool.name)
         limiter = anyio.CapacityLimiter(_AT_ONCE)
+        has_some = False
 
         def is_for_me(record: dict[str, Any]) -> bool:
             # Of the raw records: those of jobs that ended and stay can be very many.
-            run_id = run_of_job(pool.id, record.get("metadata"))
-            return (
-                run_id is not None
-                and (record.get("status") not in TERMINAL_STATUSES or _is_due(record))
-                and heir(run_id, online) == self._name
-            )
+            nonlocal has_some
+            metadata = record.get("metadata") or {}
+            run_id = run_of_job(pool.id, metadata)
+            goes_on = record.get("status") not in TERMINAL_STATUSES
+            if run_id is None or not (goes_on or DELETE_AFTER_KEY in metadata):
+                return False
+            has_some = True  # also of another worker, whose heir this one can be later
+            return (goes_on or _is_due(record)) and heir(run_id, online) == self._name
 
         jobs = await client.list(is_for_me)
         # Read after the jobs: a run that is missing here was deleted after its job began. Only the
@@ -192,6 +223,7 @@ class Sweeper:
         async with anyio.create_task_group() as tasks:
             for job in jobs:
                 tasks.start_soon(tidy, job)
+        return has_some
 
     async def _delete(self, client: JobsClient, job: JobDetails) -> None:
         if job.submission_id is not None:

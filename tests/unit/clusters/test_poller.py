@@ -376,7 +376,30 @@ async def test_a_cluster_that_goes_with_its_run_is_not_swept_of_records(ray: Fak
             cluster_at(Connection(ray.address, TokenSource(literal="t"))), is_for_one_run=True
         )
         await clusters.get(made_for_one)
-        assert clusters.clients_to_sweep == (lasting.client,)
+        assert clusters.to_sweep == {lasting.ref: [lasting]}
+
+
+async def test_only_what_nothing_uses_is_closed(ray: FakeRay) -> None:
+    """Each renewed token left a client, a task and a list of all jobs every minute behind."""
+
+    async def opened(token: str) -> OpenCluster:
+        return await clusters.get(cluster_at(Connection(ray.address, TokenSource(literal=token))))
+
+    async def rest() -> list[OpenCluster]:
+        await clusters.close_idle(used.ref, seconds=0.0, spared=spared)
+        return clusters.to_sweep[used.ref]
+
+    async with OpenClusters(interval=INTERVAL) as clusters:
+        used, watched, spared, idle = [await opened(token) for token in "abcd"]
+        with used.use.going_on(), watched.poller.watch("j"):
+            await clusters.close_idle(used.ref, seconds=60.0, spared=None)
+            assert clusters.to_sweep == {used.ref: [idle, spared, watched, used]}
+            assert await rest() == [spared, watched, used]
+            with pytest.raises(RuntimeError, match="context manager"):
+                await idle.client.version()
+            assert await opened("a") is used
+            assert await rest() == [used, spared, watched], "the last used first"
+        assert await rest() == [spared]
 
 
 async def test_a_cluster_that_is_down_does_not_slow_the_others(ray: FakeRay) -> None:
