@@ -27,7 +27,7 @@ from prefect_ray_worker.ray_api.bodies import (
     whole,
 )
 from prefect_ray_worker.ray_api.connection import Connection
-from prefect_ray_worker.ray_api.http import open_http
+from prefect_ray_worker.ray_api.http import DashboardHttp
 from prefect_ray_worker.ray_api.models import (
     ClusterVersion,
     ComponentActivity,
@@ -104,11 +104,10 @@ class JobsClient:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self._http: httpx.AsyncClient | None = None
-        self._replaced: list[httpx.AsyncClient] = []
+        self._http = DashboardHttp("JobsClient", limits=_LIMITS, timeouts=_TIMEOUT)
 
     async def __aenter__(self) -> Self:
-        self._http = await open_http(self.connection, limits=_LIMITS, timeouts=_TIMEOUT)
+        await self._http.connect(self.connection)
         return self
 
     async def __aexit__(
@@ -117,21 +116,15 @@ class JobsClient:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for http in (*self._replaced, self._http):
-            if http is not None:
-                await http.aclose()
-        self._replaced.clear()
-        self._http = None
+        await self._http.close()
 
     async def reconnect(self, connection: Connection) -> None:
         """Send further requests through another connection, for example with a renewed token.
 
         Requests in flight end on the old one.
         """
-        http = await open_http(connection, limits=_LIMITS, timeouts=_TIMEOUT)
-        if self._http is not None:
-            self._replaced.append(self._http)
-        self.connection, self._http = connection, http
+        await self._http.connect(connection)
+        self.connection = connection
 
     async def version(self) -> ClusterVersion:
         """Return the cluster's versions and session name (`GET /api/version`)."""
@@ -288,13 +281,12 @@ class JobsClient:
         counts: bool = True,
     ) -> AsyncGenerator[httpx.Response, None]:
         """Send a request and yield the answer, whose body has not been read yet."""
-        if self._http is None:
-            raise RuntimeError("Use JobsClient as an async context manager.")
         address = self.connection.address
         try:
             async with (
+                self._http.lent() as http,
                 _in_time(),
-                self._http.stream(
+                http.stream(
                     method,
                     path,
                     json=json,

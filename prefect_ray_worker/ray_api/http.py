@@ -3,8 +3,11 @@
 import hashlib
 import os
 import ssl
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 import certifi
 import httpx
@@ -13,6 +16,8 @@ from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.ray_api.answers import error_from_illegal_header
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.tokens import BearerAuth
+
+_CLOSE_SECONDS = 5.0
 
 
 async def open_http(
@@ -51,6 +56,70 @@ async def open_http(
         trust_env=not connection.is_loopback,
         transport=_OffLimits() if connection.off_limits else None,
     )
+
+
+class _Lent:
+    """A client, and how many requests it has in hand."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self.http = http
+        self.users = 0
+
+
+class DashboardHttp:
+    """The HTTP client of one dashboard, which can be replaced while it has requests in hand.
+
+    Args:
+        owner: The class whose context opens it, for the error message.
+        limits: Limits of the connection pool.
+        timeouts: Default timeouts of a request.
+    """
+
+    def __init__(self, owner: str, *, limits: httpx.Limits, timeouts: httpx.Timeout) -> None:
+        self._owner = owner
+        self._limits = limits
+        self._timeouts = timeouts
+        self._now: _Lent | None = None
+        self._replaced: set[_Lent] = set()
+
+    async def connect(self, connection: Connection) -> None:
+        """Send further requests through a connection. See `open_http` for the errors."""
+        http = await open_http(connection, limits=self._limits, timeouts=self._timeouts)
+        before, self._now = self._now, _Lent(http)
+        if before is not None:
+            self._replaced.add(before)
+            await self._close_if_done(before)
+
+    @asynccontextmanager
+    async def lent(self) -> AsyncGenerator[httpx.AsyncClient, None]:
+        """Yield the present client, which stays open for as long as the context is.
+
+        Raises:
+            RuntimeError: It is not open.
+        """
+        lent = self._now
+        if lent is None:
+            raise RuntimeError(f"Use {self._owner} as an async context manager.")
+        lent.users += 1
+        try:
+            yield lent.http
+        finally:
+            lent.users -= 1
+            await self._close_if_done(lent)
+
+    async def close(self) -> None:
+        """Close every client, also those with requests in hand."""
+        lent = [*self._replaced, *([] if self._now is None else [self._now])]
+        self._replaced.clear()
+        self._now = None
+        for each in lent:
+            await each.http.aclose()
+
+    async def _close_if_done(self, lent: _Lent) -> None:
+        if lent in self._replaced and not lent.users:
+            self._replaced.discard(lent)
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_CLOSE_SECONDS):
+                await lent.http.aclose()
 
 
 # By the file's name: what was in it, and what came of it.

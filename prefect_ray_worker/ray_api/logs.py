@@ -29,7 +29,7 @@ from prefect_ray_worker.ray_api.answers import (
 )
 from prefect_ray_worker.ray_api.bodies import PLAIN, UnusableBody, beginning, plain_chunks
 from prefect_ray_worker.ray_api.connection import Connection
-from prefect_ray_worker.ray_api.http import open_http
+from prefect_ray_worker.ray_api.http import DashboardHttp
 from prefect_ray_worker.ray_api.tokens import BearerAuth
 
 # Few, whatever the number of runs: the head has other things to do.
@@ -81,14 +81,13 @@ class LogsClient:
         self._bearer = BearerAuth(connection.token)
         self._nodes = NodeAgents(connection)
         self._wants_token: set[str] = set()
-        self._dashboard: httpx.AsyncClient | None = None
-        self._replaced: list[httpx.AsyncClient] = []
+        self._dashboard = DashboardHttp(
+            "LogsClient", limits=_DASHBOARD_LIMITS, timeouts=_DASHBOARD_TIMEOUT
+        )
         self._agents: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> Self:
-        self._dashboard = await open_http(
-            self._connection, limits=_DASHBOARD_LIMITS, timeouts=_DASHBOARD_TIMEOUT
-        )
+        await self._dashboard.connect(self._connection)
         self._agents = httpx.AsyncClient(
             # Agents speak plain HTTP only, and this reads no authorities: 20 ms in the event loop.
             verify=False,  # noqa: S501
@@ -105,20 +104,15 @@ class LogsClient:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for client in (*self._replaced, self._dashboard, self._agents):
-            if client is not None:
-                await client.aclose()
-        self._replaced.clear()
-        self._dashboard = self._agents = None
+        await self._dashboard.close()
+        if self._agents is not None:
+            await self._agents.aclose()
+        self._agents = None
 
     async def reconnect(self, connection: Connection) -> None:
         """Send further requests through another connection, for example with a renewed token."""
-        dashboard = await open_http(
-            connection, limits=_DASHBOARD_LIMITS, timeouts=_DASHBOARD_TIMEOUT
-        )
-        if self._dashboard is not None:
-            self._replaced.append(self._dashboard)
-        self._connection, self._dashboard = connection, dashboard
+        await self._dashboard.connect(connection)
+        self._connection = connection
         self._bearer = BearerAuth(connection.token)
 
     async def from_agent(self, agent: str, name: str, *, start: int, room: int) -> LogPiece:
@@ -134,16 +128,17 @@ class LogsClient:
             AgentUnreachable: No agent of this cluster answers there, or it must not be asked.
             LogNotFound: An agent answers, and does not have the file.
         """
-        if self._agents is None or self._dashboard is None:
+        if self._agents is None:
             raise RuntimeError("Use LogsClient as an async context manager.")
-        await self._nodes.check(agent, self._dashboard)
+        async with self._dashboard.lent() as dashboard:
+            await self._nodes.check(agent, dashboard)
         span = f"bytes={start}-{start + room - 1}"
         try:
             request = self._agents.build_request(
                 "GET", f"{agent}/logs/{name}", headers={"Range": span, **PLAIN}
             )
             piece = await self._ranged(self._agents, request, agent, start, room)
-            if piece is None and await self._may_show_token(agent, self._dashboard):
+            if piece is None and await self._may_show_token(agent):
                 self._wants_token.add(agent)
                 piece = await self._ranged(self._agents, request, agent, start, room)
         except UnusableBody:
@@ -171,8 +166,6 @@ class LogsClient:
             LogNotFound: A reachable cluster does not have the node, or the file.
             JobsApiError: Any other subclass.
         """
-        if self._dashboard is None:
-            raise RuntimeError("Use LogsClient as an async context manager.")
         address = self._connection.address
         wanted: dict[str, str | int] = {
             "node_id": node_id,
@@ -181,9 +174,12 @@ class LogsClient:
             "timeout": _STREAM_SECONDS,
         }
         try:
-            async with self._dashboard.stream(
-                "GET", "/api/v0/logs/file", params=wanted, headers=PLAIN
-            ) as answer:
+            async with (
+                self._dashboard.lent() as dashboard,
+                dashboard.stream(
+                    "GET", "/api/v0/logs/file", params=wanted, headers=PLAIN
+                ) as answer,
+            ):
                 if not answer.is_success:
                     said = await beginning(answer)
                     raise _not_found(said, address) or error_from_response(
@@ -221,11 +217,12 @@ class LogsClient:
         finally:
             await answer.aclose()
 
-    async def _may_show_token(self, agent: str, dashboard: httpx.AsyncClient) -> bool:
+    async def _may_show_token(self, agent: str) -> bool:
         # Agents speak plain HTTP only: a token that went encrypted so far stays encrypted.
         if agent in self._wants_token or not self._connection.address.startswith("http://"):
             return False
-        return await self._nodes.may_have_token(agent, dashboard)
+        async with self._dashboard.lent() as dashboard:
+            return await self._nodes.may_have_token(agent, dashboard)
 
 
 async def _take(stream: AsyncIterator[bytes], skip: int, room: int) -> LogPiece:

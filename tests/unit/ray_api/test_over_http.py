@@ -1,7 +1,9 @@
 """`JobsClient` against broken connections and half answers, over real sockets."""
 
 import asyncio
+from typing import Any
 
+import httpx
 import pytest
 
 from prefect_ray_worker.errors import (
@@ -12,8 +14,13 @@ from prefect_ray_worker.errors import (
     JobsApiError,
     NotRayDashboard,
 )
+from prefect_ray_worker.ray_api import http
 from prefect_ray_worker.ray_api.client import JobsClient
+from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.ray_api.http import open_http
+from prefect_ray_worker.ray_api.logs import LogsClient, log_file_name
 from prefect_ray_worker.ray_api.models import JobStatus, JobSubmitRequest
+from prefect_ray_worker.ray_api.tokens import TokenSource
 from tests.fake_ray import FakeRay, Fault, Kind, Timeline
 from tests.waiting import wait_until
 
@@ -151,3 +158,36 @@ async def test_the_fake_counts_what_it_is_asked(ray: FakeRay, client: JobsClient
     assert ray.requests.by_kind == {"GET /api/jobs/{id}": 2}
     assert ray.requests.number_of("GET", "/a$") == 1
     assert ray.requests.max_in_flight == 2
+
+
+@pytest.mark.parametrize("kind", [JobsClient, LogsClient])
+async def test_a_replaced_connection_is_closed_once_its_requests_are_over(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch, kind: type[JobsClient | LogsClient]
+) -> None:
+    """Each renewal of a token left one open for as long as its cluster was."""
+    made: list[httpx.AsyncClient] = []
+
+    async def noted(connection: Connection, **options: Any) -> httpx.AsyncClient:
+        made.append(await open_http(connection, **options))
+        return made[-1]
+
+    async def ask(client: JobsClient | LogsClient) -> None:
+        if isinstance(client, JobsClient):
+            await client.get("a")
+        else:
+            await client.from_dashboard("0" * 56, log_file_name("a"), lines=1, skip=0, room=9)
+
+    monkeypatch.setattr(http, "open_http", noted)
+    ray.add_job("a").print(b"line\n")
+    ray.faults.add(Fault("GET", "", kind=Kind.HANG))
+    async with kind(Connection(ray.address)) as client:
+        request = asyncio.create_task(ask(client))
+        await wait_until(lambda: ray.requests.in_flight, description="a request hangs")
+        for token in "bc":
+            await client.reconnect(Connection(ray.address, TokenSource(literal=token)))
+            await ask(client)
+        assert [each.is_closed for each in made] == [False, True, False]
+        ray.faults.release()
+        await request
+        assert [each.is_closed for each in made] == [True, True, False]
+    assert all(each.is_closed for each in made)
