@@ -8,7 +8,7 @@ a run, a job or a cluster that comes and goes: each would be a time series of it
 import time
 from collections import defaultdict
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import ClassVar
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -143,9 +143,11 @@ class Polls:
     """
 
     _answered: ClassVar[defaultdict[str, dict["Polls", float]]] = defaultdict(dict)
+    _open: ClassVar[defaultdict[str, int]] = defaultdict(int)
 
     def __init__(self, address: str) -> None:
         self._address = address
+        self._open[address] += 1
         POLL_AGE.labels(address).set_function(lambda: Polls._longest_silence(address))
 
     @contextmanager
@@ -167,10 +169,26 @@ class Polls:
         """Set the age to 0: no job of the cluster is watched now."""
         self._answered[self._address].pop(self, None)
 
+    def close(self) -> None:
+        """Drop the series of the cluster, unless something else polls it, too.
+
+        Addresses can come and go, and each has some thirty series.
+        """
+        self.rest()
+        self._open[self._address] -= 1
+        if self._open[self._address]:
+            return
+        del self._open[self._address], self._answered[self._address]
+        with suppress(KeyError):
+            POLL_AGE.remove(self._address)
+        for answered in ("true", "false"):
+            with suppress(KeyError):
+                POLL_SECONDS.remove(self._address, answered)
+
     @classmethod
     def _longest_silence(cls, address: str) -> float:
         # A copy: the endpoint asks from a thread of its own.
-        answered = tuple(cls._answered[address].values())
+        answered = tuple(cls._answered.get(address, {}).values())
         now = time.monotonic()
         return now - min(answered, default=now)
 

@@ -141,6 +141,7 @@ class ClusterPoller:
         self._interval = interval
         self._watches: dict[str, JobWatch] = {}
         self._wake = anyio.Event()
+        self._has_own_series = label is None
         self._polls = Polls(label or client.connection.address)
         self._job_monitoring = _JobMonitoring(client)
 
@@ -169,7 +170,8 @@ class ClusterPoller:
         try:
             await self._run()
         finally:
-            self._polls.rest()  # a cluster that is forgotten must not seem to be silent
+            # A cluster that is forgotten must not seem to be silent.
+            self._polls.close() if self._has_own_series else self._polls.rest()
 
     async def _run(self) -> None:
         backoff = Backoff(initial=min(_QUICK_INTERVAL_SECONDS, self._interval))

@@ -66,7 +66,27 @@ async def test_a_cluster_that_is_forgotten_is_not_silent(ray: FakeRay) -> None:
             await news_of(watch, Seen)
             assert age()
             await clusters.forget(opened.ref)
-            await wait_until(lambda: age() == 0, timeout=5, description="no age")
+            await wait_until(lambda: not age(), timeout=5, description="no age")
+
+
+async def test_a_cluster_that_is_closed_leaves_no_series_behind(ray: FakeRay) -> None:
+    def series() -> int:
+        samples = (sample for metric in REGISTRY.collect() for sample in metric.samples)
+        return sum(sample.labels.get("address") == ray.address for sample in samples)
+
+    ray.add_job("j")
+    async with OpenClusters(interval=INTERVAL) as clusters:
+        older, newer = [
+            await clusters.get(cluster_at(Connection(ray.address, TokenSource(literal=token))))
+            for token in "ab"
+        ]
+        with newer.poller.watch("j") as watch:
+            await news_of(watch, Seen)
+        await wait_until(lambda: series() > 1, description="a poll is counted")
+        await clusters.close_idle(older.ref, seconds=0.0, spared=newer)
+        assert series() > 1
+        await clusters.close_idle(older.ref, seconds=0.0, spared=None)
+        assert series() == 0
 
 
 async def test_renewed_credentials_are_taken_up_while_a_job_is_watched(ray: FakeRay) -> None:
