@@ -184,9 +184,15 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
         self.end_ref = self.result_ref = None
         _look_at_errors(before)
 
-    def fetch_if_used(self) -> None:
-        """Fetch the result if somebody has waited for it, or has the state."""
-        if self._is_done and (self._is_used or self._final_state is not None):
+    def fetch_if_used(self, *, has_failed: bool) -> None:
+        """Fetch the result if the flow has waited for it, or has the state.
+
+        Args:
+            has_failed: Whether the flow has failed. Then only states count: they may be what it has
+                returned, while a flow that has raised an exception hands on no future.
+        """
+        is_used = self._is_used and not has_failed
+        if self._is_done and (is_used or self._final_state is not None):
             data: Any = self.state.data
             if isinstance(data, RemoteRecord):
                 _ = data.result

@@ -206,11 +206,17 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
     def __exit__(self, *exc_info: object) -> None:
         exc = exc_info[1]
         seconds = _seconds_to_flush(exc, self._flow_run.state if self._flow_run else None)
+        has_failed, is_interrupted = self._has_failed(), True
         try:
-            self._end(cancel=exc is not None or self._has_failed(), flush_seconds=seconds)
+            self._end(cancel=exc is not None or has_failed, flush_seconds=seconds)
+            is_interrupted = exc is not None
         finally:
-            self._leave()
-            super().__exit__(*exc_info)
+            try:
+                if not is_interrupted:
+                    self._fetch_results(has_failed=has_failed)
+            finally:
+                self._leave()
+                super().__exit__(*exc_info)
 
     def _ready(self) -> tuple[TaskPreparer, Dispatcher]:
         with self._starting:
@@ -272,9 +278,15 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         ours = self._session
         self._preparer = self._dispatcher = self._feasibility = self._session = None
         if ours is not None and ours.is_ours:
-            for future in list(self._futures):
-                future.fetch_if_used()
             ours.leave()
+
+    def _fetch_results(self, *, has_failed: bool) -> None:
+        """Fetch what can still be asked for after a Ray that ends with the flow."""
+        for future in list(self._futures):
+            try:
+                future.fetch_if_used(has_failed=has_failed)
+            except Exception:  # a lost one must not decide how the flow ends
+                _log.debug("A result cannot be kept beyond the flow", exc_info=True)
 
 
 def _seconds_to_flush(exc: object, state: State[Any] | None) -> float:
