@@ -90,6 +90,8 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         self._dispatcher: Dispatcher | None = None
         self._feasibility: Feasibility | None = None
         self._flow_run: FlowRun | None = None
+        # Whether Prefect's engine has started it for one attempt of the flow.
+        self._is_of_attempt = False
         # Several threads of a flow may submit at once.
         self._starting = threading.Lock()
         # Only of a Ray that ends with the flow.
@@ -226,6 +228,10 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         if self._preparer is None or self._dispatcher is None:
             context = FlowRunContext.get()
             self._flow_run = context.flow_run if context else None
+            # A context that has travelled is that of a nested submit.
+            self._is_of_attempt = (
+                context is not None and context.task_runner is self and not context.detached
+            )
             paths, own = [], modules.OwnModules()
             if self._session is not None:
                 paths, own = self._session.paths, self._session.own
@@ -249,9 +255,13 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
     def _has_failed(self) -> bool:
         # The engine has dealt with the flow's exception before we get here.
         state = self._flow_run.state if self._flow_run else None
+        if state is None:
+            return False
+        if state.is_running():
+            # With `retries`, the engine (3.8.8) sets Running again before it leaves the attempt.
+            return self._is_of_attempt
         # A flow that was suspended gets what its tasks have done when it goes on.
-        goes_on = state is None or state.is_running() or state.is_paused() or state.is_completed()
-        return not goes_on
+        return not (state.is_paused() or state.is_completed())
 
     def _end(self, *, cancel: bool, flush_seconds: float) -> None:
         dispatcher = self._dispatcher

@@ -103,6 +103,22 @@ def test_a_flow_that_fails_cancels_what_runs(runner: RayTaskRunner, tmp_path: Pa
     assert not [line for line in logs(ids[0]) if "Crash" in line]
 
 
+def test_a_flow_that_is_retried_cancels_what_its_last_attempt_has_left(
+    runner: RayTaskRunner,
+) -> None:
+    """The retry waited for the tasks of the failed attempt, so a task that hung blocked it."""
+    left: list[Any] = []
+
+    @flow(task_runner=runner, retries=1)
+    def fails_once() -> str:
+        if not left:
+            left.append(sleep.submit(FOREVER))
+            raise ValueError("once")
+        return left[0].state.name
+
+    assert fails_once() == "Cancelled"
+
+
 def test_a_flow_that_fails_leaves_the_tasks_of_another_alone(
     runner: RayTaskRunner, tmp_path: Path
 ) -> None:
