@@ -96,7 +96,13 @@ class Dispatcher:
             return
         with self._changed:
             self._held.add(pending)
-        _when_done(foreign, lambda: self._arrived.put(lambda: self._release(pending)))
+        try:
+            _when_done(foreign, lambda: self._arrived.put(lambda: self._release(pending)))
+        except BaseException:  # a future of a flow run asks the API
+            with self._changed:
+                self._held.discard(pending)
+                self._changed.notify_all()
+            raise
 
     def finish(self) -> None:
         """Wait until every task has ended."""

@@ -1,0 +1,54 @@
+"""What the dispatcher does before Ray has a task."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect.futures import PrefectFuture, PrefectTaskRunFuture
+
+from prefect_ray_worker.task_runner.dispatcher import Dispatcher
+from prefect_ray_worker.task_runner.pending import PendingTask
+from prefect_ray_worker.task_runner.telemetry import telemetry
+
+
+@pytest.fixture
+def dispatcher() -> Iterator[Dispatcher]:
+    dispatcher = Dispatcher(1, telemetry())
+    yield dispatcher
+    dispatcher.stop()
+
+
+class Foreign(PrefectTaskRunFuture[Any]):
+    """A future that Ray knows nothing of.
+
+    Args:
+        refuses: Whether it cannot call back, as that of a flow run whose API is away.
+    """
+
+    def __init__(self, *, refuses: bool = False) -> None:
+        super().__init__(uuid4())
+        self._refuses = refuses
+
+    def wait(self, timeout: float | None = None) -> None: ...
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> Any: ...
+
+    def add_done_callback(self, fn: Callable[[PrefectFuture[Any]], None]) -> None:
+        if self._refuses:
+            raise ConnectionError
+
+
+def pending_on(*sources: Foreign) -> PendingTask:
+    fields: dict[str, Any] = dict.fromkeys(PendingTask.__dataclass_fields__)
+    return PendingTask(**{**fields, "sources": sources})
+
+
+def test_a_submit_that_raises_is_not_waited_for(dispatcher: Dispatcher) -> None:
+    with pytest.raises(ConnectionError):
+        dispatcher.launch(pending_on(Foreign(), Foreign(refuses=True)))
+    waiting = threading.Thread(target=dispatcher.finish, daemon=True)
+    waiting.start()
+    waiting.join(2)
+    assert not waiting.is_alive()
