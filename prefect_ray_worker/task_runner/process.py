@@ -242,6 +242,12 @@ async def _interruptible(coroutine: Any) -> Any:
         Interrupts.instead = None
 
 
+def _take_no_interrupts() -> None:
+    """Give a forked process Python's own reaction to SIGINT: it shares our pipe, not our thread."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Interrupts:
     """Makes a cancelled task stop at once, also in a blocking call.
 
@@ -278,6 +284,7 @@ class Interrupts:
         # in a terminal does not reach them; ours ignores it unless a task runs.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=_take_no_interrupts)
         threading.Thread(target=cls._wake, name="ray-interrupts", daemon=True).start()
 
     @classmethod

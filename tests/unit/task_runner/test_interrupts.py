@@ -57,3 +57,29 @@ def test_an_interrupt_that_comes_too_late_interrupts_nothing(between: str) -> No
     # Ray takes a task for running until it has stored the result.
     script = f"run(0); _thread.interrupt_main(); {between}; print(run(0.3))"
     assert printed(script) == "done\n"
+
+
+def test_an_interrupt_of_a_forked_process_is_its_own() -> None:
+    """Its task was cancelled instead: both had the pipe in which Python notes signals."""
+    script = """
+import os, signal
+Interrupts.begin()
+Interrupts.arm()
+is_ready, tell = os.pipe()
+child = os.fork()
+try:
+    if not child:
+        os.write(tell, b".")
+        time.sleep(20)
+        os._exit(1)
+    os.read(is_ready, 1)
+    os.kill(child, signal.SIGINT)
+    time.sleep(0.3)
+    print("goes on")
+except KeyboardInterrupt:
+    if not child:
+        os._exit(7)
+    print("interrupted")
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert printed(script) == "goes on\n7\n"
