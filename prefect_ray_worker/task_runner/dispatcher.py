@@ -80,15 +80,7 @@ class Dispatcher:
 
     def launch(self, pending: PendingTask) -> None:
         """Give a task to Ray, as soon as it is its turn and Ray can wait for its upstream runs."""
-        if self._thread is None:
-            self._context = copy_context()
-            self._thread = threading.Thread(
-                target=self._context.copy().run,
-                args=(self._run,),
-                name="ray-dispatcher",
-                daemon=True,
-            )
-            self._thread.start()
+        self._start_once()
         foreign = foreign_among(pending.sources)
         if not foreign:
             if self._has_turn(pending):
@@ -103,6 +95,20 @@ class Dispatcher:
                 self._held.discard(pending)
                 self._changed.notify_all()
             raise
+
+    def _start_once(self) -> None:
+        with self._changed:  # a flow's threads may submit at once
+            if self._thread is not None:
+                return
+            self._context = copy_context()
+            thread = threading.Thread(
+                target=self._context.copy().run,
+                args=(self._run,),
+                name="ray-dispatcher",
+                daemon=True,
+            )
+            thread.start()
+            self._thread = thread
 
     def finish(self) -> None:
         """Wait until every task has ended."""

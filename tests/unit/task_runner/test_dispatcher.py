@@ -2,6 +2,9 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import Context, copy_context
 from typing import Any
 from uuid import uuid4
 
@@ -52,3 +55,21 @@ def test_a_submit_that_raises_is_not_waited_for(dispatcher: Dispatcher) -> None:
     waiting.start()
     waiting.join(2)
     assert not waiting.is_alive()
+
+
+def test_first_submits_from_two_threads_start_one_thread(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the flow ended one of two; the other stayed for as long as the process."""
+    both, started = threading.Barrier(2), []
+
+    def copied() -> Context:
+        started.append(1)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+        return copy_context()
+
+    monkeypatch.setattr("prefect_ray_worker.task_runner.dispatcher.copy_context", copied)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(dispatcher.launch, [pending_on(Foreign()) for _ in range(2)]))
+    assert started == [1]
