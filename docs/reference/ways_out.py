@@ -126,6 +126,14 @@ _OF_MESSAGES: list[tuple[str, list[str]]] = [
         ["The Ray cluster does not answer; the run is left as it is until it does. …"],
     ),
     (
+        "Nothing: the job cannot run the flow any more.",
+        [
+            "Ray Job … is not watched any more. It had not started, and the Ray cluster at … does "
+            "not answer. If the job starts later, its driver sees that the run has ended, and "
+            "ends.",
+        ],
+    ),
+    (
         "Nothing: something else has decided about the run. Start it again if you need it.",
         [
             "The flow run … is not submitted by this worker: since it was claimed, it has ended, "
