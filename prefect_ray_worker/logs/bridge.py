@@ -103,6 +103,8 @@ class LogBridge:
         self._shaper = Shaper(submission_id, longest=longest)
         self._unsent = UnsentRecords(attempt, longest=longest)
         self._seen_to_end_at: datetime | None = None
+        # Until its first lines are read: when the job was submitted.
+        self._begins_after: int | None = None
         self.lines_forwarded = 0
         self.is_complete = self.has_given_up = False
 
@@ -159,6 +161,7 @@ class LogBridge:
             )
         self._shaper = Shaper(self._job, entrypoint=self._details.entrypoint, longest=self._longest)
         if position is None:
+            self._begins_after = milliseconds(since)
             self._not_before = milliseconds(max(since, datetime.now(UTC)))
         else:
             newest = position.newest
@@ -231,6 +234,12 @@ class LogBridge:
                 self._news = anyio.Event()
 
     async def _forward(self, data: bytes, read_ms: int) -> None:
+        if data and self._begins_after is not None:
+            first = self._shaper.first_marked_ms(data.decode(errors="replace"), now_ms=read_ms)
+            if first is not None and first < self._not_before:
+                # The flow began before this bridge did: what it prints stands with its records.
+                self._not_before = max(first, self._begins_after + 1)
+            self._begins_after = None
         for start in range(0, len(data), _SLICE):
             part = data[start : start + _SLICE]
             await self._collect(self._shaped(self._splitter.feed(part), read_ms))

@@ -258,6 +258,11 @@ class Shaper:
             level = logging.DEBUG if is_chatter else mark.level
             yield from self._log(level, source + found.text)
 
+    def first_marked_ms(self, text: str, *, now_ms: int) -> int | None:
+        """Return when the first marked line of a text was logged, by the node's clock, or None."""
+        marked = self._find_mark(text, now_ms) if "\x1b" in text else None
+        return None if marked is None else marked[1].when_ms
+
     def _find_mark(self, line: str, now_ms: int) -> tuple[str, Mark, str] | None:
         marked = find_mark(line, seal=self._seal, now_ms=now_ms)
         if marked is not None:

@@ -165,6 +165,22 @@ def test_nodes_clock_may_be_wrong(small: None, hours: int) -> None:
     assert ahead < timedelta(hours=24, minutes=1)
 
 
+@pytest.mark.parametrize("seconds", [1, 600])
+def test_what_was_printed_before_the_worker_looked_stands_between_its_records(
+    small: None, seconds: int
+) -> None:
+    """A warm driver is quicker than the worker's look; all that it had printed came last."""
+    began = time.time() - seconds
+
+    def record(after: float) -> str:
+        return mark("a record", seal="", is_sent=True, level=20, when=began + after)
+
+    stream = f"{record(0)}\nprinted first\n{record(0.2)}\nprinted between\n{record(0.4)}\n".encode()
+    prefect = run(forward(stream, [], [], [], [1000]))
+    first, between = (log.timestamp.timestamp() - began for log in prefect.logs)
+    assert 0 <= first < 0.2 < between < 0.4
+
+
 def test_a_line_after_weeks_is_not_from_tomorrow(small: None) -> None:
     """A worker that reads a log again took a mark of eleven days ago for one of tomorrow."""
     days = range(30, 0, -1)
