@@ -2,11 +2,10 @@
 
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from copy import copy
 from functools import partial
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import anyio
@@ -275,13 +274,11 @@ class Following:
         tail: Prints its logs; None to print none.
     """
 
-    _open: ClassVar[set["Following"]] = set()
-    _looks: ClassVar[defaultdict[str, SharedLook]] = defaultdict(SharedLook)  # by the API's URL
-
     def __init__(self, future: RayFlowRunFuture[Any], tail: LogTail | None = None) -> None:
         self._future = future
         self._run_id = future.flow_run_id
         self._client: SyncPrefectClient = get_client(sync_client=True)
+        self._look = SharedLook.at(self._client)
         self._tail = tail
         self._ended_at: float | None = None
         self._next_read = 0.0
@@ -289,12 +286,12 @@ class Following:
     def __enter__(self) -> Self:
         """Open the client."""
         self._client.__enter__()
-        self._open.add(self)
+        self._look.begin(self._run_id)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         """Close the client."""
-        self._open.discard(self)
+        self._look.end(self._run_id)
         self._client.__exit__(*exc_info)
 
     @property
@@ -320,12 +317,10 @@ class Following:
 
     def _is_worth_a_read(self, deadline: float | None) -> bool:
         """Return whether to read the run: it seems to have ended, or has not been read for long."""
-        if self._tail is None and time.monotonic() < self._next_read and not _is_over(deadline):
-            url = self._client.api_url
-            ids = {f._run_id for f in tuple(self._open) if f._client.api_url == url}  # noqa: SLF001
-            if self._run_id not in self._looks[str(url)].ended(self._client, ids):
-                return False
-        self._next_read = time.monotonic() + len(self._open) * _INTERVAL_SECONDS_OF_EACH
+        may_wait = time.monotonic() < self._next_read and not _is_over(deadline)
+        if self._tail is None and may_wait and self._run_id not in self._look.ended(self._client):
+            return False
+        self._next_read = time.monotonic() + SharedLook.followers * _INTERVAL_SECONDS_OF_EACH
         return True
 
     def _read(self, deadline: float | None) -> FlowRun:

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Collection
+from collections import Counter
+from typing import ClassVar
 from uuid import UUID
 
 import httpx
@@ -25,28 +26,57 @@ class SharedLook:
     """Looks for the threads that follow one run each: the first that comes looks for all.
 
     An answer is a hint only. Without one, each thread still reads its own run, more seldom.
+
+    Attributes:
+        followers: How many threads follow a run in this process, whatever its API.
     """
+
+    followers: ClassVar[int] = 0
+    _of_apis: ClassVar[dict[str, "SharedLook"]] = {}
+    _registering: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._followed: Counter[UUID] = Counter()
         self._looked_at = -_INTERVAL_SECONDS
         self._ended: frozenset[UUID] = frozenset()
 
-    def ended(self, client: SyncPrefectClient, run_ids: Collection[UUID]) -> frozenset[UUID]:
+    @classmethod
+    def at(cls, client: SyncPrefectClient) -> "SharedLook":
+        """Return the look that all clients of one API share."""
+        with cls._registering:
+            return cls._of_apis.setdefault(str(client.api_url), cls())
+
+    def begin(self, run_id: UUID) -> None:
+        """Look for a run, too."""
+        with self._registering:
+            self._followed[run_id] += 1
+            SharedLook.followers += 1
+
+    def end(self, run_id: UUID) -> None:
+        """Look for it no more, unless another thread follows it."""
+        with self._registering:
+            self._followed -= Counter([run_id])
+            SharedLook.followers -= 1
+
+    def ended(self, client: SyncPrefectClient) -> frozenset[UUID]:
         """Return runs that had ended at the last look; look again if that is a while ago.
 
         Args:
             client: An open client.
-            run_ids: All that are followed.
         """
         if self._lock.acquire(blocking=False):  # who does not look does not wait for the answer
             try:
                 if time.monotonic() - self._looked_at >= _INTERVAL_SECONDS:
-                    self._ended = _ended_of(client, list(run_ids))
+                    self._ended = _ended_of(client, self._run_ids())
                     self._looked_at = time.monotonic()
             finally:
                 self._lock.release()
         return self._ended
+
+    def _run_ids(self) -> list[UUID]:
+        with self._registering:
+            return list(self._followed)
 
 
 def _ended_of(client: SyncPrefectClient, run_ids: list[UUID]) -> frozenset[UUID]:
