@@ -318,17 +318,16 @@ async def test_worker_is_not_woken_by_a_run_whose_code_is_being_sent(
 ) -> None:
     """The look for it found nothing, and the next one came a second later."""
     await set_address(stage.pool)
-    heard: list[RunChange | None] = []
+    counting = anyio.Event()
 
     async def changes(pool_id: UUID) -> AsyncGenerator[RunChange | None, None]:
+        await counting.wait()
         async for change in changes_of_runs(pool_id):
-            heard.append(change)
             yield change
 
     monkeypatch.setattr(wake, "changes_of_runs", changes)
     async with stage.pool.working() as (worker,):
         await is_online(stage.pool)
-        await wait_until(lambda: None in heard, description="the worker listens to events")
         looks: list[float] = []
         look = worker.get_and_submit_flow_runs
 
@@ -337,7 +336,8 @@ async def test_worker_is_not_woken_by_a_run_whose_code_is_being_sent(
             return await look()
 
         worker._wake._look = counted
-        await anyio.sleep(1.5)  # the look after the connection
+        counting.set()
+        await wait_until(lambda: looks, description="the look after the connection")
         looks.clear()
         preparing: State[Any] = State(
             type=StateType.SCHEDULED,

@@ -95,17 +95,19 @@ def stat_of(process: int | str) -> list[str]:
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
 
-def kill_descendants(*, spare: Collection[int] = ()) -> None:
+def kill_descendants(*, spare: Collection[int] = (), heir: int | None = None) -> None:
     """Kill every descendant, repeatedly until none is left: they can fork meanwhile.
 
     Args:
         spare: Descendants that live on, with all of theirs.
+        heir: One that does the same when this process dies, and so is killed when it is the last:
+            a kill of both on the way would leave some that nobody finds.
     """
     for _ in range(_ROUNDS):
         pids = _descendants(os.getpid(), spare)
         if not pids:
             return
-        for pid in pids:
+        for pid in [pid for pid in pids if pid != heir] or pids:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         _reap()

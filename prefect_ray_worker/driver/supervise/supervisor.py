@@ -5,8 +5,9 @@ Standard library only: they exist in every run, and their start delays the run's
 1. Nothing of the run outlives its job. Ray and the kernel's out-of-memory killer may kill any
    process here, and the children of a dead process cannot be found any more. So there are two:
    the guard, which Ray knows, and the supervisor. Each ends everything when the other dies; the
-   guard does so as well when Ray's JobSupervisor dies. Both adopt orphans, but only once the
-   engine has left its zygote behind: that forks other runs, so it must not be of this family.
+   guard does so as well when Ray's JobSupervisor dies, at about the time when Ray kills the guard
+   with its process group. Both adopt orphans, but only once the engine has left its zygote behind:
+   that forks other runs, so it must not be of this family.
    When Ray stops a job, it ends all descendants of the guard (`job_supervisor.py`, 2.60).
 2. An engine that died silently is reported by a process that can import Prefect.
 3. The exit code is the engine's own, signals included.
@@ -78,6 +79,7 @@ def main(arguments: list[str]) -> int:
     job, guard, group = os.getppid(), os.getpid(), os.getpgrp()
     descendants.notice_death_of_parent()
     watched = _borrow(arguments)
+    supervisor = None
     if ZYGOTE not in os.environ:
         descendants.adopt_orphans()
     if watched is None:
@@ -88,7 +90,7 @@ def main(arguments: list[str]) -> int:
             descendants.notice_death_of_parent()
             return _end_like(_supervise(arguments, guard, group))
         watched = _Child(supervisor)
-    code = _wait(watched, _lost(job), woken=descendants.adopt_orphans)
+    code = _wait(watched, _lost(job), woken=descendants.adopt_orphans, heir=supervisor)
     descendants.kill_descendants()
     return _end_like(code)
 
@@ -268,6 +270,7 @@ def _wait(
     *,
     meanwhile: Callable[[], None] = lambda: None,
     woken: Callable[[], None] = lambda: None,
+    heir: int | None = None,
 ) -> int:
     """Wait for an end, hand SIGTERM on, and end everything if nobody waits for this process.
 
@@ -276,6 +279,7 @@ def _wait(
         is_orphaned: Whether nobody waits for this process.
         meanwhile: Called now and then.
         woken: Called after each SIGIO.
+        heir: The process that ends everything when this one is killed, if it is a child.
 
     Returns:
         Its exit code, negative for a signal.
@@ -286,7 +290,8 @@ def _wait(
         if code is not None:
             return code
         if is_orphaned():
-            _end_everything()
+            descendants.kill_descendants(heir=heir)
+            os._exit(1)
         news = _next_signal()
         if news is not None and news.si_signo == signal.SIGTERM:
             # Ray signals every process that it finds, perhaps before the engine exists. An engine
@@ -301,11 +306,6 @@ def _next_signal() -> "signal.struct_siginfo | None":
         return signal.sigtimedwait(HANDLED, _LOOK_SECONDS)
     time.sleep(_LOOK_SECONDS)  # macOS
     return None
-
-
-def _end_everything() -> None:
-    descendants.kill_descendants()
-    os._exit(1)
 
 
 def _end_like(code: int) -> int:
