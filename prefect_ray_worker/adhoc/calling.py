@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from prefect_ray_worker.adhoc.flow import CallTerms, RayBoundFlow
 
 _PREPARING = timedelta(minutes=10)
+# All else of the call is done by then. A rate limit of a minute must not end it.
+_DUE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _make_due(client: SyncPrefectClient, run: FlowRun, *, force: bool = False) -
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
             client.set_flow_run_state(run.id, Scheduled(), force=force)
 
-    patiently(ask)
+    patiently(ask, _DUE_SECONDS)
 
 
 def run_again(flow_run_id: UUID) -> RayFlowRunFuture[Any]:

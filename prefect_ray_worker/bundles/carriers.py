@@ -22,7 +22,7 @@ from prefect.filesystems import WritableFileSystem
 
 from prefect_ray_worker.bundles.header import BundleHeader
 from prefect_ray_worker.errors import BundleDamaged, BundleMissing, BundleRefused
-from prefect_ray_worker.prefect_api.answers import is_passing_error
+from prefect_ray_worker.prefect_api.answers import is_passing_error, seconds_asked_for
 from prefect_ray_worker.prefect_api.compat.settings import saved_block_id
 from prefect_ray_worker.shared.run_rules import Patience, is_own_not_found
 
@@ -255,22 +255,32 @@ def read_input(client: SyncPrefectClient, flow_run_id: UUID, key: str) -> str | 
         raise
 
 
-def patiently(ask: Callable[[], T], seconds: float = _ASK_SECONDS) -> T:
+def patiently(
+    ask: Callable[[], T], seconds: float = _ASK_SECONDS, *, deadline: float | None = None
+) -> T:
     """Ask the Prefect API until it answers: it may be restarting, or have too much to do.
 
     Args:
         ask: Sends the request; can be called again without harm.
-        seconds: For how long.
+        seconds: For how long after the first failure. Prefect's client has repeated the request for
+            a minute by then, or waited for as long as the server asked (3.8.8).
+        deadline: A moment of the monotonic clock after which no more attempts are made.
 
     Raises:
         Exception: What `ask` raised last, or what waiting does not mend.
     """
-    patience = Patience(seconds, now=time.monotonic())
+    patience: Patience | None = None
     while True:
         try:
             return ask()
         except (PrefectHTTPStatusError, httpx.HTTPError, ObjectNotFound) as exc:
-            delay = patience.wait(time.monotonic()) if is_passing_error(exc) else None
+            if not is_passing_error(exc):
+                raise
+            now = time.monotonic()
+            if patience is None:
+                left = seconds if deadline is None else min(seconds, deadline - now)
+                patience = Patience(left, now=now)
+            delay = patience.wait(now, at_least=seconds_asked_for(exc))
             if delay is None:
                 raise
         time.sleep(delay)
