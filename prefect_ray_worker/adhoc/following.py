@@ -40,6 +40,7 @@ from prefect_ray_worker.shared.ids import (
 from prefect_ray_worker.shared.masking import masked
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 _INTERVAL_SECONDS = 0.5
 # Many that wait together read their own runs ten times a second, beside the look that they share.
@@ -259,11 +260,15 @@ class RayFlowRunFuture(PrefectFlowRunFuture[R]):
         with get_client(sync_client=True) as client:
             attempt = self.attempt
             if attempt is None:
-                history = patiently(lambda: client.read_flow_run_states(self.flow_run_id))
+                history = patiently(
+                    lambda: client.read_flow_run_states(self.flow_run_id), _API_AWAY_SECONDS
+                )
                 if (claim := present_claim(history)) is None:
                     return None
                 self.attempt = attempt = attempt_name(claim)
-            return patiently(lambda: read_answer(client, self.flow_run_id, attempt, state))
+            return patiently(
+                lambda: read_answer(client, self.flow_run_id, attempt, state), _API_AWAY_SECONDS
+            )
 
 
 class Following:
@@ -324,16 +329,16 @@ class Following:
         return True
 
     def _read(self, deadline: float | None) -> FlowRun:
-        left = _API_AWAY_SECONDS
-        if deadline is not None:
-            left = min(left, max(deadline - time.monotonic(), 0.0))
         try:
-            return patiently(lambda: self._client.read_flow_run(self._run_id), left)
+            return self._patiently(lambda: self._client.read_flow_run(self._run_id), deadline)
         except ObjectNotFound as exc:
             raise AnswerMissing(
                 f"Prefect does not have the flow run {self._run_id} any more: it was deleted. The "
                 "pool's worker stops its job. Call the flow anew if you need its value."
             ) from exc
+
+    def _patiently(self, ask: Callable[[], T], deadline: float | None) -> T:
+        return patiently(ask, _API_AWAY_SECONDS, deadline=deadline)
 
     def _step(self, deadline: float | None) -> bool:
         """Look once; return whether the run has ended and its logs have been printed."""
@@ -341,7 +346,9 @@ class Following:
             return False
         run = self._read(deadline)
         if self._ended_at is None and run.state is not None and run.state.is_final():
-            history = patiently(lambda: self._client.read_flow_run_states(self._run_id))
+            history = self._patiently(
+                lambda: self._client.read_flow_run_states(self._run_id), deadline
+            )
             self._future.ended(run.state, present_claim(history))
             self._ended_at = time.monotonic()
         if self._ended_at is None and (why := self._future.untaken.news(self._client, run)):

@@ -20,6 +20,7 @@ from prefect_ray_worker.bundles.carriers import patiently
 from prefect_ray_worker.prefect_api.log_window import LogWindow
 
 _LOGGER = "prefect.flow_runs"
+_API_AWAY_SECONDS = 600.0
 
 
 class LogTail:
@@ -53,7 +54,7 @@ class LogTail:
         if is_wide and since is not None:  # no later look goes further back
             self._printed = {key: when for key, when in self._printed.items() if when >= since}
         offset = 0
-        while page := self._page(client, since, offset):
+        while page := self._page(client, since, offset, deadline):
             offset += len(page)
             for log in page:
                 if log.id in self._printed:
@@ -64,7 +65,13 @@ class LogTail:
             if deadline is not None and time.monotonic() >= deadline:
                 return
 
-    def _page(self, client: SyncPrefectClient, since: datetime | None, offset: int) -> list[Log]:
+    def _page(
+        self,
+        client: SyncPrefectClient,
+        since: datetime | None,
+        offset: int,
+        deadline: float | None,
+    ) -> list[Log]:
         wanted = LogFilter(
             flow_run_id=LogFilterFlowRunId(any_=[self._run_id]),
             timestamp=LogFilterTimestamp.model_validate({"after_": since}) if since else None,
@@ -72,7 +79,9 @@ class LogTail:
         # Without a limit: the server rejects one above its own, which may be below 200. So only an
         # empty page is certain to be the last.
         return patiently(
-            lambda: client.read_logs(wanted, offset=offset, sort=LogSort.TIMESTAMP_ASC)
+            lambda: client.read_logs(wanted, offset=offset, sort=LogSort.TIMESTAMP_ASC),
+            _API_AWAY_SECONDS,
+            deadline=deadline,
         )
 
 

@@ -12,6 +12,7 @@ import anyio.to_thread
 
 from prefect_ray_worker.adhoc.following import Following, RayFlowRunFuture, page_of, say
 from prefect_ray_worker.adhoc.log_tail import LogTail
+from prefect_ray_worker.errors import AnswerMissing
 from prefect_ray_worker.prefect_api.compat.flows import raise_if_suspended
 
 Begin = Callable[[], RayFlowRunFuture[Any]]
@@ -37,8 +38,9 @@ def follow(begin: Begin, stream_logs: bool, *, return_state: bool = False) -> An
     try:
         with Following(future, tail) as following:
             following.go_on()
-    except Exception:
-        raise  # the API is away: the run goes on
+    except Exception as exc:
+        _tell_that_it_goes_on(future, exc)
+        raise
     except BaseException as exc:
         is_user = isinstance(exc, KeyboardInterrupt)
         trouble = _cancel_and_wait(future, tail, is_user=is_user)
@@ -65,7 +67,9 @@ async def follow_async(begin: Begin, stream_logs: bool, *, return_state: bool = 
         future = await anyio.to_thread.run_sync(begun.run)
         with Following(future, begun.tail) as following:
             await following.go_on_async()
-    except Exception:
+    except Exception as exc:
+        if begun.future is not None:
+            _tell_that_it_goes_on(begun.future, exc)
         raise
     except BaseException as exc:
         trouble: Exception | None = None
@@ -78,6 +82,16 @@ async def follow_async(begin: Begin, stream_logs: bool, *, return_state: bool = 
     if return_state:
         return await anyio.to_thread.run_sync(future.state_with_data)
     return await future.aresult()
+
+
+def _tell_that_it_goes_on(future: RayFlowRunFuture[Any], exc: Exception) -> None:
+    """Tell the user of a run that is followed no more, unless it was deleted."""
+    if not isinstance(exc, AnswerMissing):
+        run_id = future.flow_run_id
+        say(
+            f"The flow run {page_of(run_id)} is no longer followed ({type(exc).__name__}), and may "
+            f"go on. To end it, run `prefect flow-run cancel {run_id}`."
+        )
 
 
 def _tail_of(future: RayFlowRunFuture[Any], stream_logs: bool) -> LogTail | None:

@@ -50,3 +50,22 @@ def test_ctrl_c_that_does_not_reach_prefect_says_that_the_run_goes_on(
     said = capsys.readouterr().err
     assert f"`prefect flow-run cancel {future.flow_run_id}`" in said
     assert "is being cancelled" not in said
+
+
+@pytest.mark.parametrize("call", [called, awaited])
+def test_call_that_gives_up_following_its_run_says_that_the_run_may_go_on(
+    call: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ended with the error of the HTTP client alone."""
+
+    def away(*_: object) -> None:
+        raise httpx.ConnectError("away")
+
+    monkeypatch.setattr(Following, "go_on", away)
+    monkeypatch.setattr(Following, "go_on_async", away)
+    future = RayFlowRunFuture[Any](uuid4())
+    elsewhere = temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"})
+    with elsewhere, pytest.raises(httpx.ConnectError):
+        call(lambda: future)
+    said = capsys.readouterr().err
+    assert f"may go on. To end it, run `prefect flow-run cancel {future.flow_run_id}`" in said
