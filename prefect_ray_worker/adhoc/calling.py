@@ -152,7 +152,7 @@ def run_again(flow_run_id: UUID) -> RayFlowRunFuture[Any]:
 
     Raises:
         BundleMissing: It has none.
-        InvalidConfiguration: It has not ended.
+        InvalidConfiguration: It has not ended, or its work pool or queue was deleted.
     """
     with get_client(sync_client=True) as client:
         run = patiently(lambda: client.read_flow_run(flow_run_id))
@@ -160,6 +160,11 @@ def run_again(flow_run_id: UUID) -> RayFlowRunFuture[Any]:
             raise InvalidConfiguration(
                 f"The flow run {flow_run_id} is {run.state_name}: only a run that has ended can "
                 "run again."
+            )
+        if run.work_queue_id is None:
+            raise InvalidConfiguration(
+                f"The work pool or work queue of the flow run {flow_run_id} was deleted, so no "
+                "worker would be given it. Call the flow anew."
             )
         text = read_input(client, flow_run_id, HEADER_KEY)
         if text is None:

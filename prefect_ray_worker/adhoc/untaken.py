@@ -16,6 +16,10 @@ from prefect_ray_worker.shared.ids import AWAITING_CODE
 # An idle worker takes a run within its poll, 10 s by default; Prefect misses a dead one after 90 s.
 _PATIENCE_SECONDS = 20.0
 _BETWEEN_LOOKS_SECONDS = 20.0
+_LOST = (
+    "Its work pool or work queue was deleted, so no worker is given it. Cancel the call, and call "
+    "the flow again."
+)
 
 
 class Untaken:
@@ -41,20 +45,23 @@ class Untaken:
         state = run.state
         if run.work_pool_name:  # a run that lost its pool has none
             self._pool, self._queue = run.work_pool_name, run.work_queue_name
-        if state is None or self._pool is None or not _is_due(state):
+        if state is None or not _is_due(state):
             return None
         if state.id != self._state:
             self._state, self._next_look = state.id, time.monotonic() + _PATIENCE_SECONDS
         if time.monotonic() < self._next_look:
             return None
         self._next_look = time.monotonic() + _BETWEEN_LOOKS_SECONDS
-        why = self._why(client, self._pool, state)
+        why = self._why(client, run, state)
         if why is None or why == self._said:
             return None
         self._said = why
         return f"No worker has taken the flow run {run.name!r} yet. Why: {why}"
 
-    def _why(self, client: SyncPrefectClient, pool_name: str, state: State[Any]) -> str | None:
+    def _why(self, client: SyncPrefectClient, run: FlowRun, state: State[Any]) -> str | None:
+        pool_name = self._pool
+        if pool_name is None:
+            return _LOST
         try:
             pool = client.read_work_pool(pool_name)
             workers = client.read_workers_for_work_pool(pool_name)
@@ -63,6 +70,8 @@ class Untaken:
             return f"The work pool {pool_name!r} does not exist any more. Cancel the call."
         except (PrefectHTTPStatusError, httpx.HTTPError):
             return None  # it is asked again
+        if run.work_queue_id is None:  # a new pool of the same name does not change that
+            return _LOST
         queue = next((queue for queue in queues if queue.name == self._queue), None)
         has_worker = any(worker.status == WorkerStatus.ONLINE for worker in workers)
         return why_not_taken(state.name, state.message, pool, queue, has_worker=has_worker)

@@ -9,10 +9,13 @@ import anyio
 import anyio.to_thread
 import pytest
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import StateType
 from prefect.states import Cancelled, Pending
 
 from prefect_ray_worker.adhoc import untaken
+from prefect_ray_worker.adhoc.calling import run_again
 from prefect_ray_worker.adhoc.following import RayFlowRunFuture
+from prefect_ray_worker.errors import InvalidConfiguration
 from tests.integration.harness import Pool
 from tests.integration.test_adhoc_sending import served, submit
 from tests.waiting import wait_until
@@ -90,6 +93,18 @@ async def test_pool_that_was_deleted_is_named(served: Pool, said: Said) -> None:
         await served.client.delete_work_pool(served.name)
         await said.shows(f"'{served.name}' does not exist any more")
         await served.client.create_work_pool(WorkPoolCreate(name=served.name, type="ray"))
+        await said.shows("Why: Its work pool or work queue was deleted, so no worker is given it")
+
+
+async def test_run_that_has_lost_its_queue_does_not_run_again(served: Pool) -> None:
+    """It was scheduled, and waited for ever without a word."""
+    run_id = await submit(served, b"content")
+    await served.client.set_flow_run_state(run_id, Cancelled(), force=True)
+    await served.client.delete_work_pool(served.name)
+    await served.client.create_work_pool(WorkPoolCreate(name=served.name, type="ray"))
+    with pytest.raises(InvalidConfiguration, match="was deleted, so no worker would be given it"):
+        await anyio.to_thread.run_sync(run_again, run_id)
+    assert await served.state(run_id) == StateType.CANCELLED
 
 
 async def test_nothing_is_said_of_a_run_that_was_taken(served: Pool, said: Said) -> None:
