@@ -1,6 +1,5 @@
 """Follows the run of a call: prints its logs, and returns what came of it."""
 
-import sys
 import time
 from collections.abc import Callable
 from copy import copy
@@ -20,12 +19,12 @@ from prefect.results import (
 )
 from prefect.states import Cancelling, aget_state_exception
 from prefect.utilities.asyncutils import run_coro_as_sync
-from prefect.utilities.urls import url_for
 
 from prefect_ray_worker.adhoc.done_callbacks import DoneCallbacks
 from prefect_ray_worker.adhoc.log_tail import LogTail
 from prefect_ray_worker.adhoc.missing import MissingValue
 from prefect_ray_worker.adhoc.shared_look import SharedLook
+from prefect_ray_worker.adhoc.telling import page_of, say
 from prefect_ray_worker.adhoc.untaken import Untaken
 from prefect_ray_worker.bundles.answers import FlowAnswer, read_answer
 from prefect_ray_worker.bundles.carriers import patiently
@@ -42,9 +41,12 @@ from prefect_ray_worker.shared.masking import masked
 R = TypeVar("R")
 T = TypeVar("T")
 
-_INTERVAL_SECONDS = 0.5
-# Many that wait together read their own runs ten times a second, beside the look that they share.
-_INTERVAL_SECONDS_OF_EACH = 0.1
+# Prefect Cloud takes 250 requests a minute of an account in its smallest plan. So each call asks
+# less often where many wait: together they read two runs and four logs a second, beside the look
+# that they share and that tells of the ends. What lasts for a minute may end a second earlier.
+_INTERVAL_SECONDS, _CALM_INTERVAL_SECONDS, _CALM_AFTER_SECONDS = 0.5, 1.0, 60.0
+_INTERVAL_SECONDS_OF_EACH = 0.5
+_LOG_INTERVAL_SECONDS, _LOG_INTERVAL_SECONDS_OF_EACH = 1.0, 0.25
 _API_AWAY_SECONDS = 600.0
 # The last lines come after the final state: from the driver when it ends, and from the worker,
 # which reads the job's output about once a second. The worker says when all are there.
@@ -286,7 +288,8 @@ class Following:
         self._look = SharedLook.at(self._client)
         self._tail = tail
         self._ended_at: float | None = None
-        self._next_read = 0.0
+        self._next_read = self._next_log = 0.0
+        self._calm_at = time.monotonic() + _CALM_AFTER_SECONDS
 
     def __enter__(self) -> Self:
         """Open the client."""
@@ -317,13 +320,17 @@ class Following:
             await anyio.sleep(self._pause(deadline))
 
     def _pause(self, deadline: float | None) -> float:
-        pause = _INTERVAL_SECONDS if self._ended_at is None else _DRAIN_INTERVAL_SECONDS
-        return pause if deadline is None else min(pause, max(deadline - time.monotonic(), 0.0))
+        now = time.monotonic()
+        pause = _INTERVAL_SECONDS if now < self._calm_at else _CALM_INTERVAL_SECONDS
+        if self._ended_at is not None:
+            pause = _DRAIN_INTERVAL_SECONDS
+        return pause if deadline is None else min(pause, max(deadline - now, 0.0))
 
     def _is_worth_a_read(self, deadline: float | None) -> bool:
         """Return whether to read the run: it seems to have ended, or has not been read for long."""
-        may_wait = time.monotonic() < self._next_read and not _is_over(deadline)
-        if self._tail is None and may_wait and self._run_id not in self._look.ended(self._client):
+        is_due = time.monotonic() >= self._next_read or _is_over(deadline)
+        may_wait = not is_due and self._ended_at is None
+        if may_wait and self._run_id not in self._look.ended(self._client):
             return False
         self._next_read = time.monotonic() + SharedLook.followers * _INTERVAL_SECONDS_OF_EACH
         return True
@@ -343,6 +350,7 @@ class Following:
     def _step(self, deadline: float | None) -> bool:
         """Look once; return whether the run has ended and its logs have been printed."""
         if not self._is_worth_a_read(deadline):
+            self._print_new(deadline)
             return False
         run = self._read(deadline)
         if self._ended_at is None and run.state is not None and run.state.is_final():
@@ -356,15 +364,26 @@ class Following:
         if self._tail is None:
             return self._ended_at is not None
         self._tail.run_name = run.name
+        if self._ended_at is None:
+            self._print_new(deadline)
+            return False
         # Asked before the lines are read, so that none comes in between.
-        is_complete = self._ended_at is not None and self._has_whole_log(run)
+        is_complete = self._has_whole_log(run)
         self._tail.print_new(self._client, is_last=is_complete, deadline=deadline)
-        if self._ended_at is None or is_complete:
-            return is_complete
+        if is_complete:
+            return True
         if time.monotonic() - self._ended_at <= _LONGEST_DRAIN_SECONDS:
             return False
         say(f"The last lines of the log may be missing here; see {page_of(self._run_id)}.")
         return True
+
+    def _print_new(self, deadline: float | None) -> None:
+        """Print the new lines of a run that goes on, unless its log was read a moment ago."""
+        if self._tail is None or (time.monotonic() < self._next_log and not _is_over(deadline)):
+            return
+        pause = max(_LOG_INTERVAL_SECONDS, SharedLook.followers * _LOG_INTERVAL_SECONDS_OF_EACH)
+        self._next_log = time.monotonic() + pause
+        self._tail.print_new(self._client, deadline=deadline)
 
     def _has_whole_log(self, run: FlowRun) -> bool:
         """Return whether all that the flow has printed is in Prefect, as the worker says."""
@@ -373,17 +392,6 @@ class Following:
             return True
         had_no_job = run.infrastructure_pid is None and run.state_type != StateType.COMPLETED
         return had_no_job or run.labels.get(f"{UNFINISHED_LABEL}.{attempt}") != "yes"
-
-
-def page_of(flow_run_id: UUID) -> str:
-    """Return the page of a run in Prefect's UI, or its id where there is no UI."""
-    return url_for("flow-run", obj_id=flow_run_id) or str(flow_run_id)
-
-
-def say(text: str) -> None:
-    """Print a line for the user."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
 
 
 def _is_over(deadline: float | None) -> bool:

@@ -14,6 +14,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import Log
 from prefect.client.schemas.sorting import LogSort
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging.handlers import APILogHandler
 
 from prefect_ray_worker.bundles.carriers import patiently
@@ -21,6 +22,7 @@ from prefect_ray_worker.prefect_api.log_window import LogWindow
 
 _LOGGER = "prefect.flow_runs"
 _API_AWAY_SECONDS = 600.0
+_PAGE_LINES, _REJECTED = 200, 422
 
 
 class LogTail:
@@ -38,6 +40,7 @@ class LogTail:
         self.run_name = str(flow_run_id)
         self._window = LogWindow()
         self._printed: dict[UUID, datetime] = {}
+        self._page_lines: int | None = _PAGE_LINES
 
     def print_new(
         self, client: SyncPrefectClient, *, is_last: bool = False, deadline: float | None = None
@@ -54,7 +57,8 @@ class LogTail:
         if is_wide and since is not None:  # no later look goes further back
             self._printed = {key: when for key, when in self._printed.items() if when >= since}
         offset = 0
-        while page := self._page(client, since, offset, deadline):
+        while True:
+            page = self._page(client, since, offset, deadline)
             offset += len(page)
             for log in page:
                 if log.id in self._printed:
@@ -62,6 +66,8 @@ class LogTail:
                 self._printed[log.id] = log.timestamp
                 self._window.saw(log.timestamp)
                 _show(log, self.run_name)
+            if len(page) < (self._page_lines or 1):
+                return
             if deadline is not None and time.monotonic() >= deadline:
                 return
 
@@ -76,13 +82,21 @@ class LogTail:
             flow_run_id=LogFilterFlowRunId(any_=[self._run_id]),
             timestamp=LogFilterTimestamp.model_validate({"after_": since}) if since else None,
         )
-        # Without a limit: the server rejects one above its own, which may be below 200. So only an
-        # empty page is certain to be the last.
-        return patiently(
-            lambda: client.read_logs(wanted, offset=offset, sort=LogSort.TIMESTAMP_ASC),
-            _API_AWAY_SECONDS,
-            deadline=deadline,
-        )
+        try:
+            return patiently(
+                lambda: client.read_logs(
+                    wanted, limit=self._page_lines, offset=offset, sort=LogSort.TIMESTAMP_ASC
+                ),
+                _API_AWAY_SECONDS,
+                deadline=deadline,
+            )
+        except PrefectHTTPStatusError as exc:
+            if self._page_lines is None or exc.response.status_code != _REJECTED:
+                raise
+        # The server rejects a limit above its own. Without one, only an empty page is certain to be
+        # the last.
+        self._page_lines = None
+        return self._page(client, since, offset, deadline)
 
 
 def _show(log: Log, run_name: str) -> None:

@@ -10,8 +10,9 @@ from uuid import UUID
 import anyio
 import anyio.to_thread
 
-from prefect_ray_worker.adhoc.following import Following, RayFlowRunFuture, page_of, say
+from prefect_ray_worker.adhoc.following import Following, RayFlowRunFuture
 from prefect_ray_worker.adhoc.log_tail import LogTail
+from prefect_ray_worker.adhoc.telling import page_of, say
 from prefect_ray_worker.errors import AnswerMissing
 from prefect_ray_worker.prefect_api.compat.flows import raise_if_suspended
 

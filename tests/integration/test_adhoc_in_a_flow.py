@@ -20,7 +20,8 @@ from prefect.states import Completed, Running
 
 from prefect_ray_worker import ray_job
 from prefect_ray_worker.adhoc import following, waiting
-from prefect_ray_worker.adhoc.following import Following, RayFlowRunFuture, page_of
+from prefect_ray_worker.adhoc.following import Following, RayFlowRunFuture
+from prefect_ray_worker.adhoc.telling import page_of
 from prefect_ray_worker.adhoc.waiting import follow, follow_async
 from prefect_ray_worker.errors import AnswerMissing
 from tests.integration.busy_api import busy_api

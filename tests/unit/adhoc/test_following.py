@@ -1,13 +1,16 @@
 """What a caller asks Prefect while it follows the run of its call."""
 
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
-from prefect.states import Completed
+from prefect.client.schemas.objects import Log
+from prefect.states import Completed, Running
 
-from prefect_ray_worker.adhoc import following
+from prefect_ray_worker.adhoc import following, log_tail, shared_look
 from prefect_ray_worker.adhoc.following import Following, RayFlowRunFuture
 from prefect_ray_worker.adhoc.log_tail import LogTail
 from prefect_ray_worker.bundles import carriers
@@ -35,3 +38,28 @@ def test_each_question_outlasts_minutes_without_prefect(monkeypatch: pytest.Monk
     future.attempt = "the last one"
     future.state_with_data()
     assert set(away_since) == {"run", "history", "logs", "answer"}
+
+
+@pytest.mark.parametrize(("calls", "most"), [(1, 190), (20, 500)])
+def test_calls_that_print_their_logs_ask_prefect_seldom(
+    calls: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One asked 280 times a minute, which is more than Prefect Cloud's smallest plan has."""
+    clock, api = Clock(), StubApi(Running())
+    for module in (following, log_tail, shared_look):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(following, "get_client", lambda **_: api)
+    now = datetime.now(UTC)
+    api.logs = [Log(name="x", level=0, message="a line", timestamp=now, flow_run_id=uuid4())]
+    futures = [RayFlowRunFuture[Any](uuid4()) for _ in range(calls)]
+    with ExitStack() as stack:
+        calling = [
+            stack.enter_context(Following(future, LogTail(future.flow_run_id)))
+            for future in futures
+        ]
+        while clock.now < 60.0:
+            for each in calling:
+                each._step(None)
+            clock.now += 0.5
+    assert api.asked.total() <= most, api.asked
+    assert api.asked["logs"] >= 50
