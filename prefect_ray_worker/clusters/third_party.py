@@ -6,7 +6,6 @@ was called for.
 
 import logging
 import platform
-from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,17 +20,15 @@ from prefect_ray_worker.clusters.installed import LoadedPlugin, SweptPlace, load
 from prefect_ray_worker.clusters.plugin import AskedCluster
 from prefect_ray_worker.clusters.plugin_places import PluginPlaces
 from prefect_ray_worker.clusters.plugin_plan import PluginPlan, cluster_of, complete, plan_of
+from prefect_ray_worker.clusters.plugin_sweep import PluginSweep
 from prefect_ray_worker.clusters.source import (
     Cluster,
     ClusterPlan,
     PoolView,
-    RunAndAttempt,
     StartProgress,
     Tell,
 )
 from prefect_ray_worker.clusters.trouble import Trouble
-from prefect_ray_worker.clusters.turns import SweepTurns
-from prefect_ray_worker.clusters.unneeded import why_unneeded
 from prefect_ray_worker.config.cluster_source import (
     DEFAULT_START_TIMEOUT,
     KEEP_FAILED,
@@ -78,10 +75,6 @@ class PluginClusters:
         # A reference in a pid has no fields: of each cluster the plan by which it was made.
         self._plans: dict[ClusterRef, PluginPlan] = {}
         self._unreleased: set[ClusterRef] = set()
-        # What is swept: by source and fields a plan with them, and what the last sweep saw.
-        self._swept: dict[SweptPlace, PluginPlan] = {}
-        self._seen: dict[SweptPlace, set[str]] = {}
-        self._turns: defaultdict[SweptPlace, SweepTurns] = defaultdict(SweepTurns)
         self._places = PluginPlaces()
         self._of_pool: SweptPlace | None = None
 
@@ -121,11 +114,9 @@ class PluginClusters:
             kept=float(given.get(KEEP_FAILED, 0)),
         )
         place = loaded.place(fields)
+        self._places.planned(place, plan)
         if job_id is None:
             self._renew_pool(place, fields)
-            self._swept[place] = plan
-        self._swept.setdefault(place, plan)
-        self._places.planned(place, plan.start_timeout)
         if ref is not None:
             self._plans[ref] = plan
         return plan
@@ -146,24 +137,16 @@ class PluginClusters:
         names: frozenset[str] | None = None,
     ) -> None:
         """Ask in the new place only; clusters (all, or some by name) are deleted there, too."""
-        self._seen.setdefault(new, set()).update(self._seen.get(old, set()))
-        if old in self._turns:
-            self._turns.setdefault(new, self._turns[old])
         for ref in self._planned_in(old):
             plan, _, asked = complete(self._plans[ref])
             if names is None or asked.name in names:
                 renewed = replace(asked, fields=fields)
                 self._plans[ref] = replace(plan, asked=renewed, fields=fields)
-        self._forget(old)
+        self._places.forget(old, new)
 
     def _planned_in(self, place: SweptPlace) -> list[ClusterRef]:
         plans = [(ref, *complete(plan)) for ref, plan in self._plans.items()]
         return [ref for ref, _, loaded, asked in plans if loaded.place(asked.fields) == place]
-
-    def _forget(self, place: SweptPlace) -> None:
-        for notes in (self._swept, self._seen, self._turns):
-            notes.pop(place, None)
-        self._places.forget(place)
 
     async def acquire(self, plan: ClusterPlan, progress: StartProgress) -> Cluster:
         """Have the planned cluster made, unless it is there, and return it when it takes jobs.
@@ -263,7 +246,7 @@ class PluginClusters:
         if pool_configuration is not None:
             with trouble.kept():
                 await self.plan(pool_configuration, None)
-        for place in self._places.newest_first(self._swept):
+        for place in self._places.newest_first():
             with trouble.kept():
                 await self._sweep_or_forget(place, view, tell)
         # Last: the sweep may have found out which key is the present one.
@@ -313,10 +296,7 @@ class PluginClusters:
         ref = ClusterRef(loaded.name, asked.name)
         self._plans.pop(ref, None)
         self._unreleased.discard(ref)
-        self._places.deleted(asked.name)
-        for key in self._swept:
-            if key.source == loaded.name:
-                self._seen.setdefault(key, set()).add(asked.name)
+        self._places.deleted(loaded.name, asked.name)
         happening = ClusterHappening.DELETING
         await self._events.tell(happening, ref, run_id=asked.run_id, message=why)
 
@@ -329,68 +309,28 @@ class PluginClusters:
                 await self._delete(plan_of(plan, made), "Its run begins again.")
 
     async def _sweep_or_forget(self, place: SweptPlace, view: PoolView, tell: Tell) -> None:
-        if place not in self._swept:
+        if place not in self._places:
             return
-        trouble: ClusterSourceUnclear | None = None
-        try:
-            await self._sweep(place, self._swept[place], view, tell)
-        except ClusterSourceUnclear as exc:
-            trouble = exc
-            self._places.failed(place)
+        trouble = Trouble()
+        with trouble.kept():
+            sweep = PluginSweep(place, self._places, view, tell, self._events, self._delete)
+            await sweep.run()
         if place != self._of_pool:
             successor = self._places.successor(place)
-            plan = None if successor is None else self._swept.get(successor)
-            if successor is not None and plan is not None and plan.fields is not None:
-                self._replace(place, successor, plan.fields, self._places.names(successor))
+            fields = None if successor is None else self._places.plan(successor).fields
+            if successor is not None and fields is not None:
+                self._replace(place, successor, fields, self._places.names(successor))
                 return
             if self._places.is_idle(place):
-                self._forget(place)
+                self._places.forget(place)
             elif self._places.is_hopeless(place):
                 names = ", ".join(sorted(self._places.names(place))) or "none"
-                tell(f"Not swept any more, after a day: {trouble} Clusters seen there: {names}.")
+                why = trouble.first
+                tell(f"Not swept any more, after a day: {why} Clusters seen there: {names}.")
                 self._unreleased.difference_update(self._planned_in(place))
-                self._forget(place)
+                self._places.forget(place)
                 return
-        if trouble is not None:
-            raise trouble
-
-    async def _sweep(self, key: SweptPlace, plan: PluginPlan, view: PoolView, tell: Tell) -> None:
-        if plan.loaded is None or plan.fields is None:
-            return
-        if not plan.loaded.lists:
-            self._places.answered(key, ())
-            return
-        loaded, fields, pool_id = plan.loaded, plan.fields, str(view.pool_id)
-        found = await loaded.ask(lambda p: p.made(fields, pool_id))
-        names = {made.name for made in found}
-        self._places.answered(key, names)
-        for name in self._seen.get(key, set()) - names:
-            of = run_of_cluster_name(name)
-            if of is not None:
-                ref = ClusterRef(loaded.name, name)
-                await self._events.tell(ClusterHappening.GONE, ref, run_id=of[0])
-        self._seen[key] = names
-        turns = self._turns[key]
-        turns.begin()
-        ours = {
-            RunAndAttempt(*of): made
-            for made in found
-            if turns.looks(made.name, is_mine=view.is_mine(made.name))
-            and (of := run_of_cluster_name(made.name)) is not None
-        }
-        # Read after the clusters: a run that is not there has not begun since.
-        runs = await view.runs(frozenset(ours))
-        for of, made in ours.items():
-            run = runs.get(of)
-            # The run's own: another run, or the pool, may keep its clusters for a shorter time.
-            kept = plan.kept if run is None or run.kept is None else run.kept
-            age = (datetime.now(UTC) - made.created_at).total_seconds()
-            why = why_unneeded(of.attempt, run, age=age, kept=kept or 0)
-            if why is not None and turns.is_due(made.name, is_mine=view.is_mine(made.name)):
-                asked = AskedCluster(made.name, fields, of.run_id, pool_id)
-                doomed = PluginPlan(loaded=loaded, asked=asked)
-                await self._delete(doomed, f"{why[0].upper()}{why[1:]}.")
-                tell(f"Deleting the cluster {loaded.name}:{made.name}: {why}.")
+        trouble.raise_first()
 
 
 def _failed(category: Category, cause: str) -> ClusterFailed:

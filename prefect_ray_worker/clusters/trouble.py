@@ -24,6 +24,11 @@ class Trouble:
             elif str(exc) != str(self._first):
                 _log.warning("%s", exc)
 
+    @property
+    def first(self) -> Exception | None:
+        """The first error."""
+        return self._first
+
     def raise_first(self) -> None:
         """Raise the first error, if there was one."""
         if self._first is not None:

@@ -18,6 +18,7 @@ DEFAULT_IDLE_SECONDS = 600
 RESERVED_LABELS = ("prefect.io/", "prefect-ray-worker/", "ray.io/", "app.kubernetes.io/managed-by")
 
 _SECRET_KEY = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9._-]+")
+_OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _GROUP_NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _PLACEHOLDERS = re.compile(r"\{([^{}]*)\}")
 
@@ -40,6 +41,19 @@ def _free_labels(value: dict[str, str]) -> dict[str, str]:
             "another key"
         )
     return value
+
+
+def _object_name(value: str) -> str:
+    if not _OBJECT_NAME.fullmatch(value):
+        raise ValueError(
+            "is no name of a Kubernetes object: lower-case letters, digits, dashes and dots, the "
+            "first and the last a letter or a digit. Write it as `kubectl get` shows it"
+        )
+    return value
+
+
+ObjectName = Annotated[str, AfterValidator(_object_name)]
+"""The name of an object in Kubernetes."""
 
 
 def _group_name(value: str) -> str:
@@ -231,7 +245,7 @@ class KubeRay(BaseModel):
             'namespace. Example: {"PREFECT_API_KEY": "prefect-api/api-key"}'
         ),
     )
-    token_secret: str | None = Field(
+    token_secret: ObjectName | None = Field(
         default=None,
         title="Token secret",
         description=(
@@ -244,7 +258,7 @@ class KubeRay(BaseModel):
         title="Kueue queue",
         description="Local queue of Kueue that admits the cluster. Example: research",
     )
-    service_account: str | None = Field(
+    service_account: ObjectName | None = Field(
         default=None,
         title="Service account",
         description="Service account of the Ray pods. Unset: the namespace's default.",

@@ -9,6 +9,7 @@ from prefect_ray_worker.clusters.kuberay.orphans import run_in_labels
 from prefect_ray_worker.clusters.kuberay.places import KubernetesPlace
 from prefect_ray_worker.clusters.kuberay.reach import ref_of
 from prefect_ray_worker.clusters.source import PoolView, Tell
+from prefect_ray_worker.clusters.trouble import Trouble
 from prefect_ray_worker.clusters.turns import SweepTurns
 from prefect_ray_worker.errors import ObjectMissing, ObjectReplaced
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
@@ -95,8 +96,9 @@ class Deletions:
         """Delete what a killed `prefect-ray-worker doctor` has left, of whatever pool.
 
         Raises:
-            KubernetesError: There is no answer, or the deletion was not accepted.
+            KubernetesError: There is no answer, or a deletion was not accepted.
         """
+        trouble = Trouble()
         now, turns = datetime.now(UTC), self._probe_turns[KubernetesPlace.of(client, namespace)]
         turns.begin()
         for probe in await client.list_clusters(namespace, PROBE_LABELS):
@@ -105,9 +107,10 @@ class Deletions:
                 continue
             if not turns.is_due(probe.uid, is_mine=view.is_mine(probe.uid)):
                 continue
-            with suppress(ObjectMissing, ObjectReplaced):
+            with trouble.kept(), suppress(ObjectMissing, ObjectReplaced):
                 await client.delete_cluster(namespace, probe.name, uid=probe.uid)
                 tell(f"Deleting the RayCluster {namespace}/{probe.name}: a doctor has left it.")
+        trouble.raise_first()
 
     async def _tell_if_stuck(self, cluster: RayClusterObject, tell: Tell) -> None:
         if cluster.deleted_at is None:

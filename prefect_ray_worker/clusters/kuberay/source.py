@@ -257,12 +257,13 @@ class KubeRayClusters:
         looks_for_probes = self._sweeps % _SWEEPS_PER_LOOK_FOR_PROBES == 0
         self._sweeps += 1
         for place, way in self._places.all().items():
+            client, namespace, deletions = way.client, place.namespace, self._deletions
             with trouble.kept(), self._places.unless_refused(place):
-                client, namespace, deletions = way.client, place.namespace, self._deletions
                 turns = self._places.turns(place)
                 sweep = KubeRaySweep(client, namespace, way.asked, view, tell, deletions, turns)
                 await sweep.run()
-                if looks_for_probes:
+            if looks_for_probes:
+                with trouble.kept(), self._places.unless_refused(place):
                     await deletions.sweep_probes(client, namespace, view, tell)
         trouble.raise_first()
 

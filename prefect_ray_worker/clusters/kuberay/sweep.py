@@ -26,9 +26,10 @@ from prefect_ray_worker.clusters.kuberay.orphans import (
 from prefect_ray_worker.clusters.kuberay.reach import reached, ref_of
 from prefect_ray_worker.clusters.kuberay.shared import close_cluster, may_be_used
 from prefect_ray_worker.clusters.source import PoolView, RunAndAttempt, Tell
+from prefect_ray_worker.clusters.trouble import Trouble
 from prefect_ray_worker.clusters.turns import SweepTurns
 from prefect_ray_worker.config.kuberay import KubeRay
-from prefect_ray_worker.errors import JobsApiError, KubernetesError
+from prefect_ray_worker.errors import InvalidConfiguration, JobsApiError, KubernetesError
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.kubernetes_api.models import RayClusterObject
 from prefect_ray_worker.ray_api.client import JobsClient
@@ -65,7 +66,8 @@ class KubeRaySweep:
         """Delete what no run needs any more.
 
         Raises:
-            KubernetesError: Kubernetes could not be asked.
+            KubernetesError: Kubernetes could not be asked, or did not delete a cluster; the others
+                had their turn.
             Exception: Prefect did not answer; what is too old was deleted all the same.
         """
         labels = {**MANAGED_BY, POOL_LABEL: str(self.view.pool_id)}
@@ -74,32 +76,40 @@ class KubeRaySweep:
         now = datetime.now(UTC)
         alone: list[tuple[RayClusterObject, RunAndAttempt]] = []
         shared: list[RayClusterObject] = []
+        trouble = Trouble()
         for cluster in found:
             if cluster.is_terminating:
                 continue
             if (why := why_too_old(cluster, now=now)) is not None:
-                await self._delete(cluster, why)
+                with trouble.kept():
+                    await self._delete(cluster, why)
             elif not self._looks_at(cluster):
                 continue
             elif cluster.labels.get(SCOPE_LABEL) == SHARED:
                 shared.append(cluster)
             elif (of := _attempt_of(cluster)) is not None:
                 alone.append((cluster, of))
-        if alone:
-            await self._sweep_own(alone)
-        if shared:
-            await self._sweep_shared(shared)
+        with trouble.kept():
+            await self._sweep_own(alone, trouble)
+        with trouble.kept():
+            await self._sweep_shared(shared, trouble)
+        trouble.raise_first()
 
-    async def _sweep_own(self, clusters: Sequence[tuple[RayClusterObject, RunAndAttempt]]) -> None:
+    async def _sweep_own(
+        self, clusters: Sequence[tuple[RayClusterObject, RunAndAttempt]], trouble: Trouble
+    ) -> None:
+        if not clusters:
+            return
         # Read after the clusters: a run that is not there has not begun since.
         runs = await self.view.runs(frozenset(of for _, of in clusters))
         now = datetime.now(UTC)
         for cluster, of in clusters:
             why = why_orphaned(cluster, runs.get(of), now=now)
             if why is not None:
-                await self._delete(cluster, why)
+                with trouble.kept():
+                    await self._delete(cluster, why)
 
-    async def _sweep_shared(self, clusters: Sequence[RayClusterObject]) -> None:
+    async def _sweep_shared(self, clusters: Sequence[RayClusterObject], trouble: Trouble) -> None:
         """Close and delete idle clusters.
 
         In this order: read the clusters, then which of them a run names, then what Ray says. A run
@@ -110,20 +120,25 @@ class KubeRaySweep:
             if CLOSING not in cluster.annotations or may_be_used(cluster):
                 may_have_runs.append(cluster)
             else:  # closed by a worker that died before it deleted it
-                await self._delete(cluster, "it was closed")
+                with trouble.kept():
+                    await self._delete(cluster, "it was closed")
         used = await self.view.in_use() if may_have_runs else frozenset()
         for cluster in may_have_runs:
-            if ref_of(self.namespace, cluster.name) in used:
-                continue
-            if CLOSING in cluster.annotations:
-                await self._delete(cluster, "it did not start, and no run uses it")
-                continue
-            use = await self._use_of(cluster)
-            why = why_idle(cluster, use, now=datetime.now(UTC))
-            if why is None or not self._is_due(cluster):
-                continue
-            if await close_cluster(self.client, cluster, why):
-                await self._delete(cluster, why)
+            if ref_of(self.namespace, cluster.name) not in used:
+                with trouble.kept():
+                    await self._sweep_unnamed(cluster)
+
+    async def _sweep_unnamed(self, cluster: RayClusterObject) -> None:
+        """Close and delete a shared cluster that no run names, unless Ray says that it is used."""
+        if CLOSING in cluster.annotations:
+            await self._delete(cluster, "it did not start, and no run uses it")
+            return
+        use = await self._use_of(cluster)
+        why = why_idle(cluster, use, now=datetime.now(UTC))
+        if why is None or not self._is_due(cluster):
+            return
+        if await close_cluster(self.client, cluster, why):
+            await self._delete(cluster, why)
 
     async def _use_of(self, cluster: RayClusterObject) -> ClusterUse | None:
         """Return what Ray says about the use of a cluster that no run names; None if nothing."""
@@ -140,7 +155,7 @@ class KubeRaySweep:
                 async with JobsClient(connection) as ray:
                     activities = await ray.activities()
                     await ray.list(keep)
-        except (JobsApiError, KubernetesError, TimeoutError):
+        except (InvalidConfiguration, JobsApiError, KubernetesError, TimeoutError):
             return None
         driver = activities.get("driver")
         if driver is None or driver.is_active == "ERROR":

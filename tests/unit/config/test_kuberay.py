@@ -39,6 +39,8 @@ def template(default: object) -> dict[str, Any]:
         ({"image": "a", "head": {"memory": "much"}}, "not an amount of memory"),
         ({"image": "a", "address_template": "https://ray/{cluster}"}, "placeholders: cluster"),
         ({"image": "a", "address_template": "https://ray/"}, "URL of a cluster's dashboard"),
+        ({"image": "a", "token_secret": "ray_token"}, "token_secret\n.*kubectl get"),
+        ({"image": "a", "service_account": "-ray"}, "service_account\n.*kubectl get"),
         ({"image": "a", "idle": 3}, "Extra inputs"),
     ],
 )

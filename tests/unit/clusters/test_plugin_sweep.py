@@ -1,0 +1,81 @@
+"""The clusters of a `cluster_source`: who lets go of them, and when they count as gone."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+from uuid import uuid4
+
+import pytest
+
+from prefect_ray_worker.clusters.plugin import (
+    AskedCluster,
+    ClusterPlugin,
+    MadeCluster,
+    SourceFields,
+)
+from prefect_ray_worker.clusters.third_party import PluginClusters
+from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.errors import ClusterSourceUnclear
+from prefect_ray_worker.ray_api.connection import Connection
+from tests.cluster_plugins import install
+from tests.unit.clusters.kuberay.shared_stage import UnsentEvents, View
+
+
+class Fields(SourceFields):
+    region: str
+
+
+class Regions(ClusterPlugin[Fields]):
+    """Has clusters by region, each made long ago."""
+
+    Fields = Fields
+    clusters: ClassVar[dict[str, set[str]]] = {}
+    held: ClassVar[set[str]] = set()
+
+    async def acquire(self, asked: AskedCluster[Fields], tell: Any) -> Any: ...
+
+    async def look(self, asked: AskedCluster[Fields]) -> Connection | None:
+        is_there = asked.name in self.clusters[asked.fields.region]
+        return Connection("http://ray:8265") if is_there else None
+
+    async def release(self, asked: AskedCluster[Fields]) -> None:
+        if asked.name in self.held:
+            raise PermissionError("it is held")
+        self.clusters[asked.fields.region].discard(asked.name)
+
+    async def why_gone(self, asked: AskedCluster[Fields]) -> str | None:
+        return None if asked.name in self.clusters[asked.fields.region] else "it was deleted"
+
+    async def made(self, fields: Fields, pool_id: str) -> list[MadeCluster]:
+        at = datetime.now(UTC) - timedelta(days=1)
+        return [MadeCluster(name, at) for name in sorted(self.clusters[fields.region])]
+
+
+def in_region(region: str, **common: Any) -> RayJobConfiguration:
+    return RayJobConfiguration(cluster_source={"type": "regions", "region": region, **common})
+
+
+@pytest.fixture
+def regions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """Install the source, and return its clusters by region."""
+    install(tmp_path / "site", monkeypatch, {"regions": f"{__name__}:Regions"}, {})
+    monkeypatch.setattr(Regions, "clusters", {"north": set(), "south": set()})
+    monkeypatch.setattr(Regions, "held", set())
+    return Regions.clusters
+
+
+async def test_a_cluster_that_is_not_deleted_does_not_keep_from_the_others(
+    regions: dict[str, set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep ended there each minute, and gave the whole place up after a day."""
+    source, view, told = PluginClusters(UnsentEvents()), View([]), list[str]()
+    first, second = sorted(f"ray-{uuid4().hex}-0123456789ab" for _ in range(2))
+    regions["north"] |= {first, second}
+    Regions.held.add(first)
+    monkeypatch.setattr("prefect_ray_worker.clusters.plugin_places._HOPE_SECONDS", 0.0)
+    await source.plan(in_region("north"), f"prefect-{uuid4()}-0123456789ab")
+    for _ in range(2):
+        with pytest.raises(ClusterSourceUnclear, match="it is held"):
+            await source.sweep(view, None, told.append)
+        assert regions["north"] == {first}
+    assert told == [f"Deleting the cluster regions:{second}: its flow run was deleted."]
