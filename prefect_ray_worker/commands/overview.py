@@ -8,35 +8,24 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-import anyio
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterId
 from prefect.client.schemas.objects import StateType, Worker, WorkerStatus, WorkPool, WorkQueue
-from prefect.settings import PREFECT_HOME
 
-from prefect_ray_worker.clusters.choice import ClusterSources
-from prefect_ray_worker.clusters.source import Cluster
-from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.errors import JobsApiError, RayWorkerError
+from prefect_ray_worker.commands.seen_clusters import ClusterSeen, seen_clusters
 from prefect_ray_worker.prefect_api.active_runs import type_in_effect
 from prefect_ray_worker.prefect_api.due_runs import why_not_taken
-from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.runs.recovery.labels import (
     labelled_cluster,
     labelled_owner,
     submitter_in,
 )
-from prefect_ray_worker.settings import worker_settings
-from prefect_ray_worker.shared.ids import ClusterRef, InfrastructurePid, job_of_attempt, run_in
+from prefect_ray_worker.shared.ids import ClusterRef, InfrastructurePid, job_of_attempt
 
 # All that an attempt has begun on and not ended, and what waits for a worker.
 _ACTIVE = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
-# A cluster that is fine answers in milliseconds.
-_ANSWER_SECONDS = 3.0
 # The end of a reason that the worker writes for the page of the run.
 _UNTIL_NEWS = " Should that change, the run's log says so."
-_NOT_NAMED = "Not asked: neither the work pool nor this machine's settings name it."
-_NOT_MADE = "Not asked: it is not there yet, or the work pool's defaults do not lead to it."
 
 Record = dict[str, Any]
 
@@ -55,23 +44,6 @@ class WorkerSeen:
     name: str
     is_online: bool
     silent_seconds: float | None
-    runs: int
-
-
-@dataclass(frozen=True)
-class ClusterSeen:
-    """A cluster that runs of the pool use, or would use.
-
-    Attributes:
-        cluster: Its address, or its kind and name.
-        answers: Whether it does; None if it was not asked.
-        says: Which Ray it has, or why it was not asked or does not answer.
-        runs: How many of the listed runs have a job there, or are to get one.
-    """
-
-    cluster: str
-    answers: bool | None
-    says: str
     runs: int
 
 
@@ -163,7 +135,7 @@ async def overview_of(client: PrefectClient, pool: WorkPool, *, most_runs: int) 
         limit=pool.concurrency_limit,
         slots=pool.active_slots if pool.concurrency_limit is not None else None,
         workers=tuple(_seen_workers(workers, runs, now)),
-        clusters=await _seen_clusters(client, pool, records),
+        clusters=await seen_clusters(client, pool, _jobs_by_cluster(records)),
         runs=runs,
         more_runs=max(0, total - len(runs)),
     )
@@ -312,84 +284,11 @@ def _seen_workers(
             yield WorkerSeen(worker.name, is_online, silent, owned.get(worker.name, 0))
 
 
-async def _seen_clusters(
-    client: PrefectClient, pool: WorkPool, records: Iterable[Record]
-) -> tuple[ClusterSeen, ...]:
-    runs: dict[ClusterRef, list[str]] = {}
+def _jobs_by_cluster(records: Iterable[Record]) -> dict[ClusterRef, list[str]]:
+    found: dict[ClusterRef, list[str]] = {}
     for record in records:
         if _type_of(record) != StateType.SCHEDULED:
             place = _place_of(record)
             if place.cluster is not None and place.job is not None:
-                runs.setdefault(place.cluster, []).append(place.job)
-    configuration = await _configuration(client, pool)
-    sources = ClusterSources.of_worker(PREFECT_HOME.value(), worker_settings().address)
-    try:
-        found = [await _found(sources, ref, jobs, configuration) for ref, jobs in runs.items()]
-        own = await _own(sources, configuration)
-        if own is not None and own.ref not in runs:
-            found.append((own.ref, own, 0))
-        seen: list[ClusterSeen | None] = [None] * len(found)
-
-        async def look(index: int, ref: ClusterRef, cluster: Cluster | None, jobs: int) -> None:
-            seen[index] = await _look(ref, cluster, jobs)
-
-        async with anyio.create_task_group() as tasks:
-            for index, (ref, cluster, jobs) in enumerate(found):
-                tasks.start_soon(look, index, ref, cluster, jobs)
-    finally:
-        await sources.close(lambda _: None)
-    return tuple(one for one in seen if one is not None)
-
-
-async def _configuration(client: PrefectClient, pool: WorkPool) -> RayJobConfiguration | None:
-    """Return the configuration of a run which sets nothing; None if there is none."""
-    try:
-        return await RayJobConfiguration.from_template_and_values(
-            pool.base_job_template, {}, client
-        )
-    except Exception:  # noqa: BLE001 (a template can be wrong in many ways; the doctor says which)
-        return None
-
-
-async def _found(
-    sources: ClusterSources,
-    ref: ClusterRef,
-    jobs: list[str],
-    configuration: RayJobConfiguration | None,
-) -> tuple[ClusterRef, Cluster | None, int]:
-    # A pid or a label that another tool wrote names no job that a cluster could be made for.
-    job = next((job for job in jobs if run_in(job) is not None), None)
-    try:
-        cluster = await sources.find_named(ref, job, configuration)
-    except RayWorkerError:
-        cluster = None
-    return ref, cluster, len(jobs)
-
-
-async def _own(
-    sources: ClusterSources, configuration: RayJobConfiguration | None
-) -> Cluster | None:
-    if configuration is None or configuration.kuberay is not None:
-        return None
-    try:
-        return await sources.find(configuration)
-    except RayWorkerError:
-        return None
-
-
-async def _look(ref: ClusterRef, cluster: Cluster | None, runs: int) -> ClusterSeen:
-    if cluster is None or cluster.connection.off_limits:
-        is_made = ref != ClusterRef.of_address(ref.name)
-        return ClusterSeen(str(ref), None, _NOT_MADE if is_made else _NOT_NAMED, runs)
-    try:
-        with anyio.fail_after(_ANSWER_SECONDS):
-            async with JobsClient(cluster.connection) as client:
-                version = await client.version()
-    except TimeoutError:
-        says = f"It does not answer within {_ANSWER_SECONDS:g} s from this machine."
-        return ClusterSeen(str(ref), False, says, runs)
-    except JobsApiError as exc:
-        return ClusterSeen(str(ref), False, str(exc), runs)
-    except RayWorkerError as exc:  # a file of the connection is not on this machine, for example
-        return ClusterSeen(str(ref), None, f"Not asked: {exc}", runs)
-    return ClusterSeen(str(ref), True, f"Ray {version.ray_version}", runs)
+                found.setdefault(place.cluster, []).append(place.job)
+    return found

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from prefect_ray_worker.commands.app import app, main, parse
-from prefect_ray_worker.commands.overview import ClusterSeen, Overview, RunSeen, WorkerSeen
+from prefect_ray_worker.commands.overview import Overview, RunSeen, WorkerSeen
+from prefect_ray_worker.commands.seen_clusters import ClusterSeen
 from prefect_ray_worker.commands.status import table_of
 from prefect_ray_worker.commands.terminal import length_of, print_line, print_text
 from prefect_ray_worker.errors import InvalidConfiguration
