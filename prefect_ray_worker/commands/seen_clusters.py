@@ -72,9 +72,7 @@ async def seen_clusters(
 async def _configuration(client: PrefectClient, pool: WorkPool) -> RayJobConfiguration | None:
     """Return the configuration of a run which sets nothing; None if there is none."""
     try:
-        return await RayJobConfiguration.from_template_and_values(
-            pool.base_job_template, {}, client
-        )
+        return await RayJobConfiguration.of_pool(pool, client)
     except Exception:  # noqa: BLE001 (a template can be wrong in many ways; the doctor says which)
         return None
 

@@ -48,7 +48,7 @@ from prefect_ray_worker.shared.environment import (
     WORKER_ID_KEY,
     variables_of_run,
 )
-from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY, attempt_in
+from prefect_ray_worker.shared.ids import DELETE_AFTER_KEY, POOL_KEY, attempt_in
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -146,6 +146,19 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         if made.cluster is not None:
             refuse_foreign_files(made.cluster, origin, worker_settings().credentials_folder)
         made._origin = origin  # noqa: SLF001 (an object of this class)
+        return made
+
+    @classmethod
+    async def of_pool(cls, pool: "WorkPool", client: "PrefectClient | None" = None) -> Self:
+        """Return the configuration of a run of a pool that sets no job variable.
+
+        It has the pool's id: without it, the clusters that runs of the pool share are not found.
+
+        Raises:
+            InvalidConfiguration: See `from_template_and_values`.
+        """
+        made = await cls.from_template_and_values(pool.base_job_template, {}, client)
+        made.labels = {**made.labels, POOL_KEY: str(pool.id)}
         return made
 
     @classmethod

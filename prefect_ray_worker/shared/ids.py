@@ -44,12 +44,14 @@ A worker writes it before it stops a job at one of its limits.
 BUNDLE_FOLDER_VARIABLE = "PREFECT_RAY_WORKER_BUNDLE_FOLDER"
 """Names the folder with the files of a flow without a deployment; its tasks get that folder."""
 
+POOL_KEY = "prefect.io/work-pool-id"
+"""The label that Prefect puts on the job of a run, with its work pool's id (3.8.8)."""
+
 _ADDRESS = "address"
 _OUR_ID = re.compile(r"prefect-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-[0-9a-f]{12}")
 _OUR_CLUSTER = re.compile(r"ray-([0-9a-f]{32})-([0-9a-f]{12})")
 _PATH = "/api/jobs/"
 _RUN_KEY = "prefect.io/flow-run-id"
-_POOL_KEY = "prefect.io/work-pool-id"
 _LATE = "Late"
 
 
@@ -300,7 +302,7 @@ def run_of_job(work_pool_id: UUID, metadata: Mapping[str, object] | None) -> UUI
     Returns:
         None for a job of anything else: another pool, another Prefect server, another tool.
     """
-    if metadata is None or metadata.get(_POOL_KEY) != str(work_pool_id):
+    if metadata is None or metadata.get(POOL_KEY) != str(work_pool_id):
         return None
     try:
         return UUID(str(metadata.get(_RUN_KEY)))

@@ -16,13 +16,16 @@ from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import AwaitingRetry
 
+from prefect_ray_worker.clusters.kuberay.manifest import shared_cluster
 from prefect_ray_worker.commands import run_log
 from prefect_ray_worker.commands.logs import logs
 from prefect_ray_worker.commands.run_log import RunLog, is_complete
 from prefect_ray_worker.commands.status import status
+from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.prefect_api import log_window
 from prefect_ray_worker.runs.recovery.labels import CLUSTER_LABEL, OWNER_LABEL
+from prefect_ray_worker.shared.ids import ClusterRef, InfrastructurePid, job_of_attempt
 from tests.fake_kubernetes import FakeKubernetes
 from tests.fake_ray.nodes import FakeNode
 from tests.fake_ray.script import PENDING_FOREVER
@@ -168,6 +171,36 @@ async def test_status_shows_a_run_that_waits_for_its_cluster(
     (asked,) = overview["clusters"]
     assert (asked["cluster"], asked["answers"], asked["runs"]) == (cluster, None, 1)
     assert "not there yet" in asked["says"]
+
+
+async def test_status_asks_the_cluster_that_runs_of_the_pool_share(
+    stage: Stage, kubernetes: FakeKubernetes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It said that the cluster is not there yet: it looked without the id of the pool."""
+    kuberay = {
+        "image": "rayproject/ray:2.60.0-py311",
+        "scope": "shared",
+        "kubeconfig": {"config": kubernetes.kubeconfig(), "context_name": "fake"},
+    }
+    await set_default(stage.pool, "kuberay", kuberay)
+    pool = await stage.pool.client.read_work_pool(stage.pool.name)
+    of_pool = {"pool_id": str(pool.id), "pool_name": pool.name}
+    asked = KubeRay.model_validate(kuberay)
+    manifest = shared_cluster(asked, **of_pool, namespace="ray").of(1)
+    made = kubernetes.store.create("rayclusters", "ray", manifest)["metadata"]
+    run_id, attempt = await stage.start(), "0123456789ab"
+    cluster = f"kuberay:ray/{made['name']}@{made['uid']}"
+    pid = InfrastructurePid(ClusterRef.parse(cluster), job_of_attempt(run_id, attempt))
+    await stage.pool.client.update_flow_run(run_id, infrastructure_pid=str(pid))
+    await stage.play(run_id, StateType.RUNNING)
+
+    async def answers() -> bool:
+        (asked,) = (await seen(stage.pool, capsys))["clusters"]
+        assert asked["cluster"] == cluster
+        assert "not there yet" not in asked["says"]
+        return asked["answers"] is True
+
+    await wait_until(answers, timeout=20, description="the cluster's head")
 
 
 async def test_status_shows_a_cluster_whose_ca_file_is_not_on_this_machine(

@@ -161,9 +161,8 @@ class Recovery:
 
     async def _pool_configuration(self) -> RayJobConfiguration | None:
         """Return the configuration of a run that sets no job variable; None if there is none."""
-        template = self._pool().base_job_template
         try:
-            return await RayJobConfiguration.from_template_and_values(template, {})
+            return await RayJobConfiguration.of_pool(self._pool())
         except Exception as exc:  # noqa: BLE001 (each run of the pool says so)
             _log.debug("The configuration of the work pool cannot be read: %s", exc)
             return None

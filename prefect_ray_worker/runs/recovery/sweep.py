@@ -256,8 +256,7 @@ async def sweep_once(
         InvalidConfiguration: The pool makes no clusters.
         Exception: Prefect did not answer.
     """
-    template = pool.base_job_template
-    configuration = await RayJobConfiguration.from_template_and_values(template, {}, client)
+    configuration = await RayJobConfiguration.of_pool(pool, client)
     if not configuration.makes_clusters:
         raise InvalidConfiguration(
             f"Work pool {pool.name!r} has no default for kuberay or cluster_source, so it "
