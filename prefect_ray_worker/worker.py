@@ -18,14 +18,14 @@ from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from prefect_ray_worker._version import documentation_url
 from prefect_ray_worker.clusters.choice import ClusterSources
-from prefect_ray_worker.clusters.open import OpenCluster, OpenClusters
-from prefect_ray_worker.clusters.source import Cluster
+from prefect_ray_worker.clusters.open import OpenClusters
 from prefect_ray_worker.config.block import LOGO_URL, register_block
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.secrets import warnings_of
 from prefect_ray_worker.config.variables import RayWorkerVariables
 from prefect_ray_worker.errors import InvalidConfiguration, without_groups
 from prefect_ray_worker.prefect_api.answers import outlast, wait_for_answer
+from prefect_ray_worker.prefect_api.claims import claim
 from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
 from prefect_ray_worker.prefect_api.compat.workers import (
     exit_stack,
@@ -43,6 +43,7 @@ from prefect_ray_worker.prefect_api.pool import stay_online
 from prefect_ray_worker.prefect_api.shared_reads import share_reads
 from prefect_ray_worker.runs.attended import Attendance
 from prefect_ray_worker.runs.begin import begin
+from prefect_ray_worker.runs.configurations import Configurations
 from prefect_ray_worker.runs.follow import Follower
 from prefect_ray_worker.runs.lease import FOR_EVER
 from prefect_ray_worker.runs.recovery.labels import Worker
@@ -160,12 +161,13 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         events = ClusterEvents(lambda: self.client, partial(related_resources, self, _NO_RUN))
         self._sources = ClusterSources.of_worker(PREFECT_HOME.value(), settings.address, events)
         self._followed = FollowedRuns(self._sources.count_as_ended)
+        self._configurations = Configurations(self, self._sources, self._followed)
         self._attendance = Attendance(lambda: self.client, settings.poll_interval_seconds)
         stack.push_async_callback(self._sources.close, worker_logger(self).info)
         self._clusters = await stack.enter_async_context(
             OpenClusters(
                 interval=settings.poll_interval_seconds,
-                resolve_anew=self._resolve_anew,
+                resolve_anew=self._configurations.cluster_anew,
                 why_gone=self._sources.why_gone,
                 workers=lambda: self._recovery.workers_online,
             )
@@ -190,7 +192,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             self._services,
             self._sources,
             self._followed,
-            self._configuration_of,
+            self._configurations.of,
             queues=work_queues(self),
             interval=interval,
         )
@@ -305,6 +307,13 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         give = super()._give_worker_labels_to_flow_run
         await wait_for_answer(lambda: give(flow_run_id))  # an error would crash the claimed run
 
+    async def _propose_pending_state(self, flow_run: "FlowRun") -> bool:
+        """Claim a run, and note the claim for `begin`: other workers can be granted one too."""
+        claim_id = await claim(self.client, flow_run, self.get_flow_run_logger(flow_run))
+        if claim_id is not None:
+            self._followed.claimed(flow_run.id, claim_id)
+        return claim_id is not None
+
     async def _propose_submitting_state(self, flow_run: "FlowRun") -> None:
         """Leave the state to `begin`: the server grants it to runs that have ended, too (3.8.8)."""
 
@@ -377,21 +386,3 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     async def _give_up_what_was_interrupted(self) -> None:
         if left := self._followed.interrupted:
             await self._recovery.give_up_at_the_end(left)
-
-    async def _configuration_of(self, flow_run: "FlowRun") -> RayJobConfiguration:
-        return await RayJobConfiguration.resolve_once(
-            flow_run,
-            client=self.client,
-            work_pool=self.work_pool.model_copy(deep=True),
-            worker_name=self.name,
-            worker_id=self.backend_id,
-        )
-
-    async def _resolve_anew(self, opened: OpenCluster) -> Cluster | None:
-        """Return a cluster as the configuration of one of its followed runs has it now."""
-        for follower in self._followed.followers:
-            if follower.attempt.cluster is opened:
-                flow_run = follower.attempt.flow_run.model_copy(deep=True)
-                configuration = await self._configuration_of(flow_run)
-                return await self._sources.find(configuration, follower.attempt.job_id, opened.ref)
-        return None

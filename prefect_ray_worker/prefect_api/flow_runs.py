@@ -203,6 +203,15 @@ class FlowRuns:
         run = await self.read(flow_run_id)
         return await self._propose(run, Cancelled(message=message), suits=_is_cancelling)
 
+    async def end_again(self, flow_run_id: UUID, claim_id: UUID, ended: State[Any]) -> bool:
+        """Give a run the final state again that a claim has replaced, unless it has gone on."""
+        run = await self.read(flow_run_id)
+        again: State[Any] = State(type=ended.type, name=ended.name, message=ended.message)
+        # By force: the server lets no run that is being cancelled end in another way (3.8.8).
+        return await self._propose(
+            run, again, force=True, suits=lambda r: r.state_id == claim_id or _is_cancelling(r)
+        )
+
     async def try_again(
         self, flow_run_id: UUID, message: str, *, allowed: int, delay: float
     ) -> bool:
@@ -300,7 +309,12 @@ class FlowRuns:
         return datetime.now(UTC) - last < timedelta(seconds=within)
 
     async def _propose(
-        self, run: FlowRun | None, state: State[Any], *, suits: Callable[[FlowRun], bool]
+        self,
+        run: FlowRun | None,
+        state: State[Any],
+        *,
+        suits: Callable[[FlowRun], bool],
+        force: bool = False,
     ) -> bool:
         """Give a run a state, once; say whether it has been given it.
 
@@ -311,6 +325,7 @@ class FlowRuns:
             run: The run, just read; None if it has been deleted.
             state: The state.
             suits: Returns whether the state still suits the run as it is now.
+            force: Whether the server is to skip its rules.
         """
         if run is None or not suits(run):
             return False
@@ -327,8 +342,10 @@ class FlowRuns:
                     return False  # the run has gone on without us
             asked = True
             # Prefect lets no run leave Crashed for Crashed (3.8.8): our message is the better one.
-            force = present.state is not None and present.state.is_crashed()
-            granted = await propose_state(self._client, state, flow_run_id=run.id, force=force)
+            is_crashed = present.state is not None and present.state.is_crashed()
+            granted = await propose_state(
+                self._client, state, flow_run_id=run.id, force=force or is_crashed
+            )
             return granted.type == state.type
 
         try:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
+from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.settings import PREFECT_API_URL
@@ -63,8 +64,13 @@ async def begin(
     logger = services.logger_of(flow_run)
     with followed.in_hand(flow_run.id):
         history = await services.flow_runs.states(flow_run.id)
-        if not is_claimed_still(flow_run, history):
+        claim_id = followed.claim_of(flow_run.id)
+        if not is_claimed_still(flow_run, history, claim_id):
             _log.warning(_GIVEN_UP, flow_run.id)
+            return None
+        if claim_id is not None and (ended := replaced_end(history, claim_id)) is not None:
+            _log.warning(_GIVEN_UP, flow_run.id)
+            await services.flow_runs.end_again(flow_run.id, claim_id, ended)
             return None
         if show is not None and is_claim(history[-1]):
             await show(flow_run)
@@ -85,7 +91,9 @@ async def begin(
     return Follower(services, attempt, submitter), pid
 
 
-def is_claimed_still(flow_run: FlowRun, history: Sequence[State[Any]]) -> bool:
+def is_claimed_still(
+    flow_run: FlowRun, history: Sequence[State[Any]], claim_id: UUID | None = None
+) -> bool:
     """Return whether a run still waits for the submission that a worker has claimed it for.
 
     Minutes can pass after the claim if the Prefect API is away. Meanwhile the run can be settled
@@ -94,9 +102,27 @@ def is_claimed_still(flow_run: FlowRun, history: Sequence[State[Any]]) -> bool:
     Args:
         flow_run: The run as it was before the claim, or with it.
         history: Its states, oldest first; none if it was deleted.
+        claim_id: The claim that the server has granted; None if a caller began the attempt.
     """
     if not history:
         return False
+    if claim_id is not None:
+        return present_claim(history) == claim_id and history[-1].type in _UNSUBMITTED
     before = [state.timestamp for state in history if state.id == flow_run.state_id]
     claims = [s for s in history if before and s.timestamp > before[0] and is_claim(s)]
     return history[-1].type in _UNSUBMITTED and len(claims) <= 1
+
+
+def replaced_end(history: Sequence[State[Any]], claim_id: UUID) -> State[Any] | None:
+    """Return the final state that a claim has replaced; None if the run waited for it.
+
+    The server grants a claim on a run that has ended, unless it is Cancelled (3.8.8). Prefect's
+    client sends a claim again after a 429 or 503, and the run can have ended meanwhile.
+
+    Args:
+        history: The run's states, oldest first.
+        claim_id: The claim.
+    """
+    ids = [state.id for state in history]
+    before = history[ids.index(claim_id) - 1] if claim_id in ids[1:] else None
+    return before if before is not None and before.is_final() else None

@@ -35,6 +35,7 @@ class FollowedRuns:
         self._tried_since: dict[str, float] = {}
         self._submitting: dict[str, int] = {}
         self._in_hand = Counter[UUID]()
+        self._claims: dict[UUID, UUID] = {}
         self._interrupted: dict[str, LeftAttempt] = {}
         self._spared = SparedRuns()
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -102,6 +103,15 @@ class FollowedRuns:
             self._in_hand[run_id] -= 1
             if not self._in_hand[run_id]:
                 del self._in_hand[run_id]
+                self._claims.pop(run_id, None)
+
+    def claimed(self, run_id: UUID, claim_id: UUID) -> None:
+        """Note which claim the server has granted this process for a run that it has in hand."""
+        self._claims[run_id] = claim_id
+
+    def claim_of(self, run_id: UUID) -> UUID | None:
+        """Return the claim of a run in hand; None if this process has not claimed it."""
+        return self._claims.get(run_id)
 
     @contextmanager
     def submitting(

@@ -164,3 +164,31 @@ async def test_run_that_ended_while_the_api_was_away_is_not_submitted(
     assert await stage.pool.state(run_id) == StateType.FAILED
     assert not stage.ray.jobs
     assert held == [True], "this worker's own look would have taken the run for nobody's"
+
+
+async def test_claim_that_comes_after_the_end_of_the_run_leaves_it_ended(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prefect's client sends the claim again after a 503, and the server grants it: the run ran."""
+    refused: list[UUID] = []
+
+    def refuses(request: web.Request) -> web.Response | None:
+        if not request.path.endswith("/set_state") or refused:
+            return None
+        refused.append(UUID(request.path.split("/")[-2]))
+        return web.Response(status=503, headers={"Retry-After": "1"})
+
+    async def told() -> bool:
+        return "is not submitted by this worker" in caplog.text
+
+    async with busy_api(PREFECT_API_URL.value(), refuses) as url:
+        with temporary_settings({PREFECT_API_URL: url}):
+            async with stage.pool.working():
+                run_id = await stage.start()
+                await wait_until(lambda: refused, timeout=20, description="a claim")
+                await stage.play(run_id, StateType.FAILED, message="by an automation")
+                await wait_until(told, timeout=20, description="the run to be given up")
+                await stage.ends(run_id, StateType.FAILED, "by an automation")
+    states = await stage.pool.client.read_flow_run_states(run_id)
+    assert [state.name for state in states] == ["Scheduled", "Failed", "Pending", "Failed"]
+    assert not stage.ray.jobs

@@ -79,6 +79,7 @@ def forget_submission(worker: "BaseWorker[Any, Any, Any]", flow_run_id: "UUID") 
 OVERRIDDEN = (
     "_give_worker_labels_to_flow_run",
     "_initiate_run",
+    "_propose_pending_state",
     "_propose_submitting_state",
     "_submit_run",
     "_submit_scheduled_flow_runs",

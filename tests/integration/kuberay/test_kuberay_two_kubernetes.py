@@ -96,7 +96,7 @@ async def test_a_job_in_another_kubernetes_is_not_said_to_be_gone(
         run_id, _, _ = await stage.running()
         run = await stage.pool.read(run_id)
         pid = run.infrastructure_pid or ""
-        configuration = await worker._configuration_of(run)
+        configuration = await worker._configurations.of(run)
     async with worker_of(other, "another") as worker:
         with pytest.raises(InfrastructureNotAvailable, match="another Kubernetes"):
             await worker.kill_infrastructure(pid, configuration, grace_seconds=1)

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.objects import FlowRun, State, StateType
 
-from prefect_ray_worker.runs.begin import is_claimed_still
+from prefect_ray_worker.runs.begin import is_claimed_still, replaced_end
 
 
 def history(*names: str) -> list[State[Any]]:
@@ -52,3 +52,32 @@ def test_a_run_that_was_read_after_its_claim_is_submitted_and_a_deleted_one_is_n
     run = FlowRun(id=uuid4(), flow_id=uuid4(), state_id=states[0].id)
     assert is_claimed_still(run, states)
     assert not is_claimed_still(run, [])
+
+
+@pytest.mark.parametrize(
+    ("states", "replaced"),
+    [
+        ("Scheduled Pending", None),
+        ("Scheduled Failed Pending", "Failed"),
+        ("Scheduled Pending Crashed Pending", "Crashed"),
+        ("Scheduled Completed Pending Cancelling", "Completed"),
+        ("Scheduled Failed Scheduled Pending", None),
+        ("Scheduled Pending Scheduled Pending", None),
+    ],
+)
+def test_a_claim_that_the_server_granted_late_gives_the_run_its_end_back(
+    states: str, replaced: str | None
+) -> None:
+    """The second worker's claim was its own second one: it left the run Pending, to run again."""
+    past = history(*states.split())
+    run = FlowRun(id=uuid4(), flow_id=uuid4(), state_id=past[0].id)
+    claim = next(state for state in reversed(past) if state.name == "Pending")
+    assert is_claimed_still(run, past, claim.id)
+    ended = replaced_end(past, claim.id)
+    assert (ended.name if ended else None) == replaced
+
+
+def test_another_worker_s_later_claim_counts() -> None:
+    past = history("Scheduled", "Pending", "Crashed", "Pending")
+    run = FlowRun(id=uuid4(), flow_id=uuid4(), state_id=past[0].id)
+    assert not is_claimed_still(run, past, past[1].id)
