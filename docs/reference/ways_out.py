@@ -146,6 +146,8 @@ _OF_MESSAGES: list[tuple[str, list[str]]] = [
             "Another attempt at this flow run has begun: this one ends.",
             "Stopping Ray Job …: its flow run was deleted.",
             "The flow run was deleted; its Ray Job is stopped.",
+            "The flow run … is not submitted by this worker: another worker has taken it over, or "
+            "it was deleted.",
             "The flow run was set to … from outside: this driver ends.",
             "The state of the flow run was set from outside while its Ray Job … was going on. "
             "Stopping the job; the state stays.",

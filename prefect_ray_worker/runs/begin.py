@@ -107,7 +107,10 @@ def is_claimed_still(
     if not history:
         return False
     if claim_id is not None:
-        return present_claim(history) == claim_id and history[-1].type in _UNSUBMITTED
+        # Any other Pending state was set by a worker, or a driver, that has taken the attempt over.
+        last = history[-1]
+        is_cancelling = last.type == StateType.CANCELLING and present_claim(history) == claim_id
+        return last.id == claim_id or is_cancelling
     before = [state.timestamp for state in history if state.id == flow_run.state_id]
     claims = [s for s in history if before and s.timestamp > before[0] and is_claim(s)]
     return history[-1].type in _UNSUBMITTED and len(claims) <= 1

@@ -96,14 +96,25 @@ class Lease:
         """
         if self._is_fresh and submission_id not in self._doubtful:
             return submission_id in self._followed
+        if not await self.is_free(flow_run_id, submission_id):
+            return False
+        self._doubtful.discard(submission_id)
+        return True
+
+    async def is_free(self, flow_run_id: UUID, submission_id: str) -> bool:
+        """Return whether no other process owns an attempt, by its labels as they are now.
+
+        Ask this before this process writes its own label: that would hide the other owner.
+
+        Args:
+            flow_run_id: The run.
+            submission_id: The job of the attempt.
+        """
         run = await self._flow_runs.read(flow_run_id)
         if run is None:
             return False
         owner = owner_in(run.labels, attempt_in(submission_id))
-        if owner.instance not in (None, self._instance):
-            return False
-        self._doubtful.discard(submission_id)
-        return True
+        return owner.instance in (None, self._instance)
 
     @property
     def _is_fresh(self) -> bool:

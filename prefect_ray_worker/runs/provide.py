@@ -43,6 +43,10 @@ _NO_CLUSTER_FOR_A_CALLER = (
     "The work pool names no Ray cluster, and this process only submits: it starts none. Set the "
     "job variable address, or start a worker of the pool, which starts a Ray on its machine."
 )
+_TAKEN_OVER = (
+    "The flow run %s is not submitted by this worker: another worker has taken it over, or it was "
+    "deleted."
+)
 
 _log = logging.getLogger("prefect.workers.ray.provide")
 
@@ -100,6 +104,9 @@ class Provision:
             if planned is None and not may_start:
                 raise InvalidConfiguration(_NO_CLUSTER_FOR_A_CALLER)
         host = planned.reachable_from if planned is not None else plan.only_here
+        if not await self._services.lease.is_free(self._run_id, self._job_id):
+            _log.warning(_TAKEN_OVER, self._run_id)
+            return None
         await self._record(planned.ref if planned is not None else plan.ref, host)
         cluster = planned
         if planned is None or may_start:

@@ -16,6 +16,8 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from prefect_ray_worker.runs.recovery.labels import Worker, claimed_by
+from prefect_ray_worker.shared.ids import attempt_name
 from prefect_ray_worker.worker import RayWorker
 from tests.integration.busy_api import busy_api
 from tests.integration.stage import Stage
@@ -191,4 +193,31 @@ async def test_claim_that_comes_after_the_end_of_the_run_leaves_it_ended(
                 await stage.ends(run_id, StateType.FAILED, "by an automation")
     states = await stage.pool.client.read_flow_run_states(run_id)
     assert [state.name for state in states] == ["Scheduled", "Failed", "Pending", "Failed"]
+    assert not stage.ray.jobs
+
+
+async def test_run_that_another_worker_labels_meanwhile_stays_its_own(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The late worker wrote its own label over it, and submitted the job to its own Ray."""
+    labels: dict[str, str] = {}
+
+    async def change(request: web.Request) -> None:
+        if request.method == "PATCH" and request.path.endswith("/labels") and not labels:
+            run_id = UUID(request.path.split("/")[-2])
+            claim = (await stage.pool.client.read_flow_run(run_id)).state_id
+            assert claim is not None
+            labels.update(claimed_by(Worker("other", "0123456789ab"), attempt_name(claim)))
+            await stage.pool.client.update_flow_run_labels(run_id, dict(labels))
+
+    async with busy_api(PREFECT_API_URL.value(), lambda _: None, after=change) as url:
+        with temporary_settings({PREFECT_API_URL: url}):
+            async with stage.pool.working():
+                run_id = await stage.start()
+                await wait_until(
+                    lambda: "another worker has taken it over" in caplog.text,
+                    timeout=20,
+                    description="the run to be given up",
+                )
+    assert labels.items() <= (await stage.pool.read(run_id)).labels.items()
     assert not stage.ray.jobs

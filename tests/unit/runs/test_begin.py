@@ -12,7 +12,8 @@ from prefect_ray_worker.runs.begin import is_claimed_still, replaced_end
 
 def history(*names: str) -> list[State[Any]]:
     began = datetime(2026, 1, 1, tzinfo=UTC)
-    types = {"Late": "SCHEDULED", "Submitting": "PENDING", "InfrastructurePending": "PENDING"}
+    pending = ("Submitting", "InfrastructurePending", "Starting")
+    types = {"Late": "SCHEDULED", **dict.fromkeys(pending, "PENDING")}
     return [
         State(
             id=uuid4(),
@@ -81,3 +82,21 @@ def test_another_worker_s_later_claim_counts() -> None:
     past = history("Scheduled", "Pending", "Crashed", "Pending")
     run = FlowRun(id=uuid4(), flow_id=uuid4(), state_id=past[0].id)
     assert not is_claimed_still(run, past, past[1].id)
+
+
+@pytest.mark.parametrize(
+    ("since_the_claim", "is_claimed"),
+    [
+        ("Cancelling", True),
+        ("Submitting", False),
+        ("InfrastructurePending", False),
+        ("Starting", False),
+    ],
+)
+def test_an_attempt_that_another_worker_has_taken_over_is_not_submitted_again(
+    since_the_claim: str, *, is_claimed: bool
+) -> None:
+    """Both submitted the job, each to its own Ray; the loser's end crashed the run."""
+    states = history("Scheduled", "Pending", since_the_claim)
+    run = FlowRun(id=uuid4(), flow_id=uuid4(), state_id=states[0].id)
+    assert is_claimed_still(run, states, states[1].id) is is_claimed
