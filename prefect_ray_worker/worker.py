@@ -45,6 +45,7 @@ from prefect_ray_worker.runs.attended import Attendance
 from prefect_ray_worker.runs.begin import begin
 from prefect_ray_worker.runs.configurations import Configurations
 from prefect_ray_worker.runs.follow import Follower
+from prefect_ray_worker.runs.held_back import HeldBack
 from prefect_ray_worker.runs.lease import FOR_EVER
 from prefect_ray_worker.runs.recovery.labels import Worker
 from prefect_ray_worker.runs.recovery.recovery import Recovery
@@ -144,6 +145,7 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     async def setup(self) -> None:
         """Open what the runs share, then everything of Prefect's own worker."""
         stack = exit_stack(self)
+        self._looks, self._held_back = anyio.Lock(), HeldBack()
         try:
             await self._open(stack)
         except BaseException as exc:
@@ -156,7 +158,6 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         # Left in the opposite order: first the followers of adopted runs, then Prefect's runs,
         # which need clusters and the cancelling loop to the last, then these.
         settings = worker_settings()
-        self._looks = anyio.Lock()
         # Prefect opens its client later.
         events = ClusterEvents(lambda: self.client, partial(related_resources, self, _NO_RUN))
         self._sources = ClusterSources.of_worker(PREFECT_HOME.value(), settings.address, events)
@@ -176,7 +177,9 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         stack.callback(services.cancel_scope.cancel)
         services.start_soon(self._attendance.run, name="ray-attendance")
         # Once nothing follows any more: until then two workers would do the same.
-        stack.push_async_callback(self._give_up_what_was_interrupted)
+        stack.push_async_callback(
+            lambda: self._recovery.give_up_at_the_end(self._followed.interrupted)
+        )
         await super().setup()
         share_reads(self.client)
         if self._runs_once:
@@ -279,10 +282,11 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         """Submit scheduled runs, except those of which an attempt has not ended here.
 
         Prefect asks for them again. With `--limit` it would end this worker instead: it takes a
-        slot in the name of the run, which has one (3.8.8).
+        slot in the name of the run, which has one (3.8.8). Runs that could not be claimed wait.
         """
-        busy = self._followed.is_busy_with
-        free = [entry for entry in flow_run_response if not busy(entry.flow_run.id)]
+        busy, held = self._followed.is_busy_with, self._held_back
+        runs = ((entry, entry.flow_run.id) for entry in flow_run_response)
+        free = [entry for entry, run_id in runs if not busy(run_id) and run_id not in held]
         submitted = await super()._submit_scheduled_flow_runs(free)
         self._has_left_some = len(submitted) < len(flow_run_response)
         return submitted
@@ -296,12 +300,15 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         try:
             with self._followed.in_hand(flow_run.id):  # from its claim until Ray has its job
                 await super()._submit_run(flow_run)
+            self._held_back.passed(flow_run.id)
         except Exception as exc:  # noqa: BLE001 (one run must not end the work for all others)
-            why = "The flow run %s stays scheduled; the next poll tries again: %s"
-            worker_logger(self).warning(why, flow_run.id, masked(str(exc)))
+            logs = (worker_logger(self), self.get_flow_run_logger(flow_run))
+            self._held_back.failed(flow_run.id, masked(str(exc)), *logs)
             forget_submission(self, flow_run.id)
         if not self._followed.is_busy_with(flow_run.id):
             self._release_limit_slot(flow_run.id)
+            if flow_run.id in self._held_back and self._has_left_some:
+                self._wake.within(0.1)
 
     async def _give_worker_labels_to_flow_run(self, flow_run_id: "UUID") -> None:
         give = super()._give_worker_labels_to_flow_run
@@ -382,7 +389,3 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         with opened.use.going_on():
             said = await kill_job(opened.client, pid, grace_seconds=grace, timing=self.timing)
         worker_logger(self).info("%s", said)
-
-    async def _give_up_what_was_interrupted(self) -> None:
-        if left := self._followed.interrupted:
-            await self._recovery.give_up_at_the_end(left)

@@ -134,6 +134,13 @@ _OF_MESSAGES: list[tuple[str, list[str]]] = [
         ],
     ),
     (
+        "Look up the error in the log of the Prefect server. The worker asks again.",
+        [
+            "The flow run … stays scheduled; it is tried again in … s: …",
+            "This run stays scheduled; the worker tries again, less and less often: …",
+        ],
+    ),
+    (
         "Nothing: something else has decided about the run. Start it again if you need it.",
         [
             "The flow run … is not submitted by this worker: since it was claimed, it has ended, "

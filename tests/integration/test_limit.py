@@ -4,11 +4,18 @@ from uuid import UUID
 
 import anyio
 import pytest
+from aiohttp import web
 from prefect.client.schemas.objects import StateType
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
 from prefect.states import Scheduled
 
 from prefect_ray_worker.shared.ids import INFRASTRUCTURE_RETRY
 from tests.fake_ray import FakeJob, Fault, Kind
+from tests.integration.busy_api import busy_api
 from tests.integration.harness import QUERY_SECONDS, set_timing
 from tests.integration.stage import Stage
 from tests.integration.test_infrastructure_retries import kill_supervisor, next_job
@@ -117,3 +124,23 @@ async def test_second_attempt_is_not_crashed_by_the_first(
     crashed = [state.message or "" for state in states if state.is_crashed()]
     assert len(crashed) == 2, crashed
     assert not any("non-zero status" in message for message in crashed), crashed
+
+
+async def test_run_whose_deployment_cannot_be_read_keeps_no_other_from_starting(
+    stage: Stage,
+) -> None:
+    """The oldest run took the only slot at each poll, and failed."""
+    broken = await stage.pool.deploy("adds")
+
+    def refuses(request: web.Request) -> web.Response | None:
+        is_broken = request.path.endswith(f"/deployments/{broken}")
+        return web.Response(status=500, text="oops") if is_broken else None
+
+    run = await stage.pool.client.create_flow_run_from_deployment(broken, state=Scheduled())
+    other = await stage.start()
+    async with busy_api(PREFECT_API_URL.value(), refuses) as url:
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+            async with stage.pool.working(limit=1):
+                await stage.job_of(other)
+                await stage.pool.wait_for_log(run.id, "stays scheduled")
+    assert await stage.pool.state(run.id) == StateType.SCHEDULED

@@ -151,6 +151,8 @@ class Recovery:
 
     async def give_up_at_the_end(self, left: Sequence[LeftAttempt]) -> None:
         """Leave attempts to others, at once, with a client of its own: the worker's is closed."""
+        if not left:
+            return
         with anyio.move_on_after(_GIVE_UP_SECONDS, shield=True):
             async with get_client() as client:
                 await self.give_up(FlowRuns(client), left)
