@@ -21,7 +21,11 @@ from prefect_ray_worker.driver.claim import present_attempt
 from prefect_ray_worker.prefect_api.due_runs import policy_for_workers
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.diagnosis import Diagnosis, diagnosed
-from prefect_ray_worker.shared.run_rules import waits_in_process
+from prefect_ray_worker.shared.run_rules import (
+    RETRY_TYPE_OF_WORKERS,
+    pauses_in_process,
+    waits_in_process,
+)
 
 STOPPED_OUTSIDE = diagnosed(
     Category.STOPPED_OUTSIDE,
@@ -75,6 +79,20 @@ class Endings:
             patiently(lambda: self._client.update_flow_run(self._run_id, empirical_policy=policy))
         self._propose(AwaitingRetry())
 
+    def released(self) -> None:
+        """Let a worker go on with a run that is suspended, or was scheduled from outside.
+
+        In its second try in this process a run has a policy with which no worker is given it. All
+        else of the policy stays: a suspended flow needs the key of its pause to pass it.
+        """
+        run = self._read()
+        policy = run.empirical_policy
+        if policy.retry_type != "in_process" or not (is_suspended(run) or is_rescheduled(run)):
+            return
+        if self._is_present():
+            freed = policy.model_copy(update={"retry_type": RETRY_TYPE_OF_WORKERS})
+            patiently(lambda: self._client.update_flow_run(self._run_id, empirical_policy=freed))
+
     def _read(self) -> FlowRun:
         return patiently(lambda: self._client.read_flow_run(self._run_id))
 
@@ -99,6 +117,26 @@ class Endings:
         except Abort:
             return None
         return result if result.type == state.type else None
+
+
+def is_suspended(run: FlowRun) -> bool:
+    """Return whether a run's process ends, and a later attempt goes on with the run."""
+    return (
+        run.state is not None
+        and run.state.is_paused()
+        and not pauses_in_process(run.state.type, run.state.state_details.pause_reschedule)
+    )
+
+
+def is_rescheduled(run: FlowRun) -> bool:
+    """Return whether a run is scheduled for another attempt, not for its next try in this one.
+
+    By its name too: the policy of a try in the process stays until the next attempt (3.8.8).
+    """
+    if run.state is None or not run.state.is_scheduled():
+        return False
+    waits_here = waits_in_process(run.state.type, run.empirical_policy.retry_type)
+    return not waits_here or run.state.name != "AwaitingRetry"
 
 
 def run_hooks(

@@ -191,6 +191,7 @@ class FlowProcess:
             )
 
     def _run_flow(self, flow: Flow[..., Any]) -> int:
+        code = 0
         try:
             try:
                 with (
@@ -210,11 +211,13 @@ class FlowProcess:
         except (SystemExit, TerminationSignal) as exc:
             if self._termination.delivered:
                 return self._settle(self._endings)
-            if self._guard.outside is not None:
-                return 0  # the flow had come to its end, and the state from outside stands
-            code = getattr(exc, "code", None)
-            return code if isinstance(code, int) else 1
-        return 0
+            # Otherwise the flow had come to its end, and the state from outside stands.
+            if self._guard.outside is None:
+                given = getattr(exc, "code", None)
+                code = given if isinstance(given, int) else 1
+        if not self._guard.has_ended:
+            self._endings.released()
+        return code
 
     def _settle(self, endings: Endings, *, message: str = "Cancelled.") -> int:
         """Set the last state of an interrupted run where Prefect's engine has not; return the code.
@@ -236,8 +239,9 @@ class FlowProcess:
                     endings.restored(outside)
                 if outside is not None and outside.is_cancelled() and self._hooks is not None:
                     self._hooks.run_cancellation_hooks(self._flow_run)
+                endings.released()
             case "relinquish":
-                pass
+                endings.released()
             case None:
                 state = endings.crashed(STOPPED_OUTSIDE)
                 if state is not None and self._hooks is not None:

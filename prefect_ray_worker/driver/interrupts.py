@@ -23,7 +23,7 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFi
 from prefect.exceptions import TerminationSignal
 
 from prefect_ray_worker.driver.api import in_a_line, passes
-from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE
+from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE, is_suspended
 from prefect_ray_worker.driver.signals import Termination, raise_in_thread
 from prefect_ray_worker.driver.state_guard import StateGuard, crash_with
 from prefect_ray_worker.prefect_api.compat.flows import set_termination_intent
@@ -34,7 +34,7 @@ from prefect_ray_worker.shared.ids import (
     overdue_label,
     present_claim,
 )
-from prefect_ray_worker.shared.run_rules import Backoff, pauses_in_process
+from prefect_ray_worker.shared.run_rules import Backoff
 
 # As Prefect's own executor does when its event subscription is down (3.8.8).
 _POLL_SECONDS = 10.0
@@ -248,18 +248,9 @@ class InterruptWatch:
         is_own_end = state in TERMINAL_STATES and self._guard.is_ending
         if run is not None and not is_own_end and self._guard.notice(run) is not None:
             return "settled"
-        if state in TERMINAL_STATES or (run is not None and _is_suspended(run)):
+        if state in TERMINAL_STATES or (run is not None and is_suspended(run)):
             return "relinquish"
         if run is not None and overdue_label(self._attempt) in run.labels:
             return None  # another attempt would exceed the limit as well
         behavior = os.environ.get("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", "").lower()
         return _BEHAVIORS.get(behavior)
-
-
-def _is_suspended(run: FlowRun) -> bool:
-    """Return whether the run's process ends, and a later attempt goes on with the run."""
-    return (
-        run.state is not None
-        and run.state.is_paused()
-        and not pauses_in_process(run.state.type, run.state.state_details.pause_reschedule)
-    )

@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> int:
         flow_run = client.read_flow_run(UUID(flow_run_id))
         endings = Endings(client, flow_run.id, attempt)
         endings.cancelled("Cancelled; the driver's engine has ended.")
+        endings.released()
         state = endings.crashed(death)
     if state is not None:
         _run_crashed_hooks(flow_run, state)

@@ -21,8 +21,9 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.states import Crashed
 
 from prefect_ray_worker.driver.api import was_not_taken
+from prefect_ray_worker.driver.endings import is_rescheduled
 from prefect_ray_worker.shared.masking import masked
-from prefect_ray_worker.shared.run_rules import Patience, waits_in_process
+from prefect_ray_worker.shared.run_rules import Patience
 
 # A state that is not reported costs the result of the whole run.
 _PROPOSAL_SECONDS = 300.0
@@ -143,8 +144,7 @@ class StateGuard:
 
 def _gives_run_up(flow_run: FlowRun, state: State) -> bool:
     """Return whether a state says that nobody waits for the present attempt any more."""
-    waits_here = waits_in_process(state.type, flow_run.empirical_policy.retry_type)
-    return state.is_final() or (state.is_scheduled() and not waits_here)
+    return state.is_final() or is_rescheduled(flow_run)
 
 
 class _Stands(Exception):

@@ -126,6 +126,13 @@ def test_a_next_try_is_the_flows_own(server: Server) -> None:
     assert guard.notice(waiting) is None
 
 
+def test_a_schedule_from_outside_is_noticed_in_a_second_try_too() -> None:
+    """The policy of the try made it the flow's own wait, so that the flow went on."""
+    scheduled = run_in(State(type=StateType.SCHEDULED))
+    scheduled.empirical_policy.retry_type = "in_process"
+    assert StateGuard(run_in(STARTING)).notice(scheduled) is scheduled.state
+
+
 def test_states_of_subflows_are_not_guarded(server: Server) -> None:
     StateGuard(run_in(STARTING)).install()
     server.state = State(type=StateType.FAILED)
