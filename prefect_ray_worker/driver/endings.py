@@ -77,7 +77,17 @@ class Endings:
         policy = policy_for_workers(run.empirical_policy, run.state)
         if policy is not None:
             patiently(lambda: self._client.update_flow_run(self._run_id, empirical_policy=policy))
-        self._propose(AwaitingRetry())
+        is_granted = self._propose(AwaitingRetry()) is not None
+        if is_granted and run.state is not None and run.state.is_paused():
+            self._count_next_start()
+
+    def _count_next_start(self) -> None:
+        # As the worker does in `FlowRuns.try_again`: the server takes a run that leaves a pause for
+        # a resumed one, whose next attempt gets the ended subflow runs of this one (3.8.8).
+        policy = self._read().empirical_policy
+        if policy.resuming:
+            counted = policy.model_copy(update={"resuming": False})
+            patiently(lambda: self._client.update_flow_run(self._run_id, empirical_policy=counted))
 
     def released(self) -> None:
         """Let a worker go on with a run that is suspended, or was scheduled from outside.
@@ -97,12 +107,13 @@ class Endings:
         return patiently(lambda: self._client.read_flow_run(self._run_id))
 
     def _goes_on_here(self) -> bool:
-        """Return whether the run goes on in this attempt, or waits in it for its next try."""
+        """Return whether the run goes on in this attempt, or waits or is paused in it."""
         run = self._read()
         if run.state is None or not self._is_present():
             return False
         waits_here = waits_in_process(run.state.type, run.empirical_policy.retry_type)
-        return run.state.is_pending() or run.state.is_running() or waits_here
+        is_paused_here = pauses_in_process(run.state.type, run.state.state_details.pause_reschedule)
+        return run.state.is_pending() or run.state.is_running() or waits_here or is_paused_here
 
     def _is_present(self) -> bool:
         present = patiently(lambda: present_attempt(self._client, self._run_id))

@@ -9,12 +9,17 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, FlowRunPolicy, State
+from prefect.client.schemas.responses import (
+    OrchestrationResult,
+    SetStateStatus,
+    StateAcceptDetails,
+)
 from prefect.exceptions import Pause
 from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling, Paused, Running, Scheduled, Suspended
 
 from prefect_ray_worker.driver import flow_process
-from prefect_ray_worker.driver.endings import Endings, run_hooks
+from prefect_ray_worker.driver.endings import STOPPED_OUTSIDE, Endings, run_hooks
 from prefect_ray_worker.driver.flow_process import FlowProcess
 from prefect_ray_worker.driver.signals import Termination
 from prefect_ray_worker.shared.ids import attempt_name
@@ -35,6 +40,15 @@ class Server:
 
     def update_flow_run(self, _: UUID, *, empirical_policy: FlowRunPolicy) -> None:
         self.run.empirical_policy = empirical_policy
+
+    def set_flow_run_state(
+        self, _: UUID, state: State[Any], force: bool = False
+    ) -> OrchestrationResult[Any]:
+        if self.run.state is not None and self.run.state.is_paused():
+            self.run.empirical_policy.resuming = True
+        self.run.state = state
+        details = StateAcceptDetails()
+        return OrchestrationResult(state=state, status=SetStateStatus.ACCEPT, details=details)
 
     def request(self, *_: object, **__: object) -> Any:
         return SimpleNamespace(json=lambda: [{"type": "PENDING", "id": str(CLAIM)}])
@@ -87,6 +101,28 @@ def test_an_interrupted_flow_releases_its_run(meaning: Any) -> None:
     process._watch.meaning = meaning
     assert process._settle(server.endings) == 0
     assert server.run.empirical_policy.retry_type == "reschedule"
+
+
+def test_a_run_that_is_paused_here_is_rescheduled() -> None:
+    """It stayed Paused, and the worker crashed it with the advice to set what was set."""
+    gate = Paused(pause_key="gate")
+    server = Server(gate, "in_process")
+    server.endings.rescheduled()
+    assert server.run.state is not None
+    assert server.run.state.name == "AwaitingRetry"
+    policy = server.run.empirical_policy
+    assert policy.retry_type == "reschedule"
+    assert policy.pause_keys == set(), "or the next attempt would pass the gate"
+    assert not policy.resuming
+
+
+@pytest.mark.parametrize(
+    ("state", "is_crashed"), [(Paused(), True), (Suspended(), False)], ids=["paused", "suspended"]
+)
+def test_a_run_that_is_paused_here_can_crash(state: State[Any], is_crashed: bool) -> None:
+    """Its `on_crashed` hooks did not run."""
+    server = Server(state)
+    assert (server.endings.crashed(STOPPED_OUTSIDE) is not None) is is_crashed
 
 
 def test_a_hook_that_exits_stops_neither_the_others_nor_the_end_of_the_run() -> None:
