@@ -32,6 +32,7 @@ _IMPORTED_LATER = (
     "pydantic.v1",
 )
 _COMMAND_LINE = "httpx._main"
+_STOPS = {signal.SIGTERM, signal.SIGINT}
 # Enough for an API that asks for a minute's pause. The run holds its place on the cluster so long.
 _SEND_SECONDS = 120.0
 
@@ -43,8 +44,8 @@ def main(arguments: list[str]) -> int:
         arguments: The flow run's id and the attempt's.
     """
     zygote = os.environ.pop(ZYGOTE, "")
-    # Kept until it can be handled: a zygote must not inherit the handler.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    # Kept until they can be handled: a zygote must not inherit the handlers.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     _introduce(*arguments)
     # All of a hundred thousand objects stay: looking for garbage among them takes an eighth of the
     # time of the imports (Prefect 3.8.8, Python 3.11).
@@ -85,7 +86,7 @@ def _imported() -> Callable[[str, str], int]:
         hold_lifeline()
         termination = Termination()
         termination.install()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
         marking.install(seal_of(attempt))
         serve_client_metrics_if_possible()
         code = run_attempt(flow_run_id, attempt, termination=termination)

@@ -22,6 +22,9 @@ from typing import Any
 
 Handler = Callable[[int, Any], Any] | int | None
 
+# Names the signal with which Ray stops a job (`job_supervisor.py`, 2.60): SIGTERM or SIGINT.
+_STOP_SIGNAL = "RAY_JOB_STOP_SIGNAL"
+
 _native_handler = ctypes.pythonapi.PyOS_getsig
 _native_handler.argtypes, _native_handler.restype = [ctypes.c_int], ctypes.c_void_p
 _set_native_handler = ctypes.pythonapi.PyOS_setsig
@@ -33,7 +36,7 @@ class Termination:
     """Owns SIGTERM of this process. Create and `install` it in the main thread.
 
     Attributes:
-        requested: Set when a SIGTERM came from outside.
+        requested: Set when a SIGTERM came from outside, or a SIGINT with which Ray stops jobs.
         delivered: Whether the main thread has been interrupted to end the flow.
     """
 
@@ -48,11 +51,17 @@ class Termination:
         self._getsignal = signal.getsignal
 
     def install(self) -> None:
-        """Handle SIGTERM, also after others install handlers for it."""
+        """Handle SIGTERM, also after others install handlers for it.
+
+        Handle SIGINT as well if Ray stops jobs with it. Otherwise it stays a KeyboardInterrupt,
+        which libraries raise in the main thread on purpose (`_thread.interrupt_main`).
+        """
         self._signal(signal.SIGTERM, self._on_signal)
         self._native = _native_handler(signal.SIGTERM)
         signal.signal = self._set
         signal.getsignal = self._get
+        if os.environ.get(_STOP_SIGNAL) == "SIGINT":
+            self._signal(signal.SIGINT, self._on_interrupt)
         # A forked child (`multiprocessing`) must not ignore the SIGTERM of its parent.
         os.register_at_fork(after_in_child=self._uninstall)
 
@@ -96,6 +105,10 @@ class Termination:
             raise KeyboardInterrupt
         raise ending
 
+    def _on_interrupt(self, *_: object) -> None:
+        # Only the run's state says what the stop means. A KeyboardInterrupt would crash the flow.
+        self.requested.set()
+
     def _follow(self, ending: type[BaseException]) -> None:
         main = _main_thread()
         while _is_running(self._on_signal.__code__, main):
@@ -106,6 +119,8 @@ class Termination:
         signal.signal, signal.getsignal = self._signal, self._getsignal
         believed = self._believed
         self._signal(signal.SIGTERM, signal.SIG_DFL if _is_of_an_engine(believed) else believed)
+        if self._getsignal(signal.SIGINT) == self._on_interrupt:
+            self._signal(signal.SIGINT, signal.default_int_handler)
 
     def _set(self, number: int, handler: Any) -> Any:
         if number != signal.SIGTERM:

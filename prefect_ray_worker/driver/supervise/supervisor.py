@@ -46,6 +46,8 @@ _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # take that for a key, and a wrong one.
 _KEY = "PREFECT_API_KEY"
 _MAY_BE_EMPTY = (_KEY, "PREFECT_API_AUTH_STRING", "PREFECT_CLIENT_CUSTOM_HEADERS")
+# Ray stops a job with either (RAY_JOB_STOP_SIGNAL; `job_supervisor.py`, 2.60).
+_STOPS = frozenset({signal.SIGTERM, signal.SIGINT})
 _LOOK_SECONDS = 0.5
 _REPORT_SECONDS = 60
 
@@ -272,7 +274,7 @@ def _wait(
     woken: Callable[[], None] = lambda: None,
     heir: int | None = None,
 ) -> int:
-    """Wait for an end, hand SIGTERM on, and end everything if nobody waits for this process.
+    """Wait for an end, hand stops on, and end everything if nobody waits for this process.
 
     Args:
         watched: What to wait for.
@@ -293,7 +295,7 @@ def _wait(
             descendants.kill_descendants(heir=heir)
             os._exit(1)
         news = _next_signal()
-        if news is not None and news.si_signo == signal.SIGTERM:
+        if news is not None and news.si_signo in _STOPS:
             # Ray signals every process that it finds, perhaps before the engine exists. An engine
             # that gets the signal twice ignores the second.
             watched.terminate()

@@ -1,5 +1,6 @@
 """One way to be told to end, whatever Ray, Prefect or the user does with SIGTERM."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -22,9 +23,10 @@ def deliver_soon():
 """
 
 
-def run(body: str) -> "subprocess.CompletedProcess[str]":
+def run(body: str, **env: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-c", PREAMBLE + textwrap.dedent(body)],
+        env={**os.environ, **env},
         capture_output=True,
         text=True,
         timeout=30,
@@ -50,6 +52,30 @@ def test_a_sigterm_from_outside_is_noted_and_does_not_end_anything() -> None:
         print(termination.requested.is_set())
     """)
     assert result.stdout.strip() == "True", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"), [("SIGINT", "noted True"), ("SIGTERM", "interrupted False")]
+)
+def test_a_sigint_is_a_stop_where_ray_stops_jobs_with_it(stop: str, said: str) -> None:
+    """It crashed the flow, also where a stopped run is to be rescheduled."""
+    result = run(
+        """
+        try:
+            signal.raise_signal(signal.SIGINT)
+            print("noted", end=" ")
+        except KeyboardInterrupt:
+            print("interrupted", end=" ")
+        print(termination.requested.is_set(), flush=True)
+        if os.fork() == 0:
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            print("child", flush=True)
+            os._exit(0)
+        os.wait()
+        """,
+        RAY_JOB_STOP_SIGNAL=stop,
+    )
+    assert result.stdout.splitlines() == [said, "child"], result.stderr
 
 
 def test_a_handler_like_rays_changes_nothing() -> None:

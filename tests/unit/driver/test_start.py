@@ -141,6 +141,30 @@ def test_a_job_tells_its_driver_of_the_run(
     assert supervisor._variables_of_job("a") == {"PREFECT__FLOW_RUN_ID": "a", **told}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has no sigtimedwait")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_either_signal_with_which_ray_stops_a_job_reaches_the_engine(name: str) -> None:
+    """A warm engine is no descendant of the guard, and was not told of a SIGINT."""
+    script = f"""
+import os, signal
+from prefect_ray_worker.driver.supervise import supervisor
+class Engine:
+    told = looks = 0
+    def ended(self):
+        return 7 if self.told else None
+    def terminate(self):
+        self.told = 1
+    def is_orphaned(self):
+        self.looks += 1
+        return self.looks > 2
+signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.HANDLED)
+os.kill(os.getpid(), signal.{name})
+engine = Engine()
+os._exit(supervisor._wait(engine, engine.is_orphaned))
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 7
+
+
 def test_a_flow_whose_name_no_variable_can_hold_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard ended with a UnicodeEncodeError, on a node with an ASCII locale for any umlaut."""
     names = ("PREFECT__FLOW_NAME", "PREFECT__WORKER_NAME", "PREFECT__FLOW_ID")
