@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from prefect_ray_worker.driver.last_words import explained
+from prefect_ray_worker.driver.last_words import explained, print_last
 from prefect_ray_worker.driver.signals import Termination
 from prefect_ray_worker.driver.supervise.processes import have_orphans_adopted, hold_lifeline
 from prefect_ray_worker.shared.category import Category
@@ -204,9 +204,7 @@ def leave(code: int, seal: str, waiting: Termination | None) -> NoReturn:
             _await_sent(waiting.requested)
         # That of `logging` waits for the logs of an interrupted flow.
         atexit._run_exitfuncs()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        sys.stdout.flush()
-        sys.stderr.write(f"{end_of_output(seal, time.time())}\n")
-        sys.stderr.flush()
+        print_last(end_of_output(seal, time.time()))
         os._exit(code)
     sys.exit(code)
 
@@ -219,7 +217,7 @@ def _await_sent(stopped: threading.Event) -> None:
     with suppress(Exception):  # of a service that has failed; the run's exit code counts more
         is_sent = send_all_that_waits(_SEND_SECONDS, stopped)
     if not is_sent:
-        print("The last logs and events could not be sent to the Prefect API.", file=sys.stderr)
+        print_last("The last logs and events could not be sent to the Prefect API.")
 
 
 if __name__ == "__main__":

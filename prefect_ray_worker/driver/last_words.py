@@ -3,11 +3,30 @@
 Standard library only, and for any Python: the first process and a Python that is too old use it.
 """
 
+import os
 import sys
+from contextlib import suppress
 
 from prefect_ray_worker.shared.diagnosis import Diagnosis
 from prefect_ray_worker.shared.exits import DriverExit
 from prefect_ray_worker.shared.verdict_line import format_verdict
+
+
+def flush_output() -> None:
+    """Write out what has been printed, also if the flow has closed one of its streams."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # it is closed, or None
+            stream.flush()
+
+
+def print_last(line: str) -> None:
+    """Print a line to stderr, after all that the flow has printed.
+
+    It needs no stream of Python's: the flow may have closed `sys.stderr`, or replaced it.
+    """
+    flush_output()
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
 
 
 def tell_worker(diagnosis: Diagnosis, attempt: str) -> None:
@@ -17,10 +36,8 @@ def tell_worker(diagnosis: Diagnosis, attempt: str) -> None:
         diagnosis: What to tell.
         attempt: The attempt that this driver was started for.
     """
-    sys.stdout.flush()  # or what the flow has printed would come after the last words
     # The flow may have left a line without its end.
-    sys.stderr.write(f"\n{format_verdict(diagnosis, attempt)}\n")
-    sys.stderr.flush()
+    print_last(f"\n{format_verdict(diagnosis, attempt)}")
 
 
 def explained(code: DriverExit, diagnosis: Diagnosis, attempt: str) -> DriverExit:

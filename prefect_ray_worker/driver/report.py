@@ -16,6 +16,7 @@ from prefect.logging.loggers import flow_run_logger
 from prefect_ray_worker.driver.api import ApiTrouble
 from prefect_ray_worker.driver.claim import open_client
 from prefect_ray_worker.driver.endings import Endings, run_hooks
+from prefect_ray_worker.driver.last_words import flush_output
 from prefect_ray_worker.driver.source import Workspace, source_of
 from prefect_ray_worker.driver.supervise.processes import hold_lifeline
 from prefect_ray_worker.prefect_api import marking
@@ -69,8 +70,7 @@ def _unheard() -> Generator[None]:
 
     The pull steps and the flow's module say the same again, also from processes that they start.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output()
     kept = [(number, os.dup(number)) for number in (1, 2)]
     nowhere = os.open(os.devnull, os.O_WRONLY)
     logging.disable(logging.CRITICAL)
@@ -79,8 +79,7 @@ def _unheard() -> Generator[None]:
             os.dup2(nowhere, number)
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_output()
         for number, copy in kept:
             os.dup2(copy, number)
             os.close(copy)

@@ -49,7 +49,7 @@ def test_the_worker_reads_what_the_driver_says(
     exc: PrefectHTTPStatusError | httpx.TransportError,
     exit_code: DriverExit,
     category: Category,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     trouble = trouble_with_api(exc, "https://me:secret@prefect.example/api")
     assert trouble.code == exit_code
@@ -57,7 +57,7 @@ def test_the_worker_reads_what_the_driver_says(
     assert socket.gethostname() in trouble.diagnosis.cause
     assert "localhost" not in trouble.diagnosis.cause
     assert explained(trouble.code, trouble.diagnosis, ATTEMPT) == exit_code
-    printed = capsys.readouterr().err
+    printed = capfd.readouterr().err
     found = of_job(
         Ended("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", exit_code, f"a line{printed}", ATTEMPT)
     )

@@ -18,6 +18,7 @@ from prefect_ray_worker.doctor import probe
 from prefect_ray_worker.driver.supervise import supervisor
 from prefect_ray_worker.shared.category import Category
 from prefect_ray_worker.shared.exits import DriverExit
+from prefect_ray_worker.shared.log_marks import END_OF_OUTPUT
 from prefect_ray_worker.shared.verdict_line import find_verdict
 from tests.compat.environment import interpreter
 
@@ -31,14 +32,14 @@ FIRST = ["__init__.py", "_version.py", "shared/__init__.py", "shared/category.py
 
 
 def test_an_old_python_is_refused_in_words(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 9, 18))
     monkeypatch.setattr(sys, "argv", ["driver", "a", ATTEMPT])
     with pytest.raises(SystemExit) as left:
         runpy.run_module("prefect_ray_worker.driver", run_name="__main__")
     assert left.value.code == DriverExit.OLD_PYTHON
-    verdict = find_verdict(capsys.readouterr().err, ATTEMPT)
+    verdict = find_verdict(capfd.readouterr().err, ATTEMPT)
     assert verdict is not None
     assert verdict.category is Category.PYTHON_VERSION_MISMATCH
     assert verdict.cause.startswith("The Python of the Ray node (")
@@ -74,6 +75,31 @@ def test_what_says_so_can_be_read_by_old_pythons(name: str) -> None:
     # `X | None` in annotations is evaluated before 3.14, and fails before 3.10.
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.BinOp | ast.Match)
                 and isinstance(getattr(node, "op", None), ast.BitOr)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "does",
+    ["sys.stdout.close()", "sys.stdout = None", "sys.stderr.close()", "sys.stderr = None"],
+    ids=["closes stdout", "has no stdout", "closes stderr", "has no stderr"],
+)
+def test_a_flow_that_gives_up_a_stream_ends_as_it_has_ended(does: str) -> None:
+    """The driver of a Completed run ended with a traceback, and its job FAILED."""
+    script = (
+        "import sys\n"
+        "from prefect_ray_worker.driver.engine import leave\n"
+        "from prefect_ray_worker.driver.last_words import tell_worker\n"
+        "from prefect_ray_worker.shared.category import Category\n"
+        "from prefect_ray_worker.shared.diagnosis import diagnosed\n"
+        f"{does}\n"
+        f"tell_worker(diagnosed(Category.FLOW_NOT_LOADED, 'why.'), {ATTEMPT!r})\n"
+        "leave(0, '', None)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    verdict = find_verdict(done.stderr, ATTEMPT)
+    assert verdict is not None
+    assert verdict.cause == "why."
+    assert END_OF_OUTPUT in done.stderr.splitlines()[-1]
 
 
 def test_nothing_starts_a_server_on_the_node(tmp_path: Path) -> None:
