@@ -27,8 +27,11 @@ HIGHEST_LEVEL = 99
 """The level of a mark for all records at or above it."""
 # 31 years: a worker that takes a job over reads its log again from the beginning.
 _DIGITS = 12
-# The time of older releases had nine digits: 11.5 days.
-_MARK = re.compile(r"\x1b\[9([01])(\d\d);9(\d{3});9(\d{3});9(\d{3})m(?:\x1b\[9(\d{3})m)?")
+# The time of older releases had nine digits: 11.5 days. Some drivers between two releases wrote all
+# twelve in one sequence.
+_MARK = re.compile(
+    r"\x1b\[9([01])(\d\d);9(\d{3});9(\d{3});9(\d{3})(?:;9(\d{3}))?m(?:\x1b\[9(\d{3})m)?"
+)
 
 
 @dataclass(frozen=True)

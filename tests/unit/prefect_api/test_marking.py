@@ -120,6 +120,14 @@ def test_a_mark_of_an_older_release_has_a_shorter_time() -> None:
     assert find_mark(line, seal=SEAL, now_ms=NOW_MS) == ("", Mark(True, 20, when), "text")
 
 
+def test_a_mark_with_its_time_in_one_sequence_is_found() -> None:
+    """As drivers between two releases wrote it."""
+    ms = f"{NOW_MS % 10**12:012}"
+    time = "".join(f";9{ms[i : i + 3]}" for i in range(0, 12, 3))
+    found = find_mark(f"{SEAL}\x1b[9120{time}mtext", seal=SEAL, now_ms=NOW_MS)
+    assert found == ("", Mark(True, 20, NOW_MS), "text")
+
+
 def test_worker_of_an_older_release_reads_a_mark() -> None:
     """It found none, so it forwarded what the driver had sent once more."""
     pattern = re.compile(r"\x1b\[9([01])(\d\d);9(\d{3});9(\d{3});9(\d{3})m")  # in its words
