@@ -213,6 +213,7 @@ class Dispatcher:
                 self._launch_next()
             except Exception:
                 _log.exception("The end of a task could not be processed")
+            handle = None  # it would keep the task, its future and the result until the next
 
     def _look_at_job(self) -> None:
         job = job_id()
@@ -247,7 +248,7 @@ class Dispatcher:
             return
         self._telemetry.put(batch.events, batch.logs)
         if end.trouble:
-            state = end.restore(pending.future.load)
+            state = end.restore(None)  # it has no result
             state.name = state.type.value.title()
             self._in_background(self._report, pending, state, end.trouble == UNSENDABLE)
         else:

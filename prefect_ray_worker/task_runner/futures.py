@@ -3,21 +3,21 @@
 import concurrent.futures
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from prefect.client.schemas.objects import State
-from prefect.exceptions import CrashedRun
 from prefect.futures import PrefectFuture, PrefectTaskRunFuture
 from prefect.logging import get_logger
 from prefect.states import Crashed
-from prefect.utilities.engine import link_state_to_task_run_result
 
 from prefect_ray_worker.prefect_api.compat.flows import raise_if_suspended
 from prefect_ray_worker.task_runner.pickling import unpack
-from prefect_ray_worker.task_runner.task_end import RemoteRecord, TaskEnd, describe
-from prefect_ray_worker.task_runner.waiting import OpenRefs, alarms_after, wait_yielding
+from prefect_ray_worker.task_runner.results import RemoteResult
+from prefect_ray_worker.task_runner.task_end import RemoteRecord, TaskEnd
+from prefect_ray_worker.task_runner.waiting import OpenRefs, wait_yielding
 
 R = TypeVar("R")
 
@@ -39,6 +39,8 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
     # One for all, and held for a moment only: a lock of its own would be a good part of a future.
     # A signal handler may cancel tasks in a thread that has it.
     _changing = threading.RLock()
+    # Where a runner finds results that states have; only of a Ray that ends with the flow.
+    kept_results: "weakref.WeakSet[RemoteResult] | None" = None
 
     def __init__(self, task_run_id: UUID) -> None:
         super().__init__(task_run_id)
@@ -70,7 +72,10 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
         """The run's state: the final one if it is known here, else what the API says."""
         end = self._end
         if self._final_state is None and end is not None:
-            self._final_state = end.restore(self.load)
+            remote = RemoteResult(self._task_run_id, self.result_ref)
+            self._final_state = remote.state_of(end)
+            if self.kept_results is not None and end.kind == "record":
+                self.kept_results.add(remote)
         return super().state
 
     def wait(self, timeout: float | None = None) -> None:
@@ -98,32 +103,6 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
             )
         state: Any = self.state
         return state.result(raise_on_failure=raise_on_failure, _sync=True)
-
-    def load(self) -> Any:
-        """Fetch the result from the cluster.
-
-        Raises:
-            CrashedRun: It was lost, with its node for example.
-        """
-        import ray
-        from ray.exceptions import RayError
-
-        if not ray.is_initialized():  # Ray would start another one, and ask that
-            raise CrashedRun(
-                f"The result of task run {self._task_run_id} is gone: Ray was shut down"
-            )
-        try:
-            with alarms_after():
-                packed: Any = ray.get(self.result_ref)
-        except RayError as exc:
-            raise CrashedRun(
-                f"Task run {self._task_run_id} has completed, but its result cannot be had: "
-                f"{describe(exc)}"
-            ) from exc
-        result = unpack(packed)
-        # Where the result is passed on, Prefect draws this run as the upstream one.
-        link_state_to_task_run_result(self.state, result)
-        return result
 
     def add_done_callback(self, fn: Callable[[PrefectFuture[R]], None]) -> None:
         """Call a function when the run has ended: at once, or in a thread of its own.
@@ -184,15 +163,9 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
         self.end_ref = self.result_ref = None
         _look_at_errors(before)
 
-    def fetch_if_used(self, *, has_failed: bool) -> None:
-        """Fetch the result if the flow has waited for it, or has the state.
-
-        Args:
-            has_failed: Whether the flow has failed. Then only states count: they may be what it has
-                returned, while a flow that has raised an exception hands on no future.
-        """
-        is_used = self._is_used and not has_failed
-        if self._is_done and (is_used or self._final_state is not None):
+    def fetch_if_used(self) -> None:
+        """Fetch the result if the flow has waited for it."""
+        if self._is_used and self._is_done:
             data: Any = self.state.data
             if isinstance(data, RemoteRecord):
                 _ = data.result

@@ -2,13 +2,14 @@
 
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 from prefect.client.schemas.objects import FlowRun, RunInput, State
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, PrefectFutureList
 from prefect.logging import get_logger
+from prefect.results import ResultRecord  # pyright: ignore[reportPrivateImportUsage]
 from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
 
@@ -27,6 +28,7 @@ from prefect_ray_worker.task_runner.futures import RayTaskFuture
 from prefect_ray_worker.task_runner.inputs import Inputs
 from prefect_ray_worker.task_runner.parameters import unchanged_parameters
 from prefect_ray_worker.task_runner.pending import TaskPreparer
+from prefect_ray_worker.task_runner.results import RemoteResult
 from prefect_ray_worker.task_runner.telemetry import telemetry
 
 T = TypeVar("T", bound="RayTaskRunner")
@@ -96,6 +98,7 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         self._starting = threading.Lock()
         # Only of a Ray that ends with the flow.
         self._futures: weakref.WeakSet[RayTaskFuture[Any]] = weakref.WeakSet()
+        self._results: weakref.WeakSet[RemoteResult] = weakref.WeakSet()
         # Prefect starts a duplicate and cancels the original: they share what there is to cancel.
         self._dispatchers: set[Dispatcher] = set()
         # Before any task begins whose transaction may be open around a submit.
@@ -166,6 +169,7 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
             self._feasibility.check(task)
         dispatcher.launch(pending)
         if self._session is not None and self._session.is_ours:
+            future.kept_results = self._results
             self._futures.add(future)
         return future
 
@@ -291,12 +295,27 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
             ours.leave()
 
     def _fetch_results(self, *, has_failed: bool) -> None:
-        """Fetch what can still be asked for after a Ray that ends with the flow."""
-        for future in list(self._futures):
+        """Fetch what can still be asked for after a Ray that ends with the flow.
+
+        That is what states have that are left, and what futures have that the flow has waited for.
+        A flow that fails hands on no future. One that has raised an exception hands on no state
+        either, but the exception's frames still have them all.
+        """
+        fetches: list[Callable[[], Any]] = []
+        if not has_failed:
+            fetches += [future.fetch_if_used for future in list(self._futures)]
+        if not has_failed or not self._has_raised():
+            fetches += [result.load for result in list(self._results)]
+        for fetch in fetches:
             try:
-                future.fetch_if_used(has_failed=has_failed)
+                fetch()
             except Exception:  # a lost one must not decide how the flow ends
                 _log.debug("A result cannot be kept beyond the flow", exc_info=True)
+
+    def _has_raised(self) -> bool:
+        state = self._flow_run.state if self._flow_run else None
+        data: Any = state.data if state is not None else None
+        return isinstance(data.result if isinstance(data, ResultRecord) else data, BaseException)
 
 
 def _seconds_to_flush(exc: object, state: State[Any] | None) -> float:

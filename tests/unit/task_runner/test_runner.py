@@ -1,15 +1,20 @@
 """How a runner is left, without a Ray."""
 
+import gc
+import weakref
 from typing import Any
 from uuid import uuid4
 
 import pytest
+import ray
+from prefect.client.schemas.objects import FlowRun
 from prefect.results import ResultRecord, ResultRecordMetadata
 from prefect.serializers import PickleSerializer
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
 from prefect_ray_worker import RayTaskRunner
 from prefect_ray_worker.task_runner.futures import RayTaskFuture
+from prefect_ray_worker.task_runner.pickling import Packed, pack
 from prefect_ray_worker.task_runner.session import RaySession
 from prefect_ray_worker.task_runner.task_end import TaskEnd
 
@@ -27,13 +32,29 @@ def runner(session: RaySession) -> RayTaskRunner:
     return runner
 
 
-def lost(runner: RayTaskRunner) -> RayTaskFuture[Any]:
-    """Return a future whose result the flow has waited for, and Ray has lost."""
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """References that a Ray was asked for, which has the number 1 for each."""
+    asked: list[Any] = []
+
+    def get(ref: Any) -> Packed:
+        asked.append(ref)
+        return pack(1)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get", get)
+    return asked
+
+
+def ended(runner: RayTaskRunner) -> RayTaskFuture[Any]:
+    """Return a future whose result the flow has waited for, and Ray has."""
     future: RayTaskFuture[Any] = RayTaskFuture(uuid4())
     metadata = ResultRecordMetadata(serializer=PickleSerializer(), storage_key="key")
     record = ResultRecord(result=1, metadata=metadata)
+    future.set_refs("end", "result")
     future.resolve(TaskEnd.of(Completed(data=record))[0])
     future.wait()
+    future.kept_results = runner._results
     runner._futures.add(future)
     return future
 
@@ -42,7 +63,7 @@ def test_a_lost_result_does_not_decide_how_the_flow_ends(
     runner: RayTaskRunner, session: RaySession
 ) -> None:
     """The flow's retry, its cancellation or its Completed state was replaced by CrashedRun."""
-    future = lost(runner)
+    future = ended(runner)
     runner.__exit__(None, None, None)
     assert future.is_done
     assert session.users == 0
@@ -50,10 +71,51 @@ def test_a_lost_result_does_not_decide_how_the_flow_ends(
 
 @pytest.mark.parametrize("how", [None, KeyboardInterrupt()], ids=["returns", "is interrupted"])
 def test_only_a_flow_that_returns_fetches_what_it_has_waited_for(
-    runner: RayTaskRunner, how: BaseException | None, monkeypatch: pytest.MonkeyPatch
+    runner: RayTaskRunner, how: BaseException | None, fetched: list[Any]
 ) -> None:
-    fetched: list[Any] = []
-    future = lost(runner)
-    monkeypatch.setattr(future, "load", lambda: fetched.append(future))
+    future = ended(runner)
     runner.__exit__(type(how), how, None)
-    assert bool(fetched) is (how is None)
+    assert fetched == ([] if how else [future.result_ref])
+
+
+def test_states_that_nobody_has_any_more_are_not_fetched(
+    runner: RayTaskRunner, fetched: list[Any]
+) -> None:
+    """1,000 futures whose state the flow had looked at were 1,000 fetches at its end."""
+    gc.disable()
+    try:
+        states = [ended(runner).state for _ in range(3)]
+        assert not list(runner._futures)
+        del states[1:]
+        runner.__exit__(None, None, None)
+    finally:
+        gc.enable()
+    kept: Any = states[0].data
+    assert fetched == ["result"]
+    assert kept.result == 1
+
+
+@pytest.mark.parametrize("data", [ValueError(), ["states"]], ids=["raises", "returns states"])
+def test_a_flow_that_has_raised_fetches_nothing(
+    runner: RayTaskRunner, data: Any, fetched: list[Any]
+) -> None:
+    """Its exception keeps its frames, and they keep the states."""
+    runner._flow_run = FlowRun(flow_id=uuid4(), state=Failed(data=data))
+    future = ended(runner)
+    assert future.state.is_completed()
+    runner.__exit__(None, None, None)
+    assert bool(fetched) is isinstance(data, list)
+
+
+def test_a_result_goes_with_its_future(runner: RayTaskRunner, fetched: list[Any]) -> None:
+    """It stayed until a full garbage collection."""
+    future = ended(runner)
+    assert future.result() == 1
+    gone = weakref.ref(future)
+    gc.disable()
+    try:
+        del future
+        assert gone() is None
+        assert not list(runner._results)
+    finally:
+        gc.enable()
