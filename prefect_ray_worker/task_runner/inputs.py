@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, cast
 
-from prefect.client.schemas.objects import RunInput, State, TaskRunResult
+from prefect.client.schemas.objects import FlowRun, RunInput, State, TaskRun, TaskRunResult
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFlowRunFuture, PrefectFuture
 from prefect.utilities.annotations import (
@@ -24,6 +24,7 @@ from prefect.utilities.collections import StopVisiting, visit_collection
 from prefect.utilities.engine import get_state_for_result
 
 from prefect_ray_worker.task_runner.futures import DoneFuture, RayTaskFuture
+from prefect_ray_worker.task_runner.task_end import without_result
 
 Dependencies = dict[str, set[RunInput]]
 Source = Any
@@ -67,7 +68,7 @@ class Inputs:
 
     Attributes:
         parameters: With placeholders.
-        wait_for: With placeholders.
+        wait_for: Placeholders and states, without what else there was to wait for.
         dependencies: What Prefect draws as the run's upstream runs, for each parameter.
         upstream: The same with those of `wait_for`.
         sources: What comes through the slots.
@@ -80,6 +81,9 @@ class Inputs:
         wait_for: Iterable[Any] | None,
         dependencies: Mapping[str, Iterable[RunInput]] | None,
     ) -> None:
+        from ray import ObjectRef
+
+        self._ref_type = ObjectRef
         self.sources: list[Source] = []
         self.with_result: set[int] = set()
         self._slots: dict[int, int] = {}
@@ -90,33 +94,59 @@ class Inputs:
         for name, inputs in (dependencies or {}).items():
             if name in self.parameters:
                 self.dependencies.setdefault(name, set()).update(inputs)
-        self.wait_for = (
-            self._exchange("wait_for", _listed(wait_for), result=False) if wait_for else None
-        )
+        self.wait_for = (self._waits(_listed(wait_for)) or None) if wait_for else None
         self.upstream = dict(self.dependencies)
         # The engine collects these by itself, and knows no other way to add to them.
         self.dependencies.pop("wait_for", None)
 
-    def _exchange(self, name: str, value: Any, *, result: bool = True) -> Any:
-        from ray import ObjectRef
-
+    def _exchange(self, name: str, value: Any) -> Any:
         def visit(expr: Any, context: dict[str, Any]) -> Any:
             if isinstance(context.get("annotation"), quote):
                 raise StopVisiting
-            if isinstance(expr, PrefectFuture):
-                if not isinstance(expr, PrefectFlowRunFuture):
-                    self._depends(name, TaskRunResult(id=expr.task_run_id))
-                return self._placeholder(expr, result=result)
-            if isinstance(expr, ObjectRef):
-                return self._placeholder(expr, result=True)
-            if isinstance(expr, State):
-                if expr.state_details.task_run_id:
-                    self._depends(name, TaskRunResult(id=expr.state_details.task_run_id))
-            elif self._has_results:
-                self._look_up(name, expr)
-            return expr
+            placeholder = self._noted(name, expr, result=True)
+            return expr if placeholder is None else placeholder
 
         return visit_collection(value, visit, return_data=True, context={})
+
+    def _waits(self, wait_for: Any) -> list[Any]:
+        """Return what the engine asks for of all there is to wait for: how the runs have ended.
+
+        Plain values and results stay here: they may be large, or not picklable.
+        """
+        found: list[Any] = []
+
+        def visit(expr: Any, context: dict[str, Any]) -> None:
+            annotation: BaseAnnotation[Any] | None = context.get("annotation")
+            if isinstance(annotation, quote):
+                raise StopVisiting
+            kept: Any = self._noted("wait_for", expr, result=False)
+            is_source = kept is not None
+            if isinstance(expr, State):
+                kept = without_result(expr)
+            elif isinstance(expr, (FlowRun, TaskRun)):
+                kept = expr  # which the engine refuses, as it does with threads
+            if kept is not None:
+                found.append(kept if annotation is None else annotation.rewrap(kept))
+            if is_source:
+                raise StopVisiting
+
+        visit_collection(wait_for, visit, context={})
+        return found
+
+    def _noted(self, name: str, expr: Any, *, result: bool) -> "Placeholder | None":
+        """Note what an expression depends on; return what stands for it if it has a slot."""
+        if isinstance(expr, PrefectFuture):
+            if not isinstance(expr, PrefectFlowRunFuture):
+                self._depends(name, TaskRunResult(id=expr.task_run_id))
+            return self._placeholder(expr, result=result)
+        if isinstance(expr, self._ref_type):
+            return self._placeholder(expr, result=True)
+        if isinstance(expr, State):
+            if expr.state_details.task_run_id:
+                self._depends(name, TaskRunResult(id=expr.state_details.task_run_id))
+        elif self._has_results:
+            self._look_up(name, expr)
+        return None
 
     def _look_up(self, name: str, value: Any) -> None:
         found = get_state_for_result(value)

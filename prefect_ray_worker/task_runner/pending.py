@@ -30,6 +30,7 @@ from prefect_ray_worker.task_runner.pickling import (
     pack_whole,
 )
 from prefect_ray_worker.task_runner.snapshot import TaskSnapshot
+from prefect_ray_worker.task_runner.task_end import without_result
 
 _RETURNS = 3
 # A task that is pickled sooner is pickled for each submit, others for this share of the time.
@@ -139,14 +140,21 @@ class PendingTask:
         if isinstance(source, RayTaskFuture) and source.is_in_ray:
             given.append(source)
             return self._run_slot(index, source, arguments)
-        if isinstance(source, State):
-            return ValueSlot(pack(source))
+        return ValueSlot(pack(self._ended(source, with_result=index in self.with_result)))
+
+    @staticmethod
+    def _ended(source: Any, *, with_result: bool) -> Any:
+        """Return how a run has ended that is not on the cluster: a state, or a future for it."""
         if isinstance(source, PrefectFlowRunFuture):
             # Ours: the others have no `task_run_id` (3.8.8).
             settled: Any = getattr(source, "state_after_callback", None)
-            return ValueSlot(pack(source.state if settled is None else settled()))
+            state: Any = source.state if settled is None else settled()
+            return state if with_result else without_result(state)
+        if isinstance(source, State):
+            return source if with_result else without_result(source)
         source.wait()  # it is done: without this, Prefect's own futures ask the API for their state
-        return ValueSlot(pack(DoneFuture(source.task_run_id, source.state)))
+        state = source.state if with_result else without_result(source.state)
+        return DoneFuture(source.task_run_id, state)
 
     def _run_slot(self, index: int, source: RayTaskFuture[Any], arguments: list[Any]) -> Slot:
         # In this order: the reference goes when the end has come.

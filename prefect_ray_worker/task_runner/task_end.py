@@ -201,6 +201,14 @@ def _unsendable(state: State[Any], value: object, why: Exception) -> State[Any]:
     )
 
 
+def without_result(state: State[Any]) -> State[Any]:
+    """Return a copy of a state for those who only ask how the run has ended."""
+    bare = copy.copy(state)
+    # Prefect's engine (3.8.8) asks completed upstream runs for their results, and drops them.
+    bare.data = True if state.is_completed() else None
+    return bare
+
+
 def _bare(state: State[Any], metadata: ResultRecordMetadata | None = None) -> bytes:
     # Not `model_copy`, which gives a state another id and, in 3.8.8, no timestamp.
     bare = copy.copy(state)
