@@ -3,14 +3,16 @@
 import asyncio
 import json as json_module
 import shlex
+from bisect import bisect_left
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from prefect_ray_worker.commands.overview import Overview
 
 _WATCH_SECONDS = 2.0
+# The id of a job has 57 characters; in a narrower window, the other columns break into many lines.
+_WIDTH_FOR_JOBS = 150
 _STYLES = {
     "Running": "blue",
     "Pending": "yellow",
@@ -52,7 +56,8 @@ async def status(
 
     Args:
         pool: Name of the work pool.
-        watch: Refresh every two seconds, until Ctrl-C.
+        watch: Refresh every two seconds, until Ctrl-C. On a terminal it lists as many runs as the
+            window has lines for and counts the others; a narrow one leaves out the Ray Jobs.
         json: Print one JSON document; with `--watch`, one on each line.
         most: Largest number of runs to list, the oldest first. Further runs are only counted.
     """
@@ -69,7 +74,7 @@ async def status(
         overview = await _look(pool, most)
         while True:
             if live is not None:
-                live.update(table_of(overview), refresh=True)
+                live.update(fitting(overview, console()), refresh=True)
             elif json:
                 print_line(json_of(overview))
             else:
@@ -104,8 +109,27 @@ def json_of(overview: "Overview", *, indent: int | None = None) -> str:
     return json_module.dumps(asdict(overview), indent=indent, default=str)
 
 
-def table_of(overview: "Overview") -> RenderableType:
-    """Return an overview for people."""
+def fitting(overview: "Overview", to: Console) -> RenderableType:
+    """Return an overview for a window: it counts the last runs if there is no line for them."""
+    draw = partial(table_of, overview, with_jobs=to.width >= _WIDTH_FOR_JOBS)
+
+    def is_too_high(runs: int) -> bool:
+        return len(to.render_lines(draw(most=runs))) > to.height
+
+    numbers = range(1, len(overview.runs) + 1)
+    return draw(most=bisect_left(numbers, True, key=is_too_high))
+
+
+def table_of(
+    overview: "Overview", *, most: int | None = None, with_jobs: bool = True
+) -> RenderableType:
+    """Return an overview for people.
+
+    Args:
+        overview: What to show.
+        most: How many runs the window has lines for; None for all.
+        with_jobs: Whether to name the job of each run.
+    """
     slots = "" if overview.limit is None else f", {overview.slots} of {overview.limit} slots taken"
     return Group(
         Text(f"Work pool {plain(overview.pool)}: {overview.state}{slots}", style="bold"),
@@ -114,7 +138,7 @@ def table_of(overview: "Overview") -> RenderableType:
         Text(),
         _clusters(overview),
         Text(),
-        _runs(overview),
+        _runs(overview, len(overview.runs) if most is None else most, with_jobs=with_jobs),
     )
 
 
@@ -165,19 +189,22 @@ def _clusters(overview: "Overview") -> RenderableType:
     return table
 
 
-def _runs(overview: "Overview") -> RenderableType:
+def _runs(overview: "Overview", most: int, *, with_jobs: bool) -> RenderableType:
     if not overview.runs:
         return Text("No run is due or running.")
-    table = _table("RUN", "STATE", "FOR", "RAY JOB", "WORKER", "WAITS FOR")
-    for run in overview.runs:
+    jobs = ["RAY JOB"] if with_jobs else []
+    table = _table("RUN", "STATE", "FOR", *jobs, "WORKER", "WAITS FOR")
+    for run in overview.runs[:most]:
         table.add_row(
             plain(run.name),
             Text(plain(run.state), _STYLES.get(run.state, "")),
             length_of(run.state_seconds),
-            plain(run.job_id or "-"),
+            *([plain(run.job_id or "-")] if with_jobs else []),
             plain(run.worker or "-"),
             plain(run.waits_for or ""),
         )
-    if not overview.more_runs:
+    more = overview.more_runs + len(overview.runs[most:])
+    if not more:
         return table
-    return Group(table, Text(f"and {overview.more_runs} more runs (--most)"))
+    why = "--most" if most >= len(overview.runs) else "the window is too low"
+    return Group(table, Text(f"and {more} more runs ({why})"))

@@ -14,7 +14,7 @@ from rich.text import Text
 from prefect_ray_worker.commands.app import app, main, parse
 from prefect_ray_worker.commands.overview import Overview, RunSeen, WorkerSeen
 from prefect_ray_worker.commands.seen_clusters import ClusterSeen
-from prefect_ray_worker.commands.status import table_of
+from prefect_ray_worker.commands.status import fitting, table_of
 from prefect_ray_worker.commands.terminal import length_of, print_line, print_text
 from prefect_ray_worker.errors import InvalidConfiguration
 
@@ -116,6 +116,27 @@ def test_status_shows_a_dead_worker_and_that_none_is_online() -> None:
 def test_status_says_if_its_numbers_are_those_of_the_listed_runs() -> None:
     assert shown(is_online=True, more_runs=3).count("LISTED RUNS") == 2
     assert "LISTED RUNS" not in shown(is_online=True, more_runs=0)
+
+
+@pytest.mark.parametrize(("width", "has_jobs"), [(80, False), (160, True)])
+def test_a_watch_counts_the_runs_for_which_the_window_is_too_low(
+    width: int, has_jobs: bool
+) -> None:
+    """`...` stood for ten of twelve runs."""
+    runs = tuple(
+        RunSeen(uuid4(), f"run-{i}", "Running", 1.0, f"prefect-{uuid4()}-0123456789ab", "", "w", "")
+        for i in range(30)
+    )
+    workers = (WorkerSeen("w", True, 1.0, 30),)
+    overview = Overview("research", "READY", None, None, workers, (), runs, 5)
+    window = Console(file=io.StringIO(), width=width, height=24, force_terminal=True)
+    with window.capture() as capture:
+        window.print(fitting(overview, window))
+    said = capture.get()
+    assert said.count("\n") <= 24
+    assert ("RAY JOB" in said) is has_jobs
+    assert f"and {35 - said.count('run-')} more runs (the window is too low)" in said
+    assert said.count("run-") > 10
 
 
 def test_names_that_others_chose_control_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
