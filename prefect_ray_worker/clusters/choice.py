@@ -113,18 +113,37 @@ class ClusterSources:
             job_id: The submission id of the attempt's job; None if it is the job of no flow run.
             pool_configuration: That of a run which sets nothing; None if it cannot be read.
         """
+        try:
+            cluster = await self.look_for_named(ref, job_id, pool_configuration)
+        except InvalidConfiguration as exc:
+            # Of the pool: not of the run, which can go on elsewhere.
+            _log.debug("The cluster of the work pool cannot be looked for: %s", exc)
+            cluster = None
+        return cluster or Cluster(ref, Connection(str(ref), off_limits=True))
+
+    async def look_for_named(
+        self, ref: ClusterRef, job_id: str | None, pool_configuration: RayJobConfiguration | None
+    ) -> Cluster | None:
+        """Return a recorded cluster as `find_named` does; None if nobody here names it.
+
+        Raises:
+            InvalidConfiguration: The pool's clusters cannot be looked for from this machine, and
+                the worker itself does not name this one.
+        """
+        trouble: InvalidConfiguration | None = None
         for configuration in (pool_configuration, RayJobConfiguration()):
             if configuration is None:
                 continue
             try:
                 cluster = await self.find(configuration, job_id, ref)
             except InvalidConfiguration as exc:
-                # Of the pool: not of the run, which can go on elsewhere.
-                _log.debug("The cluster of the work pool cannot be looked for: %s", exc)
+                trouble = trouble or exc
                 continue
             if cluster is not None and cluster.ref == ref:
                 return cluster
-        return Cluster(ref, Connection(str(ref), off_limits=True))
+        if trouble is not None:
+            raise trouble
+        return None
 
     async def why_gone(self, ref: ClusterRef) -> str | None:
         """Return why a cluster is certainly gone; see `ClusterSource.why_gone`."""

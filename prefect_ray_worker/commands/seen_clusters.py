@@ -18,6 +18,8 @@ from prefect_ray_worker.shared.ids import ClusterRef, run_in
 
 # A cluster that is fine answers in milliseconds.
 _ANSWER_SECONDS = 3.0
+# Longer: the credentials for Kubernetes can come from a command that takes seconds.
+_FIND_SECONDS = 10.0
 _NOT_NAMED = "Not asked: neither the work pool nor this machine's settings name it."
 _NOT_MADE = "Not asked: it is not there yet, or the work pool's defaults do not lead to it."
 
@@ -51,19 +53,21 @@ async def seen_clusters(
     """
     configuration = await _configuration(client, pool)
     sources = ClusterSources.of_worker(PREFECT_HOME.value(), worker_settings().address)
-    try:
-        found = [await _found(sources, ref, of, configuration) for ref, of in jobs.items()]
+    seen: list[ClusterSeen | None] = [None] * (len(jobs) + 1)
+
+    async def see(index: int, ref: ClusterRef, of: list[str]) -> None:
+        seen[index] = await _seen(sources, ref, of, configuration)
+
+    async def see_own() -> None:
         own = await _own(sources, configuration)
         if own is not None and own.ref not in jobs:
-            found.append((own.ref, own, 0))
-        seen: list[ClusterSeen | None] = [None] * len(found)
+            seen[-1] = await _look(own.ref, own, 0)
 
-        async def look(index: int, ref: ClusterRef, cluster: Cluster | None, runs: int) -> None:
-            seen[index] = await _look(ref, cluster, runs)
-
+    try:
         async with anyio.create_task_group() as tasks:
-            for index, (ref, cluster, runs) in enumerate(found):
-                tasks.start_soon(look, index, ref, cluster, runs)
+            for index, (ref, of) in enumerate(jobs.items()):
+                tasks.start_soon(see, index, ref, of)
+            tasks.start_soon(see_own)
     finally:
         await sources.close(lambda _: None)
     return tuple(one for one in seen if one is not None)
@@ -77,19 +81,26 @@ async def _configuration(client: PrefectClient, pool: WorkPool) -> RayJobConfigu
         return None
 
 
-async def _found(
+async def _seen(
     sources: ClusterSources,
     ref: ClusterRef,
     jobs: list[str],
     configuration: RayJobConfiguration | None,
-) -> tuple[ClusterRef, Cluster | None, int]:
+) -> ClusterSeen:
     # A pid or a label that another tool wrote names no job that a cluster could be made for.
     job = next((job for job in jobs if run_in(job) is not None), None)
+    cluster, trouble = None, ""
     try:
-        cluster = await sources.find_named(ref, job, configuration)
-    except RayWorkerError:
-        cluster = None
-    return ref, cluster, len(jobs)
+        with anyio.fail_after(_FIND_SECONDS):
+            cluster = await sources.look_for_named(ref, job, configuration)
+    except TimeoutError:
+        trouble = f"what made it does not answer within {_FIND_SECONDS:g} s from this machine."
+    except RayWorkerError as exc:
+        trouble = str(exc)
+    # What is wrong with the pool's clusters is not the reason for a cluster by address.
+    if trouble and ref != ClusterRef.of_address(ref.name):
+        return ClusterSeen(str(ref), None, f"Not asked: {trouble}", len(jobs))
+    return await _look(ref, cluster, len(jobs))
 
 
 async def _own(
@@ -98,13 +109,14 @@ async def _own(
     if configuration is None or configuration.kuberay is not None:
         return None
     try:
-        return await sources.find(configuration)
-    except RayWorkerError:
+        with anyio.fail_after(_FIND_SECONDS):
+            return await sources.find(configuration)
+    except (RayWorkerError, TimeoutError):
         return None
 
 
 async def _look(ref: ClusterRef, cluster: Cluster | None, runs: int) -> ClusterSeen:
-    if cluster is None or cluster.connection.off_limits:
+    if cluster is None:
         is_made = ref != ClusterRef.of_address(ref.name)
         return ClusterSeen(str(ref), None, _NOT_MADE if is_made else _NOT_NAMED, runs)
     try:

@@ -41,6 +41,11 @@ async def seen(pool: Pool, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]
     return json.loads(capsys.readouterr().out)
 
 
+def kuberay_in(kubernetes: FakeKubernetes, scope: str) -> dict[str, Any]:
+    config = {"config": kubernetes.kubeconfig(), "context_name": "fake"}
+    return {"image": "rayproject/ray:2.60.0-py311", "scope": scope, "kubeconfig": config}
+
+
 async def write_line(pool: Pool, run_id: UUID, message: str, *, age: float = 0.0) -> None:
     when = datetime.now(UTC) - timedelta(seconds=age)
     line = LogCreate(name="test", level=20, message=message, timestamp=when, flow_run_id=run_id)
@@ -158,9 +163,7 @@ async def test_status_shows_a_run_that_waits_for_its_cluster(
     stage: Stage, kubernetes: FakeKubernetes, scope: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It was a traceback for as long as the cluster started: the run has no job yet."""
-    config = {"config": kubernetes.kubeconfig(), "context_name": "fake"}
-    kuberay = {"image": "rayproject/ray:2.60.0-py311", "scope": scope, "kubeconfig": config}
-    await set_default(stage.pool, "kuberay", kuberay)
+    await set_default(stage.pool, "kuberay", kuberay_in(kubernetes, scope))
     run_id, attempt = await stage.start(), "0123456789ab"
     cluster = f"kuberay:ray/ray-{run_id.hex}-{attempt}"
     labels = {OWNER_LABEL: f"{attempt} me - w1", CLUSTER_LABEL: f"{attempt} {cluster}"}
@@ -177,11 +180,7 @@ async def test_status_asks_the_cluster_that_runs_of_the_pool_share(
     stage: Stage, kubernetes: FakeKubernetes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It said that the cluster is not there yet: it looked without the id of the pool."""
-    kuberay = {
-        "image": "rayproject/ray:2.60.0-py311",
-        "scope": "shared",
-        "kubeconfig": {"config": kubernetes.kubeconfig(), "context_name": "fake"},
-    }
+    kuberay = kuberay_in(kubernetes, "shared")
     await set_default(stage.pool, "kuberay", kuberay)
     pool = await stage.pool.client.read_work_pool(stage.pool.name)
     of_pool = {"pool_id": str(pool.id), "pool_name": pool.name}
@@ -201,6 +200,27 @@ async def test_status_asks_the_cluster_that_runs_of_the_pool_share(
         return asked["answers"] is True
 
     await wait_until(answers, timeout=20, description="the cluster's head")
+
+
+async def test_status_says_why_kubernetes_cannot_be_asked_for_a_cluster(
+    stage: Stage,
+    kubernetes: FakeKubernetes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It said of each cluster that it is not there yet."""
+    await set_default(stage.pool, "kuberay", kuberay_in(kubernetes, "run"))
+    run_id = await stage.start()
+    pid = f"kuberay:ray/ray-{run_id.hex}-0123456789ab@1/api/jobs/prefect-{run_id}-0123456789ab"
+    await stage.pool.client.update_flow_run(run_id, infrastructure_pid=pid)
+    await stage.play(run_id, StateType.RUNNING)
+    await kubernetes.stop_listening()
+    (cluster,) = (await seen(stage.pool, capsys))["clusters"]
+    assert cluster["answers"] is None
+    assert "not there yet" not in cluster["says"]
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_KUBERAY_NAMESPACES", '["other"]')
+    (cluster,) = (await seen(stage.pool, capsys))["clusters"]
+    assert "kuberay.namespace" in cluster["says"]
 
 
 async def test_status_shows_a_cluster_whose_ca_file_is_not_on_this_machine(
