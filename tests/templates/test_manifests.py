@@ -105,6 +105,22 @@ def test_worker_of_prefect_is_asked_for_its_health(container: dict[str, Any]) ->
     assert {"containerPort": 8080, "name": "health"} in container["ports"]
 
 
+@pytest.mark.parametrize(
+    "path", sorted(TEMPLATES.glob("kuberay-*/network-policy.yaml")), ids=lambda p: p.parent.name
+)
+def test_ray_reaches_pods_and_addresses_on_every_network_plugin(path: Path) -> None:
+    """Cilium matches no pod by an ipBlock, and IPv6 has no address of 0.0.0.0/0."""
+    policies = list(yaml.safe_load_all(path.read_text()))
+    rules = [rule for one in policies for rule in one["spec"].get("egress", [])]
+    peers = [peer for rule in rules for peer in rule.get("to", [])]
+    assert {"namespaceSelector": {}} in peers
+    blocks = {
+        peer["ipBlock"]["cidr"]: peer["ipBlock"]["except"] for peer in peers if "ipBlock" in peer
+    }
+    assert blocks["0.0.0.0/0"] == ["169.254.0.0/16"]
+    assert blocks["::/0"] == ["fe80::/10", "fd00:ec2::254/128"]
+
+
 def test_gpu_folder_has_the_same_workers() -> None:
     """So that each folder can be copied alone."""
     for name in ("worker.yaml", "kustomization.yaml", "network-policy.yaml"):
