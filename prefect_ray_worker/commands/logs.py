@@ -66,26 +66,20 @@ async def logs(
 async def _find(client: "PrefectClient", named: str) -> "FlowRun":
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
     from prefect.client.schemas.sorting import FlowRunSort
-    from prefect.exceptions import ObjectNotFound
 
     from prefect_ray_worker.errors import InvalidConfiguration
-    from prefect_ray_worker.prefect_api.answers import is_gone
 
-    if ids := _ID.findall(named.lower()):
-        try:
-            return await client.read_flow_run(UUID(ids[-1]))
-        except ObjectNotFound as exc:
-            if not is_gone(exc):
-                raise
-            raise InvalidConfiguration(
-                f"Prefect has no flow run {ids[-1]}. Check the id, and which server "
-                "PREFECT_API_URL names."
-            ) from None
+    ids: list[str] = _ID.findall(named.lower())
+    # The name of a run can contain the id of another one.
+    if ids and ("://" in named or ids == [named.strip().lower()]):
+        return await _read(client, ids[-1])
     runs = await client.read_flow_runs(
         flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[named])),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         limit=2,
     )
+    if not runs and ids:
+        return await _read(client, ids[-1])
     if not runs:
         raise InvalidConfiguration(
             f"Prefect has no flow run with the name {named!r}. `prefect flow-run ls` lists them."
@@ -93,6 +87,23 @@ async def _find(client: "PrefectClient", named: str) -> "FlowRun":
     if len(runs) > 1:
         errors().print(f"Several runs are called {named}; this is the latest, {runs[0].id}.")
     return runs[0]
+
+
+async def _read(client: "PrefectClient", run_id: str) -> "FlowRun":
+    from prefect.exceptions import ObjectNotFound
+
+    from prefect_ray_worker.errors import InvalidConfiguration
+    from prefect_ray_worker.prefect_api.answers import is_gone
+
+    try:
+        return await client.read_flow_run(UUID(run_id))
+    except ObjectNotFound as exc:
+        if not is_gone(exc):
+            raise
+        raise InvalidConfiguration(
+            f"Prefect has no flow run {run_id}. Check the id, and which server PREFECT_API_URL "
+            "names."
+        ) from None
 
 
 def _print(line: "Log") -> None:

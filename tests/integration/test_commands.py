@@ -382,3 +382,17 @@ async def test_status_is_watched_through_a_restart_of_the_api(stage: Stage) -> N
             tasks.start_soon(partial(status, pool=stage.pool.name, watch=True, json=True))
         await wait_until(lambda: len(asked) > 20, timeout=30, description="it to go on")
         tasks.cancel_scope.cancel()
+
+
+async def test_log_of_a_run_whose_name_contains_an_id_is_found_by_its_name(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was the log of the run with that id, or an error."""
+    other, run_id = await stage.start(), await stage.start()
+    await stage.pool.client.update_flow_run(run_id, name=f"retry of {other}")
+    await write_line(stage.pool, run_id, "of the run itself")
+    assert await logs(f"retry of {other}") == 0
+    assert "of the run itself" in capsys.readouterr().out
+    await write_line(stage.pool, other, "of the other")
+    assert await logs(f"runs/flow-run/{other}") == 0
+    assert "of the other" in capsys.readouterr().out
