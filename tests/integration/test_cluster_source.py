@@ -27,7 +27,7 @@ from prefect_ray_worker.clusters.third_party import PluginClusters
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.doctor.examine import examine
 from prefect_ray_worker.doctor.report import CheckSubject, Grade, SourceSubject
-from prefect_ray_worker.errors import ClusterSourceMissing
+from prefect_ray_worker.errors import ClusterSourceMissing, InvalidConfiguration
 from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.connection import Connection
@@ -304,6 +304,8 @@ async def test_the_sweep_deletes_what_no_run_needs(pool: Pool) -> None:
     name = await orphan(record.id)
     said: list[str] = []
     record = await pool.client.read_work_pool(pool.name)
+    with pytest.raises(InvalidConfiguration, match="--namespace is for KubeRay only"):
+        await sweep_once(pool.client, record, ["other"], said.append)
     assert await sweep_once(pool.client, record, [], said.append) == []
     assert said == [f"Deleting the cluster fakes:{name}: its flow run was deleted."]
     assert not FakeClusters.rays

@@ -262,6 +262,11 @@ async def sweep_once(
             f"Work pool {pool.name!r} has no default for kuberay or cluster_source, so it "
             "makes no clusters. Name the pool whose runs have clusters of their own."
         )
+    if namespaces and configuration.kuberay is None:
+        raise InvalidConfiguration(
+            f"Work pool {pool.name!r} has a cluster_source, which knows itself where its clusters "
+            "are: --namespace is for KubeRay only. Leave it out."
+        )
     sources = ClusterSources.of_worker(PREFECT_HOME.value(), worker_settings().address)
     view = PoolRuns(pool.id, FlowRuns(client), lambda _: True, pool.name)
     troubles: dict[str, Exception] = {}
