@@ -1,9 +1,10 @@
 """Waits for the run of a call. Ctrl-C, and the end of a parent flow, cancel the run."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID
 
@@ -68,11 +69,14 @@ async def follow_async(begin: Begin, stream_logs: bool, *, return_state: bool = 
         future = await anyio.to_thread.run_sync(begun.run)
         with Following(future, begun.tail) as following:
             await following.go_on_async()
-    except Exception as exc:
-        if begun.future is not None:
-            _tell_that_it_goes_on(begun.future, exc)
-        raise
     except BaseException as exc:
+        if _is_dropped(exc):
+            _cancel_dropped(begun)
+            raise
+        if isinstance(exc, Exception):
+            if begun.future is not None:
+                _tell_that_it_goes_on(begun.future, exc)
+            raise
         trouble: Exception | None = None
         with anyio.CancelScope(shield=True):
             trouble = await _cancel_and_wait_async(begun)
@@ -83,6 +87,28 @@ async def follow_async(begin: Begin, stream_logs: bool, *, return_state: bool = 
     if return_state:
         return await anyio.to_thread.run_sync(future.state_with_data)
     return await future.aresult()
+
+
+def _is_dropped(exc: BaseException) -> bool:
+    """Return whether Python closes a pending task whose event loop has ended."""
+    if isinstance(exc, GeneratorExit):
+        return True
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # anyio raises this in place of the GeneratorExit
+        return True
+    return False
+
+
+def _cancel_dropped(begun: "_Begun") -> None:
+    """Cancel the run of a task that no loop runs any more, without one."""
+    future = begun.abandon()
+    if future is None:
+        return
+    page = page_of(future.flow_run_id)
+    say(f"The event loop ended before the flow run {page}, which is being cancelled.")
+    with suppress(Exception):  # the user is told
+        cancel(future)
 
 
 def _tell_that_it_goes_on(future: RayFlowRunFuture[Any], exc: Exception) -> None:

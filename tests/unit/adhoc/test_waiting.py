@@ -1,6 +1,7 @@
 """A caller that is interrupted while it waits for the run of its call."""
 
 import asyncio
+import gc
 from typing import Any
 from uuid import uuid4
 
@@ -8,6 +9,7 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from prefect_ray_worker.adhoc import waiting
 from prefect_ray_worker.adhoc.following import Following, RayFlowRunFuture
 from prefect_ray_worker.adhoc.waiting import follow, follow_async
 from prefect_ray_worker.bundles import carriers
@@ -69,3 +71,32 @@ def test_call_that_gives_up_following_its_run_says_that_the_run_may_go_on(
         call(lambda: future)
     said = capsys.readouterr().err
     assert f"may go on. To end it, run `prefect flow-run cancel {future.flow_run_id}`" in said
+
+
+def test_task_that_its_loop_leaves_pending_cancels_its_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run went on, and nobody was told."""
+    future = RayFlowRunFuture[Any](uuid4())
+    cancelled: list[object] = []
+    following = asyncio.Event()
+
+    async def go_on(*_: object) -> None:
+        following.set()
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        call = follow_async(lambda: future, stream_logs=False)
+        asyncio.ensure_future(call)  # noqa: RUF006 (as users forget it)
+        await following.wait()
+
+    monkeypatch.setattr(Following, "go_on_async", go_on)
+    monkeypatch.setattr(waiting, "cancel", cancelled.append)
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(main())
+        loop.close()
+        del loop
+        gc.collect()
+    assert cancelled == [future]
+    assert "The event loop ended before the flow run" in capsys.readouterr().err
