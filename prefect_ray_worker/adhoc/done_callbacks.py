@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
@@ -32,17 +33,19 @@ class DoneCallbacks:
         Args:
             call: The function. It gets a thread of its own, because it may wait for others.
             learn: Returns when the run has ended. It runs once for all functions that wait.
+
+        Raises:
+            RuntimeError: This process can start no more threads.
         """
-        with self._lock:
-            self._calls.append(call)
-            if self._is_on:
-                return
-            self._is_on, self.trouble = True, None
         context = copy_context()
         thread = threading.Thread(
             target=context.run, args=(self._run, learn), name="ray-job-end", daemon=True
         )
-        thread.start()
+        with self._lock:
+            if not self._is_on:
+                thread.start()  # an error leaves all as it was: a later wait tries again
+                self._is_on, self.trouble = True, None
+            self._calls.append(call)
 
     def _run(self, learn: Callable[[], object]) -> None:
         trouble: BaseException | None = None
@@ -54,4 +57,9 @@ class DoneCallbacks:
             self.trouble, self._is_on = trouble, False
             calls, self._calls = self._calls, []
         for call in calls:
-            threading.Thread(target=call, name="ray-job-callback", daemon=True).start()
+            thread = threading.Thread(target=call, name="ray-job-callback", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads: late is better than never
+                with suppress(Exception):
+                    call()
