@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import anyio
 import anyio.abc
+from prefect.logging.loggers import flow_run_logger
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_HOME,
@@ -47,15 +48,15 @@ from prefect_ray_worker.runs.configurations import Configurations
 from prefect_ray_worker.runs.follow import Follower
 from prefect_ray_worker.runs.held_back import HeldBack
 from prefect_ray_worker.runs.lease import FOR_EVER
+from prefect_ray_worker.runs.preparing import Preparing
 from prefect_ray_worker.runs.recovery.labels import Worker
 from prefect_ray_worker.runs.recovery.recovery import Recovery
 from prefect_ray_worker.runs.registry import FollowedRuns
-from prefect_ray_worker.runs.services import Services
-from prefect_ray_worker.runs.stop import cluster_of_pid, kill_job, pid_of_job
+from prefect_ray_worker.runs.stop import kill_by_pid
 from prefect_ray_worker.runs.timing import DEFAULT_TIMING, Timing
 from prefect_ray_worker.runs.wake import Wake
 from prefect_ray_worker.runs.wiring import services_of
-from prefect_ray_worker.settings import RayWorkerSettings, worker_settings
+from prefect_ray_worker.settings import worker_settings
 from prefect_ray_worker.shared.ids import InfrastructurePid
 from prefect_ray_worker.shared.masking import masked
 
@@ -177,18 +178,17 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         stack.callback(services.cancel_scope.cancel)
         services.start_soon(self._attendance.run, name="ray-attendance")
         # Once nothing follows any more: until then two workers would do the same.
-        stack.push_async_callback(
-            lambda: self._recovery.give_up_at_the_end(self._followed.interrupted)
-        )
+        stack.push_async_callback(self._give_up_what_was_interrupted)
         await super().setup()
         share_reads(self.client)
         if self._runs_once:
-            who = (self.client, pool_name(self), self.name)
-            beats = partial(stay_online, *who, every=self.heartbeat_interval_seconds)
-            services.start_soon(beats, name="ray-heartbeat")
+            services.start_soon(self._beat, name="ray-heartbeat")
         me = Worker(self.name, instance=uuid4().hex[:12], host=platform.node())
         interval = max(self.heartbeat_interval_seconds / 2, 1.0)
-        self._services = self._shared_by_runs(settings, me, _FRESH_LOOKS * interval)
+        shared = (self._clusters, self._sources, self._followed, self._attendance)
+        lease = (me.instance, _FRESH_LOOKS * interval)
+        self._services = services_of(self, settings, *shared, lease=lease, timing=self.timing)
+        self._preparing = Preparing(self._services, self._followed)
         self._recovery = Recovery(
             me,
             lambda: self.work_pool,
@@ -199,8 +199,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             queues=work_queues(self),
             interval=interval,
         )
-        look, turn_of = self.get_and_submit_flow_runs, self._recovery.turn_of
-        self._wake = Wake(look, self._attendance.cancelling.look_now, turn_of, worker_logger(self))
+        look, hurry = self.get_and_submit_flow_runs, self._attendance.cancelling.look_now
+        self._wake = Wake(look, hurry, self._recovery.turn_of, worker_logger(self))
         followers = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(followers.cancel_scope.cancel)
         self._followed.open(followers, logs=runs_task_group(self))
@@ -215,25 +215,21 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         else:
             followers.start_soon(self._serve, followers, name="ray-serve")
 
+    async def _beat(self) -> None:
+        who = (self.client, pool_name(self), self.name)
+        await stay_online(*who, every=self.heartbeat_interval_seconds)
+
     async def _serve(self, followers: "TaskGroup") -> None:
         while not has_pool(self):  # noqa: ASYNC110 (Prefect's own loop goes on asking for it)
             await anyio.sleep(_POOL_SECONDS)
         tell = worker_logger(self).info
         await self._sources.take_over(tell)
-        template = self.work_pool.base_job_template
-        await self._sources.say_where_runs_go(template, self.client, tell)
+        await self._sources.say_where_runs_go(self.work_pool.base_job_template, self.client, tell)
         await register_block(self.client, worker_logger(self).warning)
         followers.start_soon(self._recovery.run, name="ray-recovery")
         if not self._runs_once:
             # A worker that is being closed takes no more runs.
             followers.start_soon(self._wake.run, lambda: self.work_pool, name="ray-wake")
-
-    def _shared_by_runs(
-        self, settings: RayWorkerSettings, me: Worker, lease_seconds: float
-    ) -> Services:
-        shared = (self._clusters, self._sources, self._followed, self._attendance)
-        lease = (me.instance, lease_seconds)
-        return services_of(self, settings, *shared, lease=lease, timing=self.timing)
 
     async def run(
         self,
@@ -251,8 +247,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
         Raises:
             RayWorkerError: Before the job was accepted; Prefect then marks the run Crashed.
         """
-        show = super()._propose_submitting_state
-        submitted = await self._submit(flow_run, configuration, show)
+        self._preparing.begun(flow_run.id)
+        submitted = await self._submit(flow_run, configuration, super()._propose_submitting_state)
         if submitted is None:
             if task_status is not None:
                 task_status.started(None)
@@ -310,9 +306,21 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             if flow_run.id in self._held_back and self._has_left_some:
                 self._wake.within(0.1)
 
+    async def _submit_run_and_capture_errors(
+        self, flow_run: "FlowRun", task_status: "anyio.abc.TaskStatus[Any] | None" = None
+    ) -> BaseWorkerResult | Exception:
+        """Submit a claimed run, unless it is over before Prefect has said all about it."""
+        submit = super()._submit_run_and_capture_errors
+        with self._preparing.until_begun(flow_run):
+            return await submit(flow_run, task_status)
+        if task_status is not None:
+            task_status.started(None)
+        return RayWorkerResult(identifier="", status_code=0)
+
     async def _give_worker_labels_to_flow_run(self, flow_run_id: "UUID") -> None:
         give = super()._give_worker_labels_to_flow_run
-        await wait_for_answer(lambda: give(flow_run_id))  # an error would crash the claimed run
+        log = flow_run_logger(flow_run_id=flow_run_id)  # an error would crash the claimed run
+        await wait_for_answer(lambda: give(flow_run_id), run_log=log)
 
     async def _propose_pending_state(self, flow_run: "FlowRun") -> bool:
         """Claim a run, and note the claim for `begin`: other workers can be granted one too."""
@@ -382,10 +390,11 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
             InfrastructureNotAvailable: The cluster does not answer, is not the configured one,
                 or the job has not ended in time.
         """
-        pid = pid_of_job(infrastructure_pid, configuration.labels)
-        cluster = await cluster_of_pid(self._sources, FlowRuns(self.client), pid, configuration)
-        opened = await self._clusters.get(cluster)
-        grace = max(grace_seconds, configuration.stop_grace_seconds)
-        with opened.use.going_on():
-            said = await kill_job(opened.client, pid, grace_seconds=grace, timing=self.timing)
+        clusters = (self._sources, self._clusters, FlowRuns(self.client))
+        said = await kill_by_pid(
+            infrastructure_pid, configuration, *clusters, grace=grace_seconds, timing=self.timing
+        )
         worker_logger(self).info("%s", said)
+
+    async def _give_up_what_was_interrupted(self) -> None:
+        await self._recovery.give_up_at_the_end(self._followed.interrupted)

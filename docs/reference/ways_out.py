@@ -137,6 +137,8 @@ _OF_MESSAGES: list[tuple[str, list[str]]] = [
         "Look up the error in the log of the Prefect server. The worker asks again.",
         [
             "The flow run … stays scheduled; it is tried again in … s: …",
+            "This run waits for the Prefect API, which does not answer (…). The worker tries again "
+            "for up to an hour.",
             "This run stays scheduled; the worker tries again, less and less often: …",
         ],
     ),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import UUID
 
 import prefect
+from prefect.logging.loggers import flow_run_logger
 from prefect.workers.base import BaseJobConfiguration
 from pydantic import (
     ConfigDict,
@@ -188,7 +189,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
                 deployment=deployment,
             )
 
-        return await wait_for_answer(resolve)
+        return await wait_for_answer(resolve, run_log=flow_run_logger(flow_run))
 
     @classmethod
     async def resolve_once(cls, flow_run: "FlowRun", **of: Any) -> Self:

@@ -122,17 +122,32 @@ async def ask_patiently(
         await anyio.sleep(delay)
 
 
-async def wait_for_answer(ask: Callable[[], Awaitable[T]], *, first_wait: float = 1.0) -> T:
+async def wait_for_answer(
+    ask: Callable[[], Awaitable[T]],
+    *,
+    first_wait: float = 1.0,
+    run_log: "Logger | LoggerAdapter[Logger] | None" = None,
+) -> T:
     """Return what a request for a run that a worker has returns, for which it waits up to an hour.
 
     Args:
         ask: Sends the request.
         first_wait: Seconds until it is sent again for the first time.
+        run_log: Logs to the run, which learns of the first failure.
     """
+    told = run_log is None
 
     def on_wait(exc: Exception, delay: float) -> None:
+        nonlocal told
         why = masked(str(exc))  # httpx can quote a header that it refuses, and so the key
         _log.warning("The Prefect API does not answer (%s); trying again in %.0f s.", why, delay)
+        if run_log is not None and not told:
+            told = True
+            run_log.warning(
+                "This run waits for the Prefect API, which does not answer (%s). The worker tries "
+                "again for up to an hour.",
+                why,
+            )
 
     patience = Patience(_RUN_SECONDS, now=anyio.current_time(), first=first_wait)
     return await ask_patiently(ask, patience, on_wait=on_wait)

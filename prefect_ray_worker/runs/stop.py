@@ -13,6 +13,7 @@ from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFoun
 
 from prefect_ray_worker import metrics
 from prefect_ray_worker.clusters.choice import ClusterSources
+from prefect_ray_worker.clusters.open import OpenClusters
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import JobNotFound, JobsApiError, KubernetesError
@@ -205,3 +206,22 @@ async def kill_job(
             )
         case Stopping.ENDED | Stopping.QUEUED:
             return f"Ray Job {job_id}: stop {stopping.value}."
+
+
+async def kill_by_pid(
+    infrastructure_pid: str,
+    configuration: RayJobConfiguration,
+    sources: ClusterSources,
+    clusters: OpenClusters,
+    flow_runs: FlowRuns,
+    *,
+    grace: float,
+    timing: Timing,
+) -> str:
+    """Find the job behind an infrastructure pid, and stop it; see `kill_job`."""
+    pid = pid_of_job(infrastructure_pid, configuration.labels)
+    cluster = await cluster_of_pid(sources, flow_runs, pid, configuration)
+    opened = await clusters.get(cluster)
+    seconds = max(grace, configuration.stop_grace_seconds)
+    with opened.use.going_on():
+        return await kill_job(opened.client, pid, grace_seconds=seconds, timing=timing)

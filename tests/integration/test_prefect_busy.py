@@ -14,13 +14,14 @@ from aiohttp import web
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_ray_worker.runs.recovery.labels import Worker, claimed_by
 from prefect_ray_worker.shared.ids import attempt_name
 from prefect_ray_worker.worker import RayWorker
 from tests.integration.busy_api import busy_api
 from tests.integration.stage import Stage
+from tests.integration.test_recovery import claimed_run
 from tests.integration.worker_process import worker_process
 from tests.ports import free_port
 from tests.waiting import wait_until
@@ -221,3 +222,42 @@ async def test_run_that_another_worker_labels_meanwhile_stays_its_own(
                 )
     assert labels.items() <= (await stage.pool.read(run_id)).labels.items()
     assert not stage.ray.jobs
+
+
+async def test_run_that_waits_for_a_request_that_always_fails_can_be_cancelled(
+    stage: Stage,
+) -> None:
+    """It was silent for an hour, and then Cancelling for ever."""
+
+    def refuses(request: web.Request) -> web.Response | None:
+        is_broken = request.method == "GET" and "/api/flows/" in request.path
+        return web.Response(status=500, text="oops") if is_broken else None
+
+    async with busy_api(PREFECT_API_URL.value(), refuses) as url:
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+            async with stage.pool.working(limit=1) as (worker,):
+                run_id = await stage.start()
+                await stage.pool.wait_for_log(run_id, "waits for the Prefect API")
+                await stage.pool.cancel(run_id)
+                await stage.ends(run_id, StateType.CANCELLED, "before the run was submitted")
+                await wait_until(
+                    lambda: not worker._followed.has_in_hand(run_id),
+                    timeout=10,
+                    description="the slot to be free",
+                )
+    assert not stage.ray.jobs
+
+
+async def test_cancelled_run_whose_configuration_cannot_be_read_is_settled(stage: Stage) -> None:
+    """Its worker died before it had submitted anything; the others failed for ever."""
+    run_id = await claimed_run(stage, {"prefect.worker.name": "dead"})
+    await stage.pool.cancel(run_id)
+
+    def refuses(request: web.Request) -> web.Response | None:
+        is_broken = request.method == "GET" and "/api/flows/" in request.path
+        return web.Response(status=500, text="oops") if is_broken else None
+
+    async with busy_api(PREFECT_API_URL.value(), refuses) as url:
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+            async with stage.heir():
+                await stage.ends(run_id, StateType.CANCELLED, "before the run was submitted")

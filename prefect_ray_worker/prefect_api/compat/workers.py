@@ -82,6 +82,7 @@ OVERRIDDEN = (
     "_propose_pending_state",
     "_propose_submitting_state",
     "_submit_run",
+    "_submit_run_and_capture_errors",
     "_submit_scheduled_flow_runs",
     "_documentation_url",
     "_logo_url",

@@ -9,7 +9,6 @@ from uuid import UUID
 
 import anyio
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.exceptions import ObjectNotFound
 
 from prefect_ray_worker import metrics
 from prefect_ray_worker.clusters.existing import cluster_at
@@ -17,14 +16,10 @@ from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import (
     ClusterSourceMissing,
-    ClusterSourceUnclear,
     JobNotFound,
     JobsApiError,
-    KubernetesError,
-    RayWorkerError,
 )
 from prefect_ray_worker.prefect_api.active_runs import ENDED_BADLY, ActiveRun
-from prefect_ray_worker.prefect_api.answers import is_passing_error
 from prefect_ray_worker.prefect_api.flow_runs import type_of_state
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.runs.follow import Follower
@@ -38,6 +33,12 @@ from prefect_ray_worker.runs.recovery.labels import (
 )
 from prefect_ray_worker.runs.recovery.ownership import Place
 from prefect_ray_worker.runs.recovery.plan import RunPlan
+from prefect_ray_worker.runs.recovery.standing import (
+    is_cancelled_unsent,
+    is_over,
+    is_passing,
+    said_by,
+)
 from prefect_ray_worker.runs.registry import FollowedRuns
 from prefect_ray_worker.runs.run import (
     ConfigurationOf,
@@ -110,6 +111,8 @@ class Adoption:
         flow_run = await self._flow_runs.read(run.id)
         if flow_run is None:
             return Place.UNSERVED  # it was deleted meanwhile
+        if is_cancelled_unsent(flow_run, attempt) and pid is None:
+            return Place.OURS  # it is settled without its configuration
         plan = await self._plan(flow_run, job_of_attempt(run.id, attempt), named)
         if isinstance(plan.trouble, ClusterSourceMissing):
             return Place.FOREIGN if pid is None else Place.ELSEWHERE  # another worker may have it
@@ -131,7 +134,7 @@ class Adoption:
                 with self._services.slots.kept(lease_id, found.flow_run, self._log_of(found)):
                     follower = await self._follower(found)
             except Exception as exc:
-                if not _is_passing(exc):
+                if not is_passing(exc):
                     raise
                 self._log_of(found).warning("This run is adopted a little later: %s", exc)
                 return
@@ -151,7 +154,7 @@ class Adoption:
                 named = cluster.ref
                 await self._services.clusters.get(cluster)
         except Exception as exc:
-            if _is_passing(exc):
+            if is_passing(exc):
                 raise
             return RunPlan(RayJobConfiguration(), None, exc, named)
         return RunPlan(configuration, cluster, named=named, plan=plan)
@@ -159,6 +162,10 @@ class Adoption:
     async def _follower(self, found: OrphanedRun) -> Follower | None:
         pid, attempt = found.pid, attempt_in(found.job_id)
         if pid is None and await self._is_ended_by_hand(found):
+            return None
+        if pid is None and is_cancelled_unsent(found.flow_run, attempt):
+            message = "Cancelled before the run was submitted to Ray."
+            await self._flow_runs.cancelled(found.flow_run.id, message)
             return None
         recorded = pid.cluster if pid else labelled_cluster(found.flow_run.labels, attempt)
         plan = await self._plan(found.flow_run, found.job_id, recorded)
@@ -197,12 +204,12 @@ class Adoption:
             attempt.log.warning(
                 "The configuration with which this run was submitted cannot be used any more "
                 "(%s): its limits are the defaults from now on.",
-                _said_by(plan.trouble),
+                said_by(plan.trouble),
             )
         # Nobody may have looked for long: the head may have been away meanwhile.
         attempt.cluster.poller.head_may_have_restarted()
         job_id = found.job_id
-        if not _is_over(found.flow_run):
+        if not is_over(found.flow_run):
             attempt.log.info("Following Ray Job %s from here on: its worker has gone.", job_id)
         elif found.flow_run.id not in self._told:
             # Tried again about once a minute while the cluster does not answer.
@@ -248,7 +255,7 @@ class Adoption:
             return await self._provided(found, plan)
         if state == StateType.CANCELLING:
             await self._flow_runs.cancelled(found.flow_run.id, "Cancelled before Ray had the job.")
-        if _is_over(found.flow_run):
+        if is_over(found.flow_run):
             await self._forget(found)
         ref = plan.plan.ref
         if state == StateType.RUNNING and plan.plan.may_have_job and ref is not None:
@@ -268,7 +275,7 @@ class Adoption:
         try:
             return await provision.cluster(may_start=True)
         except Exception as exc:
-            if _is_passing(exc):
+            if is_passing(exc):
                 raise
             await self._end_without_cluster(found, exc)
             return None
@@ -309,7 +316,7 @@ class Adoption:
         try:
             pid = await submitter.submit()
         except Exception as exc:
-            if _is_passing(exc):
+            if is_passing(exc):
                 raise
             await self._end_without_cluster(found, exc)
             return None
@@ -319,7 +326,7 @@ class Adoption:
     async def _end_without_cluster(self, found: OrphanedRun, trouble: Exception) -> None:
         """Settle a run that cannot be submitted, and whose job cannot be looked for."""
         run_id = found.flow_run.id
-        said = _said_by(trouble)
+        said = said_by(trouble)
         match type_of_state(found.flow_run):
             case StateType.PENDING:
                 await self._flow_runs.crash(run_id, f"The run cannot be submitted to Ray: {said}")
@@ -380,19 +387,3 @@ class Adoption:
 
     def _log_of(self, found: OrphanedRun) -> "Logger | LoggerAdapter[Any]":
         return self._services.logger_of(found.flow_run)
-
-
-def _is_over(run: FlowRun) -> bool:
-    return run.state is not None and run.state.is_final()
-
-
-def _is_passing(exc: Exception) -> bool:
-    """Return whether Prefect, or a source of clusters, may answer otherwise when asked again."""
-    return isinstance(exc, KubernetesError | ClusterSourceUnclear) or is_passing_error(exc)
-
-
-def _said_by(trouble: Exception) -> str:
-    """Return an error in words that the user can place."""
-    text = str(trouble)
-    known = isinstance(trouble, RayWorkerError | ObjectNotFound)
-    return text if known and text else f"{type(trouble).__name__}: {text}"
