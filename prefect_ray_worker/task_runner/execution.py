@@ -42,6 +42,7 @@ def run(
         state = _crashed(exc)
     finally:
         Interrupts.disarm()
+        TaskProcess.has_ended()
     state.state_details.task_run_id = call.task_run_id
     end, packed = TaskEnd.of(state)
     return end, packed, (end, telemetry(in_task_process=True).take())

@@ -86,7 +86,7 @@ class TaskProcess:
             if len(cls._kept) > _KEPT_FLOW_RUNS:
                 cls._kept.popitem(last=False)
         cls._kept.move_to_end(flow_context.digest)
-        _present.process = kept
+        _present.process, _present.is_in_task = kept, True
         return kept
 
     @classmethod
@@ -102,6 +102,16 @@ class TaskProcess:
     def present(cls) -> "TaskProcess | None":
         """Return what the present task runs in; None in a driver."""
         return _present.process
+
+    @classmethod
+    def is_in_task(cls) -> bool:
+        """Return whether a task runs here now, and not a function or an actor of a user's."""
+        return _present.is_in_task
+
+    @classmethod
+    def has_ended(cls) -> None:
+        """Note that the present task has ended: Ray may use the process for something else."""
+        _present.is_in_task = False
 
     @classmethod
     def task(cls, blob: Blob) -> Task[Any, Any]:
@@ -175,6 +185,7 @@ class TaskProcess:
 
 class _Present:
     process: TaskProcess | None = None
+    is_in_task = False
 
 
 _present = _Present()

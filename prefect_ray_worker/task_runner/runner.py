@@ -28,8 +28,10 @@ from prefect_ray_worker.task_runner.futures import RayTaskFuture
 from prefect_ray_worker.task_runner.inputs import Inputs
 from prefect_ray_worker.task_runner.parameters import unchanged_parameters
 from prefect_ray_worker.task_runner.pending import TaskPreparer
+from prefect_ray_worker.task_runner.process import TaskProcess
 from prefect_ray_worker.task_runner.results import RemoteResult
 from prefect_ray_worker.task_runner.telemetry import telemetry
+from prefect_ray_worker.task_runner.waiting import OpenRefs
 
 T = TypeVar("T", bound="RayTaskRunner")
 
@@ -207,6 +209,9 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
                 raise
             if self._session.is_ours:
                 warm_up()
+        else:
+            # Also in a function or an actor of a user's, where no task of ours was before.
+            OpenRefs.in_task_process()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -283,7 +288,8 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         finally:
             dispatcher.stop()
             self._dispatchers.discard(dispatcher)
-            if self._session is not None:
+            # What comes while a task of ours runs comes back with it.
+            if not TaskProcess.is_in_task():
                 telemetry().flush(flush_seconds)
                 if dispatcher.has_reported:
                     await_events_sent(_EVENTS_SECONDS)

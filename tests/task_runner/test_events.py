@@ -16,7 +16,7 @@ from prefect_ray_worker.task_runner import with_run_context
 from tests.integration.harness import settings_of
 from tests.shared import shared_prefect_server
 from tests.task_runner.api import logs, task_runs
-from tests.task_runner.tasks import in_flow
+from tests.task_runner.tasks import add, in_flow
 from tests.task_runner.test_losses import run_id
 
 pytestmark = pytest.mark.ray
@@ -165,3 +165,18 @@ def test_functions_of_rays_have_the_run_around_them(runner: RayTaskRunner) -> No
     # No waiting: they are there when the function has returned.
     said = logs(flow_run_id)
     assert {f"crunching {i}" for i in (0, 1, 2, 7)} <= set(said)
+
+
+def test_a_function_of_rays_gives_its_cpus_to_the_task_it_waits_for(runner: RayTaskRunner) -> None:
+    """It waited for ever, as tasks did not."""
+
+    def submits() -> int:
+        return add.submit(1).result()
+
+    def body() -> Any:
+        import ray
+
+        all_cpus = ray.remote(num_cpus=4)(with_run_context(submits))
+        return ray.get(all_cpus.remote(), timeout=60)
+
+    assert in_flow(runner, body) == 2

@@ -13,10 +13,14 @@ from prefect.serializers import PickleSerializer
 from prefect.states import Completed, Failed
 
 from prefect_ray_worker import RayTaskRunner
+from prefect_ray_worker.task_runner.dispatcher import Dispatcher
 from prefect_ray_worker.task_runner.futures import RayTaskFuture
 from prefect_ray_worker.task_runner.pickling import Packed, pack
+from prefect_ray_worker.task_runner.process import TaskProcess
 from prefect_ray_worker.task_runner.session import RaySession
 from prefect_ray_worker.task_runner.task_end import TaskEnd
+from prefect_ray_worker.task_runner.telemetry import Telemetry
+from prefect_ray_worker.task_runner.waiting import OpenRefs
 
 
 @pytest.fixture
@@ -119,3 +123,32 @@ def test_a_result_goes_with_its_future(runner: RayTaskRunner, fetched: list[Any]
         assert not list(runner._results)
     finally:
         gc.enable()
+
+
+@pytest.fixture
+def in_ray_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of Ray's in which no task of ours has run."""
+    monkeypatch.setattr("prefect_ray_worker.task_runner.session.is_task_process", lambda: True)
+    monkeypatch.setattr("prefect_ray_worker.task_runner.waiting.replace_event_of_waits", id)
+    monkeypatch.setattr(OpenRefs, "gives_cpu_back", False)
+
+
+@pytest.mark.usefixtures("in_ray_process")
+def test_a_flow_in_a_function_of_rays_gives_its_cpu_back() -> None:
+    """As many functions as CPUs that waited for their tasks waited for ever."""
+    with RayTaskRunner():
+        assert OpenRefs.gives_cpu_back
+
+
+@pytest.mark.usefixtures("in_ray_process")
+@pytest.mark.parametrize("is_in_task", [True, False])
+def test_a_flow_in_a_function_of_rays_sends_what_its_tasks_have_said(
+    is_in_task: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray may end the process at once; a task's process sends it with the task's end."""
+    sent: list[float] = []
+    monkeypatch.setattr(Telemetry, "flush", lambda _, seconds: sent.append(seconds))
+    monkeypatch.setattr(TaskProcess, "is_in_task", lambda: is_in_task)
+    with RayTaskRunner() as runner:
+        runner._dispatcher = Dispatcher(1, Telemetry())
+    assert bool(sent) is not is_in_task
