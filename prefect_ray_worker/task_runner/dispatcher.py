@@ -297,8 +297,7 @@ class Dispatcher:
             describe(exc),
         )
         self._in_background(self._sweeper.sweep)
-        losses.report_retry(pending, exc)
-        self._emits = True
+        self._tell(losses.report_retry, pending, exc)
         self._launch_or_settle(pending)
 
     def _settle(self, pending: PendingTask, exc: BaseException) -> None:
@@ -313,12 +312,18 @@ class Dispatcher:
         self._report(pending, state)
 
     def _report(self, pending: PendingTask, state: Any, overrules: bool = False) -> None:
+        self._tell(losses.report, pending, state, overrules=overrules)
+        self._resolve(pending, state)
+
+    def _tell(
+        self, report: Callable[..., None], pending: PendingTask, *what: Any, **how: Any
+    ) -> None:
+        """Report a state; the flow goes on, too, if that raises."""
         try:
-            losses.report(pending, state, overrules=overrules)
+            report(pending, *what, **how)
             self._emits = True
         except Exception:
             _log.exception("The state of task run %s could not be reported", pending.name)
-        self._resolve(pending, state)
 
     def _in_background(self, work: Callable[..., None], *arguments: Any) -> None:
         with self._changed:

@@ -5,15 +5,25 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context, copy_context
+from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 from uuid import uuid4
 
 import pytest
+from prefect import task
 from prefect.futures import PrefectFuture, PrefectTaskRunFuture
+from ray.exceptions import WorkerCrashedError
 
+from prefect_ray_worker.task_runner import losses
 from prefect_ray_worker.task_runner.dispatcher import Dispatcher
+from prefect_ray_worker.task_runner.futures import RayTaskFuture
 from prefect_ray_worker.task_runner.pending import PendingTask
 from prefect_ray_worker.task_runner.telemetry import telemetry
+
+
+@task
+def noted() -> None: ...
 
 
 @pytest.fixture
@@ -73,3 +83,17 @@ def test_first_submits_from_two_threads_start_one_thread(
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(dispatcher.launch, [pending_on(Foreign()) for _ in range(2)]))
     assert started == [1]
+
+
+def test_a_retry_that_cannot_be_reported_is_waited_for_no_longer_than_others(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flow never ended: the task was neither run again nor crashed."""
+    monkeypatch.setattr(losses, "get_client", Mock(side_effect=ConnectionError))
+    future: RayTaskFuture[Any] = RayTaskFuture(uuid4())
+    pending = replace(pending_on(), task=noted, future=future, infra_retries=1)
+    dispatcher._submitted.add(pending)
+    dispatcher._retry(pending, WorkerCrashedError())
+    dispatcher.finish()
+    # No Ray is there to run it again.
+    assert future.state.is_crashed()
