@@ -251,6 +251,8 @@ class Dispatcher:
             state = end.restore(None)  # it has no result
             state.name = state.type.value.title()
             self._in_background(self._report, pending, state, end.trouble == UNSENDABLE)
+        elif pending.retried_at is not None and losses.seems_older_than_retry(pending, end):
+            self._in_background(self._report_again, pending, end)
         else:
             self._resolve(pending, end)
 
@@ -314,6 +316,10 @@ class Dispatcher:
     def _report(self, pending: PendingTask, state: Any, overrules: bool = False) -> None:
         self._tell(losses.report, pending, state, overrules=overrules)
         self._resolve(pending, state)
+
+    def _report_again(self, pending: PendingTask, end: TaskEnd) -> None:
+        self._tell(losses.report_again, pending, end)
+        self._resolve(pending, end)
 
     def _tell(
         self, report: Callable[..., None], pending: PendingTask, *what: Any, **how: Any

@@ -4,7 +4,7 @@ import time
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
@@ -22,7 +22,7 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed, Pending
 from prefect.utilities.engine import emit_task_run_state_change_event
 
 from prefect_ray_worker.task_runner.pending import PendingTask
-from prefect_ray_worker.task_runner.task_end import describe
+from prefect_ray_worker.task_runner.task_end import TaskEnd, describe
 
 _log = get_logger("task_runner.ray")
 
@@ -34,6 +34,7 @@ _PAGE = 200
 _PARENTS = "__parents__"
 """Where Prefect (3.8.8) notes, among a run's inputs, the run whose task has submitted it."""
 _CANCELLED = "The task was cancelled with its flow, before it could end by itself."
+_LONG_AGO = datetime.fromtimestamp(0, UTC)
 _UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.SCHEDULED]
 
 
@@ -223,5 +224,23 @@ def _never_seen(pending: PendingTask) -> TaskRun:
 
 def report_retry(pending: PendingTask, exc: BaseException) -> None:
     """Show in the Prefect API that a run has lost its process and is run again."""
-    state: State[Any] = AwaitingRetry(message=f"Run again by infra_retries. {describe(exc)}")
+    # Just after its last state: the next try may begin on a node whose clock is behind, and the API
+    # (3.8.8) drops what seems to be older than the state it has.
+    state: State[Any] = AwaitingRetry(
+        message=f"Run again by infra_retries. {describe(exc)}", timestamp=_LONG_AGO
+    )
     report(pending, state, must_exist=True)
+    pending.retried_at = None if state.timestamp == _LONG_AGO else state.timestamp
+
+
+def report_again(pending: PendingTask, end: TaskEnd) -> None:
+    """Repeat the end of a run that was run again, with a time that the API takes."""
+    state = end.restore(None)
+    state.id = uuid4()  # the API has an event with the other
+    report(pending, state, overrules=True)
+
+
+def seems_older_than_retry(pending: PendingTask, end: TaskEnd) -> bool:
+    """Return whether the API drops a run's end, because the clock of its node is behind."""
+    retried_at = pending.retried_at
+    return retried_at is not None and end.restore(None).timestamp <= retried_at

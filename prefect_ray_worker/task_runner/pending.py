@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -62,6 +63,7 @@ class PendingTask:
         flow_run_id: Likewise.
         telemetry_ref: Reference to the end and its telemetry; None before Ray has the task.
         infra_retries: How often it may be run again after its process has died.
+        retried_at: The time of the state with which the API has it run again.
         given: The upstream runs that Ray was told to wait for.
         given_refs: The references to their results at that time.
     """
@@ -82,6 +84,7 @@ class PendingTask:
     flow_run_id: UUID | None
     telemetry_ref: Any = None
     infra_retries: int = 0
+    retried_at: datetime | None = None
     given: Sequence[RayTaskFuture[Any]] = ()
     given_refs: Sequence[Any] = ()
 

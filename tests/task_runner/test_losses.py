@@ -8,17 +8,25 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from prefect import flow, get_run_logger, task
+from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.exceptions import CrashedRun
+from prefect.exceptions import CrashedRun, ObjectNotFound
+from prefect.states import Completed, Pending, Running
+from ray.exceptions import WorkerCrashedError
 
 from prefect_ray_worker import RayTaskRunner
-from prefect_ray_worker.task_runner.task_end import UnportableError
+from prefect_ray_worker.prefect_api.compat.tasks import new_run_id
+from prefect_ray_worker.task_runner import losses
+from prefect_ray_worker.task_runner.futures import RayTaskFuture
+from prefect_ray_worker.task_runner.pending import PendingTask
+from prefect_ray_worker.task_runner.task_end import TaskEnd, UnportableError
 from tests.real_ray import RealRay
 from tests.task_runner.api import logs, states, task_runs, wait_for_log
 
@@ -120,6 +128,36 @@ def test_infra_retries_are_seen_by_prefect(
     assert [line.split()[2] for line in again] == ["'flaky_process"] * 2
     gc.collect()
     assert "Unhandled error" not in caplog.text  # of Ray, for the tries before
+
+
+def wait_for_state(future: RayTaskFuture[Any], name: str) -> None:
+    deadline = time.monotonic() + 30
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < deadline:
+            with suppress(ObjectNotFound):
+                if client.read_task_run(future.task_run_id).state_name == name:
+                    return
+            time.sleep(0.1)
+    raise AssertionError(f"The run never was {name}")
+
+
+def test_a_clock_that_is_behind_does_not_hide_that_a_retry_has_succeeded() -> None:
+    """The API dropped what seemed older than the retry, and the run stayed AwaitingRetry."""
+    fields: dict[str, Any] = dict.fromkeys(PendingTask.__dataclass_fields__)
+    future: RayTaskFuture[Any] = RayTaskFuture(new_run_id())
+    pending = PendingTask(
+        **{**fields, "task": add, "future": future, "tags": set(), "dependencies": {}}
+    )
+    begun = Running(timestamp=datetime.now(UTC) - timedelta(hours=1))
+    losses._emit(losses._never_seen(pending), Pending(), begun)
+    wait_for_state(future, "Running")
+    losses.report_retry(pending, WorkerCrashedError())
+    # Not now: the next try may be on a node whose clock is as far behind.
+    assert pending.retried_at == begun.timestamp + timedelta(microseconds=1)
+    end, _ = TaskEnd.of(Completed(data=5, timestamp=begun.timestamp))
+    assert losses.seems_older_than_retry(pending, end)
+    losses.report_again(pending, end)
+    wait_for_state(future, "Completed")
 
 
 class Picky(Exception):
