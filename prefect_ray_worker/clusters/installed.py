@@ -39,6 +39,15 @@ class SweptPlace(NamedTuple):
     fields: str
     secrets: str
 
+    @property
+    def home(self) -> str:
+        """The place without its secrets, for the record of a run. A renewed key changes nothing.
+
+        Another home need not be another place: not every field says where clusters are.
+        """
+        text = "\0".join(self[:2])
+        return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class LoadedPlugin:

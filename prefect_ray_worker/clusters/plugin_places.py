@@ -108,11 +108,15 @@ class PluginPlaces:
         """Return the clusters that a place had when it last answered."""
         return self._notes[place].listed or frozenset()
 
+    def is_empty(self, place: SweptPlace) -> bool:
+        """Return whether a place has answered that it has no cluster."""
+        return self._notes[place].listed == frozenset()
+
     def is_idle(self, place: SweptPlace) -> bool:
         """Return whether a place has just answered that it is empty, and is not used by a run."""
         notes = self._notes[place]
         is_past = anyio.current_time() >= notes.needed_until
-        return is_past and notes.listed == frozenset() and not notes.is_silent
+        return is_past and self.is_empty(place) and not notes.is_silent
 
     def is_hopeless(self, place: SweptPlace) -> bool:
         """Return whether a place does not answer, and no run has been planned there for a day."""

@@ -30,6 +30,13 @@ class PluginPlan(ClusterPlan):
     fields: BaseModel | None = None
     start_timeout: float = DEFAULT_START_TIMEOUT
 
+    def names(self, ref: ClusterRef) -> bool:
+        """Return whether a recorded reference can be to the planned cluster.
+
+        True for another home, too: the fields that have changed may say nothing about the place.
+        """
+        return self.ref is not None and self.ref.may_be(ref)
+
 
 def complete(plan: ClusterPlan) -> tuple[PluginPlan, LoadedPlugin, AskedCluster[Any]]:
     """Return the plan of an attempt, its plugin, and what that is asked for."""
@@ -42,14 +49,14 @@ def plan_of(plan: PluginPlan, made: MadeCluster) -> PluginPlan:
     """Return the plan of another cluster of the same run, in the same place."""
     plan, loaded, asked = complete(plan)
     other = AskedCluster(made.name, asked.fields, asked.run_id, asked.pool_id)
-    return PluginPlan(loaded=loaded, asked=other)
+    return PluginPlan(home=plan.home, loaded=loaded, asked=other)
 
 
 def cluster_of(plan: PluginPlan, connection: Connection) -> Cluster:
     """Return the planned cluster, which now has an address."""
     plan, loaded, asked = complete(plan)
     return Cluster(
-        ClusterRef(loaded.name, asked.name),
+        ClusterRef(loaded.name, asked.name, plan.home),
         connection,
         platform.node() if loaded.plugin.only_here else None,
         is_on_demand=True,

@@ -99,6 +99,6 @@ class PluginSweep:
         if why is None or not turns.is_due(made.name, is_mine=is_mine):
             return
         asked = AskedCluster[Any](made.name, plan.fields, of.run_id, str(self.view.pool_id))
-        doomed = PluginPlan(loaded=loaded, asked=asked)
+        doomed = PluginPlan(home=self.place.home, loaded=loaded, asked=asked)
         await self.delete(doomed, f"{why[0].upper()}{why[1:]}.")
         self.tell(f"Deleting the cluster {loaded.name}:{made.name}: {why}.")

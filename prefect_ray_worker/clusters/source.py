@@ -76,6 +76,10 @@ class ClusterPlan:
 
         False as well if it is to a cluster of that name at another place, where nobody has looked.
         """
+        return self.decides(ref)
+
+    def decides(self, ref: ClusterRef) -> bool:
+        """Return whether a recorded cluster is gone if the source does not find the planned one."""
         planned = self.cluster.ref if self.cluster is not None else self.ref
         return planned is not None and planned.may_be(ref) and ref.may_be_at(self.home)
 

@@ -7,7 +7,6 @@ was called for.
 import logging
 import platform
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -20,6 +19,7 @@ from prefect_ray_worker.clusters.installed import LoadedPlugin, SweptPlace, load
 from prefect_ray_worker.clusters.plugin import AskedCluster
 from prefect_ray_worker.clusters.plugin_places import PluginPlaces
 from prefect_ray_worker.clusters.plugin_plan import PluginPlan, cluster_of, complete, plan_of
+from prefect_ray_worker.clusters.plugin_plans import PluginPlans
 from prefect_ray_worker.clusters.plugin_sweep import PluginSweep
 from prefect_ray_worker.clusters.source import (
     Cluster,
@@ -72,8 +72,7 @@ class PluginClusters:
         self._events = events
         self._loading = anyio.Lock()
         self._loaded: dict[str, LoadedPlugin] = {}
-        # A reference in a pid has no fields: of each cluster the plan by which it was made.
-        self._plans: dict[ClusterRef, PluginPlan] = {}
+        self._plans = PluginPlans()
         self._unreleased: set[ClusterRef] = set()
         self._places = PluginPlaces()
         self._of_pool: SweptPlace | None = None
@@ -96,10 +95,10 @@ class PluginClusters:
         loaded = await self._load(given[TYPE])
         fields = loaded.fields(given)
         run_id = None if job_id is None else run_in(job_id)
-        ref, asked = None, None
+        place, ref, asked = loaded.place(fields), None, None
         if job_id is not None and run_id is not None:
             name = own_cluster_name(job_id)
-            ref = ClusterRef(loaded.name, name)
+            ref = ClusterRef(loaded.name, name, place.home)
             asked = AskedCluster(name, fields, run_id, configuration.labels.get(_POOL_LABEL, ""))
         plan = PluginPlan(
             None,
@@ -107,27 +106,30 @@ class PluginClusters:
             is_on_demand=True,
             is_for_one_run=True,
             only_here=platform.node() if loaded.plugin.only_here else None,
+            home=place.home,
             loaded=loaded,
             asked=asked,
             fields=fields,
             start_timeout=float(given.get(START_TIMEOUT, DEFAULT_START_TIMEOUT)),
             kept=float(given.get(KEEP_FAILED, 0)),
         )
-        place = loaded.place(fields)
         self._places.planned(place, plan)
         if job_id is None:
-            self._renew_pool(place, fields)
-        if ref is not None:
-            self._plans[ref] = plan
+            self._renew_pool(place, fields, lists=loaded.lists)
+        self._plans.add(plan)
         return plan
 
-    def _renew_pool(self, place: SweptPlace, fields: BaseModel) -> None:
+    def _renew_pool(self, place: SweptPlace, fields: BaseModel, *, lists: bool) -> None:
         """Ask no more with a secret of the pool that was renewed: it may be refused by now."""
         before, self._of_pool = self._of_pool, place
         # Where the other fields changed, the earlier place can still have clusters.
         if before in (None, place) or before[:2] != place[:2]:
             return
-        self._replace(before, place, fields)
+        if not lists:  # nothing will tell whether it is the same account
+            self._replace(before, place, fields)
+        elif self._places.is_empty(before) and not self._plans.planned_in(before):
+            self._places.forget(before, place)
+        # Else the sweep finds out: the new secret can be another account's.
 
     def _replace(
         self,
@@ -137,16 +139,13 @@ class PluginClusters:
         names: frozenset[str] | None = None,
     ) -> None:
         """Ask in the new place only; clusters (all, or some by name) are deleted there, too."""
-        for ref in self._planned_in(old):
-            plan, _, asked = complete(self._plans[ref])
+        for planned in self._plans.planned_in(old):
+            plan, loaded, asked = complete(planned)
             if names is None or asked.name in names:
-                renewed = replace(asked, fields=fields)
-                self._plans[ref] = replace(plan, asked=renewed, fields=fields)
+                self._plans.renew(plan, fields)
+            else:  # the new place does not have it
+                self._unreleased.discard(ClusterRef(loaded.name, asked.name))
         self._places.forget(old, new)
-
-    def _planned_in(self, place: SweptPlace) -> list[ClusterRef]:
-        plans = [(ref, *complete(plan)) for ref, plan in self._plans.items()]
-        return [ref for ref, _, loaded, asked in plans if loaded.place(asked.fields) == place]
 
     async def acquire(self, plan: ClusterPlan, progress: StartProgress) -> Cluster:
         """Have the planned cluster made, unless it is there, and return it when it takes jobs.
@@ -205,7 +204,7 @@ class PluginClusters:
 
     async def why_gone(self, ref: ClusterRef) -> str | None:
         """Return why a cluster is certainly gone, as a clause."""
-        plan = self._plans.get(ref)
+        plan = self._plans.of(ref)
         if plan is None:
             return None
         _, loaded, asked = complete(plan)
@@ -217,9 +216,9 @@ class PluginClusters:
 
     async def release(self, ref: ClusterRef, *, failed: bool) -> str | None:
         """Have the cluster of a run that has ended deleted, or leave it for a look if it failed."""
-        plan = self._plans.get(ref)
+        plan = self._plans.of(ref)
         if plan is None:
-            return None
+            return _said_of_elsewhere(ref) if ref in self._plans else None
         if failed and plan.kept:
             return f"The cluster {ref} stays for {plan.kept:g} s, for a look at it ({KEEP_FAILED})."
         try:
@@ -252,7 +251,7 @@ class PluginClusters:
         # Last: the sweep may have found out which key is the present one.
         for ref in list(self._unreleased):
             with trouble.kept():
-                await self._delete(self._plans[ref], "Its run has ended.")
+                await self._delete_unreleased(ref)
         trouble.raise_first()
 
     async def close(self, tell: Tell, ended: frozenset[str]) -> None:
@@ -294,11 +293,18 @@ class PluginClusters:
         plan, loaded, asked = complete(plan)
         await loaded.ask(lambda p: p.release(asked))
         ref = ClusterRef(loaded.name, asked.name)
-        self._plans.pop(ref, None)
+        self._plans.forget(ref)
         self._unreleased.discard(ref)
         self._places.deleted(loaded.name, asked.name)
         happening = ClusterHappening.DELETING
         await self._events.tell(happening, ref, run_id=asked.run_id, message=why)
+
+    async def _delete_unreleased(self, ref: ClusterRef) -> None:
+        plan = self._plans.of(ref)
+        if plan is None:
+            self._unreleased.discard(ref)
+        else:
+            await self._delete(plan, "Its run has ended.")
 
     async def _end_earlier(self, plan: PluginPlan) -> None:
         """Have the clusters of earlier attempts at the run deleted: they may be why they failed."""
@@ -327,7 +333,8 @@ class PluginClusters:
                 names = ", ".join(sorted(self._places.names(place))) or "none"
                 why = trouble.first
                 tell(f"Not swept any more, after a day: {why} Clusters seen there: {names}.")
-                self._unreleased.difference_update(self._planned_in(place))
+                left = self._plans.planned_in(place)
+                self._unreleased.difference_update(p.ref for p in left if p.ref is not None)
                 self._places.forget(place)
                 return
         trouble.raise_first()
@@ -335,3 +342,10 @@ class PluginClusters:
 
 def _failed(category: Category, cause: str) -> ClusterFailed:
     return ClusterFailed(str(diagnosed(category, cause)), category=category.label)
+
+
+def _said_of_elsewhere(ref: ClusterRef) -> str:
+    return (
+        f"The cluster {ref} is left to the sweep: its run has other fields in cluster_source now "
+        "than when it was made. If they name another place, delete the cluster there."
+    )

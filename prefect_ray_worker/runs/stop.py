@@ -16,7 +16,12 @@ from prefect_ray_worker.clusters.choice import ClusterSources
 from prefect_ray_worker.clusters.open import OpenClusters
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.errors import JobNotFound, JobsApiError, KubernetesError
+from prefect_ray_worker.errors import (
+    ClusterSourceUnclear,
+    JobNotFound,
+    JobsApiError,
+    KubernetesError,
+)
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.models import JobStatus
@@ -156,13 +161,13 @@ async def cluster_of_pid(
     plan = await sources.plan(configuration, pid.submission_id, pid.cluster)
     try:
         cluster = await sources.find(configuration, pid.submission_id, pid.cluster)
-    except KubernetesError as exc:
+    except (ClusterSourceUnclear, KubernetesError) as exc:
         raise InfrastructureNotAvailable(str(exc)) from exc
     configured = cluster.ref if cluster else "no running cluster"
     if cluster is None and plan.names(pid.cluster):
-        if plan.names(await _as_recorded(flow_runs, pid)):
+        if plan.decides(await _as_recorded(flow_runs, pid)):
             raise InfrastructureNotFound(f"The cluster {pid.cluster} is gone, and its job with it.")
-        configured = "another Kubernetes"
+        configured = "another place of that kind"
     if cluster is None or cluster.ref != pid.cluster:
         raise InfrastructureNotAvailable(
             f"The job is on the Ray cluster {pid.cluster}, and this worker is configured for "

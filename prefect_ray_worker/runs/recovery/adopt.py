@@ -260,8 +260,10 @@ class Adoption:
         ref = plan.plan.ref
         if state == StateType.RUNNING and plan.plan.may_have_job and ref is not None:
             # A worker records the cluster before it makes it: without a record there was none.
-            if labelled_cluster(found.flow_run.labels, attempt_in(found.job_id)) is None:
-                self._leave_alone(found, "none has made a cluster for it")
+            made = labelled_cluster(found.flow_run.labels, attempt_in(found.job_id))
+            if made is None or not plan.plan.decides(made):
+                why = "its cluster may be elsewhere" if made else "none has made a cluster for it"
+                self._leave_alone(found, why)
                 return None
             why = await self._sources.why_gone(ref) or f"its source does not have {ref} any more"
             await self._flow_runs.crash(found.flow_run.id, of_deleted_cluster(why).message)

@@ -98,7 +98,7 @@ async def test_a_job_in_another_kubernetes_is_not_said_to_be_gone(
         pid = run.infrastructure_pid or ""
         configuration = await worker._configurations.of(run)
     async with worker_of(other, "another") as worker:
-        with pytest.raises(InfrastructureNotAvailable, match="another Kubernetes"):
+        with pytest.raises(InfrastructureNotAvailable, match="another place of that kind"):
             await worker.kill_infrastructure(pid, configuration, grace_seconds=1)
     stage.kubernetes.store.delete("rayclusters", "ray", stage.names_of(run_id)[0])
     async with worker_of(stage.kubernetes, "third") as worker:

@@ -79,3 +79,26 @@ async def test_a_cluster_that_is_not_deleted_does_not_keep_from_the_others(
             await source.sweep(view, None, told.append)
         assert regions["north"] == {first}
     assert told == [f"Deleting the cluster regions:{second}: its flow run was deleted."]
+
+
+async def test_a_cluster_with_other_fields_than_its_run_has_now_does_not_count_as_gone(
+    regions: dict[str, set[str]],
+) -> None:
+    """A redeploy to another region and a restart of the worker ended a healthy run as Crashed."""
+    job = f"prefect-{uuid4()}-0123456789ab"
+    before = await PluginClusters(UnsentEvents()).plan(in_region("north"), job)
+    assert before is not None
+    ref = before.ref
+    assert ref is not None
+    regions["north"].add(ref.name)
+    source = PluginClusters(UnsentEvents())
+    plan = await source.plan(in_region("south"), job, ref)
+    assert plan is not None
+    assert await source.look(plan) is None
+    assert plan.names(ref), "a changed field need not change the place"
+    assert not plan.decides(ref)
+    assert await source.why_gone(ref) is None
+    assert "delete the cluster there" in (await source.release(ref, failed=False) or "")
+    await source.plan(in_region("north"), job, ref)
+    regions["north"].clear()
+    assert await source.why_gone(ref) == "it was deleted"

@@ -188,3 +188,17 @@ async def test_a_key_that_nothing_replaces_is_tried_for_a_day(
         await source.sweep(view, None, told.append)
     assert len(told) == 1
     assert ref.name in told[0]
+
+
+async def test_a_run_is_not_looked_for_with_the_key_of_another_account(
+    accounts: dict[str, set[str]],
+) -> None:
+    """The pool got it while the run went on, which then was Crashed: its cluster seemed gone."""
+    source, view = PluginClusters(UnsentEvents()), View([])
+    accounts |= {"one": set(), "other": set()}
+    await source.plan(with_key("one"), None)
+    ref = await begin(source, "one", accounts["one"])
+    for _ in range(2):
+        await source.sweep(view, with_key("other"), print)
+    await source.release(ref, failed=False)
+    assert not accounts["one"]
