@@ -27,6 +27,7 @@ from prefect_ray_worker.config.refusals import (
     missing_variable,
     prefect_variables,
     refuse_auto_install,
+    refuse_bad_references,
     refuse_oversized,
     refuse_unknown,
     refuse_unmergeable,
@@ -129,6 +130,7 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
         """
         refuse_unknown(values, base_job_template, cls.model_fields)
         refuse_unmergeable(values, base_job_template)
+        refuse_bad_references(values, base_job_template)
         values = over_pool_default(base_job_template, values)
         if client is not None:  # a worker always has one
             for name, places in prefect_variables(values, base_job_template).items():

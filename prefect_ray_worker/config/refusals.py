@@ -119,6 +119,35 @@ def refuse_unmergeable(values: Mapping[str, Any], template: Mapping[str, Any]) -
             ) from None
 
 
+def refuse_bad_references(values: Mapping[str, Any], template: Mapping[str, Any]) -> None:
+    """Refuse a reference to a block that Prefect's templating raises an AttributeError for (3.8.8).
+
+    Args:
+        values: The job variables of deployment and run.
+        template: The pool's base job template, whose defaults count where nothing replaces them.
+    """
+    for source in _sources(values, template):
+        for place in _bad_references(source):
+            where = f"job variable {place[0]!r}" if len(place) == 1 else f"{'.'.join(place)!r}"
+            raise InvalidConfiguration(
+                f'{where} has a "$ref" that is no mapping. Write '
+                '{"$ref": {"block_document_id": "<id of the block>"}}.'
+            )
+
+
+def _bad_references(
+    value: object, path: tuple[str, ...] = ()
+) -> Generator[tuple[str, ...], None, None]:
+    if isinstance(value, dict):
+        if not isinstance(value.get("$ref", {}), dict):
+            yield path
+        for key, inner in value.items():
+            yield from _bad_references(inner, (*path, str(key)))
+    elif isinstance(value, list):
+        for at, inner in enumerate(value):
+            yield from _bad_references(inner, (*path, str(at)))
+
+
 def prefect_variables(
     values: Mapping[str, Any], template: Mapping[str, Any]
 ) -> dict[str, tuple[str, ...]]:
@@ -268,16 +297,23 @@ def _placeholders(
     values: Mapping[str, Any], template: Mapping[str, Any]
 ) -> Generator[tuple[str, Placeholder], None, None]:
     """Yield each placeholder that counts, after the place where it stands."""
+    for source in _sources(values, template):
+        for path, text in _texts(source):
+            for placeholder in find_placeholders(text):
+                yield ".".join(path), placeholder
+
+
+def _sources(
+    values: Mapping[str, Any], template: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], ...]:
+    """Return what the job's configuration is made of: the pool's, its defaults, and the values."""
     properties: Mapping[str, Any] = template.get("variables", {}).get("properties", {})
     defaults = {
         name: field.get("default")
         for name, field in properties.items()
         if name not in values or name == "env"
     }
-    for source in (template.get("job_configuration", {}), defaults, values):
-        for path, text in _texts(source):
-            for placeholder in find_placeholders(text):
-                yield ".".join(path), placeholder
+    return template.get("job_configuration", {}), defaults, values
 
 
 def _texts(

@@ -1,4 +1,4 @@
-"""Placeholders that Prefect cannot fill are refused by name, without the text around them."""
+"""Placeholders and references that Prefect cannot fill are refused by name, without the value."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -32,3 +32,17 @@ async def test_placeholder_that_prefect_cannot_fill_is_named(
         await configure(env=env)
     assert f"'{in_the_text}'" in str(refused.value)
     assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "place"),
+    [
+        ({"cluster": {"$ref": "an id"}}, "'cluster'"),
+        ({"runtime_env": {"env_vars": {"$ref": ["a"]}}}, "'runtime_env.env_vars'"),
+    ],
+)
+async def test_block_reference_that_is_no_mapping_is_named(
+    values: dict[str, Any], place: str
+) -> None:
+    with pytest.raises(InvalidConfiguration, match=f"{place} .*Write .*block_document_id"):
+        await configure(**values)
