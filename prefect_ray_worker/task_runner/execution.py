@@ -30,14 +30,14 @@ def run(
     """Run a task; return its end, its packed result, and the end again with its telemetry.
 
     Args:
-        content: The pickled context of the flow run, the pickled task, and this run.
+        content: The pickled context of the flow run, the pickled task, its globals, and this run.
         refs: The object references in that.
         *arguments: The ends and results of upstream runs, and the values of other references.
     """
     Interrupts.begin()
-    flow_context, task, call = unpack_plain(content, refs)
+    flow_context, task, own, call = unpack_plain(content, refs)
     try:
-        state = _run(flow_context, task, call, arguments)
+        state = _run(flow_context, (task, own), call, arguments)
     except KeyboardInterrupt as exc:  # cancelled before the engine had it
         state = _crashed(exc)
     finally:
@@ -48,11 +48,16 @@ def run(
     return end, packed, (end, telemetry(in_task_process=True).take())
 
 
-def _run(flow_context: Blob, blob: Blob, call: Call, arguments: tuple[Any, ...]) -> State[Any]:
+def _run(
+    flow_context: Blob,
+    blobs: tuple[Blob, Blob | None],
+    call: Call,
+    arguments: tuple[Any, ...],
+) -> State[Any]:
     try:
         process = TaskProcess.of(flow_context)
         context = process.context.copy()
-        task = context.run(process.task, blob)
+        task = context.run(process.task, *blobs)
         engine = context.run(_engine_arguments, process, task, call, arguments)
     except Exception as exc:  # imports run any code
         return _not_loaded(exc)

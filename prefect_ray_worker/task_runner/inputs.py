@@ -41,6 +41,8 @@ for _kind in (allow_failure, opaque, quote, unmapped):
 
 _slot_values: ContextVar[list[Any]] = ContextVar("values")
 
+_ATOMS = {int, float, str, bytes, bool, type(None)}
+
 
 class Placeholder:
     """Stands in pickled parameters for what comes through a slot."""
@@ -101,6 +103,8 @@ class Inputs:
 
     def _exchange(self, name: str, value: Any) -> Any:
         def visit(expr: Any, context: dict[str, Any]) -> Any:
+            if type(expr) in _ATOMS and not self._has_results:
+                return expr  # at once: most parameters of small tasks are such
             if isinstance(context.get("annotation"), quote):
                 raise StopVisiting
             placeholder = self._noted(name, expr, result=True)

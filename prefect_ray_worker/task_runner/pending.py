@@ -55,6 +55,7 @@ class PendingTask:
         remote: The function of Ray's with the run's options.
         flow_context: The pickled context of its flow run.
         blob: The pickled task.
+        globals_blob: The pickled globals that it can reach; None if there are none.
         parameters: The packed parameters.
         wait_for: The packed upstream runs it waits for.
         submit_context: The pickled context of this submit.
@@ -76,6 +77,7 @@ class PendingTask:
     remote: Any
     flow_context: Blob
     blob: Blob
+    globals_blob: Blob | None
     parameters: ParameterParts
     wait_for: Packed | None
     submit_context: Packed | None
@@ -128,7 +130,7 @@ class PendingTask:
         remote = self.remote.options(name=self.name)
         try:
             end, result, self.telemetry_ref = remote.remote(
-                *pack_plain((self.flow_context, self.blob, call)), *arguments
+                *pack_plain((self.flow_context, self.blob, self.globals_blob, call)), *arguments
             )
         except (TypeError, ValueError) as exc:  # some options are looked at only now
             raise ValueError(f"remote_options of {self.name!r}: {exc}") from exc
@@ -176,6 +178,7 @@ class PendingTask:
 @dataclass(frozen=True)
 class _PickledTask:
     blob: Blob
+    globals_blob: Blob | None
     good_until: float
     snapshot: TaskSnapshot
 
@@ -192,6 +195,8 @@ class TaskPreparer:
         self._parameters = ParameterPickler()
         self._remotes: dict[bytes, Any] = {}
         self._tasks: weakref.WeakKeyDictionary[Any, _PickledTask] = weakref.WeakKeyDictionary()
+        # Variants of one task (`with_options`) and tasks of one module have their globals alike.
+        self._blobs: weakref.WeakValueDictionary[bytes, Blob] = weakref.WeakValueDictionary()
 
     def prepare(
         self, task: Task[Any, Any], future: RayTaskFuture[Any], inputs: Inputs
@@ -206,6 +211,7 @@ class TaskPreparer:
 
         flow_run = FlowRunContext.get()
         tags = TagsContext.get().current_tags
+        pickled = self._pickled(task)
         return PendingTask(
             task=task,
             future=future,
@@ -214,7 +220,8 @@ class TaskPreparer:
             dependencies=inputs.dependencies or _NOTHING,
             remote=self.remote(options_for(task)),
             flow_context=self._contexts.for_flow_run(),
-            blob=self._pickled(task),
+            blob=pickled.blob,
+            globals_blob=pickled.globals_blob,
             parameters=self._parameters.pack(task, inputs.parameters),
             wait_for=pack(inputs.wait_for) if inputs.wait_for is not None else None,
             submit_context=self._contexts.for_submit(task, future.task_run_id, inputs.upstream),
@@ -242,13 +249,13 @@ class TaskPreparer:
                 ) from exc
         return self._remotes[key]
 
-    def _pickled(self, task: Task[Any, Any]) -> Blob:
+    def _pickled(self, task: Task[Any, Any]) -> _PickledTask:
         # The task, its closure and its globals may be others at the next submit. Where it takes
         # long to find out, we look again after a while.
         begun = time.monotonic()
         known = self._tasks.get(task)
         if known is not None and known.snapshot.holds(task):
-            return known.blob
+            return known
         if (
             known is not None
             and begun < known.good_until
@@ -256,18 +263,26 @@ class TaskPreparer:
             and getattr(task.fn, "__closure__", task) is None
             and known.snapshot.has_same_attributes(task)
         ):
-            return known.blob
+            return known
         snapshot = TaskSnapshot(task)
         try:
-            packed = pack_whole((task, globals_of(task, pack_whole)))
+            packed, found = pack_whole(task), globals_of(task, pack_whole)
+            packed_globals = pack_whole(found) if found else None
         except Exception as exc:
             raise Unpicklable(
                 f"Task {task.name!r} cannot be sent to the cluster: {culprit(task, exc)}"
             ) from exc
-        is_known = known is not None and known.blob.digest == digest_of(packed)
-        blob = known.blob if known is not None and is_known else Blob.of(packed)
+        blob = self._blob(packed)
+        globals_blob = None if packed_globals is None else self._blob(packed_globals)
         ended = time.monotonic()
         took = ended - begun
         good = ended + took * _TIMES_AS_LONG if took > _QUICK_SECONDS else 0.0
-        self._tasks[task] = _PickledTask(blob, good, snapshot)
+        pickled = self._tasks[task] = _PickledTask(blob, globals_blob, good, snapshot)
+        return pickled
+
+    def _blob(self, packed: Packed) -> Blob:
+        digest = digest_of(packed)
+        blob = self._blobs.get(digest)
+        if blob is None:
+            blob = self._blobs[digest] = Blob.of(packed, digest)
         return blob

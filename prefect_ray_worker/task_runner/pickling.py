@@ -334,9 +334,9 @@ class Blob:
         return Blob, (self.digest, self.packed, self.stored)
 
     @classmethod
-    def of(cls, packed: Packed) -> "Blob":
+    def of(cls, packed: Packed, digest: bytes | None = None) -> "Blob":
         """Keep a packed value inline, or put it into the store of the connected Ray."""
-        digest = digest_of(packed)
+        digest = digest or digest_of(packed)
         if len(packed.content) <= _INLINE_BYTES:
             return cls(digest, packed, [])
         import ray

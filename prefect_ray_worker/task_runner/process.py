@@ -37,6 +37,8 @@ from prefect_ray_worker.task_runner.waiting import OpenRefs
 
 _KEPT_FLOW_RUNS = 4
 _KEPT_TASKS = 256
+# They may be large.
+_KEPT_GLOBALS = 4
 _INTERRUPT_SECONDS = 0.05
 _MOST_SIGNALS = 20
 
@@ -56,7 +58,8 @@ class TaskProcess:
     """
 
     _kept: ClassVar["OrderedDict[bytes, TaskProcess]"] = OrderedDict()
-    _tasks: ClassVar["OrderedDict[bytes, tuple[Task[Any, Any], modules.Globals]]"] = OrderedDict()
+    _tasks: ClassVar["OrderedDict[bytes, Task[Any, Any]]"] = OrderedDict()
+    _globals: ClassVar["OrderedDict[bytes, modules.Globals]"] = OrderedDict()
 
     def __init__(self, flow_context: Blob) -> None:
         self.blob = flow_context
@@ -114,16 +117,13 @@ class TaskProcess:
         _present.is_in_task = False
 
     @classmethod
-    def task(cls, blob: Blob) -> Task[Any, Any]:
-        """Return a task, unpickled once."""
-        task = cls._tasks.get(blob.digest)
-        if task is None:
-            task = cls._tasks[blob.digest] = blob.load()
-            if len(cls._tasks) > _KEPT_TASKS:
-                cls._tasks.popitem(last=False)
-        cls._tasks.move_to_end(blob.digest)
-        modules.set_globals(task[1], pack_whole, unpack)
-        return task[0]
+    def task(cls, blob: Blob, globals_blob: Blob | None) -> Task[Any, Any]:
+        """Return a task, unpickled once, and give its globals the values of the driver."""
+        task: Task[Any, Any] = _kept(cls._tasks, blob, _KEPT_TASKS)
+        if globals_blob is not None:
+            found = _kept(cls._globals, globals_blob, _KEPT_GLOBALS)
+            modules.set_globals(found, pack_whole, unpack)
+        return task
 
     def attach_related(self, event: Event) -> None:
         """Add what Prefect's own sender of events would add, which asks the API for it."""
@@ -181,6 +181,17 @@ class TaskProcess:
             "flow_run": FlowRun.model_validate(content["flow_run"]),
             "result_store": ResultStore.model_validate(content["result_store"]),
         }
+
+
+def _kept(kept: "OrderedDict[bytes, Any]", blob: Blob, most: int) -> Any:
+    """Return the value of a blob, unpickled once while it is among those used last."""
+    value = kept.get(blob.digest)
+    if value is None:
+        value = kept[blob.digest] = blob.load()
+        if len(kept) > most:
+            kept.popitem(last=False)
+    kept.move_to_end(blob.digest)
+    return value
 
 
 class _Present:

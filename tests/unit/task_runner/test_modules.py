@@ -2,15 +2,19 @@
 
 import functools
 import threading
-from collections import Counter, deque
-from typing import Any, ClassVar
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
 
 import pytest
+import ray
 from prefect import task
 
 from prefect_ray_worker.task_runner import modules
 from prefect_ray_worker.task_runner.modules import OwnModules, globals_of
-from prefect_ray_worker.task_runner.pickling import pack, pack_whole, unpack
+from prefect_ray_worker.task_runner.pending import TaskPreparer
+from prefect_ray_worker.task_runner.pickling import Packed, pack, pack_whole, unpack
+from prefect_ray_worker.task_runner.process import TaskProcess
 
 
 class Base: ...
@@ -154,3 +158,43 @@ def reads_by_wrappers() -> Any:
 def test_wrappers_are_followed_to_what_they_wrap() -> None:
     found = {name for _, name in globals_of(reads_by_wrappers, pack_whole)}
     assert found >= {"CONFIG", "ROWS", "NAMES"}
+
+
+TABLE = bytearray(1_000_000)
+
+
+@task
+def reads_table() -> int:
+    return len(TABLE)
+
+
+class Service:
+    @task
+    def work(self) -> int:
+        return len(TABLE)
+
+
+SERVICE = Service()
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [lambda: reads_table.with_options(retries=1), lambda: SERVICE.work],
+    ids=["with_options", "a method"],
+)
+def test_variants_of_a_task_send_and_keep_its_globals_once(
+    variant: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 of `with_options` stored a global of 20 MB 20 times, and a process kept all of them."""
+    stored: list[Packed] = []
+    monkeypatch.setattr(ray, "put", lambda packed: stored.append(packed) or len(stored) - 1)
+    monkeypatch.setattr(ray, "get", stored.__getitem__)
+    for kept in ("_tasks", "_globals"):
+        monkeypatch.setattr(TaskProcess, kept, OrderedDict[bytes, Any]())
+    preparer, submitted = TaskPreparer(cast("Any", None)), []
+    for _ in range(3):
+        submitted.append(pickled := preparer._pickled(variant()))
+        loaded: Any = TaskProcess.task(pickled.blob, pickled.globals_blob)
+        assert loaded.fn.__name__ in ("reads_table", "work")
+    assert len(stored) == 1
+    assert len(TaskProcess._globals) == 1
