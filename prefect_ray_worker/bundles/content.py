@@ -6,11 +6,13 @@ with the Prefect and the settings of the cluster.
 """
 
 import importlib
+import inspect
 import io
 import json
 import linecache
 import pickle
 import sys
+import types
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -84,11 +86,14 @@ class PackedFlow:
         fn: The flow's function.
         arguments: Those of `Flow(...)`.
         parameters: Parameters of the run that JSON would change.
+        names: More of the flow's script: what pickles and annotations look up there. None from a
+            caller with an older release.
     """
 
     fn: Callable[..., Any]
     arguments: dict[str, Any]
     parameters: dict[str, Any]
+    names: dict[str, Any] | None = None
 
 
 def unpack(content: bytes, folder: Path) -> UnpackedBundle:
@@ -131,10 +136,32 @@ def unpickle(bundle: UnpackedBundle) -> PackedFlow:
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     packed: PackedFlow = pickle.loads(bundle.pickle)  # noqa: S301 (checked, and code by its nature)
     script = bundle.manifest.script
-    namespace = getattr(packed.fn, "__globals__", {})
-    if script is not None and namespace.get("__name__") == "__main__":
+    namespace = _globals_of_script(packed)
+    for name, value in (packed.names or {}).items():
+        namespace.setdefault(name, value)
+    if script is not None and namespace:
         namespace["__file__"] = str(bundle.root / script)
     return packed
+
+
+def _globals_of_script(packed: PackedFlow) -> dict[str, Any]:
+    namespace: dict[str, Any] = getattr(inspect.unwrap(packed.fn), "__globals__", {})
+    return namespace if namespace.get("__name__") == "__main__" else {}
+
+
+def be_main(packed: PackedFlow) -> None:
+    """Let this process have the flow's script, if it is in one, as its `__main__`.
+
+    `pickle` and `multiprocessing` look there for what the script defines, and `typing` for what its
+    annotations name. It is a new module: a script may have names that the present one needs.
+    """
+    namespace = _globals_of_script(packed)
+    if not namespace:
+        return
+    script = types.ModuleType("__main__")
+    # Without a file: a process that `multiprocessing` spawns would run it, and it is not here.
+    vars(script).update({n: v for n, v in namespace.items() if not n.startswith("__")})
+    sys.modules["__main__"] = script
 
 
 def make_flow(packed: PackedFlow) -> Flow[..., Any]:

@@ -6,33 +6,21 @@ cannot be is an exception of the call.
 
 import io
 import json
-import linecache
-import pickle
-import types
 import zipfile
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefect.blocks.core import Block
 from prefect.flows import Flow
-from prefect.tasks import Task
 
-from prefect_ray_worker.bundles import content
 from prefect_ray_worker.bundles.carriers import MOST_BYTES_IN_INPUTS
 from prefect_ray_worker.bundles.content import FILES, MANIFEST, PICKLE, Manifest, PackedFlow
 from prefect_ray_worker.bundles.files import included_files
-from prefect_ray_worker.bundles.modules import (
-    is_script,
-    loaded_scripts,
-    local_modules,
-    script_of,
-)
+from prefect_ray_worker.bundles.modules import local_modules, script_of
 from prefect_ray_worker.bundles.parameters import split_parameters
+from prefect_ray_worker.bundles.pickling import Dump, NamesOfScript, can_dump, dump
 from prefect_ray_worker.errors import BundleRefused, Unpicklable
-from prefect_ray_worker.prefect_api.compat.settings import saved_block_id
 from prefect_ray_worker.shared.references import unpicklable_in
 
 _OUTSIDE = "outside"
@@ -207,19 +195,10 @@ def _arguments_of(flow: Flow[..., Any]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Dump:
-    """A pickle, the sources of the code in it, and the modules that it refers to by name."""
-
-    content: bytes
-    sources: dict[str, str]
-    modules: set[str]
-
-
-def _pickled(flow: Flow[..., Any], parameters: dict[str, Any]) -> _Dump:
-    packed = PackedFlow(flow.fn, _arguments_of(flow), parameters)
+def _pickled(flow: Flow[..., Any], parameters: dict[str, Any]) -> Dump:
+    packed = PackedFlow(flow.fn, _arguments_of(flow), parameters, NamesOfScript())
     try:
-        return _dump(packed)
+        return dump(packed)
     except BundleRefused:
         raise
     except Exception as exc:
@@ -231,126 +210,15 @@ def _pickled(flow: Flow[..., Any], parameters: dict[str, Any]) -> _Dump:
         ) from exc
 
 
-def _dump(value: Any) -> _Dump:
-    with io.BytesIO() as file, _scripts_by_value():
-        pickler = _pickler()(file, protocol=pickle.HIGHEST_PROTOCOL)
-        pickler.dump(value)
-        return _Dump(file.getvalue(), pickler.sources, pickler.modules)
-
-
-@contextmanager
-def _scripts_by_value() -> Generator[None]:
-    """Pickle by value what no other process could import by its name."""
-    import cloudpickle
-
-    known = cloudpickle.list_registry_pickle_by_value()
-    scripts = [script for script in loaded_scripts() if script.__name__ not in known]
-    for script in scripts:
-        cloudpickle.register_pickle_by_value(script)
-    try:
-        yield
-    finally:
-        for script in scripts:
-            cloudpickle.unregister_pickle_by_value(script)
-
-
-def _pickler() -> Any:
-    import cloudpickle
-
-    class _FlowPickler(cloudpickle.Pickler):  # pyright: ignore[reportUntypedBaseClass]
-        """Sends what modules define by name, blocks by id, and notes the source of the rest.
-
-        Notes the modules as well: the flow's own imports need not lead to that of an argument.
-        """
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.sources: dict[str, str] = {}
-            self.modules: set[str] = set()
-
-        def reducer_override(self, obj: Any) -> Any:
-            self.modules.update(_modules_of(obj))
-            found = _by_reference(obj)
-            if found is not None:
-                return found
-            if isinstance(obj, types.FunctionType) and is_script(obj.__module__):
-                self._note_source(obj.__code__.co_filename)
-            return super().reducer_override(obj)
-
-        def _note_source(self, name: str) -> None:
-            if name not in self.sources and (lines := linecache.getlines(name)):
-                self.sources[name] = "".join(lines)
-
-    return _FlowPickler
-
-
-def _modules_of(obj: Any) -> list[str]:
-    """Return the name of the module that has to be there for an object to be unpickled."""
-    if isinstance(obj, types.ModuleType):
-        return [obj.__name__]
-    defined = obj.fn if isinstance(obj, Flow | Task) else obj
-    if not isinstance(defined, type | types.FunctionType | types.BuiltinFunctionType):
-        return []
-    module = getattr(defined, "__module__", None)
-    return [module] if isinstance(module, str) else []
-
-
-def _by_reference(obj: Any) -> Any:
-    if isinstance(obj, Block):
-        return _block_by_reference(obj)
-    function = obj.fn if isinstance(obj, Flow | Task) else obj
-    if not isinstance(function, types.FunctionType):
-        return None
-    module: Any = getattr(function, "__module__", None)  # None for one that `exec` has made
-    if module is None or is_script(module):
-        return None
-    name = (module, function.__qualname__)
-    try:
-        named = content.attribute_of(*name)
-    except (AttributeError, ImportError):
-        return None
-    if named is obj:
-        return (content.attribute_of, name) if isinstance(obj, Flow | Task) else None
-    if isinstance(named, Flow | Task) and named.fn is obj:
-        return content.function_of, name
-    return None
-
-
-def _block_by_reference(block: Block) -> Any:
-    block_id = saved_block_id(block)
-    if block_id is not None:
-        kind = type(block)
-        if kind.__module__.partition(".")[0] == "prefect":
-            return content.load_block, (block_id,)
-        # Prefect finds a class by its block type only once the class has been defined.
-        return content.load_block_of, (kind, block_id)
-    secret = block.model_json_schema().get("secret_fields") or []
-    held = [name for name in secret if getattr(block, name.partition(".")[0], None)]
-    if held:
-        raise BundleRefused(
-            f"A {type(block).__name__} block with the secret {held[0]} would be sent in plain "
-            "text. Save the block first: a saved one travels by reference."
-        )
-    return None
-
-
 def _culprit(packed: PackedFlow) -> str | None:
     for name, value in packed.parameters.items():
-        if not _can_dump(value):
+        if not can_dump(value):
             return f"the parameter {name!r}, a {type(value).__qualname__},"
     for name, value in packed.arguments.items():
-        if not _can_dump(value):
+        if not can_dump(value):
             return f"the flow's {name}, a {type(value).__qualname__},"
-    found = unpicklable_in(packed.fn, _can_dump)
+    found = unpicklable_in(packed.fn, can_dump)
     if found is None:
         return None
     used_by = f"which {found.function.__qualname__!r} uses"
     return f"the {found.kind} {found.name!r}, a {found.type_name} {used_by},"
-
-
-def _can_dump(value: Any) -> bool:
-    try:
-        _dump(value)
-    except Exception:  # noqa: BLE001 (anything may happen in a user's __reduce__)
-        return False
-    return True

@@ -26,6 +26,7 @@ from prefect_ray_worker.bundles.carriers import read_content, read_header
 from prefect_ray_worker.bundles.content import (
     PackedFlow,
     UnpackedBundle,
+    be_main,
     load_block,
     make_flow,
     unpack,
@@ -133,6 +134,7 @@ class BundleSource:
         """Unpickle the flow's function, and make the flow of it."""
         assert self._bundle is not None
         self._packed = unpickle(self._bundle)
+        be_main(self._packed)
         return make_flow(self._packed)
 
     def parameters(self, flow_run: FlowRun) -> dict[str, Any] | None:

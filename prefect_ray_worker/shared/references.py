@@ -1,11 +1,22 @@
 """What a function refers to, and which of that cannot be pickled."""
 
 import functools
+import importlib
 import inspect
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+# A class has to stay what `dataclasses` takes it for: `MISSING` is compared by `is`.
+_SENTINELS_OF = {"dataclasses": ("_TYPE", "_CLASS"), "functools": (), "inspect": ()}
+SENTINELS = {
+    id(value): (module, name)
+    for module, kinds in _SENTINELS_OF.items()
+    for name, value in vars(importlib.import_module(module)).items()
+    if type(value) is object or type(value).__name__.endswith(kinds)
+}
+"""By id, module and name of instances that would come out of a pickle as others."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from typing import Any
 from prefect.flows import Flow
 from prefect.tasks import Task
 
-from prefect_ray_worker.shared.references import global_names
+from prefect_ray_worker.shared.references import SENTINELS, global_names
 from prefect_ray_worker.task_runner import generators
 from prefect_ray_worker.task_runner.generators import PackedGlobal
 
@@ -115,15 +115,6 @@ def may_change(name: str | None) -> bool:
     return own or name is None or name == "__main__"
 
 
-# Instances that are compared by `is`, and would come out of a pickle as others.
-_SENTINELS = {
-    id(value): (module, name)
-    for module, kinds in (("dataclasses", ("_TYPE", "_CLASS")), ("functools", ()), ("inspect", ()))
-    for name, value in vars(importlib.import_module(module)).items()
-    if type(value) is object or type(value).__name__.endswith(tuple(kinds))
-}
-
-
 def reduced(obj: Any) -> Any:
     """Return how an object is pickled that cloudpickle would make another one of; or None."""
     kind = type(obj)
@@ -133,7 +124,7 @@ def reduced(obj: Any) -> Any:
         return _reduced_cache(obj)
     if issubclass(kind, type):
         return _reduced_generic(obj)
-    name = _SENTINELS.get(id(obj)) or _own_sentinel(obj, kind)
+    name = SENTINELS.get(id(obj)) or _own_sentinel(obj, kind)
     return (_attribute, name) if name else generators.reduced(obj)
 
 

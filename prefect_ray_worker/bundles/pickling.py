@@ -1,0 +1,210 @@
+"""Pickles a flow's function and what it needs of its script.
+
+What a module defines travels by name, a saved block by its id, and what a script or notebook
+defines by value.
+"""
+
+import ast
+import io
+import linecache
+import operator
+import pickle
+import sys
+import threading
+import types
+import typing
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from prefect.blocks.core import Block
+from prefect.flows import Flow
+from prefect.tasks import Task
+
+from prefect_ray_worker.bundles import content
+from prefect_ray_worker.bundles.modules import is_script, loaded_scripts
+from prefect_ray_worker.errors import BundleRefused
+from prefect_ray_worker.prefect_api.compat.settings import saved_block_id
+from prefect_ray_worker.shared.references import SENTINELS
+
+# cloudpickle's list of modules to pickle by value is one for the process.
+_registry = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Dump:
+    """A pickle, the sources of the code in it, and the modules that it refers to by name."""
+
+    content: bytes
+    sources: dict[str, str]
+    modules: set[str]
+
+
+class NamesOfScript(dict[str, Any]):
+    """Names of a script that no code in a pickle uses, but others look up there.
+
+    `pickle` and `multiprocessing` look for classes and functions, `typing` and pydantic for what
+    annotations name. Filled while it is pickled, with what belongs to all that came before.
+    """
+
+
+def dump(value: Any) -> Dump:
+    """Pickle a value."""
+    with io.BytesIO() as file, _registry, _scripts_by_value():
+        pickler = _pickler()(file, protocol=pickle.HIGHEST_PROTOCOL)
+        pickler.dump(value)
+        return Dump(file.getvalue(), pickler.sources, pickler.modules)
+
+
+@contextmanager
+def _scripts_by_value() -> Generator[None]:
+    """Pickle by value what no other process could import by its name."""
+    import cloudpickle
+
+    known = cloudpickle.list_registry_pickle_by_value()
+    scripts = [script for script in loaded_scripts() if script.__name__ not in known]
+    for script in scripts:
+        cloudpickle.register_pickle_by_value(script)
+    try:
+        yield
+    finally:
+        for script in scripts:
+            cloudpickle.unregister_pickle_by_value(script)
+
+
+def _pickler() -> Any:
+    import cloudpickle
+
+    class _FlowPickler(cloudpickle.Pickler):  # pyright: ignore[reportUntypedBaseClass]
+        """Sends what modules define by name, blocks by id, and notes the source of the rest.
+
+        Notes the modules as well: the flow's own imports need not lead to that of an argument.
+        """
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.sources: dict[str, str] = {}
+            self.modules: set[str] = set()
+            self._names: dict[str, Any] = {}
+            self._sent: set[str] = set()
+
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, NamesOfScript):
+                return self._reduced_names()
+            self.modules.update(_modules_of(obj))
+            found = _by_reference(obj)
+            if found is not None:
+                return found
+            if isinstance(obj, types.FunctionType | type) and is_script(obj.__module__):
+                self._names.update(_named_by(obj))
+                if isinstance(obj, types.FunctionType):
+                    self._note_source(obj.__code__.co_filename)
+            return super().reducer_override(obj)
+
+        def _reduced_names(self) -> Any:
+            found = {n: v for n, v in self._names.items() if n not in self._sent and can_dump(v)}
+            self._sent |= self._names.keys()
+            # What these name themselves is known once they are pickled. From the standard library,
+            # as a driver may have an older release of this package.
+            return (operator.or_, (found, NamesOfScript())) if found else (dict, ())
+
+        def _note_source(self, name: str) -> None:
+            if name not in self.sources and (lines := linecache.getlines(name)):
+                self.sources[name] = "".join(lines)
+
+    return _FlowPickler
+
+
+def _modules_of(obj: Any) -> list[str]:
+    """Return the name of the module that has to be there for an object to be unpickled."""
+    if isinstance(obj, types.ModuleType):
+        return [obj.__name__]
+    defined = obj.fn if isinstance(obj, Flow | Task) else obj
+    if not isinstance(defined, type | types.FunctionType | types.BuiltinFunctionType):
+        return []
+    module = getattr(defined, "__module__", None)
+    return [module] if isinstance(module, str) else []
+
+
+def _named_by(obj: "types.FunctionType | type") -> dict[str, Any]:
+    """Return what others look up for a function or class of a script: itself, and annotations."""
+    if isinstance(obj, types.FunctionType):
+        namespace, annotations = obj.__globals__, obj.__annotations__
+    else:
+        namespace = vars(sys.modules[obj.__module__]) if obj.__module__ in sys.modules else {}
+        annotations = vars(obj).get("__annotations__", {})
+    names = {name for annotation in annotations.values() for name in _names_in(annotation)}
+    found = {name: namespace[name] for name in names & namespace.keys()}
+    if namespace.get(obj.__qualname__) is obj:
+        found[obj.__qualname__] = obj
+    return found
+
+
+def _names_in(annotation: object) -> Iterator[str]:
+    """Yield the names in an annotation that is a text, or has one in it."""
+    if isinstance(annotation, typing.ForwardRef):
+        annotation = annotation.__forward_arg__
+    if isinstance(annotation, str):
+        try:
+            tree = ast.parse(annotation.strip(), mode="eval")
+        except (SyntaxError, ValueError):
+            return
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name):
+                yield node.id
+            elif isinstance(node, ast.Constant) and node.value != annotation:
+                yield from _names_in(node.value)
+        return
+    for argument in typing.get_args(annotation):
+        yield from _names_in(argument)
+
+
+def _by_reference(obj: Any) -> Any:
+    if isinstance(obj, Block):
+        return _block_by_reference(obj)
+    if id(obj) in SENTINELS:
+        return content.attribute_of, SENTINELS[id(obj)]
+    function = obj.fn if isinstance(obj, Flow | Task) else obj
+    if not isinstance(function, types.FunctionType):
+        return None
+    module: Any = getattr(function, "__module__", None)  # None for one that `exec` has made
+    if module is None or is_script(module):
+        return None
+    name = (module, function.__qualname__)
+    try:
+        named = content.attribute_of(*name)
+    except (AttributeError, ImportError):
+        return None
+    if named is obj:
+        return (content.attribute_of, name) if isinstance(obj, Flow | Task) else None
+    if isinstance(named, Flow | Task) and named.fn is obj:
+        return content.function_of, name
+    return None
+
+
+def _block_by_reference(block: Block) -> Any:
+    block_id = saved_block_id(block)
+    if block_id is not None:
+        kind = type(block)
+        if kind.__module__.partition(".")[0] == "prefect":
+            return content.load_block, (block_id,)
+        # Prefect finds a class by its block type only once the class has been defined.
+        return content.load_block_of, (kind, block_id)
+    secret = block.model_json_schema().get("secret_fields") or []
+    held = [name for name in secret if getattr(block, name.partition(".")[0], None)]
+    if held:
+        raise BundleRefused(
+            f"A {type(block).__name__} block with the secret {held[0]} would be sent in plain "
+            "text. Save the block first: a saved one travels by reference."
+        )
+    return None
+
+
+def can_dump(value: Any) -> bool:
+    """Return whether a value can be pickled."""
+    try:
+        dump(value)
+    except Exception:  # noqa: BLE001 (anything may happen in a user's __reduce__)
+        return False
+    return True
