@@ -18,7 +18,8 @@ from prefect_ray_worker.prefect_api.pages import pages
 from prefect_ray_worker.shared.backoff import jittered
 
 # To list 10,000 active runs, those of all pools, takes a Prefect server 4 s (3.8.8, SQLite).
-_INTERVAL_SECONDS = 600.0
+# With its jitter, and half a heartbeat until the next look, such a run is found in ten minutes.
+_INTERVAL_SECONDS = 480.0
 _AT_MOST = 10_000
 # Labels of Prefect's worker (3.8.8).
 _POOL_ID, _POOL_NAME = "prefect.work-pool.id", "prefect.work-pool.name"
