@@ -16,6 +16,7 @@ import cloudpickle
 import pytest
 from prefect import flow, task
 from prefect.blocks.system import Secret
+from prefect.settings import PREFECT_API_KEY, temporary_settings
 
 from prefect_ray_worker.bundles import content
 from prefect_ray_worker.bundles.packing import pack
@@ -265,7 +266,8 @@ def run_on_a_node(forks: Forks, folder: Path, packed: bytes) -> str:
 def test_nothing_of_the_settings_is_in_a_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
     key = f"pnu_{uuid4().hex}"
     monkeypatch.setenv("PREFECT_API_KEY", key)
-    bundle = pack(takes, {"plain": 1})
+    with temporary_settings({PREFECT_API_KEY: key}):
+        bundle = pack(takes, {"plain": 1})
     with zipfile.ZipFile(io.BytesIO(bundle.content)) as archive:
         assert key.encode() not in b"".join(archive.read(n) for n in archive.namelist())
 

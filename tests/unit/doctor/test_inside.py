@@ -10,7 +10,7 @@ from prefect_ray_worker._version import __version__
 from prefect_ray_worker.doctor import probe, report
 from prefect_ray_worker.doctor.inside import checks_of, compare_clocks
 from prefect_ray_worker.doctor.probe_job import Findings, ProbeRun, read_findings
-from prefect_ray_worker.doctor.report import CheckSubject, Grade, failed, ok
+from prefect_ray_worker.doctor.report import CheckSubject, Grade, failed, ok, skipped, warning
 from prefect_ray_worker.doctor.work_pool import default_template
 from prefect_ray_worker.errors import RayWorkerError
 from prefect_ray_worker.ray_api.models import JobDetails
@@ -181,8 +181,13 @@ def test_report_has_a_line_for_each_check_and_the_same_as_json() -> None:
 
 
 def test_skipped_and_warned_is_not_failed() -> None:
-    assert report.is_well([])
-    assert not report.is_well([failed(CheckSubject.TLS, "No.")])
+    well = [
+        ok(CheckSubject.DASHBOARD, "It answers."),
+        skipped(CheckSubject.TLS, "Not asked."),
+        warning(CheckSubject.CLOCKS, "They differ.", "Set them."),
+    ]
+    assert report.is_well(well)
+    assert not report.is_well([*well, failed(CheckSubject.TLS, "No.")])
 
 
 def test_template_without_a_pool_is_that_of_a_new_pool() -> None:

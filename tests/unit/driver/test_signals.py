@@ -147,8 +147,13 @@ def test_child_processes_have_the_usual_sigterm() -> None:
 
 def test_nothing_is_raised_after_the_flow_has_come_to_its_end() -> None:
     result = run("""
-        threading.Thread(target=lambda: (time.sleep(0.2), termination.withdraw(),
-                                         os.kill(os.getpid(), signal.SIGTERM))).start()
+        def deliver_late():
+            time.sleep(0.2)
+            termination.withdraw()
+            termination.deliver(End)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=deliver_late).start()
         time.sleep(1)
         print("quiet")
     """)

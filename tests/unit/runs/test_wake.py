@@ -14,6 +14,7 @@ from prefect.client.schemas.objects import WorkPool
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from websockets.asyncio.server import Server, ServerConnection, serve
 
+from prefect_ray_worker.runs import wake as module
 from prefect_ray_worker.runs.attended import AttendedRuns
 from prefect_ray_worker.runs.wake import Wake
 from tests.ports import free_port
@@ -166,7 +167,10 @@ async def test_failed_look_ends_nothing(socket: EventSocket) -> None:
         await looks.reach(2)
 
 
-async def test_worker_waits_while_it_is_anothers_turn(socket: EventSocket) -> None:
+async def test_worker_waits_while_it_is_anothers_turn(
+    socket: EventSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_GAP_SECONDS", 0.0)  # it would be a wait as well
     looks, turns = Looks(), list[UUID]()
     run_id = uuid4()
 

@@ -1,6 +1,7 @@
 """The files by which workers agree, and the identity of processes in them."""
 
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -63,10 +64,13 @@ def test_secrets_are_for_this_user_only_and_differ_each_time(state):
     assert not list(state.path.glob(".*"))
 
 
-def test_machines_that_share_a_home_have_different_directories(tmp_path):
-    directory = state_directory(tmp_path)
-    assert directory.parent == tmp_path / "ray-worker"
-    assert directory.name
+def test_machines_that_share_a_home_have_different_directories(tmp_path, monkeypatch):
+    directories = set()
+    for name in ("one", "two", "../three", ""):
+        monkeypatch.setattr(platform, "node", lambda name=name: name)
+        directories.add(state_directory(tmp_path))
+    assert len(directories) == 4
+    assert {directory.parent for directory in directories} == {tmp_path / "ray-worker"}
 
 
 def test_a_directory_that_cannot_be_written_says_what_to_do(tmp_path):
