@@ -117,12 +117,22 @@ def test_strategies_and_labels_are_rays(runner: RayTaskRunner) -> None:
         {"runtime_env": {"env_vars": {"COLOUR": "green"}}},
     ]
 
+    @task
+    def arrived() -> tuple[str, float, str]:
+        context = ray.get_runtime_context()
+        memory = context.get_assigned_resources().get("memory", 0)
+        return context.get_node_id(), memory, os.environ.get("COLOUR", "none")
+
     def body() -> Any:
+        said: list[Any] = []
         for options in strategies:
             with remote_options(**options):
-                assert add.submit(1).result() == 2
+                said.append(arrived.submit().result())
+        return said
 
-    in_flow(runner, body)
+    plain = (here, 0, "none")
+    memory, colour = (here, 10_000_000, "none"), (here, 0, "green")
+    assert in_flow(runner, body) == [plain, plain, plain, memory, colour]
 
 
 def test_an_affinity_to_a_node_that_has_gone_is_a_crash_with_the_reason(
