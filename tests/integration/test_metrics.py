@@ -1,5 +1,6 @@
 """The worker's metrics, as Prometheus reads them from Prefect's own endpoint."""
 
+import re
 from pathlib import Path
 
 import httpx
@@ -23,9 +24,11 @@ class Endpoint:
         self._url = f"http://127.0.0.1:{port}/metrics"
 
     def read(self, name: str, **labels: str) -> float:
-        """Return a sample, or 0 if it is not there yet."""
+        """Return a sample, or 0 if its metric has none yet."""
         text = httpx.get(self._url, trust_env=False).text
-        samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+        families = list(text_string_to_metric_families(text))
+        assert re.sub("_(total|count|sum|bucket)$", "", name) in {f.name for f in families}
+        samples = [s for family in families for s in family.samples]
         wanted = [s for s in samples if s.name == name and labels.items() <= s.labels.items()]
         return sum(s.value for s in wanted)
 

@@ -21,6 +21,7 @@ from prefect_ray_worker.shared.ids import (
     present_claim,
     submission_id,
 )
+from tests.counted import Change
 from tests.fake_ray import FakeRay, Fault, Kind
 from tests.fake_ray.script import PENDING_FOREVER, FakeJob
 from tests.integration.harness import new_pool, set_timing
@@ -61,6 +62,7 @@ async def taken_over(stage: Stage, run_id: UUID, name: str) -> None:
 
 
 async def test_killed_worker_is_replaced_by_another(stage: Stage, tmp_path: Path) -> None:
+    adoptions = Change("prefect_ray_adoptions_total")
     with stage.worker_process(tmp_path / "home", "--name", "first") as process:
         run_id, job = await stage.running()
         assert "first" in await owner_of(stage, run_id)
@@ -71,6 +73,7 @@ async def test_killed_worker_is_replaced_by_another(stage: Stage, tmp_path: Path
             job.set("FAILED", driver_exit_code=7)
             await stage.ends(run_id, StateType.CRASHED, "exit code 7")
     assert len(stage.jobs_of(run_id)) == 1
+    assert adoptions() == 1
 
 
 @pytest.mark.extra

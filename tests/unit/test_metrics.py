@@ -1,35 +1,24 @@
 """What is counted: names, and that gauges go down again."""
 
-from typing import Any
+import logging
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import anyio
 import pytest
-from prometheus_client import REGISTRY
 
 from prefect_ray_worker import metrics
 from prefect_ray_worker.errors import JobNotFound
 from prefect_ray_worker.metrics import ActiveJob, Polls
+from prefect_ray_worker.prefect_api import cluster_events
+from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents, ClusterHappening
 from prefect_ray_worker.ray_api.client import JobsClient
 from prefect_ray_worker.ray_api.connection import Connection
+from prefect_ray_worker.runs.start_news import StartNews
 from prefect_ray_worker.runs.stop import Stopping, stop_and_confirm
+from prefect_ray_worker.shared.ids import ClusterRef
+from tests.counted import Change, value
 from tests.fake_ray import FakeRay
-
-
-def value(name: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(name, labels) or 0.0
-
-
-class Change:
-    """How much a sample has changed since this was made."""
-
-    def __init__(self, name: str, **labels: str) -> None:
-        self._sample: tuple[str, Any] = (name, labels)
-        self._before = value(name, **labels)
-
-    def __call__(self) -> float:
-        name, labels = self._sample
-        return value(name, **labels) - self._before
 
 
 def test_names_are_ours_and_no_label_is_of_one_run() -> None:
@@ -111,3 +100,51 @@ async def test_errors_and_stops_are_counted_by_what_they_were() -> None:
         assert (errors(), stops()) == (1, 0)
         await stop_and_confirm(client, "nobody", grace_seconds=1)
         assert (errors(), stops()) == (2, 1)
+
+
+CLUSTER = ClusterRef.parse("kuberay:ray/counted@uid-1")
+
+
+@pytest.fixture
+def unsent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events are made and not sent: there is no Prefect."""
+    monkeypatch.setattr(cluster_events, "emit_event", lambda **_: None)
+
+
+@pytest.mark.usefixtures("unsent")
+async def test_clusters_are_counted_once_by_what_happens_to_them() -> None:
+    changes = [
+        Change("prefect_ray_clusters_created_total", source="kuberay"),
+        Change("prefect_ray_clusters_failed_total", source="kuberay", category="ImagePull"),
+        Change("prefect_ray_clusters_deleted_total", source="kuberay"),
+    ]
+    happenings = ClusterHappening.CREATED, ClusterHappening.FAILED, ClusterHappening.DELETING
+    events = ClusterEvents()
+    for seen, happening in enumerate(happenings, start=1):
+        for _ in range(2):
+            await events.tell(happening, CLUSTER, category="ImagePull")
+        assert [change() for change in changes] == [1] * seen + [0] * (3 - seen)
+    # What another worker may have counted.
+    await ClusterEvents().tell(ClusterHappening.CREATED, CLUSTER, may_be_told=True)
+    assert [change() for change in changes] == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("unsent")
+async def test_the_start_of_a_cluster_is_timed_from_the_claim_of_the_run_that_made_it() -> None:
+    count = Change("prefect_ray_cluster_ready_seconds_count", source="kuberay")
+    seconds = Change("prefect_ray_cluster_ready_seconds_sum", source="kuberay")
+
+    async def record(_: ClusterRef) -> None: ...
+
+    def news() -> StartNews:
+        began = datetime.now(UTC) - timedelta(seconds=20)
+        log = logging.getLogger("tests.metrics")
+        return StartNews(log, record, ClusterEvents(), job_id="j", related=(), began=began)
+
+    joins = news()
+    await joins.happened(ClusterHappening.JOINED, CLUSTER)
+    await joins.ready(CLUSTER)
+    assert count() == 0, "another run has waited for it"
+    await news().ready(CLUSTER)
+    assert count() == 1
+    assert 20 <= seconds() < 80

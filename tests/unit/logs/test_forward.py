@@ -10,6 +10,7 @@ import pytest
 
 from prefect_ray_worker.logs.forward import LogForwarding
 from prefect_ray_worker.logs.read import ClusterLogs
+from tests.counted import Change
 from tests.unit.logs.kit import JOB, MemoryLogs, MemoryPrefect, details, run
 
 HOUR = 3600.0
@@ -19,6 +20,8 @@ HOUR = 3600.0
 def test_a_log_is_forwarded_again_after_hours_without_prefect(is_asked: bool) -> None:
     """A job of days showed no more output: its log was given up after an hour, up to its end."""
     logs, prefect = MemoryLogs(), MemoryPrefect()
+    read, lines = Change("prefect_ray_log_bytes_total"), Change("prefect_ray_log_lines_total")
+    lag = Change("prefect_ray_log_lag_seconds_count")
     is_away = False
 
     async def owns() -> bool:
@@ -53,5 +56,8 @@ def test_a_log_is_forwarded_again_after_hours_without_prefect(is_asked: bool) ->
         await task
         assert forwarding.is_complete
         assert [log.message for log in prefect.shown] == shown
+        assert lines() == 3
+        assert read() >= len(logs.data)
+        assert lag() > 0
 
     run(forward())
