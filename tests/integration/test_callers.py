@@ -10,8 +10,10 @@ from prefect import flow
 from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import StateType, WorkPoolStorageConfiguration
 from prefect.flows import Flow, bind_flow_to_infrastructure
+from prefect.settings import PREFECT_HOME
 from prefect.states import Pending
 
+from prefect_ray_worker.clusters.local.state import state_directory
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.runs.recovery.labels import UPLOADING_LABEL
 from prefect_ray_worker.shared.ids import attempt_name
@@ -95,7 +97,7 @@ async def test_caller_starts_no_ray(prefect_settings: None, tmp_path: Path) -> N
         run = await pool.wait_for(future.flow_run_id)
         assert run.state is not None
         assert "names no Ray cluster" in (run.state.message or "")
-    assert not (tmp_path / "prefect-home" / "ray").exists()
+    assert not state_directory(PREFECT_HOME.value()).exists()
 
 
 async def test_no_worker_submits_a_run_whose_code_is_still_uploaded(

@@ -70,7 +70,7 @@ async def test_cancelling_a_run_whose_job_runs_stops_it_and_deletes_the_cluster(
         run_id, _, job = await stage.running(stop_grace_seconds=1)
         await stage.pool.cancel(run_id)
         await stage.ends(run_id, StateType.CANCELLED)
-        assert job.body, "the job was stopped, not only forgotten"
+        assert job.stop_requests, "the job was stopped, not only forgotten"
         await stage.is_gone(run_id)
 
 

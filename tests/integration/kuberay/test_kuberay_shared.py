@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 from prefect.client.schemas.objects import StateType
 
+from prefect_ray_worker.logs import bridge
 from tests.fake_kubernetes import NO_NODE, Script
 from tests.integration.harness import set_timing
 from tests.integration.kuberay.stage import KubeRayStage
@@ -69,16 +70,21 @@ async def test_a_changed_specification_makes_a_new_cluster_and_the_old_one_idles
 
 
 async def test_runs_whose_shared_cluster_is_deleted_crash_and_their_logs_are_given_up(
-    stage: KubeRayStage,
+    stage: KubeRayStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bridge, "_SILENT_SECONDS", 1.0)
     async with stage.pool.working():
-        run_id = await stage.start(kuberay=SHARED, forward_logs=False)
+        run_id = await stage.start(kuberay=SHARED)
         name, job = await stage.shared_job_of(run_id)
         await stage.play(run_id, StateType.RUNNING)
-        await stage.pool.wait_for_log(run_id, "is RUNNING")
-        assert job.body
+        job.print("what was read\n")
+        await stage.pool.wait_for_log(run_id, "what was read")
         stage.kubernetes.store.delete("rayclusters", "ray", name)
-        run = await stage.ends(run_id, StateType.CRASHED, "^ClusterDeleted: ")
+        await stage.ends(run_id, StateType.CRASHED, "^ClusterDeleted: ")
+        job.print("what cannot be read\n")
+        await stage.pool.wait_for_log(
+            run_id, "cannot be read any more: 1 lines of it had been read"
+        )
 
         async def is_finished() -> bool:
             labels = (await stage.pool.read(run_id)).labels
@@ -87,7 +93,6 @@ async def test_runs_whose_shared_cluster_is_deleted_crash_and_their_logs_are_giv
                 for k, v in labels.items()
             )
 
-        assert run.state is not None
         await wait_until(is_finished, timeout=15, description="nothing left to do")
         again = await stage.start(kuberay=SHARED)
         await finished(stage, again)

@@ -16,6 +16,7 @@ from prefect_ray_worker.clusters.kuberay.manifest import cluster_name, ray_clust
 from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.prefect_api.slot_leases import SlotLeases
+from prefect_ray_worker.runs.recovery import adopt
 from prefect_ray_worker.runs.recovery.labels import Worker, labelled_owner, owner_labels
 from prefect_ray_worker.runs.run import slot_lease_in
 from prefect_ray_worker.shared.ids import (
@@ -217,7 +218,9 @@ async def test_the_cluster_of_a_run_that_crashed_before_its_job_is_kept_for_a_lo
     assert stage.names_of(run.id)
 
 
-async def test_a_run_that_was_started_by_hand_is_not_ours_to_end(stage: KubeRayStage) -> None:
+async def test_a_run_that_was_started_by_hand_is_not_ours_to_end(
+    stage: KubeRayStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It was Crashed while it ran, because Kubernetes had no cluster of its name."""
     deployment = await stage.pool.deploy("adds", job_variables={"kuberay": KUBERAY})
 
@@ -236,6 +239,10 @@ async def test_a_run_that_was_started_by_hand_is_not_ours_to_end(stage: KubeRayS
         await stage.ends(was_ours, StateType.CRASHED, "ClusterDeleted")
         assert await stage.pool.state(runs) == StateType.RUNNING
         assert await stage.pool.state(is_cancelled) == StateType.CANCELLING
+        # If no process of its own ends it, we do.
+        monkeypatch.setattr(adopt, "_ENDS_BY_HAND_SECONDS", 0.0)
+        await stage.ends(is_cancelled, StateType.CANCELLED)
+        assert await stage.pool.state(runs) == StateType.RUNNING
 
 
 SHARED = {"scope": "shared", "idle_seconds": 2}
