@@ -49,12 +49,10 @@ def local_modules(function: Any, also: Iterable[str] = ()) -> dict[Path, list[Pa
         if name in seen:
             continue
         seen.add(name)
-        if (place := _place_of(name)) is None:
-            continue
-        folder, files = place
-        found.setdefault(folder, []).extend(files)
-        for file in files:
-            waiting += _imports_in(file)
+        for folder, files in _places_of(name):
+            found.setdefault(folder, []).extend(files)
+            for file in files:
+                waiting += _imports_in(file)
     return found
 
 
@@ -174,26 +172,31 @@ def _imports_in_text(text: str | bytes, package: str) -> Iterator[str]:
             yield (package if node.level else node.module or "").partition(".")[0]
 
 
-def _place_of(name: str) -> tuple[Path, list[Path]] | None:
-    """Return the import folder and the files of a top-level name, or None if it is not local."""
+def _places_of(name: str) -> list[tuple[Path, list[Path]]]:
+    """Return the import folders and the files of a top-level name; a namespace may have several."""
     if not name or is_script(name) or name == _OWN or name in sys.stdlib_module_names:
-        return None
+        return []
     try:
         spec = getattr(sys.modules.get(name), "__spec__", None) or importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError):
         spec = None
     if spec is None:
-        return None
-    file = Path(spec.origin).resolve() if isinstance(spec.origin, str) else None
+        return []
+    file = _resolved(spec.origin) if isinstance(spec.origin, str) else None
     # Prefect gives a script that it loads from an entrypoint the locations of a package (3.8.8).
     is_package = file is None or file.name.startswith("__init__.")
     if spec.submodule_search_locations is not None and is_package:
-        folders = [Path(place).resolve() for place in spec.submodule_search_locations]
-        folder = next((f for f in folders if f.is_dir() and is_local(f / "__init__.py")), None)
-        return None if folder is None else (folder.parent, list(_sources_below(folder)))
-    if file is None or not file.is_file() or not is_local(file):
-        return None
-    return (file.parent, [file])
+        folders = [_resolved(place) for place in spec.submodule_search_locations]
+        local = [f for f in folders if f.is_dir() and is_local(f.resolve() / "__init__.py")]
+        return [(folder.parent, list(_sources_below(folder))) for folder in local]
+    if file is None or not file.is_file() or not is_local(file.resolve()):
+        return []
+    return [(file.parent, [file])]
+
+
+def _resolved(path: str) -> Path:
+    """Return a path without links, but for its last part: a module has the name of its link."""
+    return Path(path).parent.resolve() / Path(path).name
 
 
 def _sources_below(folder: Path) -> Iterator[Path]:

@@ -243,6 +243,28 @@ def test_module_that_the_imports_of_the_flow_do_not_name(
     assert run_on_a_node(forks, tmp_path, packed) == "3"
 
 
+def test_modules_behind_links_and_namespaces_of_several_folders(
+    tmp_path: Path, forks: Forks
+) -> None:
+    """They travelled under the name of the link's target, and without the second folder."""
+    app, shared = tmp_path / "laptop", tmp_path / "shared"
+    write(shared, {"v2/src/inner.py": "x = 1", "common.py": "y = 2"})
+    write(tmp_path, {"a/acme/core.py": "z = 3", "b/acme/flows.py": "w = 4"})
+    imports = "import helpers, mylib.inner, acme.core, acme.flows"
+    run = (
+        f"import sys\nsys.path[:0] = ['../a', '../b']\nfrom prefect import flow\n{imports}\n"
+        "from prefect_ray_worker.bundles.packing import pack\n"
+        f"@flow\ndef train():\n    {imports}\n"
+        "    return [mylib.inner.x, helpers.y, acme.core.z, acme.flows.w]\n"
+        "if __name__ == '__main__': print(pack(train, {}).content.hex())\n"
+    )
+    write(app, {"run.py": run})
+    (app / "mylib").symlink_to(shared / "v2" / "src")
+    (app / "helpers.py").symlink_to(shared / "common.py")
+    packed = bytes.fromhex(forks.run_script(app, "run.py"))
+    assert run_on_a_node(forks, tmp_path, packed) == "[1, 2, 3, 4]"
+
+
 def write(folder: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         path = folder / name
