@@ -239,7 +239,13 @@ def _runtime_env(variables: dict[str, Any], pool: WorkPool) -> dict[str, Any]:
     """Return the runtime_env of a call: its own, or else the one that the pool has by default."""
     offered = pool.base_job_template.get("variables", {}).get("properties", {})
     default = offered.get("runtime_env", {}).get("default")
-    return {**(variables.get("runtime_env") or default or {})}
+    found = variables.get("runtime_env") or default or {}
+    if not isinstance(found, dict):
+        raise InvalidConfiguration(
+            "runtime_env, of the call or by default of the work pool, is no mapping, and a package "
+            "has to be added to it. Write its fields out, and use placeholders in their values."
+        )
+    return {**found}
 
 
 def _with_module(variables: dict[str, Any], pool: WorkPool, package: str | None) -> dict[str, Any]:

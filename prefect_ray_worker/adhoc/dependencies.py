@@ -46,18 +46,24 @@ def frozen(installed: Iterable[Distribution]) -> list[str]:
     Args:
         installed: The packages.
     """
-    found = {
-        _normalized(distribution.metadata["Name"]): distribution.version
-        for distribution in installed
-        if distribution.metadata["Name"] and not _is_local(distribution)
-    }
-    return [f"{name}=={found[name]}" for name in sorted(found) if name not in _NEVER]
+    found: dict[str, str | None] = {}
+    for distribution in installed:
+        # Of two with one name, Python imports the first.
+        if (name := distribution.metadata["Name"]) and _normalized(name) not in found:
+            found[_normalized(name)] = _source_of(distribution)
+    return [f"{n}{s}" for n, s in sorted(found.items()) if s is not None and n not in _NEVER]
 
 
-def _is_local(distribution: Distribution) -> bool:
-    """Return whether a package was installed from a folder or a file of this machine (PEP 610)."""
-    origin = distribution.read_text("direct_url.json")
-    return origin is not None and str(json.loads(origin).get("url", "")).startswith("file:")
+def _source_of(distribution: Distribution) -> str | None:
+    """Return what follows a package's name in a requirement; None if only this machine has it."""
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")  # PEP 610
+    url = str(origin.get("url", ""))
+    if url.startswith("file:"):
+        return None
+    if commit := (vcs := origin.get("vcs_info") or {}).get("commit_id"):
+        below = f"#subdirectory={folder}" if (folder := origin.get("subdirectory")) else ""
+        return f" @ {vcs['vcs']}+{url}@{commit}{below}"
+    return f"=={distribution.version}"
 
 
 def _normalized(name: str) -> str:

@@ -45,11 +45,17 @@ def included_files(patterns: list[str], base: Path) -> list[Path]:
             )
         is_written_out = matches == [base / pattern]
         for path in matches:
-            relative = _relative(path, base, pattern)
+            relative = path.relative_to(base).as_posix()
             if left_out.match_file(relative):
                 continue
             if not is_written_out and ignored.match_file(relative):
                 continue
+            if base not in path.resolve().parents:
+                raise BundleRefused(
+                    f"include_files {pattern!r} matches {relative}, a link to a file outside "
+                    f"{base}. Put the file itself into the folder, or leave it out with "
+                    f'"!{relative}".'
+                )
             if not is_written_out and _is_sensitive(path.name):
                 raise BundleRefused(
                     f"include_files {pattern!r} would send {relative}, which looks like a secret. "
@@ -73,15 +79,6 @@ def _matches_of(pattern: str, base: Path) -> list[Path]:
     if not _WILDCARDS & set(pattern):
         return []
     return sorted(p for p in base.glob(pattern) if p.is_file())
-
-
-def _relative(path: Path, base: Path, pattern: str) -> str:
-    if base not in path.resolve().parents:
-        raise BundleRefused(
-            f"include_files {pattern!r} matches {path.name}, a link to a file outside {base}. Put "
-            "the file itself into the folder."
-        )
-    return path.relative_to(base).as_posix()
 
 
 def _is_sensitive(name: str) -> bool:

@@ -25,6 +25,19 @@ def test_freeze_leaves_out_what_nodes_cannot_or_must_not_install(tmp_path: Path)
     assert frozen(distributions(path=[str(tmp_path)])) == ["polars==1.2"]
 
 
+def test_freeze_names_what_is_imported_and_where_it_is_from(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, version in ((first, "2.2"), (second, "1.5")):
+        folder.mkdir()
+        installed(folder, "pandas", version)
+    installed(second, "own", "1.0")
+    (second / "own-1.0.dist-info" / "direct_url.json").write_text(
+        '{"url": "https://git.example/own", "vcs_info": {"vcs": "git", "commit_id": "abc"}}'
+    )
+    found = frozen(distributions(path=[str(first), str(second)]))
+    assert found == ["own @ git+https://git.example/own@abc", "pandas==2.2"]
+
+
 def test_lists_are_taken_as_they_are() -> None:
     assert requirements_of(("polars", "numpy<3")) == ["polars", "numpy<3"]
     assert requirements_of("cluster") == []

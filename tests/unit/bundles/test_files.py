@@ -63,6 +63,19 @@ def test_no_link_to_a_file_outside(project: Path, tmp_path: Path) -> None:
         included_files(["link"], project)
 
 
+def test_link_that_is_not_sent_may_lead_anywhere(project: Path, tmp_path: Path) -> None:
+    """A virtual environment has one, and made `.` a refusal that named only `python`."""
+    (tmp_path / "outside").write_text("x")
+    (project / ".venv" / "bin").mkdir(parents=True)
+    for link in (project / ".venv" / "bin" / "python", project / "data" / "link"):
+        link.symlink_to(tmp_path / "outside")
+    assert "data/link" not in names(project, ".", "!data/link")
+    with pytest.raises(
+        BundleRefused, match=r'matches data/link, .*or leave it out'
+    ):
+        included_files(["."], project)
+
+
 def test_pattern_without_a_file_is_named(project: Path) -> None:
     with pytest.raises(BundleRefused, match=r"'confg.yaml', and .* has no such file"):
         included_files(["confg.yaml"], project)
