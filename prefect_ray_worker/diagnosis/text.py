@@ -75,7 +75,7 @@ def useful_lines(text: str) -> tuple[str, ...]:
         else:
             in_library = False
             if not _BOILERPLATE.fullmatch(line):
-                useful.append(_cut(line))
+                useful.append(cut(line))
     return tuple(useful[-_MOST_LINES:])
 
 
@@ -85,7 +85,8 @@ def last_line(text: str) -> str:
     return lines[-1].strip() if lines else ""
 
 
-def _cut(line: str) -> str:
+def cut(line: str) -> str:
+    """Return a line of at most 400 characters unchanged, and a longer one without its middle."""
     if len(line) <= _LONGEST_LINE:
         return line
     half = _LONGEST_LINE // 2

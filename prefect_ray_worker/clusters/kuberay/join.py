@@ -14,6 +14,7 @@ from typing import TypeVar
 import anyio
 
 from prefect_ray_worker.clusters.kuberay.asking import Asking
+from prefect_ray_worker.clusters.kuberay.closing import Closing
 from prefect_ray_worker.clusters.kuberay.deletion import Deletions
 from prefect_ray_worker.clusters.kuberay.look import (
     ClusterLook,
@@ -22,16 +23,13 @@ from prefect_ray_worker.clusters.kuberay.look import (
 )
 from prefect_ray_worker.clusters.kuberay.manifest import JOINED_AT, SharedManifest
 from prefect_ray_worker.clusters.kuberay.reach import place_in, ref_of
-from prefect_ray_worker.clusters.kuberay.reading import ClusterState, Reading
 from prefect_ray_worker.clusters.kuberay.shared import (
     SharedClusters,
     Visit,
     close_cluster,
     failure_in,
     is_open,
-    reason_of,
     serves_its_runs,
-    was_up,
 )
 from prefect_ray_worker.clusters.kuberay.snapshots import Snapshots
 from prefect_ray_worker.clusters.source import Cluster, StartProgress
@@ -39,7 +37,6 @@ from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.errors import (
     AlreadyThere,
     ClusterFailed,
-    KubernetesError,
     ObjectMissing,
     ObjectReplaced,
 )
@@ -101,6 +98,10 @@ class Joining:
             waiter="The shared cluster",
             api="The Kubernetes API",
         )
+
+    @property
+    def _closing(self) -> Closing:
+        return Closing(self.client, self.deletions, self._asking)
 
     @property
     def _needs_workers(self) -> bool:
@@ -244,7 +245,7 @@ class Joining:
             if JOINED_AT in there.annotations:
                 return True  # another worker's run was quicker
             if await close_cluster(self.client, there, "given up"):
-                await self._delete(there, "Another cluster of its specification was made.")
+                await self._closing.delete(there, "Another cluster of its specification was made.")
                 return False
         return True
 
@@ -308,68 +309,13 @@ class Joining:
             if found.is_final:
                 if not is_known:
                     raise await visit.look.failure(found)
-                await self._give_up(visit, found, has_waited=has_waited)
-                if joined.uid in self._avoided:
+                if await self._closing.give_up(visit, found, has_waited=has_waited):
+                    self._avoided.add(joined.uid)
                     return None
             if sentence := found.delay or found.sentence:
                 self.progress.waits(f"Cluster {joined.name}: {sentence}.")
             await anyio.sleep(self.timing.poll)
             has_waited = True
-
-    async def _give_up(self, visit: Visit, found: Reading, *, has_waited: bool) -> None:
-        """End the wait for a cluster that does not start, or not with its workers.
-
-        Raises:
-            ClusterFailed: It is over. If not, and the cluster is not avoided now, look again.
-        """
-        seen = visit.look.seen
-        if seen is None:
-            return
-        has_head, is_over = _has_head(seen, found), self._asking.is_over()
-        if was_up(seen) and not (has_head and is_over):
-            self._avoided.add(seen.uid)  # the sweep deletes it when no run uses it
-        elif found.is_late and found.answers:
-            # Its workers can still come, and runs that need its head alone may use it.
-            if is_over:
-                raise await visit.look.failure(found)
-        elif has_waited or not has_head:
-            await self._condemn(visit, found)
-        else:
-            # That was so before the run came: it gets the next one.
-            self._avoided.add(seen.uid)
-            with suppress(ClusterFailed):
-                await self._condemn(visit, found)
-
-    async def _condemn(self, visit: Visit, found: Reading) -> None:
-        """Close a cluster that does not start, and delete it; all its runs fail with the reason.
-
-        Runs can be using a head that is ready: the sweep deletes it when none does.
-
-        Raises:
-            ClusterFailed: It is closed. If not, it has changed meanwhile: look at it again.
-        """
-        seen = visit.look.seen
-        if seen is None or found.state is ClusterState.TERMINATING:
-            return
-        failure = await visit.look.failure(found)
-        has_head = _has_head(seen, found)
-        why = reason_of(failure, has_head=has_head, takes_jobs=found.answers)
-        with suppress(KubernetesError):
-            if await close_cluster(self.client, seen, why):
-                visit.failure = failure
-                if has_head:
-                    raise failure
-                # The workers of its other runs read the reason first.
-                await anyio.sleep(3 * self.timing.poll)
-                await self._delete(seen, str(failure))
-        if visit.failure is not None:
-            raise visit.failure
-        visit.found = None
-
-    async def _delete(self, closed: RayClusterObject, why: str) -> None:
-        # What fails here, the next sweep does: it deletes what is closed.
-        with suppress(KubernetesError):
-            await self.deletions.delete(self.client, closed, why)
 
     async def _name(self, name: str) -> None:
         """Record on the run which cluster comes next, unless the record says so."""
@@ -384,11 +330,6 @@ class Joining:
                 Category.CLUSTER_SPEC_INVALID,
                 f"There is a RayCluster {cluster.name} that was not made for this work pool.",
             )
-
-
-def _has_head(cluster: RayClusterObject, found: Reading) -> bool:
-    """Return whether runs can be using the head of a cluster, even one that does not answer us."""
-    return found.answers or cluster.is_true("HeadPodReady")
 
 
 def _deleted(cause: str) -> ClusterFailed:

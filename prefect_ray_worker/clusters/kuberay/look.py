@@ -20,7 +20,7 @@ from prefect_ray_worker.clusters.kuberay.reading import (
 from prefect_ray_worker.clusters.kuberay.snapshots import Snapshots
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.kuberay import KubeRay
-from prefect_ray_worker.diagnosis.text import clean
+from prefect_ray_worker.diagnosis.text import clean, cut
 from prefect_ray_worker.errors import (
     ClusterFailed,
     KubeRayMissing,
@@ -185,7 +185,8 @@ class ClusterLook:
             except KubernetesError as exc:
                 return [f"(The log of the head cannot be read: {exc})"]
             if text.strip():
-                return clean(text)[-_LINES_OF_HEAD:]
+                # Cut: they become an annotation, and the API server refuses more than 256 KiB.
+                return [cut(line) for line in clean(text)[-_LINES_OF_HEAD:]]
         return []
 
 

@@ -1,12 +1,13 @@
 """Shared clusters that do not start, or only in part: who fails, who goes on, and what is left."""
 
+import math
 from dataclasses import replace
 
 import anyio
 import pytest
 
 from prefect_ray_worker.errors import ClusterFailed
-from tests.fake_kubernetes import NO_NODE, FakeHeads, FakeKubernetes, Script
+from tests.fake_kubernetes import NO_NODE, FakeHeads, FakeKubernetes, Fault, Kind, Script
 from tests.unit.clusters.kuberay.shared_stage import (
     QUICK,
     Run,
@@ -123,3 +124,36 @@ async def test_a_cluster_whose_ready_head_takes_no_jobs_is_replaced(
         uses_head.goes_on = False
         await goes(stage, worker, first)
         assert "it did not start, and no run uses it" in stage.said[-1]
+
+
+async def test_the_last_lines_of_a_head_that_crashes_fit_into_an_annotation(
+    kubernetes: FakeKubernetes,
+) -> None:
+    """Kubernetes refused to close the cluster, and its runs waited for ever."""
+    stage = a_stage(kubernetes)
+    words = "\n".join(f"{number} {'ü' * 8000} its end" for number in range(50))
+    kubernetes.scripts.default = Script(crashes=math.inf, last_words=words)
+    async with stage.worker() as worker:
+        with pytest.raises(ClusterFailed, match="HeadCrashLoop") as raised:
+            await worker.provide(stage.run())
+    assert str(raised.value).endswith(" its end")
+    assert len(str(raised.value).encode()) < 64 * 1024
+
+
+@pytest.mark.parametrize("status", [422, 503])
+async def test_a_run_does_not_wait_for_a_cluster_that_cannot_be_closed(
+    kubernetes: FakeKubernetes, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """A run waited without any limit while a webhook refused the annotation."""
+    stage = a_stage(kubernetes, start_timeout_seconds=1)
+    kubernetes.scripts.default = Script(image="manifest unknown")
+    run = stage.run()
+
+    def refuse(_: str) -> None:  # called once the run has joined
+        kubernetes.faults.add(Fault("PATCH", "/rayclusters/", Kind.STATUS, None, status=status))
+
+    monkeypatch.setattr(run, "waits", refuse)
+    async with stage.worker() as worker:
+        with anyio.fail_after(10), pytest.raises(ClusterFailed, match="manifest unknown"):
+            await worker.provide(run)
+    assert kubernetes.clusters(), "it may have other runs"
