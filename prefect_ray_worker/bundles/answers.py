@@ -30,6 +30,7 @@ from prefect_ray_worker.bundles.carriers import (
     send_parts,
     write_input,
 )
+from prefect_ray_worker.bundles.pickling import dump_value
 from prefect_ray_worker.errors import BundleUnusable
 
 Kind = Literal["value", "exception", "none", "unreadable"]
@@ -87,7 +88,7 @@ class Answering:
     def _write(self, kind: Kind, value: Any) -> None:
         content, text = b"", ""
         try:
-            content = _dumps(value)
+            content = dump_value(value)
             if isinstance(value, BaseException):
                 text = "".join(traceback.format_exception(value))[-_LONGEST_TEXT:]
                 pickle.loads(content)  # noqa: S301 (what some exceptions do not survive)
@@ -165,12 +166,6 @@ def _data_of(state: State[Any]) -> Any:
     if isinstance(data, ResultRecord):
         return data.result
     return None if isinstance(data, ResultRecordMetadata) else data
-
-
-def _dumps(value: Any) -> bytes:
-    import cloudpickle
-
-    return cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def _too_large(size: int) -> str:

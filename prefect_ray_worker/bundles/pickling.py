@@ -73,10 +73,29 @@ def _scripts_by_value() -> Generator[None]:
             cloudpickle.unregister_pickle_by_value(script)
 
 
-def _pickler() -> Any:
+def dump_value(value: Any) -> bytes:
+    """Pickle what a flow returns, for its caller."""
+    with io.BytesIO() as file:
+        _sentinel_pickler()(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+        return file.getvalue()
+
+
+def _sentinel_pickler() -> Any:
     import cloudpickle
 
-    class _FlowPickler(cloudpickle.Pickler):  # pyright: ignore[reportUntypedBaseClass]
+    class _SentinelPickler(cloudpickle.Pickler):  # pyright: ignore[reportUntypedBaseClass]
+        """Sends by name what is compared by identity: cloudpickle makes another one of it."""
+
+        def reducer_override(self, obj: Any) -> Any:
+            if id(obj) in SENTINELS:
+                return content.attribute_of, SENTINELS[id(obj)]
+            return super().reducer_override(obj)
+
+    return _SentinelPickler
+
+
+def _pickler() -> Any:
+    class _FlowPickler(_sentinel_pickler()):
         """Sends what modules define by name, blocks by id, and notes the source of the rest.
 
         Notes the modules as well: the flow's own imports need not lead to that of an argument.
@@ -163,8 +182,6 @@ def _names_in(annotation: object) -> Iterator[str]:
 def _by_reference(obj: Any) -> Any:
     if isinstance(obj, Block):
         return _block_by_reference(obj)
-    if id(obj) in SENTINELS:
-        return content.attribute_of, SENTINELS[id(obj)]
     function = obj.fn if isinstance(obj, Flow | Task) else obj
     if not isinstance(function, types.FunctionType):
         return None

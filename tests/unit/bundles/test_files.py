@@ -70,9 +70,7 @@ def test_link_that_is_not_sent_may_lead_anywhere(project: Path, tmp_path: Path) 
     for link in (project / ".venv" / "bin" / "python", project / "data" / "link"):
         link.symlink_to(tmp_path / "outside")
     assert "data/link" not in names(project, ".", "!data/link")
-    with pytest.raises(
-        BundleRefused, match=r'matches data/link, .*or leave it out'
-    ):
+    with pytest.raises(BundleRefused, match=r"matches data/link, .*or leave it out"):
         included_files(["."], project)
 
 

@@ -1,5 +1,6 @@
 """A script's flow is in the cluster what it is here: its classes, its annotations, its names."""
 
+import dataclasses
 import pickle
 import sys
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_ray_worker.bundles.pickling import dump
+from prefect_ray_worker.bundles.pickling import dump, dump_value
 from tests.forks import Forks
 from tests.unit.bundles.test_packing import main_flow, write
 
@@ -107,3 +108,13 @@ def test_script_goes_by_value_from_two_threads_at_once(monkeypatch: pytest.Monke
         dumped = dump([Calls(lambda: second.set() or ended.wait(5)), script.Model])
         thread.join()
     assert pickle.loads(dumped.content)[1].__name__ == "Model"
+
+
+def test_dataclass_of_a_script_is_one_where_its_value_returns() -> None:
+    """pydantic took each of its fields for one with a default and a factory."""
+    made = main_flow(
+        "from dataclasses import dataclass\n@dataclass\nclass Size: n: int\n"
+        "@flow\ndef run(): return Size(3)"
+    )
+    again = pickle.loads(dump_value(made.fn()))
+    assert dataclasses.fields(again)[0].default is dataclasses.MISSING
