@@ -14,8 +14,8 @@ from typing import TypeVar
 import anyio
 
 from prefect_ray_worker.clusters.kuberay.asking import Asking
-from prefect_ray_worker.clusters.kuberay.closing import Closing
 from prefect_ray_worker.clusters.kuberay.deletion import Deletions
+from prefect_ray_worker.clusters.kuberay.failed_starts import FailedStarts
 from prefect_ray_worker.clusters.kuberay.look import (
     ClusterLook,
     StartTiming,
@@ -100,8 +100,8 @@ class Joining:
         )
 
     @property
-    def _closing(self) -> Closing:
-        return Closing(self.client, self.deletions, self._asking)
+    def _failed_starts(self) -> FailedStarts:
+        return FailedStarts(self.client, self.deletions, self._asking)
 
     @property
     def _needs_workers(self) -> bool:
@@ -245,7 +245,9 @@ class Joining:
             if JOINED_AT in there.annotations:
                 return True  # another worker's run was quicker
             if await close_cluster(self.client, there, "given up"):
-                await self._closing.delete(there, "Another cluster of its specification was made.")
+                await self._failed_starts.delete(
+                    there, "Another cluster of its specification was made."
+                )
                 return False
         return True
 
@@ -309,7 +311,7 @@ class Joining:
             if found.is_final:
                 if not is_known:
                     raise await visit.look.failure(found)
-                if await self._closing.give_up(visit, found, has_waited=has_waited):
+                if await self._failed_starts.give_up(visit, found, has_waited=has_waited):
                     self._avoided.add(joined.uid)
                     return None
             if sentence := found.delay or found.sentence:

@@ -1,4 +1,4 @@
-"""`Closing`: closes shared clusters that do not start, so that no run joins them any more."""
+"""`FailedStarts`: closes shared clusters that do not start, so that no run joins them any more."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _LATE_TRIES = 5
 
 
 @dataclass(frozen=True)
-class Closing:
+class FailedStarts:
     """Closes clusters for one attempt that waits for them.
 
     Attributes:
