@@ -2,14 +2,14 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Generator, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 from prefect_ray_worker.clusters.turns import SweepTurns
 from prefect_ray_worker.config.kuberay import KubeRay
-from prefect_ray_worker.errors import KubernetesForbidden
+from prefect_ray_worker.errors import KubernetesError, KubernetesForbidden, KubernetesUnauthorized
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 
 _log = logging.getLogger("prefect.workers.ray.kuberay")
@@ -48,11 +48,14 @@ class Way:
 
 
 class SweptPlaces:
-    """Remembers the places of one worker. The last way to each of them counts, the pool's first."""
+    """Remembers the places of one worker, and the ways to each of them.
+
+    Those of the worker's setting come first, then the pool's, then those of runs, the last first.
+    """
 
     def __init__(self) -> None:
         # Where runs have had clusters, and the pool's own place.
-        self._used: dict[KubernetesPlace, Way] = {}
+        self._used: dict[KubernetesPlace, list[Way]] = {}
         # Those of the worker's setting: earlier workers may have left clusters there.
         self._by_setting: dict[KubernetesPlace, Way] = {}
         self._refused: set[KubernetesPlace] = set()
@@ -60,7 +63,8 @@ class SweptPlaces:
 
     def use(self, client: KubernetesClient, namespace: str, asked: KubeRay) -> None:
         """Sweep a namespace in which runs have clusters."""
-        self._used[KubernetesPlace.of(client, namespace)] = Way(client, asked)
+        ways = self._used.setdefault(KubernetesPlace.of(client, namespace), [])
+        ways[:] = [Way(client, asked), *(way for way in ways if way.client is not client)]
 
     def name(self, client: KubernetesClient, namespaces: Iterable[str], asked: KubeRay) -> None:
         """Sweep namespaces that the worker's setting names."""
@@ -69,21 +73,50 @@ class SweptPlaces:
 
     def renew(self, before: KubernetesClient, client: KubernetesClient) -> None:
         """Use a client with renewed credentials instead of the former one."""
-        for ways in (self._used, self._by_setting):
-            for place, way in ways.items():
-                if way.client is before:
-                    ways[place] = replace(way, client=client)
+        for place, way in self._by_setting.items():
+            self._by_setting[place] = _renewed(way, before, client)
+        for ways in self._used.values():
+            ways[:] = [_renewed(way, before, client) for way in ways]
 
-    def all(self) -> dict[KubernetesPlace, Way]:
-        """Return the places as they are now.
+    def all(self) -> list[KubernetesPlace]:
+        """Return the places as they are now."""
+        return list({**self._by_setting, **self._used})
 
-        In those that the setting names, a run does not choose how dashboards are reached: the
+    def ways(self, place: KubernetesPlace) -> list[Way]:
+        """Return the ways to a place in the order in which to try them.
+
+        In a place that the setting names, a run does not choose how dashboards are reached: the
         sweep sends the tokens of all shared clusters there.
         """
-        ways = {**self._by_setting, **self._used}
-        for place, way in self._by_setting.items():
-            ways[place] = replace(ways[place], asked=way.asked)
-        return ways
+        named, used = self._by_setting.get(place), self._used.get(place, [])
+        if named is None:
+            return list(used)
+        others = [way for way in used if way.client is not named.client]
+        return [named, *(replace(way, asked=named.asked) for way in others)]
+
+    async def reach(self, place: KubernetesPlace, act: Callable[[Way], Awaitable[None]]) -> None:
+        """Act in a place by the first way whose credentials are not refused.
+
+        A run can name an expired token for a namespace in which others have clusters.
+
+        Raises:
+            KubernetesError: All are refused, or something else is wrong.
+        """
+        refusal: KubernetesError | None = None
+        refused: list[KubernetesClient] = []
+        for way in self.ways(place):
+            try:
+                await act(way)
+            except (KubernetesForbidden, KubernetesUnauthorized) as exc:
+                refusal = refusal or exc
+                refused.append(way.client)
+            else:
+                # A run that still has them makes them known again.
+                used = self._used.get(place, [])
+                used[:] = [way for way in used if way.client not in refused]
+                return
+        if refusal is not None:
+            raise refusal
 
     def turns(self, place: KubernetesPlace) -> SweepTurns:
         """Return what counts the sweeps of a place."""
@@ -105,3 +138,7 @@ class SweptPlaces:
                     place.namespace,
                     exc,
                 )
+
+
+def _renewed(way: Way, before: KubernetesClient, client: KubernetesClient) -> Way:
+    return replace(way, client=client) if way.client is before else way

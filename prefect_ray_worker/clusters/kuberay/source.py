@@ -22,7 +22,7 @@ from prefect_ray_worker.clusters.kuberay.manifest import (
     shared_cluster,
 )
 from prefect_ray_worker.clusters.kuberay.orphans import seconds_in
-from prefect_ray_worker.clusters.kuberay.places import KubernetesPlace, SweptPlaces
+from prefect_ray_worker.clusters.kuberay.places import KubernetesPlace, SweptPlaces, Way
 from prefect_ray_worker.clusters.kuberay.reach import KIND, place_in, reached, ref_of
 from prefect_ray_worker.clusters.kuberay.shared import SharedClusters
 from prefect_ray_worker.clusters.kuberay.snapshots import Snapshots
@@ -256,15 +256,18 @@ class KubeRayClusters:
                 self._places.use(client, namespace, asked)
         looks_for_probes = self._sweeps % _SWEEPS_PER_LOOK_FOR_PROBES == 0
         self._sweeps += 1
-        for place, way in self._places.all().items():
-            client, namespace, deletions = way.client, place.namespace, self._deletions
-            with trouble.kept(), self._places.unless_refused(place):
-                turns = self._places.turns(place)
-                sweep = KubeRaySweep(client, namespace, way.asked, view, tell, deletions, turns)
-                await sweep.run()
-            if looks_for_probes:
+        for place in self._places.all():
+
+            async def sweep(way: Way, place: KubernetesPlace = place) -> None:
+                turns, to = self._places.turns(place), (way.client, place.namespace)
+                await KubeRaySweep(*to, way.asked, view, tell, self._deletions, turns).run()
+
+            async def sweep_probes(way: Way, namespace: str = place.namespace) -> None:
+                await self._deletions.sweep_probes(way.client, namespace, view, tell)
+
+            for act in (sweep, sweep_probes) if looks_for_probes else (sweep,):
                 with trouble.kept(), self._places.unless_refused(place):
-                    await deletions.sweep_probes(client, namespace, view, tell)
+                    await self._places.reach(place, act)
         trouble.raise_first()
 
     async def close(self, tell: Tell, ended: frozenset[str]) -> None:

@@ -71,8 +71,8 @@ class KubeRaySweep:
             Exception: Prefect did not answer; what is too old was deleted all the same.
         """
         labels = {**MANAGED_BY, POOL_LABEL: str(self.view.pool_id)}
-        self.turns.begin()
         found = await self.deletions.list(self.client, self.namespace, labels, self.view, self.tell)
+        self.turns.begin()  # after it: where one way is refused, the next one is tried
         now = datetime.now(UTC)
         alone: list[tuple[RayClusterObject, RunAndAttempt]] = []
         shared: list[RayClusterObject] = []

@@ -10,7 +10,7 @@ from prefect_ray_worker.config.kuberay import KubernetesConfig
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.kubernetes_api.credentials import Kubeconfig
 from tests.fake_kubernetes import FakeKubernetes
-from tests.unit.clusters.kuberay.shared_stage import POOL_ID, a_stage
+from tests.unit.clusters.kuberay.shared_stage import POOL_ID, a_stage, ended
 from tests.waiting import wait_until
 
 
@@ -90,7 +90,7 @@ async def test_no_run_chooses_where_a_sweep_sends_the_tokens_of_a_namespace_of_t
         places.name(client, ["ray"], asked)
         places.use(client, "ray", of_run)
         places.use(client, "own", of_run)
-    ways = {place.namespace: way.asked for place, way in places.all().items()}
+    ways = {place.namespace: places.ways(place)[0].asked for place in places.all()}
     assert ways == {"ray": asked, "own": of_run}
 
 
@@ -112,3 +112,21 @@ async def test_a_sweep_uses_the_token_that_the_pool_has_now(
         await worker.sweep()
         kubernetes.store.delete("rayclusters", *place_in(cluster.ref))
         assert await worker.source.why_gone(cluster.ref) is not None
+
+
+@pytest.mark.parametrize("setting", ['["ray", "other"]', "[]"], ids=["named", "not named"])
+async def test_a_run_with_an_expired_token_does_not_keep_a_namespace_from_its_sweep(
+    kubernetes: FakeKubernetes, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    """The last run's credentials were the only way there, and clusters stayed."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_RAY_WORKER_KUBERAY_NAMESPACES", setting)
+    kubernetes.store.namespaces["other"] = "Active"
+    stage = a_stage(kubernetes)
+    expired = KubernetesConfig(config=kubernetes.kubeconfig("expired"), context_name="fake")
+    async with stage.worker() as worker:
+        await worker.provide(ended(stage.run()), namespace="other")
+        await anyio.sleep(1.2)  # until it is idle
+        configuration = stage.configuration(namespace="other", kubeconfig=expired)
+        await worker.source.plan(configuration, stage.run().job_id)
+        await worker.sweep()
+        await wait_until(lambda: not kubernetes.clusters("other"), description="its end")
