@@ -30,7 +30,7 @@ from prefect_ray_worker.bundles.carriers import (
     send_parts,
     write_input,
 )
-from prefect_ray_worker.bundles.pickling import dump_value
+from prefect_ray_worker.bundles.identity import dump_value
 from prefect_ray_worker.errors import BundleUnusable
 
 Kind = Literal["value", "exception", "none", "unreadable"]

@@ -14,7 +14,8 @@ import pickle
 import sys
 import types
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -88,12 +89,14 @@ class PackedFlow:
         parameters: Parameters of the run that JSON would change.
         names: More of the flow's script: what pickles and annotations look up there. None from a
             caller with an older release.
+        imports: More of what annotations look up there: module and name, by the script's name.
     """
 
     fn: Callable[..., Any]
     arguments: dict[str, Any]
     parameters: dict[str, Any]
     names: dict[str, Any] | None = None
+    imports: dict[str, tuple[str, str]] | None = None
 
 
 def unpack(content: bytes, folder: Path) -> UnpackedBundle:
@@ -137,11 +140,21 @@ def unpickle(bundle: UnpackedBundle) -> PackedFlow:
     packed: PackedFlow = pickle.loads(bundle.pickle)  # noqa: S301 (checked, and code by its nature)
     script = bundle.manifest.script
     namespace = _globals_of_script(packed)
-    for name, value in (packed.names or {}).items():
+    for name, value in {**_imported(packed.imports or {}), **(packed.names or {})}.items():
         namespace.setdefault(name, value)
     if script is not None and namespace:
         namespace["__file__"] = str(bundle.root / script)
     return packed
+
+
+def _imported(places: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """Return what can be imported here; without the rest only an annotation has no meaning."""
+    found: dict[str, Any] = {}
+    for name, (module, attribute) in places.items():
+        with suppress(Exception):  # an import runs any code
+            loaded = importlib.import_module(module)
+            found[name] = attribute_of(module, attribute) if attribute else loaded
+    return found
 
 
 def _globals_of_script(packed: PackedFlow) -> dict[str, Any]:
@@ -150,12 +163,12 @@ def _globals_of_script(packed: PackedFlow) -> dict[str, Any]:
 
 
 def be_main(packed: PackedFlow) -> None:
-    """Let this process have the flow's script, if it is in one, as its `__main__`.
+    """Let this process have the caller's script, if something is of one, as its `__main__`.
 
     `pickle` and `multiprocessing` look there for what the script defines, and `typing` for what its
     annotations name. It is a new module: a script may have names that the present one needs.
     """
-    namespace = _globals_of_script(packed)
+    namespace = {**(packed.names or {}), **_globals_of_script(packed)}
     if not namespace:
         return
     script = types.ModuleType("__main__")

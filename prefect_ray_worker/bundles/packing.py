@@ -19,7 +19,7 @@ from prefect_ray_worker.bundles.content import FILES, MANIFEST, PICKLE, Manifest
 from prefect_ray_worker.bundles.files import included_files
 from prefect_ray_worker.bundles.modules import local_modules, script_of
 from prefect_ray_worker.bundles.parameters import split_parameters
-from prefect_ray_worker.bundles.pickling import Dump, NamesOfScript, can_dump, dump
+from prefect_ray_worker.bundles.pickling import Dump, ImportsOfScript, NamesOfScript, can_dump, dump
 from prefect_ray_worker.errors import BundleRefused, Unpicklable
 from prefect_ray_worker.shared.references import unpicklable_in
 
@@ -196,7 +196,9 @@ def _arguments_of(flow: Flow[..., Any]) -> dict[str, Any]:
 
 
 def _pickled(flow: Flow[..., Any], parameters: dict[str, Any]) -> Dump:
-    packed = PackedFlow(flow.fn, _arguments_of(flow), parameters, NamesOfScript())
+    packed = PackedFlow(
+        flow.fn, _arguments_of(flow), parameters, NamesOfScript(), ImportsOfScript()
+    )
     try:
         return dump(packed)
     except BundleRefused:

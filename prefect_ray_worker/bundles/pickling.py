@@ -5,6 +5,8 @@ defines by value.
 """
 
 import ast
+import dataclasses
+import inspect
 import io
 import linecache
 import operator
@@ -21,12 +23,14 @@ from typing import Any
 from prefect.blocks.core import Block
 from prefect.flows import Flow
 from prefect.tasks import Task
+from pydantic import BaseModel
 
 from prefect_ray_worker.bundles import content
+from prefect_ray_worker.bundles.content import PackedFlow
+from prefect_ray_worker.bundles.identity import pickler
 from prefect_ray_worker.bundles.modules import is_script, loaded_scripts
 from prefect_ray_worker.errors import BundleRefused
 from prefect_ray_worker.prefect_api.compat.settings import saved_block_id
-from prefect_ray_worker.shared.references import SENTINELS
 
 # cloudpickle's list of modules to pickle by value is one for the process.
 _registry = threading.RLock()
@@ -44,17 +48,24 @@ class Dump:
 class NamesOfScript(dict[str, Any]):
     """Names of a script that no code in a pickle uses, but others look up there.
 
-    `pickle` and `multiprocessing` look for classes and functions, `typing` and pydantic for what
-    annotations name. Filled while it is pickled, with what belongs to all that came before.
+    `pickle` and `multiprocessing` look for classes and functions, and pydantic for what annotations
+    name. Filled while it is pickled, with what belongs to all that came before.
+    """
+
+
+class ImportsOfScript(dict[str, tuple[str, str]]):
+    """Names of a script that only annotations use, by the module and the name to import.
+
+    Filled as `NamesOfScript` is, so it has to be pickled after one.
     """
 
 
 def dump(value: Any) -> Dump:
     """Pickle a value."""
     with io.BytesIO() as file, _registry, _scripts_by_value():
-        pickler = _pickler()(file, protocol=pickle.HIGHEST_PROTOCOL)
-        pickler.dump(value)
-        return Dump(file.getvalue(), pickler.sources, pickler.modules)
+        flow_pickler = _flow_pickler()(file, protocol=pickle.HIGHEST_PROTOCOL)
+        flow_pickler.dump(value)
+        return Dump(file.getvalue(), flow_pickler.sources, flow_pickler.modules)
 
 
 @contextmanager
@@ -73,29 +84,40 @@ def _scripts_by_value() -> Generator[None]:
             cloudpickle.unregister_pickle_by_value(script)
 
 
-def dump_value(value: Any) -> bytes:
-    """Pickle what a flow returns, for its caller."""
-    with io.BytesIO() as file:
-        _sentinel_pickler()(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
-        return file.getvalue()
+class _Noted:
+    """What others look up in the script of what was pickled so far."""
+
+    def __init__(self) -> None:
+        self.imports: dict[str, tuple[str, str]] = {}
+        self._names: dict[str, Any] = {}
+        self._sent: set[str] = set()
+
+    def note(self, obj: Any) -> list[str]:
+        """Note what belongs to an object; return the modules that annotations name."""
+        is_of_script = isinstance(obj, types.FunctionType | type) and is_script(obj.__module__)
+        if is_of_script and _namespace_of(obj).get(obj.__qualname__) is obj:
+            self._names[obj.__qualname__] = obj
+        modules: list[str] = []
+        for name, value in _names_in_annotations(obj):
+            place = _import_of(value)
+            if place is None:
+                self._names[name] = value
+            else:
+                self.imports[name] = place
+                modules.append(place[0])
+        return modules
+
+    def names_left(self) -> Any:
+        """Return the reduced form of the names that were not in an earlier one."""
+        found = {n: v for n, v in self._names.items() if n not in self._sent and can_dump(v)}
+        self._sent |= self._names.keys()
+        # What these name themselves is known once they are pickled. From the standard library,
+        # as a driver may have an older release of this package.
+        return (operator.or_, (found, NamesOfScript())) if found else (dict, ())
 
 
-def _sentinel_pickler() -> Any:
-    import cloudpickle
-
-    class _SentinelPickler(cloudpickle.Pickler):  # pyright: ignore[reportUntypedBaseClass]
-        """Sends by name what is compared by identity: cloudpickle makes another one of it."""
-
-        def reducer_override(self, obj: Any) -> Any:
-            if id(obj) in SENTINELS:
-                return content.attribute_of, SENTINELS[id(obj)]
-            return super().reducer_override(obj)
-
-    return _SentinelPickler
-
-
-def _pickler() -> Any:
-    class _FlowPickler(_sentinel_pickler()):
+def _flow_pickler() -> Any:
+    class _FlowPickler(pickler()):
         """Sends what modules define by name, blocks by id, and notes the source of the rest.
 
         Notes the modules as well: the flow's own imports need not lead to that of an argument.
@@ -105,28 +127,21 @@ def _pickler() -> Any:
             super().__init__(*args, **kwargs)
             self.sources: dict[str, str] = {}
             self.modules: set[str] = set()
-            self._names: dict[str, Any] = {}
-            self._sent: set[str] = set()
+            self._noted = _Noted()
 
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, NamesOfScript):
-                return self._reduced_names()
+                return self._noted.names_left()
+            if isinstance(obj, ImportsOfScript):
+                return dict, (self._noted.imports,)
             self.modules.update(_modules_of(obj))
             found = _by_reference(obj)
             if found is not None:
                 return found
-            if isinstance(obj, types.FunctionType | type) and is_script(obj.__module__):
-                self._names.update(_named_by(obj))
-                if isinstance(obj, types.FunctionType):
-                    self._note_source(obj.__code__.co_filename)
+            self.modules.update(self._noted.note(obj))
+            if isinstance(obj, types.FunctionType) and is_script(obj.__module__):
+                self._note_source(obj.__code__.co_filename)
             return super().reducer_override(obj)
-
-        def _reduced_names(self) -> Any:
-            found = {n: v for n, v in self._names.items() if n not in self._sent and can_dump(v)}
-            self._sent |= self._names.keys()
-            # What these name themselves is known once they are pickled. From the standard library,
-            # as a driver may have an older release of this package.
-            return (operator.or_, (found, NamesOfScript())) if found else (dict, ())
 
         def _note_source(self, name: str) -> None:
             if name not in self.sources and (lines := linecache.getlines(name)):
@@ -146,18 +161,45 @@ def _modules_of(obj: Any) -> list[str]:
     return [module] if isinstance(module, str) else []
 
 
-def _named_by(obj: "types.FunctionType | type") -> dict[str, Any]:
-    """Return what others look up for a function or class of a script: itself, and annotations."""
+def _namespace_of(obj: "types.FunctionType | type") -> dict[str, Any]:
     if isinstance(obj, types.FunctionType):
-        namespace, annotations = obj.__globals__, obj.__annotations__
-    else:
-        namespace = vars(sys.modules[obj.__module__]) if obj.__module__ in sys.modules else {}
-        annotations = vars(obj).get("__annotations__", {})
-    names = {name for annotation in annotations.values() for name in _names_in(annotation)}
-    found = {name: namespace[name] for name in names & namespace.keys()}
-    if namespace.get(obj.__qualname__) is obj:
-        found[obj.__qualname__] = obj
-    return found
+        return obj.__globals__
+    module = sys.modules.get(obj.__module__)
+    return {} if module is None else vars(module)
+
+
+def _names_in_annotations(obj: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what annotations name that are texts, where pydantic will look for it.
+
+    That is in flows and in the classes of their parameters. Others are left out: what only they
+    name need not be installed in the cluster, and may take long to import.
+    """
+    if isinstance(obj, Flow | PackedFlow):
+        obj = inspect.unwrap(obj.fn)
+    elif not isinstance(obj, type) or not _is_validated(obj):
+        return
+    if not isinstance(obj, types.FunctionType | type) or not is_script(obj.__module__):
+        return
+    namespace = _namespace_of(obj)
+    annotations = vars(obj).get("__annotations__") if isinstance(obj, type) else obj.__annotations__
+    for annotation in (annotations or {}).values():
+        yield from ((n, namespace[n]) for n in _names_in(annotation) if n in namespace)
+
+
+def _is_validated(kind: type) -> bool:
+    return (
+        dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel) or typing.is_typeddict(kind)
+    )
+
+
+def _import_of(value: Any) -> tuple[str, str] | None:
+    """Return the module and the name by which a value can be imported; None for one of a script."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__, ""
+    module = getattr(value, "__module__", None)
+    if not isinstance(value, type) or not isinstance(module, str) or is_script(module):
+        return None
+    return module, value.__qualname__
 
 
 def _names_in(annotation: object) -> Iterator[str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_ray_worker.bundles.pickling import dump, dump_value
+from prefect_ray_worker.bundles.identity import dump_value
+from prefect_ray_worker.bundles.pickling import dump
 from tests.forks import Forks
 from tests.unit.bundles.test_packing import main_flow, write
 
@@ -31,6 +32,7 @@ class Size:
 
 class Other: ...
 
+@dataclass
 class Model:
     best: "Optional[Other]" = None
 
@@ -56,8 +58,8 @@ from prefect_ray_worker.bundles import content
 packed = content.unpickle(content.unpack(Path("bundle").read_bytes(), Path().resolve()))
 content.be_main(packed)
 flow = content.make_flow(packed)
-print(flow.fn(**flow.validate_parameters({"size": {"path": "a"}, "folder": "b"})))
 """
+GIVEN = 'flow.validate_parameters({"size": {"path": "a"}, "folder": "b"})'
 
 
 @pytest.mark.parametrize("future", [True, False], ids=["annotations are texts", "and are not"])
@@ -68,7 +70,7 @@ def test_script_is_found_where_others_look_for_it(
     script = SCRIPT if future else SCRIPT.replace("from __future__ import annotations\n", "")
     write(tmp_path, {"script.py": script})
     (tmp_path / "bundle").write_bytes(bytes.fromhex(forks.run_script(tmp_path, "script.py")))
-    assert forks.run(NODE, tmp_path)[0].strip() == "[9]"
+    assert forks.run(f"{NODE}print(flow.fn(**{GIVEN}))", tmp_path)[0].strip() == "[9]"
 
 
 def test_what_only_an_annotation_names_must_not_keep_a_flow_from_being_sent() -> None:
@@ -77,6 +79,23 @@ def test_what_only_an_annotation_names_must_not_keep_a_flow_from_being_sent() ->
         "@flow(validate_parameters=False)\ndef run(b: 'Busy'): ..."
     )
     assert dump(made.fn).content
+
+
+def test_what_only_annotations_name_need_not_be_on_the_node(tmp_path: Path, forks: Forks) -> None:
+    script = (
+        "from __future__ import annotations\nimport sys\nsys.path.append('site-packages')\n"
+        "import laptop\nfrom laptop import Plot\nfrom prefect import flow\n"
+        "def helper(plot: laptop.Plot | None = None): return 1\n"
+        "@flow(validate_parameters=False)\ndef train(plot: Plot = None): return helper()\n"
+        "from prefect_ray_worker.bundles.packing import pack\n"
+        "print(pack(train, {}).content.hex())\n"
+    )
+    write(tmp_path, {"script.py": script, "site-packages/laptop.py": "class Plot: ..."})
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "bundle").write_bytes(
+        bytes.fromhex(forks.run_script(tmp_path, "script.py"))
+    )
+    assert forks.run(f"{NODE}print(flow.fn())", tmp_path / "node")[0].strip() == "1"
 
 
 class Calls:
