@@ -59,6 +59,7 @@ _OF_MESSAGES: list[tuple[str, list[str]]] = [
             "The Prefect API does not answer (…); trying again in … s.",
             "The Prefect API is busy or away (…); asking again in … s.",
             "The Ray Job … was asked to stop and has not ended yet (…). Trying again.",
+            "The cluster … is not deleted yet: …",
             "The Ray Job could not be submitted again yet: …",
             "The Ray Job has not ended yet (…). Trying again.",
             "The lease … of a deployment's slot was not renewed: …",

@@ -117,7 +117,8 @@ class ClusterPlugin(ABC, Generic[F]):
     async def made(self, fields: F, pool_id: str) -> Sequence[MadeCluster]:
         """Return the existing clusters of a work pool, for the sweep.
 
-        Without this method, a cluster is not deleted if its run ended while no worker was up.
+        Without this method, a cluster is not deleted if its run ended while no worker was up, or if
+        the worker that keeps it for `keep_failed_seconds` is stopped before they are over.
 
         Args:
             fields: The fields of the pool, or of a run.

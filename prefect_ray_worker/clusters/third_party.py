@@ -73,7 +73,8 @@ class PluginClusters:
         self._loading = anyio.Lock()
         self._loaded: dict[str, LoadedPlugin] = {}
         self._plans = PluginPlans()
-        self._unreleased: set[ClusterRef] = set()
+        # Of clusters that no sweep finds, or that could not be deleted: when to delete them.
+        self._unreleased: dict[ClusterRef, float] = {}
         self._places = PluginPlaces()
         self._of_pool: SweptPlace | None = None
 
@@ -144,7 +145,7 @@ class PluginClusters:
             if names is None or asked.name in names:
                 self._plans.renew(plan, fields)
             else:  # the new place does not have it
-                self._unreleased.discard(ClusterRef(loaded.name, asked.name))
+                self._unreleased.pop(ClusterRef(loaded.name, asked.name), None)
         self._places.forget(old, new)
 
     async def acquire(self, plan: ClusterPlan, progress: StartProgress) -> Cluster:
@@ -220,11 +221,15 @@ class PluginClusters:
         if plan is None:
             return _said_of_elsewhere(ref) if ref in self._plans else None
         if failed and plan.kept:
-            return f"The cluster {ref} stays for {plan.kept:g} s, for a look at it ({KEEP_FAILED})."
+            said = f"The cluster {ref} stays for {plan.kept:g} s, for a look at it ({KEEP_FAILED})."
+            if plan.loaded is None or plan.loaded.lists:
+                return said
+            self._unreleased[ref] = anyio.current_time() + plan.kept
+            return f"{said} If this worker is stopped before, delete it yourself."
         try:
             await self._delete(plan, "Its run has ended.")
         except ClusterSourceUnclear as exc:
-            self._unreleased.add(ref)
+            self._unreleased[ref] = anyio.current_time()
             return f"The cluster {ref} is not deleted yet: {exc}"
         return f"Deleting the cluster {ref}."
 
@@ -249,7 +254,8 @@ class PluginClusters:
             with trouble.kept():
                 await self._sweep_or_forget(place, view, tell)
         # Last: the sweep may have found out which key is the present one.
-        for ref in list(self._unreleased):
+        now = anyio.current_time()
+        for ref in [ref for ref, due in self._unreleased.items() if due <= now]:
             with trouble.kept():
                 await self._delete_unreleased(ref)
         trouble.raise_first()
@@ -294,7 +300,7 @@ class PluginClusters:
         await loaded.ask(lambda p: p.release(asked))
         ref = ClusterRef(loaded.name, asked.name)
         self._plans.forget(ref)
-        self._unreleased.discard(ref)
+        self._unreleased.pop(ref, None)
         self._places.deleted(loaded.name, asked.name)
         happening = ClusterHappening.DELETING
         await self._events.tell(happening, ref, run_id=asked.run_id, message=why)
@@ -302,17 +308,31 @@ class PluginClusters:
     async def _delete_unreleased(self, ref: ClusterRef) -> None:
         plan = self._plans.of(ref)
         if plan is None:
-            self._unreleased.discard(ref)
+            self._unreleased.pop(ref, None)
         else:
             await self._delete(plan, "Its run has ended.")
 
     async def _end_earlier(self, plan: PluginPlan) -> None:
         """Have the clusters of earlier attempts at the run deleted: they may be why they failed."""
         plan, loaded, asked = complete(plan)
+        if not loaded.lists:
+            await self._end_unreleased(asked)
         for made in await loaded.ask(lambda p: p.made(asked.fields, asked.pool_id)):
             of = run_of_cluster_name(made.name)
             if of is not None and of[0] == asked.run_id and made.name != asked.name:
                 await self._delete(plan_of(plan, made), "Its run begins again.")
+
+    async def _end_unreleased(self, asked: AskedCluster[Any]) -> None:
+        for ref in list(self._unreleased):
+            of = run_of_cluster_name(ref.name)
+            earlier = self._plans.of(ref)
+            if of is None or of[0] != asked.run_id or ref.name == asked.name or earlier is None:
+                continue
+            try:
+                await self._delete(earlier, "Its run begins again.")
+            except ClusterSourceUnclear as exc:
+                self._unreleased[ref] = anyio.current_time()
+                _log.warning("The cluster %s is not deleted yet: %s", ref, exc)
 
     async def _sweep_or_forget(self, place: SweptPlace, view: PoolView, tell: Tell) -> None:
         if place not in self._places:
@@ -334,7 +354,8 @@ class PluginClusters:
                 why = trouble.first
                 tell(f"Not swept any more, after a day: {why} Clusters seen there: {names}.")
                 left = self._plans.planned_in(place)
-                self._unreleased.difference_update(p.ref for p in left if p.ref is not None)
+                for ref in {p.ref for p in left if p.ref is not None}:
+                    self._unreleased.pop(ref, None)
                 self._places.forget(place)
                 return
         trouble.raise_first()

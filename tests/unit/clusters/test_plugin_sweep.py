@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
 
+import anyio
 import pytest
 
 from prefect_ray_worker.clusters.plugin import (
@@ -15,10 +16,10 @@ from prefect_ray_worker.clusters.plugin import (
 )
 from prefect_ray_worker.clusters.third_party import PluginClusters
 from prefect_ray_worker.config.configuration import RayJobConfiguration
-from prefect_ray_worker.errors import ClusterSourceUnclear
+from prefect_ray_worker.errors import ClusterFailed, ClusterSourceUnclear
 from prefect_ray_worker.ray_api.connection import Connection
 from tests.cluster_plugins import install
-from tests.unit.clusters.kuberay.shared_stage import UnsentEvents, View
+from tests.unit.clusters.kuberay.shared_stage import Run, UnsentEvents, View
 
 
 class Fields(SourceFields):
@@ -102,3 +103,35 @@ async def test_a_cluster_with_other_fields_than_its_run_has_now_does_not_count_a
     await source.plan(in_region("north"), job, ref)
     regions["north"].clear()
     assert await source.why_gone(ref) == "it was deleted"
+
+
+class Unlisted(Regions):
+    """Does not say which clusters it has."""
+
+    made = ClusterPlugin[Fields].made
+
+
+@pytest.mark.parametrize("begins_again", [False, True], ids=["time is over", "begins again"])
+async def test_a_failed_cluster_that_its_source_does_not_list_goes_in_the_end(
+    regions: dict[str, set[str]], monkeypatch: pytest.MonkeyPatch, *, begins_again: bool
+) -> None:
+    """The sweep, to which it was left, did not find it."""
+    monkeypatch.setattr(f"{__name__}.Regions", Unlisted)
+    source, run_id, now = PluginClusters(UnsentEvents()), uuid4(), anyio.current_time()
+    kept = in_region("north", keep_failed_seconds=60)
+    plan = await source.plan(kept, f"prefect-{run_id}-0123456789ab")
+    assert plan is not None
+    assert plan.ref is not None
+    regions["north"].add(plan.ref.name)
+    assert "delete it yourself" in (await source.release(plan.ref, failed=True) or "")
+    await source.sweep(View([]), None, print)
+    assert regions["north"] == {plan.ref.name}, "for a look at it"
+    if begins_again:
+        again = await source.plan(kept, f"prefect-{run_id}-ba9876543210")
+        assert again is not None
+        with pytest.raises(ClusterFailed, match="returned no Connection"):
+            await source.acquire(again, Run())
+    else:
+        monkeypatch.setattr(anyio, "current_time", lambda: now + 120)
+        await source.sweep(View([]), None, print)
+    assert not regions["north"]
