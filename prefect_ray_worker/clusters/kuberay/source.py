@@ -2,7 +2,7 @@
 
 import logging
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import anyio
@@ -39,8 +39,10 @@ from prefect_ray_worker.clusters.trouble import Trouble
 from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.kuberay import KubeRay, KubernetesConfig
 from prefect_ray_worker.errors import (
+    ClusterFailed,
     InvalidConfiguration,
     KubernetesError,
+    KubernetesUnauthorized,
     KubernetesUnreachable,
     ObjectMissing,
 )
@@ -101,6 +103,8 @@ class KubeRayClusters:
         self._homes: dict[ClusterRef, KubernetesClient] = {}
         self._places = SweptPlaces()
         self._of_pool: KubernetesClient | None = None
+        # The next client of each former one of the pool.
+        self._renewed: dict[KubernetesClient, KubernetesClient] = {}
         self._snapshots: dict[tuple[int, str], Snapshots] = {}
         self._shared = SharedClusters()
         self._sweeps = 0
@@ -154,6 +158,18 @@ class KubeRayClusters:
             ClusterFailed: It cannot be created, or did not become ready in time.
             InvalidConfiguration: The manifest cannot work.
         """
+        while True:
+            try:
+                return await self._acquired(plan, progress)
+            except ClusterFailed as exc:
+                plan, _, client = _complete(plan)
+                renewed = self._renewed.get(client)
+                if renewed is None or not isinstance(exc.__cause__, KubernetesUnauthorized):
+                    raise
+                # The run has waited for longer than its token was valid. The pool has another one.
+                plan = replace(plan, client=renewed)
+
+    async def _acquired(self, plan: ClusterPlan, progress: StartProgress) -> Cluster:
         plan, asked, client = _complete(plan)
         if plan.job_id is None:
             raise ValueError("There is no run to make a cluster for.")
@@ -279,11 +295,16 @@ class KubeRayClusters:
     def _renew_pool(self, client: KubernetesClient) -> None:
         """Reach the clusters of runs with the credentials that the pool has now.
 
-        The former client stays open: runs that wait for their clusters ask with it.
+        The former client stays open: runs that wait for their clusters ask with it until it is
+        refused.
         """
         before, self._of_pool = self._of_pool, client
-        if before is None or KubernetesPlace.of(before, "") != KubernetesPlace.of(client, ""):
+        if before in (None, client):
             return
+        if KubernetesPlace.of(before, "") != KubernetesPlace.of(client, ""):
+            return
+        self._renewed.pop(client, None)  # it is the last one now, even if it was there before
+        self._renewed[before] = client
         self._places.renew(before, client)
         for ref, reached_by in self._homes.items():
             if reached_by is before:

@@ -9,8 +9,8 @@ from prefect_ray_worker.clusters.kuberay.reach import place_in
 from prefect_ray_worker.config.kuberay import KubernetesConfig
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
 from prefect_ray_worker.kubernetes_api.credentials import Kubeconfig
-from tests.fake_kubernetes import FakeKubernetes
-from tests.unit.clusters.kuberay.shared_stage import POOL_ID, a_stage, ended
+from tests.fake_kubernetes import NO_NODE, FakeKubernetes, Script
+from tests.unit.clusters.kuberay.shared_stage import POOL_ID, QUICK, a_stage, ended
 from tests.waiting import wait_until
 
 
@@ -130,3 +130,26 @@ async def test_a_run_with_an_expired_token_does_not_keep_a_namespace_from_its_sw
         await worker.source.plan(configuration, stage.run().job_id)
         await worker.sweep()
         await wait_until(lambda: not kubernetes.clusters("other"), description="its end")
+
+
+@pytest.mark.parametrize("scope", ["shared", "run"])
+async def test_a_run_waits_on_with_the_token_that_the_pool_has_now(
+    kubernetes: FakeKubernetes, scope: str
+) -> None:
+    """It was Crashed when its own token was refused, although the pool had a new one."""
+    stage = a_stage(kubernetes)
+    if scope == "run":
+        stage.asked = stage.asked.model_copy(update={"scope": scope, "idle_seconds": None})
+    kubernetes.scripts.default = waits = Script(unschedulable=NO_NODE)
+    run = stage.run()
+    async with stage.worker() as worker, anyio.create_task_group() as tasks:
+        await worker.sweep()
+        tasks.start_soon(worker.provide, run)
+        await wait_until(lambda: len(run.said) > 1, description="a run that waits")
+        kubernetes.users["renewed"] = kubernetes.worker
+        renewed = KubernetesConfig(config=kubernetes.kubeconfig("renewed"), context_name="fake")
+        stage.asked = stage.asked.model_copy(update={"kubeconfig": renewed})
+        await worker.sweep()
+        del kubernetes.users["worker-token"]
+        await anyio.sleep(4 * QUICK.poll)
+        waits.unschedulable = None
