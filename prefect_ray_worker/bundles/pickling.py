@@ -84,7 +84,7 @@ def _scripts_by_value() -> Generator[None]:
             cloudpickle.unregister_pickle_by_value(script)
 
 
-class _Noted:
+class _ScriptNotes:
     """What others look up in the script of what was pickled so far."""
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ def _flow_pickler() -> Any:
             super().__init__(*args, **kwargs)
             self.sources: dict[str, str] = {}
             self.modules: set[str] = set()
-            self._noted = _Noted()
+            self._noted = _ScriptNotes()
 
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, NamesOfScript):
