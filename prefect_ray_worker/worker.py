@@ -391,10 +391,10 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
                 or the job has not ended in time.
         """
         clusters = (self._sources, self._clusters, FlowRuns(self.client))
-        said = await kill_by_pid(
-            infrastructure_pid, configuration, *clusters, grace=grace_seconds, timing=self.timing
-        )
+        which = (infrastructure_pid, configuration, *clusters)
+        said = await kill_by_pid(*which, grace=grace_seconds, timing=self.timing)
         worker_logger(self).info("%s", said)
 
     async def _give_up_what_was_interrupted(self) -> None:
-        await self._recovery.give_up_at_the_end(self._followed.interrupted)
+        if left := self._followed.interrupted:  # none if the set-up failed: no recovery, then
+            await self._recovery.give_up_at_the_end(left)

@@ -143,7 +143,7 @@ async def test_unsubmitted_run_whose_configuration_is_broken_is_crashed_with_the
     await stage.pool.cancel(cancelled)
     async with stage.heir():
         await stage.ends(run_id, StateType.CRASHED, "cannot be submitted to Ray")
-        await stage.ends(cancelled, StateType.CANCELLED, "none can be looked for")
+        await stage.ends(cancelled, StateType.CANCELLED, "before the run was submitted")
 
 
 async def test_run_of_an_older_release_is_followed(stage: Stage) -> None:

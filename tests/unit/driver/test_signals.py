@@ -11,6 +11,7 @@ import pytest
 PREAMBLE = """
 import os, signal, sys, threading, time
 from prefect_ray_worker.driver.signals import Termination
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 termination = Termination()
 termination.install()
 
