@@ -311,10 +311,8 @@ class RayWorker(BaseWorker[RayJobConfiguration, RayWorkerVariables, RayWorkerRes
     ) -> BaseWorkerResult | Exception:
         """Submit a claimed run, unless it is over before Prefect has said all about it."""
         submit = super()._submit_run_and_capture_errors
-        with self._preparing.until_begun(flow_run):
+        with self._preparing.until_begun(flow_run, task_status):
             return await submit(flow_run, task_status)
-        if task_status is not None:
-            task_status.started(None)
         return RayWorkerResult(identifier="", status_code=0)
 
     async def _give_worker_labels_to_flow_run(self, flow_run_id: "UUID") -> None:

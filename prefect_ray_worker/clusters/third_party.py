@@ -341,6 +341,8 @@ class PluginClusters:
         with trouble.kept():
             sweep = PluginSweep(place, self._places, view, tell, self._events, self._delete)
             await sweep.run()
+        if place not in self._places:
+            return  # meanwhile the pool got a new key, and another place has taken over
         if place != self._of_pool:
             successor = self._places.successor(place)
             fields = None if successor is None else self._places.plan(successor).fields

@@ -6,11 +6,13 @@ server has encrypted.
 """
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 import anyio
+from anyio.abc import TaskStatus
 from prefect.client.schemas.objects import FlowRun
 
 from prefect_ray_worker.runs.registry import FollowedRuns
@@ -36,8 +38,15 @@ class Preparing:
         self._scopes: dict[UUID, anyio.CancelScope] = {}
 
     @contextmanager
-    def until_begun(self, flow_run: FlowRun) -> Generator[None, None, None]:
-        """Leave the context early if the run is over, or being cancelled, before `begun`."""
+    def until_begun(
+        self, flow_run: FlowRun, task_status: TaskStatus[Any] | None
+    ) -> Generator[None, None, None]:
+        """Leave the context early if the run is over, or being cancelled, before `begun`.
+
+        Args:
+            flow_run: The run.
+            task_status: What Prefect waits for; it is told then, if it has not been.
+        """
         run_id, claim_id = flow_run.id, self._followed.claim_of(flow_run.id)
         with anyio.CancelScope() as scope:
             if claim_id is not None:
@@ -48,6 +57,9 @@ class Preparing:
                 yield
             finally:
                 self._forget(run_id, scope)
+        if scope.cancelled_caught and task_status is not None:
+            with suppress(RuntimeError):  # told already that it failed, and so about to be Crashed
+                task_status.started(None)
 
     def begun(self, run_id: UUID) -> None:
         """Note that a run is prepared: what submits it looks after it."""
