@@ -101,7 +101,8 @@ class _ScriptNotes:
         for name, value in _names_in_annotations(obj):
             place = _import_of(value)
             if place is None:
-                self._names[name] = value
+                if name not in self._names and can_dump(value):
+                    self._names[name] = value
             else:
                 self.imports[name] = place
                 modules.append(place[0])
@@ -109,7 +110,7 @@ class _ScriptNotes:
 
     def names_left(self) -> Any:
         """Return the reduced form of the names that were not in an earlier one."""
-        found = {n: v for n, v in self._names.items() if n not in self._sent and can_dump(v)}
+        found = {n: v for n, v in self._names.items() if n not in self._sent}
         self._sent |= self._names.keys()
         # What these name themselves is known once they are pickled. From the standard library,
         # as a driver may have an older release of this package.
@@ -182,7 +183,9 @@ def _names_in_annotations(obj: Any) -> Iterator[tuple[str, Any]]:
         return
     namespace = _namespace_of(obj)
     annotations = vars(obj).get("__annotations__") if isinstance(obj, type) else obj.__annotations__
-    for annotation in (annotations or {}).values():
+    for of, annotation in (annotations or {}).items():
+        if of == "return" and not isinstance(obj, type):
+            continue  # which nobody validates
         yield from ((n, namespace[n]) for n in _names_in(annotation) if n in namespace)
 
 
@@ -197,7 +200,9 @@ def _import_of(value: Any) -> tuple[str, str] | None:
     if isinstance(value, types.ModuleType):
         return value.__name__, ""
     module = getattr(value, "__module__", None)
-    if not isinstance(value, type) or not isinstance(module, str) or is_script(module):
+    if not isinstance(value, type | types.FunctionType) or not isinstance(module, str):
+        return None
+    if is_script(module):
         return None
     return module, value.__qualname__
 

@@ -84,9 +84,9 @@ def test_what_only_an_annotation_names_must_not_keep_a_flow_from_being_sent() ->
 def test_what_only_annotations_name_need_not_be_on_the_node(tmp_path: Path, forks: Forks) -> None:
     script = (
         "from __future__ import annotations\nimport sys\nsys.path.append('site-packages')\n"
-        "import laptop\nfrom laptop import Plot\nfrom prefect import flow\n"
+        "import laptop\nfrom laptop import Plot\nAny = Plot | None\nfrom prefect import flow\n"
         "def helper(plot: laptop.Plot | None = None): return 1\n"
-        "@flow(validate_parameters=False)\ndef train(plot: Plot = None): return helper()\n"
+        "@flow(validate_parameters=False)\ndef train(plot: Plot = None) -> Any: return helper()\n"
         "from prefect_ray_worker.bundles.packing import pack\n"
         "print(pack(train, {}).content.hex())\n"
     )
