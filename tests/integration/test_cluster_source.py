@@ -32,7 +32,8 @@ from prefect_ray_worker.prefect_api.cluster_events import ClusterEvents
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.runs.recovery.labels import Worker, owner_labels
-from prefect_ray_worker.runs.recovery.sweep import PoolRuns, sweep_once
+from prefect_ray_worker.runs.recovery.pool_runs import PoolRuns
+from prefect_ray_worker.runs.recovery.sweep import sweep_once
 from prefect_ray_worker.shared.ids import (
     ClusterRef,
     attempt_name,

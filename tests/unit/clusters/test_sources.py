@@ -20,7 +20,7 @@ from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.ray_api.connection import Connection
-from prefect_ray_worker.runs.recovery.sweep import PoolRuns
+from prefect_ray_worker.runs.recovery.pool_runs import PoolRuns
 from prefect_ray_worker.shared.ids import ClusterRef
 from prefect_ray_worker.worker import RayWorker
 from tests.fake_ray import FakeRay, Fault, Kind

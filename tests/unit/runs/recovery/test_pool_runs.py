@@ -11,7 +11,7 @@ from prefect_ray_worker.clusters.source import RunAndAttempt
 from prefect_ray_worker.prefect_api.active_runs import ActiveRun
 from prefect_ray_worker.prefect_api.flow_runs import FlowRuns
 from prefect_ray_worker.runs.recovery.labels import Worker, claimed_by
-from prefect_ray_worker.runs.recovery.sweep import PoolRuns
+from prefect_ray_worker.runs.recovery.pool_runs import PoolRuns
 from prefect_ray_worker.shared.ids import attempt_name
 
 RUN, CLAIM = UUID(int=1), UUID(int=2)  # each pytest process names the tests alike
