@@ -63,7 +63,7 @@ def script_of(function: Any) -> Path | None:
     """
     if getattr(function, "__module__", _MAIN) != _MAIN:
         return None
-    name = _namespace_of(function).get("__file__")
+    name = namespace_of(function).get("__file__")
     return Path(name).resolve() if isinstance(name, str) else None
 
 
@@ -89,14 +89,14 @@ def _folders_of_python() -> list[Path]:
     return [Path(sysconfig.get_path(name)).resolve() for name in names]
 
 
-def _namespace_of(function: Any) -> dict[str, Any]:
-    """Return the globals of a function's script or module.
+def namespace_of(defined: Any) -> dict[str, Any]:
+    """Return the globals of the script or module of a function or class.
 
     A function that was unpickled has globals of its own, with what it uses: in a driver,
     `sys.modules["__main__"]` is the driver. A wrapper has those of the module of its decorator.
     """
-    home = getattr(function, "__module__", None)
-    own = getattr(inspect.unwrap(function), "__globals__", {})
+    home = getattr(defined, "__module__", None)
+    own = getattr(inspect.unwrap(defined), "__globals__", {})
     if own.get("__name__") == home or home not in sys.modules:
         return own
     return vars(sys.modules[home])
@@ -104,7 +104,7 @@ def _namespace_of(function: Any) -> dict[str, Any]:
 
 def _imports_of_script(function: Any) -> Iterator[str]:
     """Yield the top-level names that the flow and what is in its script or notebook import."""
-    namespace = _namespace_of(function)
+    namespace = namespace_of(function)
     package = str(namespace.get("__package__") or "")
     inner = inspect.unwrap(function)
     for code in (getattr(function, "__code__", None), getattr(inner, "__code__", None)):

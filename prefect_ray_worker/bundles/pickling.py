@@ -11,7 +11,6 @@ import io
 import linecache
 import operator
 import pickle
-import sys
 import threading
 import types
 import typing
@@ -28,7 +27,7 @@ from pydantic import BaseModel
 from prefect_ray_worker.bundles import content
 from prefect_ray_worker.bundles.content import PackedFlow
 from prefect_ray_worker.bundles.identity import pickler
-from prefect_ray_worker.bundles.modules import is_script, loaded_scripts
+from prefect_ray_worker.bundles.modules import is_script, loaded_scripts, namespace_of
 from prefect_ray_worker.errors import BundleRefused
 from prefect_ray_worker.prefect_api.compat.settings import saved_block_id
 
@@ -95,7 +94,7 @@ class _ScriptNotes:
     def note(self, obj: Any) -> list[str]:
         """Note what belongs to an object; return the modules that annotations name."""
         is_of_script = isinstance(obj, types.FunctionType | type) and is_script(obj.__module__)
-        if is_of_script and _namespace_of(obj).get(obj.__qualname__) is obj:
+        if is_of_script and namespace_of(obj).get(obj.__qualname__) is obj:
             self._names[obj.__qualname__] = obj
         modules: list[str] = []
         for name, value in _names_in_annotations(obj):
@@ -162,13 +161,6 @@ def _modules_of(obj: Any) -> list[str]:
     return [module] if isinstance(module, str) else []
 
 
-def _namespace_of(obj: "types.FunctionType | type") -> dict[str, Any]:
-    if isinstance(obj, types.FunctionType):
-        return obj.__globals__
-    module = sys.modules.get(obj.__module__)
-    return {} if module is None else vars(module)
-
-
 def _names_in_annotations(obj: Any) -> Iterator[tuple[str, Any]]:
     """Yield what annotations name that are texts, where pydantic will look for it.
 
@@ -181,7 +173,7 @@ def _names_in_annotations(obj: Any) -> Iterator[tuple[str, Any]]:
         return
     if not isinstance(obj, types.FunctionType | type) or not is_script(obj.__module__):
         return
-    namespace = _namespace_of(obj)
+    namespace = namespace_of(obj)
     annotations = vars(obj).get("__annotations__") if isinstance(obj, type) else obj.__annotations__
     for of, annotation in (annotations or {}).items():
         if of == "return" and not isinstance(obj, type):
