@@ -26,6 +26,7 @@ from prefect_ray_worker.task_runner import losses
 from prefect_ray_worker.task_runner.inputs import foreign_among
 from prefect_ray_worker.task_runner.orphans import OrphanSweeper
 from prefect_ray_worker.task_runner.pending import PendingTask
+from prefect_ray_worker.task_runner.plain import from_ray
 from prefect_ray_worker.task_runner.session import job_id
 from prefect_ray_worker.task_runner.task_end import UNSENDABLE, TaskEnd, describe, is_infrastructure
 from prefect_ray_worker.task_runner.telemetry import Telemetry
@@ -242,7 +243,7 @@ class Dispatcher:
 
     def _handle_end(self, pending: PendingTask, done: "Future[Any]") -> None:
         try:
-            end, batch = done.result()
+            end, batch = from_ray(done.result())
         except BaseException as exc:  # it has to reach whoever waits
             self._look_into(pending, exc, done)
             return

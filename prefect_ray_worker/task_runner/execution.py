@@ -16,18 +16,19 @@ from prefect_ray_worker.prefect_api.compat.tasks import crashed_state, replace_s
 from prefect_ray_worker.task_runner.call import Call
 from prefect_ray_worker.task_runner.inputs import fill_slots
 from prefect_ray_worker.task_runner.options import inherit
-from prefect_ray_worker.task_runner.pickling import Blob, Packed, unpack, unpack_plain
+from prefect_ray_worker.task_runner.pickling import Blob, unpack
+from prefect_ray_worker.task_runner.plain import to_ray, unpack_plain
 from prefect_ray_worker.task_runner.process import Interrupts, TaskProcess
 from prefect_ray_worker.task_runner.task_end import NOT_LOADED, TaskEnd
-from prefect_ray_worker.task_runner.telemetry import TelemetryBatch, telemetry
+from prefect_ray_worker.task_runner.telemetry import telemetry
 
 INTERRUPTED = "The task was interrupted: its flow has failed, timed out or been cancelled."
 
 
-def run(
-    content: bytes, refs: list[Any], *arguments: Any
-) -> tuple[TaskEnd, Packed, tuple[TaskEnd, TelemetryBatch]]:
+def run(content: bytes, refs: list[Any], *arguments: Any) -> tuple[Any, Any, Any]:
     """Run a task; return its end, its packed result, and the end again with its telemetry.
+
+    Each as `plain.to_ray` has it.
 
     Args:
         content: The pickled context of the flow run, the pickled task, its globals, and this run.
@@ -45,7 +46,8 @@ def run(
         TaskProcess.has_ended()
     state.state_details.task_run_id = call.task_run_id
     end, packed = TaskEnd.of(state)
-    return end, packed, (end, telemetry(in_task_process=True).take())
+    batch = telemetry(in_task_process=True).take()
+    return to_ray(end), to_ray(packed), to_ray((end, batch))
 
 
 def _run(

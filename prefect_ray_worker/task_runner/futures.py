@@ -15,7 +15,8 @@ from prefect.states import Crashed
 
 from prefect_ray_worker.prefect_api.compat.flows import raise_if_suspended
 from prefect_ray_worker.task_runner.pickling import unpack
-from prefect_ray_worker.task_runner.results import RemoteResult
+from prefect_ray_worker.task_runner.plain import from_ray
+from prefect_ray_worker.task_runner.results import RemoteResult, result_of
 from prefect_ray_worker.task_runner.task_end import RemoteRecord, TaskEnd
 from prefect_ray_worker.task_runner.waiting import OpenRefs, wait_yielding
 
@@ -101,8 +102,7 @@ class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
             raise TimeoutError(
                 f"Task run {self._task_run_id} did not complete within {timeout} seconds"
             )
-        state: Any = self.state
-        return state.result(raise_on_failure=raise_on_failure, _sync=True)
+        return result_of(self.state, raise_on_failure=raise_on_failure)
 
     def add_done_callback(self, fn: Callable[[PrefectFuture[R]], None]) -> None:
         """Call a function when the run has ended: at once, or in a thread of its own.
@@ -210,10 +210,10 @@ def _in_other_process(task_run_id: UUID, end_ref: Any, result_ref: Any) -> RayTa
     future.end_ref, future.result_ref = end_ref, result_ref
     OpenRefs.add(end_ref)
 
-    def arrived(done: "concurrent.futures.Future[TaskEnd]") -> None:
+    def arrived(done: "concurrent.futures.Future[Any]") -> None:
         OpenRefs.discard(end_ref)
         try:
-            future.resolve(done.result())
+            future.resolve(from_ray(done.result()))
         except BaseException as exc:  # it has to reach whoever waits
             message = f"Its end did not arrive ({type(exc).__name__}: {exc})"
             state: State[Any] = Crashed(message=message, data=exc)
@@ -249,8 +249,8 @@ class DoneFuture(PrefectTaskRunFuture[R], Generic[R]):
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
         """Return the run's result, or raise its exception."""
-        state: Any = self._final_state
-        return state.result(raise_on_failure=raise_on_failure, _sync=True)
+        assert self._final_state is not None
+        return result_of(self._final_state, raise_on_failure=raise_on_failure)
 
     def add_done_callback(self, fn: Any) -> None:
         """Call the function at once."""

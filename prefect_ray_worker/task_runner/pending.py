@@ -27,9 +27,9 @@ from prefect_ray_worker.task_runner.pickling import (
     culprit,
     digest_of,
     pack,
-    pack_plain,
     pack_whole,
 )
+from prefect_ray_worker.task_runner.plain import pack_plain
 from prefect_ray_worker.task_runner.snapshot import TaskSnapshot
 from prefect_ray_worker.task_runner.task_end import without_result
 

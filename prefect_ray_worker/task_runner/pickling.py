@@ -7,7 +7,6 @@ and actor handles inside values: one that it does not see is kept for ever, or d
 
 import functools
 import hashlib
-import io
 import itertools
 import pickle
 from collections.abc import Generator, Sequence
@@ -68,7 +67,8 @@ def _ref(position: int) -> Any:
 
 
 @functools.cache
-def _seen_by_ray() -> tuple[type, ...]:
+def seen_by_ray() -> tuple[type, ...]:
+    """Return the classes of object references and actor handles, which Ray has to pickle."""
     import ray
     from ray.actor import ActorHandle
 
@@ -79,7 +79,7 @@ def _seen_by_ray() -> tuple[type, ...]:
 def _pickler() -> Any:
     from ray import cloudpickle
 
-    seen_by_ray = _seen_by_ray()
+    seen = seen_by_ray()
     base: Any = cloudpickle.CloudPickler  # pyright: ignore[reportPrivateImportUsage]
 
     class ValuePickler(base):
@@ -90,7 +90,7 @@ def _pickler() -> Any:
             self.refs: list[Any] = []
 
         def reducer_override(self, obj: Any) -> Any:
-            if issubclass(type(obj), seen_by_ray):
+            if issubclass(type(obj), seen):
                 self.refs.append(obj)
                 return _ref, (len(self.refs) - 1,)
             found = modules.reduced(obj)
@@ -210,47 +210,6 @@ def unpack(packed: Packed) -> Any:
         return pickle.loads(packed.content, buffers=packed.buffers)  # noqa: S301 (our own)
     finally:
         _refs.reset(token)
-
-
-class _PlainPickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, protocol=5)
-        self.refs: list[Any] = []
-        self._seen_by_ray = _seen_by_ray()
-
-    def persistent_id(self, obj: Any) -> int | None:
-        if not isinstance(obj, self._seen_by_ray):
-            return None
-        self.refs.append(obj)
-        return len(self.refs) - 1
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def __init__(self, content: bytes, refs: Sequence[Any]) -> None:
-        super().__init__(io.BytesIO(content))
-        self._refs = refs
-
-    def persistent_load(self, pid: Any) -> Any:
-        return self._refs[pid]
-
-
-def pack_plain(value: Any) -> tuple[bytes, list[Any]]:
-    """Pickle what consists of our own classes, in a third of the time that Ray would take.
-
-    Cloudpickle finds out anew for each class whether it can be imported (Ray 2.60).
-
-    Returns:
-        The pickle, and the object references and actor handles in it.
-    """
-    with io.BytesIO() as file:
-        pickler = _PlainPickler(file)
-        pickler.dump(value)
-        return file.getvalue(), pickler.refs
-
-
-def unpack_plain(content: bytes, refs: Sequence[Any]) -> Any:
-    """Return what `pack_plain` has packed."""
-    return _PlainUnpickler(content, refs).load()
 
 
 class _Parts:

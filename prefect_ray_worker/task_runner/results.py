@@ -6,9 +6,11 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import State
 from prefect.exceptions import CrashedRun
+from prefect.results import ResultRecord  # pyright: ignore[reportPrivateImportUsage]
 from prefect.utilities.engine import link_state_to_task_run_result
 
 from prefect_ray_worker.task_runner.pickling import unpack
+from prefect_ray_worker.task_runner.plain import from_ray
 from prefect_ray_worker.task_runner.task_end import TaskEnd, describe
 from prefect_ray_worker.task_runner.waiting import alarms_after
 
@@ -71,4 +73,17 @@ class RemoteResult:
                 f"Task run {self._task_run_id} has completed, but its result cannot be had: "
                 f"{describe(exc)}"
             ) from exc
-        return unpack(packed)
+        return unpack(from_ray(packed))
+
+
+def result_of(state: State[Any], *, raise_on_failure: bool) -> Any:
+    """Return the result of a final state, or raise or return its exception.
+
+    Prefect's own `State.result` (3.8.8) goes through the event loop of another thread, which costs
+    as much as a submit, and has a result from the cluster fetched in that loop.
+    """
+    data: Any = state.data
+    if state.is_completed() and isinstance(data, ResultRecord):
+        return data.result
+    any_state: Any = state
+    return any_state.result(raise_on_failure=raise_on_failure, _sync=True)

@@ -1,6 +1,7 @@
 """How a runner is left, without a Ray."""
 
 import gc
+import threading
 import weakref
 from typing import Any
 from uuid import uuid4
@@ -16,6 +17,7 @@ from prefect_ray_worker import RayTaskRunner
 from prefect_ray_worker.task_runner.dispatcher import Dispatcher
 from prefect_ray_worker.task_runner.futures import RayTaskFuture
 from prefect_ray_worker.task_runner.pickling import Packed, pack
+from prefect_ray_worker.task_runner.plain import to_ray
 from prefect_ray_worker.task_runner.process import TaskProcess
 from prefect_ray_worker.task_runner.session import RaySession
 from prefect_ray_worker.task_runner.task_end import TaskEnd
@@ -61,6 +63,22 @@ def ended(runner: RayTaskRunner) -> RayTaskFuture[Any]:
     future.kept_results = runner._results
     runner._futures.add(future)
     return future
+
+
+def test_a_result_is_fetched_by_the_thread_that_asks(
+    runner: RayTaskRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect's `State.result` sent each through an event loop's thread, as dear as a submit."""
+    threads: list[threading.Thread] = []
+
+    def get(_: Any) -> Any:
+        threads.append(threading.current_thread())
+        return to_ray(pack(1))
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get", get)
+    assert ended(runner).result() == 1
+    assert threads == [threading.current_thread()]
 
 
 def test_a_lost_result_does_not_decide_how_the_flow_ends(
