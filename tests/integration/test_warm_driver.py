@@ -137,7 +137,9 @@ async def test_nothing_of_one_run_is_visible_in_another(node: Node) -> None:
         assert set(second["environment"]) == set(third["environment"])
         assert zygote.environ() == {}
         assert zygote.cwd() == "/"
-        assert [Path(file.path).suffix for file in zygote.open_files()] == [".lock"]
+        # It may look through the processes of the third run at this moment.
+        files = [file.path for file in zygote.open_files() if not file.path.startswith("/proc/")]
+        assert [Path(file).suffix for file in files] == [".lock"]
 
 
 async def test_a_forked_engine_is_cancelled_as_any_other(node: Node) -> None:
