@@ -1,15 +1,19 @@
 """Measures task runners side by side, in one run on one machine: only the ratios mean anything.
 
-    python -m tests.benchmarks.task_runner [--tasks N] [--part PART] [--save FILE] [runner ...]
+    python -m tests.benchmarks.task_runner [--tasks N] [--part PART] [--rounds N] [--save FILE]
+        [runner ...]
 
 Each runner gets a process of its own, the same Prefect server and the same number of CPUs. Rates
 are from the first submit to the last result, in a flow whose processes are warm. The slow ones
-get fewer tasks, so that they end; `prefect_ray` and `prefect_dask` have to be installed.
+get fewer tasks, so that they end; `prefect_ray` and `prefect_dask` have to be installed. With
+several rounds the runners take turns, and the table has the medians: a machine whose speed changes
+is then the same for all.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -81,14 +85,21 @@ def measure(
     return found
 
 
+def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """Return the median of each row."""
+    return {row: statistics.median(found[row] for found in rounds) for row in rounds[0]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runners", nargs="*", default=list(RUNNERS))
     parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--part", action="append", help="instead of all of them")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--save", type=Path, help="a file for the table")
     options = parser.parse_args()
-    results: Results = {}
+    arguments = ["--tasks", str(options.tasks), "--rounds", str(options.rounds)]
+    rounds: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "server"
         with prefect_server(home, _MORE_FOR_SERVER) as server:
@@ -99,15 +110,16 @@ def main() -> None:
                 "PREFECT_HOME": folder,
                 "PREFECT_LOGGING_LEVEL": "ERROR",
             }
-            for name in options.runners:
+            for name in options.runners * options.rounds:
                 found = measure(name, options.tasks, options.part, env, server.pid)
                 if found is not None:
-                    results[name] = found
+                    rounds.setdefault(name, []).append(found)
+    results = {name: medians(found) for name, found in rounds.items()}
     print(table(results))
     if set(options.runners) == set(RUNNERS) and not options.part:
-        record(charts(results), arguments=["--tasks", str(options.tasks)])
+        record(charts(results), arguments=arguments)
     if options.save:
-        head = f"python -m {__spec__.name} --tasks {options.tasks}, {datetime.now(UTC):%Y-%m-%d}"
+        head = f"python -m {__spec__.name} {' '.join(arguments)}, {datetime.now(UTC):%Y-%m-%d}"
         options.save.write_text(f"{head}\n\n{table(results)}\n")
 
 
