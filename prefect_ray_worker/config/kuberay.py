@@ -7,7 +7,7 @@ is idle.
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from prefect_ray_worker.config.memory import Memory
 from prefect_ray_worker.config.runtime_env import Text
@@ -52,8 +52,15 @@ def _object_name(value: str) -> str:
     return value
 
 
-ObjectName = Annotated[str, AfterValidator(_object_name)]
-"""The name of an object in Kubernetes."""
+def _unset_if_empty(value: Any) -> Any:
+    # So a template or a form may have it that leaves the name out.
+    return None if value == "" else value
+
+
+ObjectName = Annotated[
+    Annotated[str, AfterValidator(_object_name)] | None, BeforeValidator(_unset_if_empty)
+]
+"""The name of an object in Kubernetes, if there is one."""
 
 
 def _group_name(value: str) -> str:
@@ -245,7 +252,7 @@ class KubeRay(BaseModel):
             'namespace. Example: {"PREFECT_API_KEY": "prefect-api/api-key"}'
         ),
     )
-    token_secret: ObjectName | None = Field(
+    token_secret: ObjectName = Field(
         default=None,
         title="Token secret",
         description=(
@@ -258,7 +265,7 @@ class KubeRay(BaseModel):
         title="Kueue queue",
         description="Local queue of Kueue that admits the cluster. Example: research",
     )
-    service_account: ObjectName | None = Field(
+    service_account: ObjectName = Field(
         default=None,
         title="Service account",
         description="Service account of the Ray pods. Unset: the namespace's default.",

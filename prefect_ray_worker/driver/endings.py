@@ -29,8 +29,8 @@ from prefect_ray_worker.shared.run_rules import (
 
 STOPPED_OUTSIDE = diagnosed(
     Category.STOPPED_OUTSIDE,
-    "The Ray Job was told to stop (SIGTERM) outside Prefect: by `ray job stop`, the dashboard, "
-    "or a node that goes away.",
+    "The Ray Job was told to stop (SIGTERM or SIGINT) outside Prefect: by `ray job stop`, the "
+    "dashboard, or a node that goes away.",
 )
 
 

@@ -44,7 +44,7 @@ async def test_a_stopped_job_crashes_its_run_and_says_who_did_it(
         runs = {name: await begin(pool, name, tmp_path / name) for name in flows}
         for name, run_id in runs.items():
             await stop(pool, run_id)
-            await ends(pool, run_id, StateType.CRASHED, "told to stop (SIGTERM) outside Prefect")
+            await ends(pool, run_id, StateType.CRASHED, "told to stop (SIGTERM or SIGINT) outside")
             await all_gone(run_id, within=5)
             assert (await ended_job(pool, run_id)).status == JobStatus.STOPPED
             assert traces(tmp_path / name, "on_cancellation") == []

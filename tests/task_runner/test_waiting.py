@@ -149,7 +149,7 @@ def test_the_time_limit_of_a_task_holds_while_it_waits_for_its_own(
 
     @task(timeout_seconds=1)
     def outer() -> None:
-        futures = [sleep.submit(8)]
+        futures = [sleep.submit(4)]
         if waits == "result":
             futures[0].result()
         elif waits == "wait":

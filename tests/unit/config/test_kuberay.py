@@ -49,6 +49,12 @@ def test_what_cannot_work_is_refused_with_the_way_out(fields: dict[str, Any], sa
         KubeRay(**fields)
 
 
+def test_an_empty_name_is_none() -> None:
+    """The worker had ignored one, and then refused it."""
+    asked = KubeRay(image="a", token_secret="", service_account="")
+    assert (asked.token_secret, asked.service_account) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
