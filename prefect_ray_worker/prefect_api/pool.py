@@ -52,17 +52,21 @@ async def changes_of_runs(pool_id: UUID) -> AsyncGenerator[RunChange | None, Non
         Exception: There are no events to be had: they are switched off, a proxy refuses web
             sockets, or the server is away. Prefect documents no narrower type.
     """
+    related = f"prefect.work-pool.{pool_id}"
     wanted = EventFilter(
         event=EventNameFilter(prefix=[_RUN]),
         resource=EventResourceFilter(
             labels=ResourceSpecification({"prefect.state-type": list(_CHANGES)})
         ),
-        related=EventRelatedFilter(id=[f"prefect.work-pool.{pool_id}"]),
+        related=EventRelatedFilter(id=[related]),
     )
     async with get_events_subscriber(wanted, reconnection_attempts=0) as subscriber:
         yield None
         async for event in subscriber:
-            if change := _change_in(event):
+            # A self-hosted server (3.8.8) filters earlier events by what they are related to, and
+            # sends new ones of every pool.
+            is_of_pool = any(resource.id == related for resource in event.related)
+            if is_of_pool and (change := _change_in(event)):
                 yield change
 
 

@@ -1,17 +1,27 @@
 """A worker that wakes: it looks for runs when Prefect says that there are some, not at its poll."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from uuid import UUID
 
 import anyio
 import pytest
+from prefect import flow
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, temporary_settings
+from prefect.states import Scheduled
 
+from prefect_ray_worker.prefect_api.pool import RunChange, changes_of_runs
+from tests.integration.harness import new_pool
 from tests.integration.stage import Stage
 
 POLL_SECONDS = 600
 """No test waits for a poll."""
+
+
+@flow
+def nothing() -> None:
+    """Never runs."""
 
 
 @pytest.fixture
@@ -42,6 +52,21 @@ async def test_two_workers_submit_a_run_once(stage: Stage) -> None:
         runs = [await stage.start() for _ in range(6)]
         for run_id in runs:
             await stage.job_of(run_id)
+
+
+async def test_runs_of_others_wake_no_worker(stage: Stage) -> None:
+    """Every run of the server, of another pool or of none, made all workers of all pools look."""
+    client = stage.pool.client
+    pool = await client.read_work_pool(stage.pool.name)
+    async with new_pool({}) as other:
+        with anyio.fail_after(30):
+            async with aclosing(changes_of_runs(pool.id)) as changes:
+                assert await anext(changes) is None
+                for name in (other.name, None, stage.pool.name):
+                    run = await client.create_flow_run(
+                        nothing, state=Scheduled(), work_pool_name=name
+                    )
+                assert await anext(changes) == RunChange(run.id, "scheduled")
 
 
 async def test_worker_that_is_being_closed_takes_no_run(stage: Stage) -> None:

@@ -51,6 +51,12 @@ class EventSocket:
                 "prefect.resource.id": f"prefect.flow-run.{run_id or uuid4()}",
                 "prefect.state-type": state,
             },
+            "related": [
+                {
+                    "prefect.resource.id": f"prefect.work-pool.{POOL.id}",
+                    "prefect.resource.role": "work-pool",
+                }
+            ],
         }
         await self.connections[-1].send(json.dumps({"type": "event", "event": event}))
 
