@@ -9,7 +9,7 @@ from uuid import UUID
 from prefect_ray_worker.task_runner.futures import DoneFuture
 from prefect_ray_worker.task_runner.modules import OwnModules
 from prefect_ray_worker.task_runner.pickling import Packed, unpack, unpack_all
-from prefect_ray_worker.task_runner.plain import from_ray
+from prefect_ray_worker.task_runner.plain import from_ray, result_from_ray
 from prefect_ray_worker.task_runner.task_end import TaskEnd
 
 
@@ -78,12 +78,8 @@ class RunSlot:
     def value(self, arguments: Sequence[Any]) -> DoneFuture[Any]:
         """Return the run as a future that is done."""
         end: TaskEnd = from_ray(arguments[self.end]) if isinstance(self.end, int) else self.end
-        load = None if self.result is None else partial(_unpack_result, arguments[self.result])
+        load = None if self.result is None else partial(result_from_ray, arguments[self.result])
         return DoneFuture(self.task_run_id, end.restore(load))
-
-
-def _unpack_result(returned: Any) -> Any:
-    return unpack(from_ray(returned))
 
 
 @dataclass(frozen=True)

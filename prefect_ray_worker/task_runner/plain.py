@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefect_ray_worker.task_runner.pickling import seen_by_ray
+from prefect_ray_worker.task_runner.pickling import seen_by_ray, unpack
 
 
 class _PlainPickler(pickle.Pickler):
@@ -69,3 +69,8 @@ def to_ray(value: Any) -> Any:
 def from_ray(returned: Any) -> Any:
     """Return the value that `to_ray` was given."""
     return unpack_plain(returned, ()) if isinstance(returned, bytes) else returned
+
+
+def result_from_ray(returned: Any) -> Any:
+    """Return the value whose `Packed` `to_ray` was given."""
+    return unpack(from_ray(returned))

@@ -9,8 +9,7 @@ from prefect.exceptions import CrashedRun
 from prefect.results import ResultRecord  # pyright: ignore[reportPrivateImportUsage]
 from prefect.utilities.engine import link_state_to_task_run_result
 
-from prefect_ray_worker.task_runner.pickling import unpack
-from prefect_ray_worker.task_runner.plain import from_ray
+from prefect_ray_worker.task_runner.plain import result_from_ray
 from prefect_ray_worker.task_runner.task_end import TaskEnd, describe
 from prefect_ray_worker.task_runner.waiting import alarms_after
 
@@ -73,7 +72,7 @@ class RemoteResult:
                 f"Task run {self._task_run_id} has completed, but its result cannot be had: "
                 f"{describe(exc)}"
             ) from exc
-        return unpack(from_ray(packed))
+        return result_from_ray(packed)
 
 
 def result_of(state: State[Any], *, raise_on_failure: bool) -> Any:

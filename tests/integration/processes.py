@@ -1,5 +1,6 @@
 """Finds the real processes of a run, to kill them and to see that none is left."""
 
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -76,7 +77,12 @@ def zygotes_at(rendezvous: Rendezvous) -> frozenset[int]:
 
 def raylet_of(head: int) -> psutil.Process:
     """Return the raylet of a node that was started as this process."""
-    (raylet,) = [p for p in psutil.Process(head).children(recursive=True) if p.name() == "raylet"]
+    found: list[psutil.Process] = []
+    for process in psutil.Process(head).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # one of the others has ended meanwhile
+            if process.name() == "raylet":
+                found.append(process)
+    (raylet,) = found
     return raylet
 
 
