@@ -27,7 +27,7 @@ from prefect_ray_worker.task_runner.inputs import foreign_among
 from prefect_ray_worker.task_runner.orphans import OrphanSweeper
 from prefect_ray_worker.task_runner.pending import PendingTask
 from prefect_ray_worker.task_runner.plain import from_ray
-from prefect_ray_worker.task_runner.session import job_id
+from prefect_ray_worker.task_runner.session import await_shutdown, job_id
 from prefect_ray_worker.task_runner.task_end import UNSENDABLE, TaskEnd, describe, is_infrastructure
 from prefect_ray_worker.task_runner.telemetry import Telemetry
 from prefect_ray_worker.task_runner.waiting import OpenRefs, wait_for
@@ -304,6 +304,7 @@ class Dispatcher:
         self._launch_or_settle(pending)
 
     def _settle(self, pending: PendingTask, exc: BaseException) -> None:
+        await_shutdown()  # the references go below
         state = losses.lost(pending, exc)
         _run_log().error(
             "Task run '%s' has %s: %s", pending.name, state.type.value.lower(), state.message

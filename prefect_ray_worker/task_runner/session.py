@@ -1,9 +1,12 @@
 """`RaySession`: the Ray that a started runner uses, joined or started, and left as it was found."""
 
+import gc
 import json
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +24,10 @@ _log = get_logger("task_runner.ray")
 
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the entrypoint of a Ray Job (2.60)."""
+# How long `ray.shutdown()` may take, a second or two as a rule; and how often to look.
+_SHUTDOWN_SECONDS = 20.0
+_LOOK_SECONDS = 0.02
+_CONNECT_SECONDS = 1.0
 # Of `ray._private.worker` (2.60): the mode of a driver.
 _SCRIPT_MODE = 0
 # The address and the arguments for `ray.init` that a session was made with.
@@ -71,7 +78,7 @@ class RaySession:
                 return
             _Shared.session = None
             if self.job == job_id():  # not if the flow has another Ray by now
-                with signal_handlers_kept():
+                with signal_handlers_kept(), _collector_paused():
                     ray.shutdown()
 
 
@@ -94,6 +101,23 @@ def job_id() -> str | None:
     import ray
 
     return ray.get_runtime_context().get_job_id() if ray.is_initialized() else None
+
+
+def await_shutdown() -> None:
+    """Wait until another thread's `ray.shutdown()` is over, if there is one.
+
+    While it goes on, whoever drops a reference ends the whole process, with exit code 1 (Ray 2.60,
+    `core_worker_process.cc`: "The core worker has already been shutdown").
+    """
+    import ray
+    from ray._private.worker import global_worker  # other ways to it would start another Ray
+
+    deadline = time.monotonic() + _SHUTDOWN_SECONDS
+    # It disconnects first, and takes the attribute away when references can go.
+    while hasattr(global_worker, "core_worker") and not ray.is_initialized():
+        if time.monotonic() >= deadline:
+            return
+        time.sleep(_LOOK_SECONDS)
 
 
 def connect(address: str | None, init_kwargs: Mapping[str, Any], *, ship_code: bool) -> RaySession:
@@ -153,6 +177,8 @@ def _connect(address: str | None, init_kwargs: Mapping[str, Any], *, ship_code: 
         kwargs["runtime_env"], paths, root = shipped.runtime_env, shipped.paths, shipped.root
     if not kwargs.get("runtime_env"):
         kwargs.pop("runtime_env", None)
+    if address is None and _leftover(kwargs.get("_temp_dir")):
+        address = "local"
     if str(address).startswith("ray://"):
         _log.warning(
             "Ray Client (%s) loses its driver after 30 s without a connection. Run the flow inside "
@@ -207,6 +233,14 @@ def _init(address: str | None, kwargs: dict[str, Any]) -> str | None:
 
     try:
         context = ray.init(address, **kwargs) if address else ray.init(**kwargs)
+    except ValueError as exc:
+        if address or not str(exc).startswith("When connecting to an existing cluster"):
+            raise
+        raise ValueError(
+            "init_kwargs: RayTaskRunner joins the Ray that runs on this machine, and only a new "
+            "one takes num_cpus, num_gpus or resources. Leave them out, or have a Ray of the "
+            "flow's own with RayTaskRunner(address='local')."
+        ) from exc
     except ConnectionError as exc:
         what = (
             "address='auto' was asked for, but no Ray runs on this machine"
@@ -219,6 +253,36 @@ def _init(address: str | None, kwargs: dict[str, Any]) -> str | None:
             f"for a Ray of the flow's own. Ray says: {exc}"
         ) from exc
     return getattr(context, "dashboard_url", None)
+
+
+def _leftover(temp_dir: str | None) -> bool:
+    """Return whether `ray.init()` would wait for a Ray of this machine that runs no more.
+
+    `ray start` notes its address and `ray stop` removes it. After a kill or a restart of the
+    machine it is still there, and `ray.init()` (2.60) fails after two minutes, or at once if there
+    are `num_cpus`.
+    """
+    from ray._private.utils import read_ray_address
+
+    noted = read_ray_address(temp_dir)
+    host, _, port = (noted or "").rpartition(":")
+    if not host or not port.isdigit() or not _refuses(host.strip("[]"), int(port)):
+        return False
+    _log.info("No Ray runs any more at %s, where `ray start` has started one: starting one", noted)
+    return True
+
+
+def _refuses(host: str, port: int) -> bool:
+    """Return whether surely nothing listens: the address is of this machine, and refuses us."""
+    try:
+        with socket.create_server((host, 0)):  # an address of another machine cannot be taken
+            pass
+        with socket.create_connection((host, port), timeout=_CONNECT_SECONDS):
+            return False
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
 
 
 def _job_runtime_env() -> dict[str, Any]:
@@ -254,3 +318,15 @@ def signal_handlers_kept() -> Generator[None, None, None]:
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _collector_paused() -> Generator[None, None, None]:
+    """Let no thread collect garbage that has references, for the reason of `await_shutdown`."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
