@@ -200,6 +200,14 @@ _OF_MESSAGES: list[tuple[str, list[str]]] = [
         ["remote_options of …: …"],
     ),
     (
+        "See whether the server's task run recorder is on, and make it faster: "
+        "[many short tasks](../how-to/fan-out.md#many-short-tasks).",
+        [
+            "The Prefect API has recorded none of … events of tasks within … s. The states of task "
+            "runs may be missing there."
+        ],
+    ),
+    (
         "Leave `ray.shutdown()` to the task runner, or call it after the flow.",
         ["Ray was shut down in the flow's process while the task was on it."],
     ),

@@ -110,6 +110,7 @@ class Call:
         dependencies: The upstream runs, for Prefect.
         context: The packed submit context, if there is one: tags, parent task run, assets.
         inherited: The packed Ray options for nested submits, if there are any.
+        holds_telemetry: Whether its telemetry should wait for its end, because the API is behind.
     """
 
     task_run_id: UUID
@@ -119,6 +120,7 @@ class Call:
     dependencies: dict[str, set[Any]]
     context: Packed | None
     inherited: Packed | None
+    holds_telemetry: bool = False
 
     def unpacked_parameters(self, arguments: Sequence[Any]) -> dict[str, Any]:
         """Return the parameters, given the values that Ray has resolved."""

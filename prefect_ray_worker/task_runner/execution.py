@@ -37,6 +37,7 @@ def run(content: bytes, refs: list[Any], *arguments: Any) -> tuple[Any, Any, Any
     """
     Interrupts.begin()
     flow_context, task, own, call = unpack_plain(content, refs)
+    telemetry(in_task_process=True).hold(is_held=call.holds_telemetry)
     try:
         state = _run(flow_context, (task, own), call, arguments)
     except KeyboardInterrupt as exc:  # cancelled before the engine had it

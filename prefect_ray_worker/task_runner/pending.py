@@ -32,6 +32,7 @@ from prefect_ray_worker.task_runner.pickling import (
 from prefect_ray_worker.task_runner.plain import pack_plain
 from prefect_ray_worker.task_runner.snapshot import TaskSnapshot
 from prefect_ray_worker.task_runner.task_end import without_result
+from prefect_ray_worker.task_runner.telemetry import telemetry
 
 _RETURNS = 3
 # A task that is pickled sooner is pickled for each submit, others for this share of the time.
@@ -126,6 +127,7 @@ class PendingTask:
             dependencies=self.dependencies,
             context=self.submit_context,
             inherited=self.inherited,
+            holds_telemetry=telemetry().is_behind,
         )
         remote = self.remote.options(name=self.name)
         try:

@@ -290,7 +290,7 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
             self._dispatchers.discard(dispatcher)
             # What comes while a task of ours runs comes back with it.
             if not TaskProcess.is_in_task():
-                telemetry().flush(flush_seconds)
+                telemetry().flush(flush_seconds, patiently=flush_seconds >= _FLUSH_SECONDS)
                 if dispatcher.has_reported:
                     await_events_sent(_EVENTS_SECONDS)
 

@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import SettingsContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_logger
 from prefect.settings import get_current_settings
 
-from prefect_ray_worker.prefect_api.compat.events import send_event_by_websocket
-from prefect_ray_worker.shared.run_rules import is_not_taken
+from prefect_ray_worker.task_runner.telemetry_sender import MOST_BYTES, TelemetrySender, sender_for
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,15 @@ class TelemetryBatch:
 # A driver sends what has come together in this time; a task that ends sooner sends nothing itself.
 _MOMENT_SECONDS = 0.25
 _TASK_MOMENT_SECONDS = 0.4
+# Of a task, while the API is behind with what the driver has sent.
+_HELD_SECONDS = 30.0
+# When to go on with what an API was not given yet.
+_BEHIND_SECONDS = 0.5
+_SAY_SECONDS = 30.0
 _BATCH = 500
-# nginx takes requests up to 1 MiB unless it is told otherwise.
-_BATCH_BYTES = 1_000_000
 # What may wait for an API that does not answer; more is held back for a while.
 _MOST_WAITING = 100_000
 _BACK_PRESSURE_SECONDS = 10.0
-_PATIENCE_SECONDS = 60.0
-_RETRY_SECONDS = 1.0
 # The end of a task waits for so long for a request with its logs.
 _TAKE_SECONDS = 30.0
 
@@ -73,11 +72,24 @@ class Telemetry:
         # for each item would be a third of what a task without work costs.
         self._is_idle = False
         self._is_sending = False
+        # An API that is behind gets the next events when it has recorded earlier ones.
+        self._is_behind = False
+        self._is_paced = True
+        self._number_sent = 0
         # Of the request under way, and of those that follow it.
         self._sending = TelemetryBatch([], [])
         self._is_wanted = False
         self._is_taken = False
         self._oldest = 0.0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the API has not yet recorded enough of the events that it was given."""
+        return self._is_behind
+
+    def hold(self, *, is_held: bool) -> None:
+        """Have a task's telemetry wait for its end, or for half a minute."""
+        self._moment = _HELD_SECONDS if is_held else _TASK_MOMENT_SECONDS
 
     def put(self, events: Sequence[bytes] = (), logs: Sequence[dict[str, Any]] = ()) -> None:
         """Add events and logs; wait for a while if the API is far behind."""
@@ -106,13 +118,19 @@ class Telemetry:
             self._is_taken = False
             return self._take()
 
-    def flush(self, seconds: float) -> bool:
-        """Send everything now; return whether it was done in time, and log an error if not."""
+    def flush(self, seconds: float, *, patiently: bool = False) -> bool:
+        """Send everything now; return whether it was done in time, and log an error if not.
+
+        Args:
+            seconds: How long it may take.
+            patiently: Whether that is only the time without any progress, and an API that is
+                behind is waited for. Otherwise it gets all at once.
+        """
         with self._changed:
-            self._is_wanted = True
+            self._is_wanted, self._is_paced = True, patiently
             self._changed.notify_all()
-            done = self._changed.wait_for(self._is_empty, seconds)
-            self._is_wanted = False
+            done = self._wait_until_empty(seconds, patiently=patiently)
+            self._is_wanted, self._is_paced = False, True
             events = len(self._events) + len(self._sending.events)
             logs = len(self._logs) + len(self._sending.logs)
         if not done:
@@ -122,6 +140,21 @@ class Telemetry:
                 *(events, logs, seconds),
             )
         return done
+
+    def _wait_until_empty(self, seconds: float, *, patiently: bool) -> bool:
+        sent, deadline = self._number_sent, time.monotonic() + seconds
+        while not self._changed.wait_for(self._is_empty, min(seconds, _SAY_SECONDS)):
+            if patiently and self._number_sent > sent:
+                sent, deadline = self._number_sent, time.monotonic() + seconds
+                _log.info(
+                    "The Prefect API is behind: %d events of tasks wait until it has recorded "
+                    "earlier ones. It can be made several times as fast: "
+                    "docs/how-to/fan-out.md#many-short-tasks",
+                    len(self._events) + len(self._sending.events),
+                )
+            if time.monotonic() >= deadline:
+                return False
+        return True
 
     def _take(self) -> TelemetryBatch:
         batch = TelemetryBatch(self._events, self._logs)
@@ -149,6 +182,7 @@ class Telemetry:
             try:
                 if batch.events or batch.logs:
                     Context().run(self._send, settings, batch)
+                    self._keep_rest(batch)
             except Exception:
                 self._keep_or_say(batch)
             finally:
@@ -164,10 +198,18 @@ class Telemetry:
                 self._is_idle = True
                 self._changed.wait_for(self._has_work)
                 self._is_idle = False
-            rest = self._oldest + self._moment - time.monotonic()
-            if rest <= 0 or self._is_wanted:
+            moment = _BEHIND_SECONDS if self._is_behind else self._moment
+            rest = self._oldest + moment - time.monotonic()
+            if rest <= 0 or (self._is_wanted and not (self._is_behind and self._is_paced)):
                 return
             self._changed.wait(rest)
+
+    def _keep_rest(self, batch: TelemetryBatch) -> None:
+        with self._changed:
+            self._is_behind = bool(batch.events)
+            if batch.events:
+                self._events[:0] = batch.events
+                self._oldest = time.monotonic()
 
     def _keep_or_say(self, batch: TelemetryBatch) -> None:
         with self._changed:
@@ -179,13 +221,19 @@ class Telemetry:
     def _send(self, settings: SettingsContext | None, batch: TelemetryBatch) -> None:
         if settings is not None:
             settings.model_copy().__enter__()
-        sender = _sender_for(settings)
+        sender = sender_for(settings)
         sender.gives_up = lambda: self._is_taken
         log_bytes = get_current_settings().logging.to_api.batch_size
-        events = self._send_all(sender, batch.events, sender.events, len, _BATCH)
-        logs = self._send_all(
-            sender, batch.logs, sender.logs, _size_of_log, _MOST_WAITING, log_bytes
-        )
+        number = len(batch.events)
+        later = number - sender.window.room(number) if self._is_paced and number else 0
+        held, batch.events[number - later :] = batch.events[number - later :], []
+        try:
+            events = self._send_all(sender, batch.events, sender.events, len, _BATCH)
+            logs = self._send_all(
+                sender, batch.logs, sender.logs, _size_of_log, _MOST_WAITING, log_bytes
+            )
+        finally:
+            batch.events.extend(held)
         lost = [*events, *logs]
         if lost:
             _log.error(
@@ -197,12 +245,12 @@ class Telemetry:
 
     def _send_all(
         self,
-        sender: "TelemetrySender",
+        sender: TelemetrySender,
         items: list[Any],
         send: Callable[[Any], None],
         size_of: Callable[[Any], int],
         most: int,
-        most_bytes: int = _BATCH_BYTES,
+        most_bytes: int = MOST_BYTES,
     ) -> list[tuple[int, Exception]]:
         """Send items request by request; return how many each refused request had, and why.
 
@@ -221,90 +269,8 @@ class Telemetry:
                     continue
                 lost.append((len(some), exc))
             del items[: len(some)]
+            self._number_sent += len(some)
         return lost
-
-
-class TelemetrySender:
-    """Send events and logs to one Prefect API.
-
-    Args:
-        client: An open client, for this thread only.
-
-    Attributes:
-        gives_up: Whether somebody else would rather send it, where the API is away.
-        most_bytes: The largest request that the API takes, as far as is known.
-    """
-
-    def __init__(self, client: SyncPrefectClient) -> None:
-        self._client = client
-        self._takes_batches = True
-        self._is_away = False
-        self.most_bytes = _BATCH_BYTES
-        self.gives_up: Callable[[], bool] = lambda: False
-
-    def events(self, events: list[bytes]) -> None:
-        """Record events."""
-        if self._takes_batches:
-            try:
-                self._patiently("/events", b"[" + b",".join(events) + b"]")
-            except PrefectHTTPStatusError as exc:
-                # A proxy's 404 has been waited out by now.
-                if exc.response.status_code not in (401, 403, 404, 405):
-                    raise
-                # An API that wants its events one by one.
-                self._takes_batches = False
-            else:
-                return
-        for event in events:
-            send_event_by_websocket(event)
-
-    def logs(self, logs: list[dict[str, Any]]) -> None:
-        """Record lines of logs."""
-        self._patiently("/logs/", json.dumps(logs).encode())
-
-    def _patiently(self, path: Any, content: bytes) -> None:
-        # Patience for each of many requests would hold the items of hours.
-        deadline = time.monotonic() + (0 if self._is_away else _PATIENCE_SECONDS)
-        headers = {"Content-Type": "application/json"}
-        while True:
-            try:
-                self._client.request("POST", path, content=content, headers=headers)
-            except (httpx.TransportError, PrefectHTTPStatusError) as exc:
-                passes = _passes(exc)
-                self._is_away = passes and time.monotonic() > deadline
-                if self._is_away or self.gives_up() or not passes:
-                    raise
-                time.sleep(_RETRY_SECONDS)
-            else:
-                self._is_away = False
-                return
-
-
-def _passes(exc: Exception) -> bool:
-    """Return whether to send again: the API is away, or has taken nothing and is busy.
-
-    FastAPI answers `Not Found` as JSON for a path that an API does not have.
-    """
-    if not isinstance(exc, PrefectHTTPStatusError):
-        return True
-    answer = exc.response
-    is_of_an_api = "json" in answer.headers.get("content-type", "")
-    if answer.status_code == int(httpx.codes.NOT_FOUND) and is_of_an_api:
-        return False
-    return is_not_taken(answer.status_code, answer.content)
-
-
-_senders: dict[str, TelemetrySender] = {}
-
-
-def _sender_for(settings: SettingsContext | None) -> TelemetrySender:
-    # Keyed by what a client is made of: making one costs 18 ms, and a thread to keep it.
-    key = repr(settings.settings.api) + repr(settings.settings.client) if settings else ""
-    if key not in _senders:
-        client = get_client(sync_client=True)
-        client.__enter__()
-        _senders[key] = TelemetrySender(client)
-    return _senders[key]
 
 
 def _first_of_size(

@@ -1,7 +1,7 @@
 """Measures task runners side by side, in one run on one machine: only the ratios mean anything.
 
     python -m tests.benchmarks.task_runner [--tasks N] [--part PART] [--rounds N] [--save FILE]
-        [runner ...]
+        [--server NAME=VALUE] [runner ...]
 
 Each runner gets a process of its own, the same Prefect server and the same number of CPUs. Rates
 are from the first submit to the last result, in a flow whose processes are warm. The slow ones
@@ -96,13 +96,18 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--part", action="append", help="instead of all of them")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument(
+        "--server", action="append", default=[], help="a setting of it, as NAME=VALUE"
+    )
     parser.add_argument("--save", type=Path, help="a file for the table")
     options = parser.parse_args()
     arguments = ["--tasks", str(options.tasks), "--rounds", str(options.rounds)]
+    arguments += [word for setting in options.server for word in ("--server", setting)]
     rounds: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "server"
-        with prefect_server(home, _MORE_FOR_SERVER) as server:
+        more = {**_MORE_FOR_SERVER, **dict(setting.split("=", 1) for setting in options.server)}
+        with prefect_server(home, more) as server:
             env = {
                 **os.environ,
                 **TERMS,

@@ -3,16 +3,21 @@
 import time
 from collections.abc import Iterator
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from prefect import get_run_logger, tags, task
 from prefect.assets import materialize
 from prefect.client.orchestration import get_client
-from prefect.events import emit_event
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.events import Event, emit_event
+from prefect.states import Completed, Pending
+from prefect.utilities.engine import emit_task_run_state_change_event
 
 from prefect_ray_worker import RayTaskRunner
-from prefect_ray_worker.task_runner import with_run_context
+from prefect_ray_worker.task_runner import event_window, with_run_context
+from prefect_ray_worker.task_runner.telemetry import Telemetry
 from tests.integration.harness import settings_of
 from tests.shared import shared_prefect_server
 from tests.task_runner.api import logs, task_runs
@@ -180,3 +185,37 @@ def test_a_function_of_rays_gives_its_cpus_to_the_task_it_waits_for(runner: RayT
         return ray.get(all_cpus.remote(), timeout=60)
 
     assert in_flow(runner, body) == 2
+
+
+def test_the_api_shows_when_it_has_recorded_the_events_of_tasks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The contract of `EventWindow`: otherwise it waits, and says that nothing is recorded."""
+    monkeypatch.setattr(event_window, "_MOST", 50)
+    monkeypatch.setattr("prefect_ray_worker.task_runner.telemetry._BATCH", 20)
+    sent = [state_change(number) for number in range(200)]
+    box = Telemetry()
+    box.put(events=[event.model_dump_json().encode() for event in sent])
+    assert box.flush(SECONDS / 2, patiently=True)
+    with get_client(sync_client=True) as client:
+        known = client.read_task_runs(task_run_filter=of_ids(sent[:150]), limit=200)
+    assert len(known) == 150  # the others are on the way
+
+
+def of_ids(sent: list[Event]) -> TaskRunFilter:
+    ids = [UUID(e.resource.id.removeprefix("prefect.task-run.")) for e in sent]
+    return TaskRunFilter(id=TaskRunFilterId(any_=ids))
+
+
+def state_change(number: int) -> Event:
+    """Return what Prefect's engine emits at a task's end."""
+    state: State[Any] = Completed()
+    run = TaskRun(id=uuid4(), name="t", task_key="t", dynamic_key=str(number), state=state)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "prefect.utilities.engine.emit_event",
+            lambda follows=None, **values: Event(**values),
+        )
+        event = emit_task_run_state_change_event(run, Pending(), state)
+    assert event is not None
+    return event

@@ -165,7 +165,7 @@ def test_a_flow_in_a_function_of_rays_sends_what_its_tasks_have_said(
 ) -> None:
     """Ray may end the process at once; a task's process sends it with the task's end."""
     sent: list[float] = []
-    monkeypatch.setattr(Telemetry, "flush", lambda _, seconds: sent.append(seconds))
+    monkeypatch.setattr(Telemetry, "flush", lambda _, seconds, **__: sent.append(seconds))
     monkeypatch.setattr(TaskProcess, "is_in_task", lambda: is_in_task)
     with RayTaskRunner() as runner:
         runner._dispatcher = Dispatcher(1, Telemetry())

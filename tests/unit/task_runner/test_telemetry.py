@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import httpx
 import pytest
+from prefect.client.base import ServerType
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectHTTPStatusError
@@ -22,8 +23,9 @@ from prefect.settings import (
 )
 from prefect.states import Cancelled, Completed, Failed
 
-from prefect_ray_worker.task_runner import runner, telemetry
-from prefect_ray_worker.task_runner.telemetry import Telemetry, TelemetrySender
+from prefect_ray_worker.task_runner import runner, telemetry, telemetry_sender
+from prefect_ray_worker.task_runner.telemetry import Telemetry
+from prefect_ray_worker.task_runner.telemetry_sender import TelemetrySender
 
 PAGE = httpx.Response(404, html="<html>no backend</html>")
 NO_SUCH_PATH = httpx.Response(404, json={"detail": "Not Found"})
@@ -31,6 +33,8 @@ NO_SUCH_PATH = httpx.Response(404, json={"detail": "Not Found"})
 
 class Api:
     """Answers requests, in the place of Prefect's client."""
+
+    server_type = ServerType.SERVER
 
     def __init__(self, *refusals: httpx.Response) -> None:
         self.refusals = list(refusals)
@@ -47,7 +51,7 @@ class Api:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(telemetry_sender, "_RETRY_SECONDS", 0.01)
 
 
 def sender(api: Api) -> TelemetrySender:
@@ -75,7 +79,7 @@ def test_what_may_have_been_taken_is_not_sent_again(code: int) -> None:
 
 def test_an_api_without_batches_gets_events_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[bytes] = []
-    monkeypatch.setattr(telemetry, "send_event_by_websocket", sent.append)
+    monkeypatch.setattr(telemetry_sender, "send_event_by_websocket", sent.append)
     api = Api(NO_SUCH_PATH)
     sender(api).events([b"1", b"2"])
     assert (api.asked, sent) == (["/events"], [b"1", b"2"])
@@ -210,9 +214,9 @@ def test_logs_keep_to_prefects_limit(proxy: Proxy) -> None:
 
 def test_an_api_that_is_away_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not once for each request of a large batch."""
-    monkeypatch.setattr(telemetry, "_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(telemetry_sender, "_PATIENCE_SECONDS", 0.3)
     api = Api(*[httpx.Response(503)] * 1000)
-    monkeypatch.setattr(telemetry, "_sender_for", lambda _: sender(api))
+    monkeypatch.setattr(telemetry, "sender_for", lambda _: sender(api))
     box = Telemetry()
     begun = time.monotonic()
     box.put(items(5000, 1))
@@ -225,7 +229,7 @@ def test_what_is_not_sent_in_time_is_counted(
 ) -> None:
     """Events of tasks were dropped without a word when the flow ended before the API answered."""
     api = Api(*[httpx.Response(503)] * 1000)
-    monkeypatch.setattr(telemetry, "_sender_for", lambda _: sender(api))
+    monkeypatch.setattr(telemetry, "sender_for", lambda _: sender(api))
     box = Telemetry()
     box.put(items(3, 1), lines(2, 1))
     assert not box.flush(0.5)
