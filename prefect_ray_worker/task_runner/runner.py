@@ -290,7 +290,7 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
             self._dispatchers.discard(dispatcher)
             # What comes while a task of ours runs comes back with it.
             if not TaskProcess.is_in_task():
-                telemetry().flush(flush_seconds, patiently=flush_seconds >= _FLUSH_SECONDS)
+                _flush(flush_seconds)
                 if dispatcher.has_reported:
                     await_events_sent(_EVENTS_SECONDS)
 
@@ -332,6 +332,16 @@ def _seconds_to_flush(exc: object, state: State[Any] | None) -> float:
         state.is_cancelling() or state.is_cancelled() or state.is_crashed()
     )
     return _FLUSH_SECONDS_INTERRUPTED if stopped else _FLUSH_SECONDS
+
+
+def _flush(seconds: float) -> None:
+    is_interrupted = seconds < _FLUSH_SECONDS
+    try:
+        telemetry().flush(seconds, patiently=not is_interrupted)
+    except BaseException:  # the flow is stopped while it waits for an API that is behind
+        if not is_interrupted:
+            telemetry().flush(_FLUSH_SECONDS_INTERRUPTED)
+        raise
 
 
 def _refuse_transaction(task: Task[Any, Any]) -> None:

@@ -1,6 +1,8 @@
 """Events of many short tasks, and an API that drops what it has no room for."""
 
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from prefect_ray_worker.task_runner import event_window
+from prefect_ray_worker.task_runner import event_window, runner
 from prefect_ray_worker.task_runner.telemetry import Telemetry
 
 MOST = 1_000
@@ -144,6 +146,23 @@ def test_a_flow_that_is_interrupted_sends_all_at_once(server: Server) -> None:
     box.put(ends(3_000))
     assert box.flush(10)
     assert len(server.queue) == 3_000
+
+
+def test_a_flow_that_is_stopped_while_it_waits_sends_the_rest(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.rate, server.room = 0, 10_000
+    box = Telemetry()
+    monkeypatch.setattr("prefect_ray_worker.task_runner.telemetry._telemetry", box)
+    box.put(ends(2 * MOST))
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runner._flush(120)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(server.queue) == 2 * MOST
 
 
 def test_few_events_are_sent_without_a_question(server: Server) -> None:
