@@ -29,7 +29,8 @@ _PATIENCE_SECONDS = 90.0
 # Of how many states the API is asked for at once.
 _MOST_MARKERS = 20
 _TASK_RUN = "prefect.task-run."
-_MARK = f'"event":"{_TASK_RUN}'.encode()
+# In a state change of Prefect's engine, as pydantic dumps it; events of users have one at most.
+_MARKS = (f'"event":"{_TASK_RUN}'.encode(), b'"prefect.orchestration":"client"')
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,12 @@ class EventWindow:
 
     def room(self, wanted: int) -> int:
         """Return how many of so many events can be sent now."""
+        if not self._is_needed:
+            return wanted
         now = time.monotonic()
         if not self._sent:
             self._progressed = now
-        if self._on_the_way + wanted > _MOST and now - self._looked >= _LOOK_SECONDS:
+        elif self._on_the_way + wanted > _MOST and now - self._looked >= _LOOK_SECONDS:
             self._looked = now
             self._look(now)
         return max(0, min(wanted, _MOST - self._on_the_way))
@@ -71,7 +74,7 @@ class EventWindow:
         """Note that the API has taken events."""
         if not self._is_needed:
             return
-        marker = next((event for event in reversed(events) if _MARK in event), None)
+        marker = next((e for e in reversed(events) if all(mark in e for mark in _MARKS)), None)
         if marker is None:  # no state of a task, such as those of assets: few, and without a sign
             return
         event = json.loads(marker)

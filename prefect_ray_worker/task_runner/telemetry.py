@@ -89,7 +89,11 @@ class Telemetry:
 
     def hold(self, *, is_held: bool) -> None:
         """Have a task's telemetry wait for its end, or for half a minute."""
-        self._moment = _HELD_SECONDS if is_held else _TASK_MOMENT_SECONDS
+        moment = _HELD_SECONDS if is_held else _TASK_MOMENT_SECONDS
+        if moment != self._moment:
+            with self._changed:
+                self._moment = moment
+                self._changed.notify_all()
 
     def put(self, events: Sequence[bytes] = (), logs: Sequence[dict[str, Any]] = ()) -> None:
         """Add events and logs; wait for a while if the API is far behind."""
