@@ -84,6 +84,7 @@ def note_a_ray(folder: Path, server: socket.socket) -> None:
     (folder / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{server.getsockname()[1]}")
 
 
+@pytest.mark.extra
 def test_a_ray_that_was_killed_is_not_waited_for(ray_folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         note_a_ray(ray_folder, server)
