@@ -147,7 +147,9 @@ class Telemetry:
 
     def _wait_until_empty(self, seconds: float, *, patiently: bool) -> bool:
         sent, deadline = self._number_sent, time.monotonic() + seconds
-        while not self._changed.wait_for(self._is_empty, min(seconds, _SAY_SECONDS)):
+        while not self._changed.wait_for(
+            self._is_empty, min(deadline - time.monotonic(), _SAY_SECONDS)
+        ):
             if patiently and self._number_sent > sent:
                 sent, deadline = self._number_sent, time.monotonic() + seconds
                 _log.info(

@@ -42,21 +42,21 @@ class TelemetrySender:
 
     def events(self, events: list[bytes]) -> None:
         """Record events."""
-        if self._takes_batches:
-            try:
-                self._patiently("/events", b"[" + b",".join(events) + b"]")
-            except PrefectHTTPStatusError as exc:
-                # A proxy's 404 has been waited out by now.
-                if exc.response.status_code not in (401, 403, 404, 405):
-                    raise
-                # An API that wants its events one by one.
-                self._takes_batches = False
-            else:
-                self.window.sent(events)
-                return
-        for event in events:
-            send_event_by_websocket(event)
+        if not (self._takes_batches and self._took_batch(events)):
+            for event in events:
+                send_event_by_websocket(event)
         self.window.sent(events)
+
+    def _took_batch(self, events: list[bytes]) -> bool:
+        try:
+            self._patiently("/events", b"[" + b",".join(events) + b"]")
+        except PrefectHTTPStatusError as exc:
+            # A proxy's 404 has been waited out by now.
+            if exc.response.status_code not in (401, 403, 404, 405):
+                raise
+            # An API that wants its events one by one.
+            self._takes_batches = False
+        return self._takes_batches
 
     def logs(self, logs: list[dict[str, Any]]) -> None:
         """Record lines of logs."""
