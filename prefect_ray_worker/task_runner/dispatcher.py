@@ -5,35 +5,35 @@ takes over from there: it resolves futures, forwards telemetry, launches tasks t
 for their turn, and reports tasks whose process has died.
 """
 
-import contextlib
 import ctypes
 import functools
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
 
 from prefect.client.schemas.objects import State
 from prefect.exceptions import MissingContextError
-from prefect.futures import PrefectFuture
 from prefect.logging import get_logger, get_run_logger
 
 from prefect_ray_worker.errors import RayShutDown
 from prefect_ray_worker.task_runner import losses
+from prefect_ray_worker.task_runner.cancelling import Canceller
 from prefect_ray_worker.task_runner.inputs import foreign_among
+from prefect_ray_worker.task_runner.interrupts import SECONDS_TO_END
 from prefect_ray_worker.task_runner.orphans import OrphanSweeper
 from prefect_ray_worker.task_runner.pending import PendingTask
 from prefect_ray_worker.task_runner.plain import from_ray
 from prefect_ray_worker.task_runner.session import await_shutdown, job_id
 from prefect_ray_worker.task_runner.task_end import UNSENDABLE, TaskEnd, describe, is_infrastructure
 from prefect_ray_worker.task_runner.telemetry import Telemetry
-from prefect_ray_worker.task_runner.waiting import OpenRefs, wait_for
+from prefect_ray_worker.task_runner.waiting import OpenRefs, wait_for, when_done
 
 # Together under 3 s, after which Ray kills a stopped job's processes.
-_GENTLE_SECONDS = 0.9
+_URGENT_SECONDS = 0.9
 _FORCED_SECONDS = 0.6
 _TELL_SECONDS = 1.0
 _SETTLERS = 8
@@ -72,6 +72,7 @@ class Dispatcher:
         self._sweeper = OrphanSweeper()
         # What names the Ray that has the tasks.
         self._job: str | None = None
+        self._canceller: Canceller | None = None
         self._is_lost = False
 
     @property
@@ -90,7 +91,7 @@ class Dispatcher:
         with self._changed:
             self._held.add(pending)
         try:
-            _when_done(foreign, lambda: self._arrived.put(lambda: self._release(pending)))
+            when_done(foreign, lambda: self._arrived.put(lambda: self._release(pending)))
         except BaseException:  # a future of a flow run asks the API
             with self._changed:
                 self._held.discard(pending)
@@ -115,10 +116,12 @@ class Dispatcher:
         """Wait until every task has ended."""
         wait_for(self._changed, lambda: not (self._submitted or self._waiting or self._held))
 
-    def cancel(self) -> None:
-        """Cancel every task: gently, after a second by force. Takes at most 3 s."""
-        import ray
+    def cancel(self, *, is_urgent: bool = True) -> None:
+        """Cancel every task: gently, and what has not ended in time by force.
 
+        Args:
+            is_urgent: Whether this process has only 3 s left.
+        """
         with self._changed:
             if self._is_cancelled:
                 return
@@ -128,10 +131,10 @@ class Dispatcher:
             submitted = list(self._submitted)
         for pending in waiting:
             self._resolve_cancelled(pending)
-        for force, seconds in ((False, _GENTLE_SECONDS), (True, _FORCED_SECONDS)):
-            for pending in submitted:
-                with contextlib.suppress(Exception):  # it may have ended, or Ray may have
-                    ray.cancel(pending.future.end_ref, force=force, recursive=True)
+        gentle_seconds = _URGENT_SECONDS if is_urgent else SECONDS_TO_END
+        for force, seconds in ((False, gentle_seconds), (True, _FORCED_SECONDS)):
+            if self._canceller is not None and self._job == job_id():
+                self._canceller.cancel([p.future.end_ref for p in submitted], force=force)
             with self._changed:
                 self._changed.wait_for(lambda: not self._submitted, seconds)
                 submitted = list(self._submitted)
@@ -220,6 +223,8 @@ class Dispatcher:
         job = job_id()
         if job is None or self._job not in (None, job):  # a call would start another Ray
             raise RayShutDown(_SHUT_DOWN)
+        if self._canceller is None:
+            self._canceller = Canceller()
         self._job = job
 
     def _look_for_ray(self) -> None:
@@ -282,7 +287,7 @@ class Dispatcher:
             self._abandon(pending, killed=is_infrastructure(exc))
         elif open_upstream:
             again = lambda: self._arrived.put(lambda: self._handle_end(pending, done))  # noqa: E731
-            _when_done(open_upstream, again)
+            when_done(open_upstream, again)
         elif pending.has_lost_upstream or pending.has_rerun_upstream:
             # Ray has not run it. Now it can, or the engine has to say that it is not ready.
             self._launch_or_settle(pending)
@@ -353,24 +358,6 @@ def _run_log() -> Any:
         return get_run_logger()
     except MissingContextError:
         return _log
-
-
-def _when_done(futures: Iterable[PrefectFuture[Any]], then: Callable[[], None]) -> None:
-    left = list(futures)
-    lock = threading.Lock()
-    count = len(left)
-
-    def one_done(_: object) -> None:
-        nonlocal count
-        with lock:
-            count -= 1
-            last = count == 0
-        if last:
-            then()
-
-    for future in left:
-        add: Any = getattr(future, "_add_prefect_done_callback", future.add_done_callback)
-        add(one_done)
 
 
 # Not for each task: threads that want to allocate wait for it.

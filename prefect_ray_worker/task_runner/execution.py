@@ -15,10 +15,11 @@ from prefect.tasks import Task
 from prefect_ray_worker.prefect_api.compat.tasks import crashed_state, replace_state_of_crashes
 from prefect_ray_worker.task_runner.call import Call
 from prefect_ray_worker.task_runner.inputs import fill_slots
+from prefect_ray_worker.task_runner.interrupts import Interrupts
 from prefect_ray_worker.task_runner.options import inherit
 from prefect_ray_worker.task_runner.pickling import Blob, unpack
 from prefect_ray_worker.task_runner.plain import to_ray, unpack_plain
-from prefect_ray_worker.task_runner.process import Interrupts, TaskProcess
+from prefect_ray_worker.task_runner.process import TaskProcess
 from prefect_ray_worker.task_runner.task_end import NOT_LOADED, TaskEnd
 from prefect_ray_worker.task_runner.telemetry import telemetry
 
@@ -43,8 +44,8 @@ def run(content: bytes, refs: list[Any], *arguments: Any) -> tuple[Any, Any, Any
     except KeyboardInterrupt as exc:  # cancelled before the engine had it
         state = _crashed(exc)
     finally:
-        Interrupts.disarm()
         TaskProcess.has_ended()
+        Interrupts.disarm()
     state.state_details.task_run_id = call.task_run_id
     end, packed = TaskEnd.of(state)
     batch = telemetry(in_task_process=True).take()

@@ -5,11 +5,7 @@ flow run: they are made for the first and kept.
 """
 
 import asyncio
-import os
-import select
-import signal
 import sys
-import threading
 from collections import OrderedDict
 from contextvars import Context
 from functools import cache
@@ -30,6 +26,7 @@ from prefect_ray_worker.prefect_api.compat.transactions import note_transactions
 from prefect_ray_worker.prefect_api.marking import install_in_ray_process
 from prefect_ray_worker.task_runner import modules
 from prefect_ray_worker.task_runner.call import FlowContext
+from prefect_ray_worker.task_runner.interrupts import Interrupts, interruptible
 from prefect_ray_worker.task_runner.orphans import mark_children
 from prefect_ray_worker.task_runner.pickling import Blob, pack_whole, unpack
 from prefect_ray_worker.task_runner.telemetry import Telemetry, telemetry
@@ -39,8 +36,6 @@ _KEPT_FLOW_RUNS = 4
 _KEPT_TASKS = 256
 # They may be large.
 _KEPT_GLOBALS = 4
-_INTERRUPT_SECONDS = 0.05
-_MOST_SIGNALS = 20
 
 
 class TaskProcess:
@@ -156,7 +151,7 @@ class TaskProcess:
         loop = self._runner.get_loop()
         before = asyncio.all_tasks(loop)
         try:
-            return self._runner.run(_interruptible(coroutine), context=context)
+            return self._runner.run(interruptible(coroutine), context=context)
         finally:
             left = asyncio.all_tasks(loop) - before
             for task in left:
@@ -252,121 +247,3 @@ def _see(paths: list[str]) -> None:
 
 async def _enter_async_client() -> None:
     await AsyncClientContext().__aenter__()
-
-
-async def _interruptible(coroutine: Any) -> Any:
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    assert task is not None
-    Interrupts.instead = lambda: loop.call_soon_threadsafe(task.cancel)
-    try:
-        return await coroutine
-    finally:
-        Interrupts.instead = None
-
-
-def _take_no_interrupts() -> None:
-    """Give a forked process Python's own reaction to SIGINT: it shares our pipe, not our thread."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-class Interrupts:
-    """Makes a cancelled task stop at once, also in a blocking call.
-
-    `ray.cancel` only pretends a SIGINT (`_thread.interrupt_main`, Ray 2.60), which a `sleep` or a
-    read does not notice. But Python tells of it through the wakeup descriptor, and then a thread
-    of ours sends a real one.
-
-    Attributes:
-        instead: Called in place of raising KeyboardInterrupt, where an event loop runs.
-        has_hit: Whether the present task was interrupted.
-    """
-
-    instead: Any = None
-    has_hit = False
-    _is_armed = False
-    _main = 0
-    _read = -1
-    # Counts the tasks of this process: an interrupt is meant for the one that it came in.
-    _number = 0
-    _changing = threading.Lock()
-
-    @classmethod
-    @cache
-    def install(cls) -> None:
-        """Take SIGINT over; in the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        cls._main = threading.get_ident()
-        cls._read, write = os.pipe()
-        os.set_blocking(cls._read, False)
-        os.set_blocking(write, False)
-        signal.signal(signal.SIGINT, cls._on_signal)
-        # Ray starts its processes with it blocked (`_private/services.py`, 2.60), so that a Ctrl+C
-        # in a terminal does not reach them; ours ignores it unless a task runs.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=_take_no_interrupts)
-        threading.Thread(target=cls._wake, name="ray-interrupts", daemon=True).start()
-
-    @classmethod
-    def begin(cls) -> None:
-        """A task has come: interrupts from now on are meant for it, and earlier ones are not."""
-        with cls._changing:
-            cls._was_interrupted()
-            cls._number += 1
-            cls.has_hit = False
-
-    @classmethod
-    def arm(cls) -> None:
-        """The task is loaded: it can be interrupted."""
-        cls._is_armed = True
-
-    @classmethod
-    def disarm(cls) -> None:
-        """The task has ended: what comes now is too late."""
-        cls._is_armed = False
-
-    @classmethod
-    def _on_signal(cls, *_: object) -> None:
-        if not cls._is_armed:
-            return
-        cls._is_armed, cls.has_hit = False, True
-        if cls.instead is not None:
-            cls.instead()
-        else:
-            raise KeyboardInterrupt
-
-    @classmethod
-    def _wake(cls) -> None:
-        wakeups = select.poll()
-        wakeups.register(cls._read, select.POLLIN)
-        while True:
-            wakeups.poll()
-            with cls._changing:
-                number = cls._number if cls._was_interrupted() else None
-            if number is not None:
-                cls._insist(number, wakeups)
-
-    @classmethod
-    def _insist(cls, number: int, wakeups: select.poll) -> None:
-        pause = threading.Event()
-        for _ in range(_MOST_SIGNALS):
-            pause.wait(_INTERRUPT_SECONDS)
-            # The next task cannot begin between the look and the signal.
-            with cls._changing:
-                if cls.has_hit or number != cls._number:
-                    return
-                if cls._is_armed:
-                    signal.pthread_kill(cls._main, signal.SIGINT)
-                    # It tells of itself too, which would look like an interrupt of the next task.
-                    if wakeups.poll(_INTERRUPT_SECONDS * 1000):
-                        cls._was_interrupted()
-
-    @classmethod
-    def _was_interrupted(cls) -> bool:
-        """Read what the wakeup descriptor has; return whether SIGINT is among it."""
-        try:
-            return signal.SIGINT in os.read(cls._read, 4096)
-        except OSError:  # it has nothing, or there is none yet
-            return False

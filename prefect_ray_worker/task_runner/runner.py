@@ -278,12 +278,12 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
             return
         try:
             if cancel:
-                dispatcher.cancel()
+                dispatcher.cancel(is_urgent=_is_urgent(flush_seconds))
             else:
                 dispatcher.finish()
         except BaseException as exc:
             flush_seconds = min(flush_seconds, _seconds_to_flush(exc, None))
-            dispatcher.cancel()
+            dispatcher.cancel(is_urgent=_is_urgent(flush_seconds))
             raise
         finally:
             dispatcher.stop()
@@ -332,6 +332,11 @@ def _seconds_to_flush(exc: object, state: State[Any] | None) -> float:
         state.is_cancelling() or state.is_cancelled() or state.is_crashed()
     )
     return _FLUSH_SECONDS_INTERRUPTED if stopped else _FLUSH_SECONDS
+
+
+def _is_urgent(flush_seconds: float) -> bool:
+    # A task's process has as long as its driver gives it.
+    return flush_seconds < _FLUSH_SECONDS and not TaskProcess.is_in_task()
 
 
 def _flush(seconds: float) -> None:

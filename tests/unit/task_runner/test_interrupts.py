@@ -7,7 +7,7 @@ import pytest
 
 PRELUDE = """
 import _thread, threading, time
-from prefect_ray_worker.task_runner.process import Interrupts
+from prefect_ray_worker.task_runner.interrupts import Interrupts
 
 def cancel(seconds):
     threading.Timer(seconds, _thread.interrupt_main).start()
@@ -57,6 +57,35 @@ def test_an_interrupt_that_comes_too_late_interrupts_nothing(between: str) -> No
     # Ray takes a task for running until it has stored the result.
     script = f"run(0); _thread.interrupt_main(); {between}; print(run(0.3))"
     assert printed(script) == "done\n"
+
+
+@pytest.mark.parametrize(("late", "next_runs"), [(0.1, True), (1.5, False)])
+def test_a_task_that_ends_late_awaits_the_kill_that_may_be_on_its_way(
+    late: float, next_runs: bool
+) -> None:
+    # It hit the next task of that process, which may be another flow's.
+    script = f"""
+import os
+from prefect_ray_worker.task_runner import interrupts
+interrupts._SAFE_SECONDS, interrupts._KILLED_SECONDS = 1.0, 20.0
+
+def ends_late():
+    try:
+        time.sleep(20)
+    except KeyboardInterrupt:
+        time.sleep({late})
+
+Interrupts.begin()
+Interrupts.arm()
+cancel(0.1)
+threading.Timer(2.5, os._exit, [0]).start()
+try:
+    ends_late()
+finally:
+    Interrupts.disarm()
+print("next", flush=True)
+"""
+    assert printed(script) == ("next\n" if next_runs else "")
 
 
 def test_an_interrupt_of_a_forked_process_is_its_own() -> None:
