@@ -23,7 +23,9 @@ class Canceller:
         import ray
 
         # Made early: an object store that is full makes a `put` wait.
-        self._there: Any = ray.put(None)
+        self._there: Any = None
+        with contextlib.suppress(Exception):
+            self._there = ray.put(None)
 
     def cancel(self, refs: Iterable[Any], *, force: bool) -> None:
         """Cancel tasks, and those that they have submitted; return once Ray was asked.

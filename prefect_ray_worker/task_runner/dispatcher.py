@@ -133,8 +133,9 @@ class Dispatcher:
             self._resolve_cancelled(pending)
         gentle_seconds = _URGENT_SECONDS if is_urgent else SECONDS_TO_END
         for force, seconds in ((False, gentle_seconds), (True, _FORCED_SECONDS)):
-            if self._canceller is not None and self._job == job_id():
-                self._canceller.cancel([p.future.end_ref for p in submitted], force=force)
+            canceller = self._canceller
+            if canceller is not None and self._job == job_id():
+                canceller.cancel([p.future.end_ref for p in submitted], force=force)
             with self._changed:
                 self._changed.wait_for(lambda: not self._submitted, seconds)
                 submitted = list(self._submitted)
@@ -154,6 +155,7 @@ class Dispatcher:
     def stop(self) -> None:
         """End the threads; nothing is launched afterwards."""
         self._arrived.put(None)
+        self._canceller = None  # its reference must not be dropped while Ray shuts down
         if self._sweeper.has_swept and self._job == job_id():
             self._sweeper.sweep()  # for what nested tasks have left, which Ray ends a little later
         if self._settlers is not None:
