@@ -15,6 +15,7 @@ import pytest
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
+    PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_CLOUD_API_URL,
     temporary_settings,
 )
@@ -128,6 +129,18 @@ def test_an_api_that_is_behind_loses_nothing(server: Server) -> None:
     box.put(ends(5_000))
     assert box.flush(20, patiently=True)
     assert (server.dropped, len(server.recorded) + len(server.queue)) == (0, 5_000)
+
+
+def test_flows_beside_each_other_lose_nothing(server: Server) -> None:
+    """What an API has room for is for all flows, of which each knows its own events."""
+    server.room = 3 * MOST
+    boxes: list[Telemetry] = []
+    for retries in (5, 6, 7):  # each has a sender of its own, as in a process of its own
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: retries}):
+            boxes.append(Telemetry())
+            boxes[-1].put(ends(3_000))
+    assert all(box.flush(20, patiently=True) for box in boxes)
+    assert (server.dropped, len(server.recorded) + len(server.queue)) == (0, 9_000)
 
 
 def test_logs_do_not_wait_for_events(server: Server) -> None:
