@@ -91,8 +91,8 @@ def ray_job(
     """
     if "launcher" in job_variables:
         raise TypeError(
-            "ray_job takes no launcher: the pool's driver runs the flow. To choose the Python of "
-            'the job, set runtime_env={"py_executable": "…"}.'
+            "ray_job takes no launcher: the flow runs with the Python of its cluster. To choose "
+            "the packages there, set dependencies or runtime_env."
         )
     terms = CallTerms(
         include_files=tuple(include_files or ()),

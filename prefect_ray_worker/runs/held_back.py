@@ -31,17 +31,14 @@ class HeldBack:
         hold = self._holds.get(run_id)
         return hold is not None and anyio.current_time() < hold.until
 
-    def __len__(self) -> int:
-        return len(self._holds)
-
     def failed(
         self,
         run_id: UUID,
         why: str,
         log: "Logger | LoggerAdapter[Logger]",
         run_log: "Logger | LoggerAdapter[Logger]",
-    ) -> float:
-        """Hold a run back, and return for how many seconds.
+    ) -> None:
+        """Hold a run back, longer than the last time.
 
         Args:
             run_id: The run.
@@ -61,7 +58,6 @@ class HeldBack:
             run_log.warning(
                 "This run stays scheduled; the worker tries again, less and less often: %s", why
             )
-        return wait
 
     def passed(self, run_id: UUID) -> None:
         """Forget the failures of a run."""
