@@ -28,7 +28,7 @@ test-tasks: $(VENV)/.dev ## Run the task runner's own tests, the extra ones too
 	$(BIN)/python -m pytest --reruns 2 -m "extra or not extra" tests/task_runner $(ARGS)
 
 test-extra: $(VENV)/.dev ## Run what takes long or wants a browser: the UI, result storage, dying nodes, …
-	$(BIN)/python -m pytest --reruns 1 -m extra $(ARGS)
+	$(BIN)/python -m pytest --reruns 1 --rerun-show-tracebacks -m extra $(ARGS)
 
 chaos: $(VENV)/.dev ## Kill everything at every stage of a run and write the table into the docs (ARGS="text")
 	$(BIN)/python -m tests.resilience $(ARGS)
