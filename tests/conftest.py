@@ -78,6 +78,13 @@ _LONG = (
     "tests/unit/clusters/kuberay/test_shared_trouble.py",
     "tests/unit/logs/test_bridge.py",
     "tests/unit/clusters/test_poller.py",
+    "tests/unit/task_runner/test_event_window.py",
+    "tests/unit/task_runner/test_interrupts.py",
+    "tests/unit/runs/test_stop.py",
+    "tests/unit/runs/test_submit.py",
+    "tests/unit/runs/test_wake.py",
+    "tests/unit/driver/test_api.py",
+    "tests/unit/clusters/kuberay/test_sweep_turns.py",
 )
 
 
