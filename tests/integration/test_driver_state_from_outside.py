@@ -125,10 +125,11 @@ async def test_it_stands_before_the_next_try_of_a_flow(
     assert set_ is not None
     assert stands is not None
     assert stands.id == set_.id
-    # On a busy machine the next try may have begun before.
     states = await here.client.read_flow_run_states(run_id)
     begun = [s for s in states if s.is_running() and s.timestamp < set_.timestamp]
-    assert len(traces(tmp_path, "ran")) <= len(begun) <= 2
+    # On a busy machine the next try may have begun within the 20 ms.
+    assert len(begun) <= (1 if before_the_try > 1 else 2)
+    assert 1 <= len(traces(tmp_path, "ran")) <= len(begun)
     assert [traces(tmp_path, each) for each in HOOKS if each != "on_failure"] == [[], [], []]
 
 
