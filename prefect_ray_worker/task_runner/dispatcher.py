@@ -22,6 +22,7 @@ from prefect.logging import get_logger, get_run_logger
 from prefect_ray_worker.errors import RayShutDown
 from prefect_ray_worker.task_runner import losses
 from prefect_ray_worker.task_runner.cancelling import Canceller
+from prefect_ray_worker.task_runner.futures import when_done
 from prefect_ray_worker.task_runner.inputs import foreign_among
 from prefect_ray_worker.task_runner.interrupts import SECONDS_TO_END
 from prefect_ray_worker.task_runner.orphans import OrphanSweeper
@@ -30,7 +31,7 @@ from prefect_ray_worker.task_runner.plain import from_ray
 from prefect_ray_worker.task_runner.session import await_shutdown, job_id
 from prefect_ray_worker.task_runner.task_end import UNSENDABLE, TaskEnd, describe, is_infrastructure
 from prefect_ray_worker.task_runner.telemetry import Telemetry
-from prefect_ray_worker.task_runner.waiting import OpenRefs, wait_for, when_done
+from prefect_ray_worker.task_runner.waiting import OpenRefs, wait_for
 
 # Together under 3 s, after which Ray kills a stopped job's processes.
 _URGENT_SECONDS = 0.9
@@ -134,7 +135,7 @@ class Dispatcher:
         gentle_seconds = _URGENT_SECONDS if is_urgent else SECONDS_TO_END
         for force, seconds in ((False, gentle_seconds), (True, _FORCED_SECONDS)):
             canceller = self._canceller
-            if canceller is not None and self._job == job_id():
+            if submitted and canceller is not None and self._job == job_id():
                 canceller.cancel([p.future.end_ref for p in submitted], force=force)
             with self._changed:
                 self._changed.wait_for(lambda: not self._submitted, seconds)

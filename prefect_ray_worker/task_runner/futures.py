@@ -276,3 +276,22 @@ def _look_at_errors(refs: Iterable[Any]) -> None:
     if given and ray.is_initialized():  # a call would start another one
         with contextlib.suppress(Exception):
             ray.get(given, timeout=0)
+
+
+def when_done(futures: Iterable[PrefectFuture[Any]], then: Callable[[], None]) -> None:
+    """Call a function when all of these are done."""
+    left = list(futures)
+    lock = threading.Lock()
+    count = len(left)
+
+    def one_done(_: object) -> None:
+        nonlocal count
+        with lock:
+            count -= 1
+            last = count == 0
+        if last:
+            then()
+
+    for future in left:
+        add: Any = getattr(future, "_add_prefect_done_callback", future.add_done_callback)
+        add(one_done)

@@ -340,11 +340,11 @@ def _is_urgent(flush_seconds: float) -> bool:
 
 
 def _flush(seconds: float) -> None:
-    is_interrupted = seconds < _FLUSH_SECONDS
+    is_urgent = _is_urgent(seconds)
     try:
-        telemetry().flush(seconds, patiently=not is_interrupted)
+        telemetry().flush(seconds, patiently=not is_urgent)
     except BaseException:  # the flow is stopped while it waits for an API that is behind
-        if not is_interrupted:
+        if not is_urgent:
             telemetry().flush(_FLUSH_SECONDS_INTERRUPTED)
         raise
 

@@ -8,14 +8,12 @@ for tasks of its own in any other way would keep the CPU that they need.
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from types import FrameType
 from typing import Any
-
-from prefect.futures import PrefectFuture
 
 from prefect_ray_worker.prefect_api.compat.tasks import replace_event_of_waits
 
@@ -133,25 +131,6 @@ def wait_for(
             return condition.wait_for(predicate, limit)
 
     return wait_yielding(wait, seconds)
-
-
-def when_done(futures: Iterable[PrefectFuture[Any]], then: Callable[[], None]) -> None:
-    """Call a function when all of these are done."""
-    left = list(futures)
-    lock = threading.Lock()
-    count = len(left)
-
-    def one_done(_: object) -> None:
-        nonlocal count
-        with lock:
-            count -= 1
-            last = count == 0
-        if last:
-            then()
-
-    for future in left:
-        add: Any = getattr(future, "_add_prefect_done_callback", future.add_done_callback)
-        add(one_done)
 
 
 class YieldingEvent(threading.Event):
