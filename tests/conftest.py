@@ -55,8 +55,8 @@ def _integrations() -> tuple[importlib.metadata.Distribution, ...]:
 # a tenth of a second (3.8.8).
 prefect.workers.base.distributions = _integrations
 
-# What is handed out first, the longest before all: each takes a minute or more. At the end one
-# process would wait for the other's last long file.
+# What is handed out first, the longest before all: each takes 40 s or more. At the end one process
+# would wait for the other's last long file.
 _AS_THREADS = "tests/task_runner/test_as_threads.py"
 _TASK_RUNNER = "tests/task_runner/"
 _FIRST = (
@@ -69,23 +69,22 @@ _FIRST = (
     "tests/integration/test_worker_ends.py",
     "tests/integration/test_deployment_slots.py",
     "tests/integration/test_warm_driver.py",
+    "tests/integration/kuberay/test_kuberay_troubles.py",
+    "tests/integration/test_faults_submitting.py",
+    "tests/integration/test_worker_process.py",
+    "tests/integration/test_doctor_bad_input.py",
+    "tests/integration/kuberay/test_kuberay_worker_dies.py",
+    "tests/integration/test_driver_claims.py",
+    "tests/integration/test_adhoc_sending.py",
 )
-# Then these, mixed: some compute and some wait. The many short files fill the gaps at the end.
+# Then all others, mixed: some compute and some wait. These take seconds, and are not among the
+# last fifth.
 _LONG = (
     "tests/integration/",
     "tests/contract/",
-    "tests/unit/clusters/kuberay/test_joining.py",
-    "tests/unit/clusters/kuberay/test_shared_trouble.py",
-    "tests/unit/logs/test_bridge.py",
     "tests/unit/clusters/test_poller.py",
-    "tests/unit/task_runner/test_event_window.py",
-    "tests/unit/task_runner/test_interrupts.py",
-    "tests/unit/runs/test_stop.py",
-    "tests/unit/runs/test_submit.py",
-    "tests/unit/runs/test_wake.py",
-    "tests/unit/driver/test_api.py",
-    "tests/unit/clusters/kuberay/test_sweep_turns.py",
 )
+_LONG_UNTIL = 0.8
 
 
 class _FilesOrSuite(LoadFileScheduling):
@@ -119,14 +118,13 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 * (os.cpu_count() or 1)
 
 
-def _place(item: pytest.Item) -> tuple[int, int]:
+def _place(item: pytest.Item) -> tuple[int, float]:
     file = item.nodeid.partition("::")[0]
     for place, start in enumerate(_FIRST):
         if file.startswith(start):
             return place, 0
-    if file.startswith(_LONG):
-        return len(_FIRST), zlib.crc32(file.encode())
-    return len(_FIRST) + 1, 0
+    mixed = zlib.crc32(file.encode()) / 2**32
+    return len(_FIRST), mixed * (_LONG_UNTIL if file.startswith(_LONG) else 1)
 
 
 @pytest.hookimpl(tryfirst=True)

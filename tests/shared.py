@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -74,8 +75,9 @@ def begin(config: pytest.Config) -> None:
 def end(config: pytest.Config) -> None:
     """End what the run shares; call it in `pytest_unconfigure`."""
     if not hasattr(config, "workerinput"):
-        for started in _folder().glob("*.started"):
-            pickle.loads(started.read_bytes()).end()
+        started = [pickle.loads(path.read_bytes()) for path in _folder().glob("*.started")]
+        with ThreadPoolExecutor() as threads:  # each takes seconds
+            list(threads.map(lambda part: part.end(), started))
         shutil.rmtree(os.environ.pop(_FOLDER_VARIABLE), ignore_errors=True)
 
 

@@ -16,7 +16,6 @@ from prefect.client.schemas.actions import (
 )
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.server.models.block_registration import COLLECTIONS_BLOCKS_DATA_PATH
 
 from prefect_ray_worker.config.kuberay import CONFIG_BLOCK_SLUG
 from tests.integration.harness import default_template
@@ -28,6 +27,9 @@ async def saved_block(client: PrefectClient, kubeconfig: dict[str, Any]) -> UUID
 
     Every server registers the type when it starts; those of the tests leave that out.
     """
+    # Not above: it brings all of the server, a second in each process that collects tests.
+    from prefect.server.models.block_registration import COLLECTIONS_BLOCKS_DATA_PATH
+
     known = json.loads(Path(COLLECTIONS_BLOCKS_DATA_PATH).read_text())["collections"]
     data = known["prefect-kubernetes"]["block_types"][CONFIG_BLOCK_SLUG]
     try:
