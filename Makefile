@@ -45,7 +45,9 @@ benchmark: $(VENV)/.dev ## Measure all that the page of benchmarks shows: an hou
 	$(BIN)/python -m tests.benchmarks.start
 	$(BIN)/python -m tests.benchmarks.driver
 	@# Leaves out the runners that are not installed: $(BIN)/pip install -c constraints.txt prefect-ray prefect-dask
-	$(BIN)/python -m tests.benchmarks.task_runner --tasks 400
+	$(BIN)/python -m tests.benchmarks.task_runner \
+		--server PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE=100 \
+		--server PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL=1
 	$(BIN)/python -m tests.benchmarks.logs
 	$(BIN)/python -m tests.benchmarks.chatty_runs
 	$(BIN)/python -m tests.benchmarks.thousand_runs

@@ -101,7 +101,8 @@ def main() -> None:
     )
     parser.add_argument("--save", type=Path, help="a file for the table")
     options = parser.parse_args()
-    arguments = ["--tasks", str(options.tasks), "--rounds", str(options.rounds)]
+    arguments = ["--tasks", str(options.tasks)]
+    arguments += ["--rounds", str(options.rounds)] if options.rounds > 1 else []
     arguments += [word for setting in options.server for word in ("--server", setting)]
     rounds: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +123,8 @@ def main() -> None:
     results = {name: medians(found) for name, found in rounds.items()}
     print(table(results))
     if set(options.runners) == set(RUNNERS) and not options.part:
-        record(charts(results), arguments=arguments)
+        several = options.rounds if options.rounds > 1 else None
+        record(charts(results), rounds=several, arguments=arguments)
     if options.save:
         head = f"python -m {__spec__.name} {' '.join(arguments)}, {datetime.now(UTC):%Y-%m-%d}"
         options.save.write_text(f"{head}\n\n{table(results)}\n")
