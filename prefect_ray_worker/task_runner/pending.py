@@ -181,6 +181,7 @@ class PendingTask:
 class _PickledTask:
     blob: Blob
     globals_blob: Blob | None
+    took: float
     good_until: float
     snapshot: TaskSnapshot
 
@@ -252,21 +253,21 @@ class TaskPreparer:
         return self._remotes[key]
 
     def _pickled(self, task: Task[Any, Any]) -> _PickledTask:
-        # The task, its closure and its globals may be others at the next submit. Where it takes
-        # long to find out, we look again after a while.
-        begun = time.monotonic()
+        # The task, its closure and its globals may be others at the next submit. Where it always
+        # takes long to find out, we look again after a while.
         known = self._tasks.get(task)
         if known is not None and known.snapshot.holds(task):
             return known
         if (
             known is not None
-            and begun < known.good_until
+            and time.monotonic() < known.good_until
             # What is in a closure, or in a callable object, may have changed.
             and getattr(task.fn, "__closure__", task) is None
             and known.snapshot.has_same_attributes(task)
         ):
             return known
-        snapshot = TaskSnapshot(task)
+        # Not by the clock: others may have the CPU meanwhile.
+        snapshot, begun = TaskSnapshot(task), time.thread_time()
         try:
             packed, found = pack_whole(task), globals_of(task, pack_whole)
             packed_globals = pack_whole(found) if found else None
@@ -276,10 +277,11 @@ class TaskPreparer:
             ) from exc
         blob = self._blob(packed)
         globals_blob = None if packed_globals is None else self._blob(packed_globals)
-        ended = time.monotonic()
-        took = ended - begun
-        good = ended + took * _TIMES_AS_LONG if took > _QUICK_SECONDS else 0.0
-        pickled = self._tasks[task] = _PickledTask(blob, globals_blob, good, snapshot)
+        took = time.thread_time() - begun
+        # Once may be an import or the garbage collector, which say nothing of the task.
+        slow = min(took, known.took) if known is not None else 0.0
+        good = time.monotonic() + slow * _TIMES_AS_LONG if slow > _QUICK_SECONDS else 0.0
+        pickled = self._tasks[task] = _PickledTask(blob, globals_blob, took, good, snapshot)
         return pickled
 
     def _blob(self, packed: Packed) -> Blob:

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
@@ -198,3 +199,66 @@ def test_variants_of_a_task_send_and_keep_its_globals_once(
         assert loaded.fn.__name__ in ("reads_table", "work")
     assert len(stored) == 1
     assert len(TaskProcess._globals) == 1
+
+
+def compute(seconds: float) -> None:
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
+
+
+class Slow:
+    """Takes as many seconds as it says to be pickled."""
+
+    seconds = 0.0
+    spend = staticmethod(compute)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        self.spend(self.seconds)
+        return type(self), (self.number,)
+
+
+SLOW = Slow(0)
+
+
+@task
+def reads_slow() -> int:
+    return SLOW.number
+
+
+def pickled_after_changes(slow_ones: list[bool], monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Change a global and pickle a task, each time; return which changes the pickles have."""
+    preparer, seen = TaskPreparer(cast("Any", None)), []
+    for number, is_slow in enumerate(slow_ones):
+        monkeypatch.setattr(Slow, "seconds", 0.03 if is_slow else 0.0)
+        SLOW.number = number
+        blob = preparer._pickled(reads_slow).globals_blob
+        assert blob is not None
+        seen.append(unpack(blob.load()[__name__, "SLOW"].packed).number == number)
+    return seen
+
+
+@pytest.mark.parametrize("once", [0, 1])
+def test_a_task_that_took_long_to_pickle_once_is_pickled_for_each_submit(
+    once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collection of garbage, or an import, hid changes of globals for half a second or more."""
+    slow_ones = [number == once for number in range(4)]
+    assert pickled_after_changes(slow_ones, monkeypatch) == [True] * 4
+
+
+def test_a_task_that_waits_for_the_cpu_is_pickled_for_each_submit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a busy machine, a task saw the value that a global had before the flow changed it."""
+    monkeypatch.setattr(Slow, "spend", staticmethod(time.sleep))
+    assert pickled_after_changes([True] * 4, monkeypatch) == [True] * 4
+
+
+def test_a_task_that_always_takes_long_to_pickle_is_pickled_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert pickled_after_changes([True] * 4, monkeypatch) == [True, True, False, False]
