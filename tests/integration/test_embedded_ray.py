@@ -49,7 +49,7 @@ async def test_embedded_ray_outlives_its_worker_while_jobs_run(
     marker = tmp_path / "runs"
     async with new_pool({}) as pool:
         with worker_process(pool.name, home) as process:
-            run_id = await pool.start("sleeps", {"seconds": 15, "marker": str(marker)})
+            run_id = await pool.start("sleeps", {"marker": str(marker)})
             await wait_until(marker.exists, timeout=90, description="the flow to run")
             process.terminate()
             await wait_until(
@@ -58,6 +58,7 @@ async def test_embedded_ray_outlives_its_worker_while_jobs_run(
         first = await cluster.find()
         assert first is not None
         with worker_process(pool.name, home) as process:
+            marker.unlink()
             run = await pool.wait_for(run_id, seconds=60)
             assert run.state is not None
             assert run.state.is_completed()

@@ -28,7 +28,7 @@ async def test_shutting_down_leaves_the_jobs_running(
 ) -> None:
     marker = tmp_path / "runs"
     with worker_process(pool.name, tmp_path / "home") as process:
-        run_id = await pool.start("sleeps", {"marker": str(marker), "seconds": 20})
+        run_id = await pool.start("sleeps", {"marker": str(marker)})
         await wait_until(marker.exists, timeout=90, description="the flow to run")
         process.send_signal(ending)
         await wait_until(
@@ -36,6 +36,7 @@ async def test_shutting_down_leaves_the_jobs_running(
         )
     assert await pool.state(run_id) == StateType.RUNNING
     assert not (await job_of(pool, run_id)).is_terminal
+    marker.unlink()
     run = await pool.wait_for(run_id, seconds=60)
     assert run.state is not None
     assert run.state.type == StateType.COMPLETED

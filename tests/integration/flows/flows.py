@@ -26,11 +26,12 @@ def fails() -> None:
 
 @flow
 def sleeps(seconds: float = 120, marker: str | None = None) -> None:
+    """Sleep until the marker, if there is one, is removed."""
     if marker:
         with Path(marker).open("a") as file:
             file.write(f"{os.getpid()}\n")
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and (not marker or Path(marker).exists()):
         time.sleep(0.1)
 
 
