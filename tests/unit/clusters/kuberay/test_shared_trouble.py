@@ -44,9 +44,12 @@ async def test_a_cluster_that_does_not_start_fails_all_its_waiters_with_one_reas
         assert "manifest unknown" in failures[0]
         for run in stage.known:
             run.goes_on = False
-        # The next one has the same name if the first is gone already.
+        # The next one has the same name if the first is gone already; else nobody joins the first.
+        left = [d["metadata"]["uid"] for d in stage.kubernetes.store.all("rayclusters", "ray")]
         stage.kubernetes.scripts.clear()
         healthy = await one.provide(stage.run())
+        assert healthy.ref.uid
+        assert healthy.ref.uid not in left
         assert name_of(healthy) in stage.kubernetes.clusters()
 
 
