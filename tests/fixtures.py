@@ -18,7 +18,6 @@ from tests.forks import Forks
 from tests.integration.harness import (
     QUERY_SECONDS,
     Pool,
-    bare_template,
     new_pool,
     set_timing,
     settings_of,
@@ -86,14 +85,14 @@ def prefect_settings(prefect_api: PrefectServer, tmp_path: Path) -> Iterator[Non
 @pytest.fixture
 async def pool(ray_cluster: RealRay, prefect_settings: None) -> AsyncIterator[Pool]:
     """A work pool whose deployments go to the real Ray."""
-    async with new_pool({"address": ray_cluster.address}, bare_template()) as pool:
+    async with new_pool({"address": ray_cluster.address}) as pool:
         yield pool
 
 
 @pytest.fixture
 async def here(prefect_settings: None) -> AsyncIterator[Pool]:
     """A pool without a cluster, for drivers that tests start on this machine."""
-    async with new_pool({}, bare_template()) as pool:
+    async with new_pool({}) as pool:
         yield pool
 
 

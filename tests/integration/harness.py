@@ -1,6 +1,5 @@
 """Deploys flows, starts workers and waits for states, on a real Prefect server."""
 
-import copy
 import functools
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -178,19 +177,6 @@ async def _serve(worker: RayWorker) -> None:
 @functools.cache
 def default_template() -> dict[str, Any]:
     return RayWorker.get_default_base_job_template()
-
-
-def bare_template() -> dict[str, Any]:
-    """Return the template of a new pool with nothing in its form but the names and defaults.
-
-    The server checks the form, and each value against it, three times for a run of a new
-    deployment: a third of its CPU in this suite.
-    """
-    template = copy.deepcopy(default_template())
-    fields = template["variables"]["properties"]
-    bare = {name: {k: f[k] for k in ("default",) if k in f} for name, f in fields.items()}
-    template["variables"] = {"type": "object", "properties": bare}
-    return template
 
 
 async def set_default(pool: Pool, name: str, value: Any) -> None:

@@ -15,7 +15,7 @@ from prefect.states import Scheduled
 from prefect_ray_worker.worker import RayWorker
 from tests.fake_ray import FakeJob, FakeRay
 from tests.fake_ray.script import RUNS_FOREVER
-from tests.integration.harness import Pool, bare_template, new_pool
+from tests.integration.harness import Pool, new_pool
 from tests.integration.worker_process import worker_process
 from tests.waiting import wait_until
 
@@ -141,6 +141,6 @@ async def report(
 @asynccontextmanager
 async def new_stage(**fake: Any) -> AsyncIterator[Stage]:
     """Set up a fake Ray, whose jobs run until a test ends them, and a pool for it."""
-    async with FakeRay(**fake) as ray, new_pool({"address": ray.address}, bare_template()) as pool:
+    async with FakeRay(**fake) as ray, new_pool({"address": ray.address}) as pool:
         ray.on_submit = RUNS_FOREVER
         yield Stage(pool, ray)

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from prefect_ray_worker.bundles.carriers import read_header
 from tests.integration.caller_kit import CALLER_SECONDS, FILES, Laptop, online, set_address
 from tests.integration.driver_kit import children_of, ends
-from tests.integration.harness import Pool, bare_template, new_pool
+from tests.integration.harness import Pool, new_pool
 from tests.integration.processes import all_gone
 from tests.real_ray import RealRay, real_ray
 from tests.results.test_results import s3
@@ -47,7 +47,7 @@ def forgetful_ray() -> Iterator[RealRay]:
 async def forgetful(
     forgetful_ray: RealRay, prefect_settings: None, tmp_path: Path
 ) -> AsyncIterator[Laptop]:
-    async with new_pool({"address": forgetful_ray.address}, bare_template()) as pool:
+    async with new_pool({"address": forgetful_ray.address}) as pool:
         await set_address(pool)
         yield Laptop(pool, tmp_path / "laptop")
 

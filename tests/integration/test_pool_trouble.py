@@ -9,7 +9,7 @@ from prefect.states import Scheduled
 
 from prefect_ray_worker.worker import RayWorker
 from tests.fake_ray.script import PENDING_FOREVER
-from tests.integration.harness import bare_template
+from tests.integration.harness import default_template
 from tests.integration.stage import HEARTBEAT_SECONDS, Stage
 from tests.waiting import wait_until
 
@@ -64,7 +64,7 @@ async def test_runs_of_a_deleted_pool_are_cancelled_and_taken_over(stage: Stage)
         waiting.set("STOPPED")
         await stage.ends(waits, StateType.CANCELLED)
     await client.create_work_pool(
-        WorkPoolCreate(name=name, type="ray", base_job_template=bare_template())
+        WorkPoolCreate(name=name, type="ray", base_job_template=default_template())
     )
     async with stage.pool.working():
         await stage.pool.wait_for_log(run_id, "Following Ray Job")
@@ -101,7 +101,7 @@ async def test_worker_that_starts_before_its_pool_serves_it_later(stage: Stage) 
     async with stage.heir(create_pool_if_not_found=False) as worker:
         await wait_until(lambda: worker.is_setup, description="a worker without a pool")
         await client.create_work_pool(
-            WorkPoolCreate(name=name, type="ray", base_job_template=bare_template())
+            WorkPoolCreate(name=name, type="ray", base_job_template=default_template())
         )
         await stage.is_served()
         await wait_until(lambda: worker._recovery.workers_online, description="a look for orphans")

@@ -20,7 +20,7 @@ from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
 from prefect_ray_worker.runs.recovery.labels import OWNER_LABEL
 from tests.fake_kubernetes import FakeKubernetes
-from tests.integration.harness import Pool, bare_template, new_pool
+from tests.integration.harness import Pool, new_pool
 from tests.integration.processes import of_run
 from tests.integration.worker_process import worker_process
 from tests.resilience.cluster import SLOT, ChaosCluster
@@ -233,7 +233,7 @@ async def new_world(
 ) -> AsyncIterator[World]:
     """Set up a pool behind a proxy, and its steady worker."""
     folder.mkdir(exist_ok=True)
-    async with proxy(cluster.port) as between, new_pool({}, bare_template()) as pool:
+    async with proxy(cluster.port) as between, new_pool({}) as pool:
         await set_default(pool, "address", between.address)
         world = World(server, between, pool, folder, cluster, ends=ends)
         with world.worker(STEADY):

@@ -16,7 +16,7 @@ from prefect_ray_worker.clusters.kuberay.source import KubeRayClusters
 from tests.fake_kubernetes import CRD, MISSING_CRD, FakeHeads, FakeKubernetes, RealHeads
 from tests.fake_ray import FakeJob, FakeRay
 from tests.fake_ray.script import RUNS_FOREVER
-from tests.integration.harness import Pool, bare_template, new_pool, set_timing
+from tests.integration.harness import Pool, new_pool, set_timing
 from tests.integration.stage import STAGE_INTERVAL, report
 from tests.waiting import wait_until
 
@@ -134,7 +134,7 @@ async def new_kuberay_stage(
     set_timing(monkeypatch, report_grace=1.0, retry_delay=1.0, nodes_end=1.0)
     async with (
         FakeKubernetes(heads=heads or fakes) as kubernetes,
-        new_pool({}, bare_template()) as pool,
+        new_pool({}) as pool,
     ):
         monkeypatch.setenv("KUBECONFIG", str(kubernetes.write_kubeconfig(folder)))
         yield KubeRayStage(pool, kubernetes, fakes)
