@@ -39,6 +39,7 @@ from prefect_ray_worker.config.variables import JobName, RayFields, UserMetadata
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.prefect_api.answers import wait_for_answer
 from prefect_ray_worker.prefect_api.compat.settings import setting_of_variable
+from prefect_ray_worker.prefect_api.compat.workers import settings_as_variables
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.ray_api.models import JobSubmitRequest
 from prefect_ray_worker.settings import worker_settings
@@ -219,6 +220,11 @@ class RayJobConfiguration(RayFields, BaseJobConfiguration):
             worker_name=worker_name,
             worker_id=worker_id,
         )
+
+    @classmethod
+    def _base_environment(cls) -> dict[str, str]:
+        """Return Prefect's settings as variables, which it would work out again for each run."""
+        return settings_as_variables()
 
     @property
     def makes_clusters(self) -> bool:

@@ -18,12 +18,12 @@ from prefect.settings import (
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_LOGGING_TO_API_MAX_LOG_SIZE,
     Settings,
-    get_current_settings,
 )
 
 from prefect_ray_worker.errors import LogsRefused, LogsUnclear
 from prefect_ray_worker.prefect_api.answers import seconds_asked_for
 from prefect_ray_worker.prefect_api.pages import pages
+from prefect_ray_worker.prefect_api.per_settings import PerSettings
 from prefect_ray_worker.shared.masking import masked
 
 LOGGER_NAME = "prefect.ray.job"
@@ -108,21 +108,9 @@ class LogSink(Protocol):
         ...
 
 
-_without_retries: tuple[Settings, Settings] | None = None
-
-
-def _settings_without_retries() -> Settings:
-    """Return the present settings without the client's retries.
-
-    Settings never change, they are replaced. To copy them takes 20 to 30 ms of the event loop
-    (3.8.8), too much for each of a thousand runs.
-    """
-    global _without_retries  # noqa: PLW0603 (there are only one or two settings in a process)
-    settings = get_current_settings()
-    if _without_retries is None or _without_retries[0] is not settings:
-        copy = settings.copy_with_update(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
-        _without_retries = settings, copy
-    return _without_retries[1]
+@PerSettings
+def _settings_without_retries(settings: Settings) -> Settings:
+    return settings.copy_with_update(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
 
 
 class PrefectLogs:

@@ -28,5 +28,6 @@ READ = (
     "prefect.task_runners:ThreadPoolTaskRunner.cancel_all",
     "prefect.task_runners:_initialize_process_pool_worker",
     "prefect.runner._workspace_resolver:prepare_workspace_for_flow_run",
+    "prefect.workers.base:BaseJobConfiguration._base_environment",
 )
 """Prefect names that these modules use (3.8.8); a test checks that each still exists."""

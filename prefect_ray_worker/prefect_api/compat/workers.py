@@ -1,6 +1,8 @@
-"""Private names of `BaseWorker`."""
+"""Private names of `BaseWorker` and `BaseJobConfiguration`."""
 
 from typing import TYPE_CHECKING, Any
+
+from prefect_ray_worker.prefect_api.per_settings import PerSettings
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
@@ -9,6 +11,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
     from prefect.events import RelatedResource
+    from prefect.settings import Settings
     from prefect.workers.base import BaseJobConfiguration, BaseWorker
 
 
@@ -74,6 +77,14 @@ def forget_submission(worker: "BaseWorker[Any, Any, Any]", flow_run_id: "UUID") 
     observer = worker._cancelling_observer  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     if observer is not None:
         observer.remove_in_flight_flow_run_id(flow_run_id)
+
+
+@PerSettings
+def settings_as_variables(_: "Settings") -> dict[str, str]:
+    """Return the present settings as the variables that Prefect gives to each run (3.8.8)."""
+    from prefect.workers.base import BaseJobConfiguration
+
+    return BaseJobConfiguration._base_environment()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 OVERRIDDEN = (
