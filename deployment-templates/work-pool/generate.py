@@ -67,6 +67,20 @@ TEMPLATES = {
         },
         infrastructure_retries=2,
     ),
+    # Runs share a cluster while there are some (see kuberay-shared).
+    "kuberay-shared.json": with_defaults(
+        kuberay={
+            "scope": "shared",
+            "idle_seconds": 600,
+            "namespace": "ray",
+            "image": "CHANGE_ME_REGISTRY/ray-prefect:2.60.0-3.8.8",
+            "secrets": {"PREFECT_API_KEY": "prefect-api/api-key"},
+            "token_secret": "ray-token",
+            "head": {"cpus": 1, "memory": "4GiB"},
+            "workers": [{"name": "cpu", "cpus": 2, "memory": "8GiB", "min": 1, "max": 4}],
+        },
+        infrastructure_retries=2,
+    ),
     # Each driver has a node to itself, one with the resource `isolated`. A deployment cannot choose
     # a different cluster, command or node.
     "isolated.json": without(

@@ -14,10 +14,11 @@ provider "prefect" {}
 
 locals {
   pools = {
-    small    = { limit = 50 }
-    gpu      = { limit = 8 }
-    kuberay  = { limit = 20 }
-    isolated = { limit = 4 }
+    small          = { limit = 50 }
+    gpu            = { limit = 8 }
+    kuberay        = { limit = 20 }
+    kuberay-shared = { limit = 100 }
+    isolated       = { limit = 4 }
   }
 }
 

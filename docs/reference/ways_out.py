@@ -30,7 +30,7 @@ OF_KINDS = {
     "KubernetesRejected": "Change what Kubernetes names in `kuberay`.",
     "KubernetesUnauthorized": "Renew the kubeconfig or the service account's token.",
     "KubernetesUnreachable": _AGAIN,
-    "KubeRayMissing": "Install KubeRay 1.5 or later.",
+    "KubeRayMissing": "Install KubeRay 1.5.1 or later.",
     "LogNotFound": "Nothing: the run's log says how much of it is missing.",
     "LogsRefused": "Nothing: a line in the run's log stands for those that Prefect refused.",
     "LogsUnclear": "Nothing: the worker asks Prefect which lines it has.",

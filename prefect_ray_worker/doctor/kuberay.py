@@ -127,7 +127,7 @@ async def _check_fields(client: KubernetesClient, manifest: dict[str, Any]) -> C
         return failed(
             KubeRaySubject.FIELDS,
             f"The installed RayCluster has no {', '.join(missing)}.",
-            "Update KubeRay with its custom resource definitions: 1.5 for a token, 1.6 for "
+            "Update KubeRay with its custom resource definitions: 1.5.1 for a token, 1.6 for "
             "kuberay.token_secret.",
         )
     return ok(KubeRaySubject.FIELDS, "KubeRay is installed, with all fields that a run needs.")

@@ -145,7 +145,7 @@ def _error_without_status(
         if RAY_API in request.path:
             return KubeRayMissing(
                 f"{server} does not know RayClusters (ray.io/v1). Install the KubeRay operator "
-                "with its custom resource definitions, 1.5 or later."
+                "with its custom resource definitions, 1.5.1 or later."
             )
         return unusable(server, f"it does not serve /{request.path}")
     if code == HTTPStatus.UNAUTHORIZED:

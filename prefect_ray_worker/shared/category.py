@@ -285,7 +285,7 @@ class Category(Enum):
     KUBERAY_MISSING = (
         "KubeRayMissing",
         "The Kubernetes cluster does not know RayClusters.",
-        "Install KubeRay 1.5 or later there, or use an existing cluster.",
+        "Install KubeRay 1.5.1 or later there, or use an existing cluster.",
     )
     KUBERNETES_UNREACHABLE = (
         "KubernetesUnreachable",

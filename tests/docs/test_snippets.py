@@ -28,8 +28,8 @@ _LANGUAGES = {"mermaid", "console", "python", "yaml", "json", "dockerfile", "tom
 _OTHERS = {
     "#", ".", "bash", "cat", "cd", "cp", "curl", "docker", "echo", "export", "git", "grep",
     "helm", "install", "kind", "kubectl", "make", "mkdir", "openssl", "pip", "prefect",
-    "prefect-ray-worker", "python", "python3", "python3.11", "ray", "rm", "sed", "set", "source",
-    "systemctl", "tail", "terraform", "useradd", "uv",
+    "prefect-ray-worker", "python", "python3", "python3.11", "ray", "rm", "runuser", "sed", "set",
+    "source", "systemctl", "tail", "terraform", "useradd", "uv",
 }  # fmt: skip
 
 # A deployment may set single fields of its pool's cluster.

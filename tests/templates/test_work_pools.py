@@ -88,7 +88,7 @@ def test_isolated_template_offers_all_but_what_it_fixes() -> None:
 def test_terraform_is_well_formed_and_names_the_templates() -> None:
     """Whether the provider takes it is not tested: that needs the provider."""
     text = (FOLDER / "main.tf").read_text()
-    pools = re.findall(r"^    (\w+)\s+= \{ limit = \d+ \}$", text, re.MULTILINE)
+    pools = re.findall(r"^    ([\w-]+)\s+= \{ limit = \d+ \}$", text, re.MULTILINE)
     assert sorted(f"{name}.json" for name in pools) == NAMES
     # Attributes of the resource, by the provider's own documentation (2.x).
     known = {"for_each", "name", "type", "concurrency_limit", "base_job_template"}
