@@ -56,6 +56,19 @@ _TAG = re.compile(r":v?(\d+\.\d+\.\d+)[^/]*$")
 _SHARED_NAME = re.compile(r"(ray-[a-z0-9-]{1,18}-[0-9a-f]{10})-([1-9][0-9]{0,8})")
 _LONGEST_POOL = 18
 
+_ACCOUNT = "autoscaler-account"
+_ACCOUNT_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
+# The files that Kubernetes mounts by default. The autoscaler reads a renewed token (Ray 2.60).
+_ACCOUNT_FILES = [
+    {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
+    {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+    {
+        "downwardAPI": {
+            "items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]
+        }
+    },
+]
+
 Spec = dict[str, Any]
 
 
@@ -208,7 +221,22 @@ def _of_fields(asked: KubeRay) -> Spec:
         spec["workerGroupSpecs"] = [_group(group) for group in asked.workers]
     if any(group.most > group.min for group in asked.workers):
         spec["enableInTreeAutoscaling"] = True
+        if asked.service_account is None:
+            _mount_account_in_autoscaler_only(spec)
     return spec
+
+
+def _mount_account_in_autoscaler_only(spec: Spec) -> None:
+    """Keep the token of the head's account away from flows.
+
+    KubeRay gives the head of an autoscaled cluster an account that can patch every RayCluster of
+    the namespace (1.6), and Kubernetes mounts its token into all containers of the pod.
+    """
+    head = spec["headGroupSpec"]["template"]["spec"]
+    head["automountServiceAccountToken"] = False
+    head["volumes"] = [{"name": _ACCOUNT, "projected": {"sources": copy.deepcopy(_ACCOUNT_FILES)}}]
+    mount = {"name": _ACCOUNT, "mountPath": _ACCOUNT_PATH, "readOnly": True}
+    spec["autoscalerOptions"] = {"volumeMounts": [mount]}
 
 
 def _group(group: KubeRayWorkerGroup) -> Spec:

@@ -7,6 +7,8 @@ import pytest
 from prefect_ray_worker.clusters.kuberay.manifest import cluster_name, cluster_spec, ray_cluster
 from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.errors import InvalidConfiguration
+from tests.fake_kubernetes import CRD, MISSING_CRD
+from tests.fake_kubernetes.schema import Checker, raycluster_schema
 
 IMAGE = "registry.example.com:5000/team/ray:2.60.0-py311"
 RUN = "9838ecb1-28dc-4001-9aa4-e48a7876be0c"
@@ -61,6 +63,32 @@ def test_a_head_alone_gives_its_cpus_to_tasks_and_one_with_workers_does_not() ->
     assert container(spec, 0)["resources"]["limits"] == {
         "cpu": "2.5", "memory": str(8 * 1024**3), "nvidia.com/gpu": "1",
     }  # fmt: skip
+
+
+@pytest.mark.skipif(not CRD.exists(), reason=MISSING_CRD)
+def test_no_flow_on_the_head_can_read_the_token_of_the_autoscalers_account() -> None:
+    """With it, a flow could change the pods of every RayCluster of the namespace."""
+    workers: Any = [{"name": "fixed"}, {"name": "cpu", "min": 1, "max": 2}]
+    asked = KubeRay(image=IMAGE, workers=workers)
+    manifest = ray_cluster(asked, job_id=JOB, pool_id="pool", namespace="ray")
+    Checker(raycluster_schema()).checked(manifest, is_strict=True)
+    spec = manifest["spec"]
+    head = spec["headGroupSpec"]["template"]["spec"]
+    assert head["automountServiceAccountToken"] is False
+    (account,) = head["volumes"]
+    sources = [next(iter(source)) for source in account["projected"]["sources"]]
+    assert sources == ["serviceAccountToken", "configMap", "downwardAPI"]
+    (mount,) = spec["autoscalerOptions"]["volumeMounts"]
+    assert mount["name"] == account["name"]
+    assert mount["mountPath"] == "/var/run/secrets/kubernetes.io/serviceaccount"
+    assert "volumeMounts" not in container(spec)
+
+
+def test_flows_keep_the_account_that_the_pool_gives_them() -> None:
+    workers: Any = [{"name": "cpu", "min": 0, "max": 3}]
+    spec = cluster_spec(KubeRay(image=IMAGE, workers=workers, service_account="ray"))
+    assert "automountServiceAccountToken" not in spec["headGroupSpec"]["template"]["spec"]
+    assert "autoscalerOptions" not in spec
 
 
 def test_every_ray_container_gets_the_image_and_the_secrets_by_reference() -> None:
