@@ -14,6 +14,7 @@ import anyio
 
 from prefect_ray_worker._version import OLDEST_PYTHON
 from prefect_ray_worker.clusters.kuberay.manifest import PROBE_LABELS, ray_cluster
+from prefect_ray_worker.clusters.kuberay.places import allowed_namespace
 from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.doctor.report import (
     Check,
@@ -96,7 +97,7 @@ async def _of_server(
     place = f"{client.access.server}, namespace {namespace!r}"
     yield ok(KubeRaySubject.KUBERNETES_API, f"Kubernetes {version} answers at {place}.")
     try:
-        manifest = _manifest(asked, namespace)
+        manifest = _manifest(asked, allowed_namespace(namespace))
     except InvalidConfiguration as exc:
         yield failed(KubeRaySubject.DRY_RUN, exc)
         return

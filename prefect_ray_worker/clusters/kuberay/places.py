@@ -9,8 +9,14 @@ from typing import NamedTuple, Self
 
 from prefect_ray_worker.clusters.turns import SweepTurns
 from prefect_ray_worker.config.kuberay import KubeRay
-from prefect_ray_worker.errors import KubernetesError, KubernetesForbidden, KubernetesUnauthorized
+from prefect_ray_worker.errors import (
+    InvalidConfiguration,
+    KubernetesError,
+    KubernetesForbidden,
+    KubernetesUnauthorized,
+)
 from prefect_ray_worker.kubernetes_api.client import KubernetesClient
+from prefect_ray_worker.settings import worker_settings
 
 _log = logging.getLogger("prefect.workers.ray.kuberay")
 
@@ -142,3 +148,18 @@ class SweptPlaces:
 
 def _renewed(way: Way, before: KubernetesClient, client: KubernetesClient) -> Way:
     return replace(way, client=client) if way.client is before else way
+
+
+def allowed_namespace(namespace: str) -> str:
+    """Return the namespace if this worker makes clusters in it.
+
+    Raises:
+        InvalidConfiguration: The setting `kuberay_namespaces` does not name it.
+    """
+    allowed = worker_settings().kuberay_namespaces
+    if allowed and namespace not in allowed:
+        raise InvalidConfiguration(
+            f"job variable 'kuberay.namespace' is {namespace!r}, and this worker makes clusters in "
+            f"{', '.join(allowed)} only (PREFECT_INTEGRATIONS_RAY_WORKER_KUBERAY_NAMESPACES)."
+        )
+    return namespace

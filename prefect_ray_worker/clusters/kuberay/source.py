@@ -22,7 +22,12 @@ from prefect_ray_worker.clusters.kuberay.manifest import (
     shared_cluster,
 )
 from prefect_ray_worker.clusters.kuberay.orphans import seconds_in
-from prefect_ray_worker.clusters.kuberay.places import KubernetesPlace, SweptPlaces, Way
+from prefect_ray_worker.clusters.kuberay.places import (
+    KubernetesPlace,
+    SweptPlaces,
+    Way,
+    allowed_namespace,
+)
 from prefect_ray_worker.clusters.kuberay.reach import KIND, place_in, reached, ref_of
 from prefect_ray_worker.clusters.kuberay.shared import SharedClusters
 from prefect_ray_worker.clusters.kuberay.snapshots import Snapshots
@@ -40,7 +45,6 @@ from prefect_ray_worker.config.configuration import RayJobConfiguration
 from prefect_ray_worker.config.kuberay import KubeRay, KubernetesConfig
 from prefect_ray_worker.errors import (
     ClusterFailed,
-    InvalidConfiguration,
     KubernetesError,
     KubernetesUnauthorized,
     KubernetesUnreachable,
@@ -125,7 +129,7 @@ class KubeRayClusters:
             return None
         key = _key_of(asked.kubeconfig)
         client = await self._client(key)
-        namespace = _allowed(asked.namespace or client.access.namespace)
+        namespace = allowed_namespace(asked.namespace or client.access.namespace)
         home = client.access.home
         own = None if job_id is None else ref_of(namespace, cluster_name(job_id), home=home)
         ref = _kept(recorded, own, namespace)
@@ -268,7 +272,7 @@ class KubeRayClusters:
                 client = await self._client(_key_of(asked.kubeconfig))
                 self._renew_pool(client)
                 self._places.name(client, worker_settings().kuberay_namespaces, asked)
-                namespace = _allowed(asked.namespace or client.access.namespace)
+                namespace = allowed_namespace(asked.namespace or client.access.namespace)
                 self._places.use(client, namespace, asked)
         looks_for_probes = self._sweeps % _SWEEPS_PER_LOOK_FOR_PROBES == 0
         self._sweeps += 1
@@ -385,13 +389,3 @@ def _labels_of(pool_id: str) -> dict[str, str]:
 
 def _key_of(config: KubernetesConfig | None) -> Kubeconfig | None:
     return None if config is None else Kubeconfig.of_block(config.config, config.context_name)
-
-
-def _allowed(namespace: str) -> str:
-    allowed = worker_settings().kuberay_namespaces
-    if allowed and namespace not in allowed:
-        raise InvalidConfiguration(
-            f"job variable 'kuberay.namespace' is {namespace!r}, and this worker makes clusters in "
-            f"{', '.join(allowed)} only (PREFECT_INTEGRATIONS_RAY_WORKER_KUBERAY_NAMESPACES)."
-        )
-    return namespace

@@ -73,6 +73,19 @@ async def test_missing_rights_are_listed(kubernetes: FakeKubernetes) -> None:
     assert "update services/proxy" in said.says
 
 
+async def test_namespace_that_the_setting_does_not_name_is_refused_as_it_is_for_runs(
+    kubernetes: FakeKubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All was well, and the worker refused each run."""
+    setting = "PREFECT_INTEGRATIONS_RAY_WORKER_KUBERAY_NAMESPACES"
+    monkeypatch.setenv(setting, '["other"]')
+    checks = await examined(asked(kubernetes))
+    assert grades(checks) == [Grade.OK, Grade.FAILED]
+    said = str(checks[KubeRaySubject.DRY_RUN])
+    assert "'ray', and this worker makes clusters in other only" in said
+    assert setting in said
+
+
 async def test_a_worker_inside_needs_no_right_on_the_proxy(kubernetes: FakeKubernetes) -> None:
     kubernetes.worker.take_away("services/proxy")
     checks = await examined(asked(kubernetes, access="service"))
