@@ -31,7 +31,10 @@ class Grade(_Named):
 class CheckSubject(_Named):
     """What a check examines, in the order of the report. Scripts rely on the labels."""
 
-    TARGET = ("target", "Does this cluster or work pool exist?")
+    TARGET = (
+        "target",
+        "Does this cluster or work pool exist, and can a run have its job variables?",
+    )
     DASHBOARD = ("dashboard", "Does Ray's dashboard answer?")
     TLS = ("tls", "Is the connection encrypted, and is the certificate trusted?")
     AUTHENTICATION = ("authentication", "Does the cluster ask for credentials, and accept ours?")

@@ -4,8 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_HOME
 
 from prefect_ray_worker.clusters.choice import ClusterSources
@@ -19,9 +21,11 @@ from prefect_ray_worker.doctor.work_pool import (
 from prefect_ray_worker.errors import InvalidConfiguration
 from prefect_ray_worker.ray_api.connection import Connection
 from prefect_ray_worker.settings import RayWorkerSettings
+from prefect_ray_worker.shared.ids import submission_id
 
 _WITHOUT_PREFECT = "name only the address of the cluster, http://<head>:8265"
 _OF_ADDRESSES = "An address begins with http:// or https://."
+_NAME = "prefect-ray-worker-doctor"
 _NOWHERE = "http://127.0.0.1:9/api"
 
 
@@ -130,6 +134,7 @@ async def _target(
     configuration = await RayJobConfiguration.from_template_and_values(
         template, dict(job_variables), client
     )
+    _refuse_what_runs_are_refused(configuration)
     if configuration.kuberay is not None:
         return KubeRayTarget(configuration.kuberay, pool)
     if configuration.cluster_source is not None:
@@ -148,6 +153,22 @@ async def _target(
         # The address is from a worker's log. Only the worker's own files have the token for it.
         return Target(configuration, local, pool)
     return Target(configuration, cluster.connection, pool)
+
+
+def _refuse_what_runs_are_refused(configuration: RayJobConfiguration) -> None:
+    """Build the job of a run that does not exist, and discard it.
+
+    The job of the probe has a command, so it is not refused what our driver cannot do. For
+    clusters that are made for runs there is no probe at all.
+
+    Raises:
+        InvalidConfiguration: No run of a deployment can have these job variables.
+    """
+    # A run without a deployment would be refused in an image, where our driver is not.
+    run = FlowRun(flow_id=uuid4(), deployment_id=uuid4(), name=_NAME)
+    configuration = configuration.model_copy(deep=True)
+    configuration.prepare_for_flow_run(run)
+    configuration.submission_request(submission_id(run.id, uuid4()))
 
 
 async def _local_ray() -> Connection | None:

@@ -34,6 +34,7 @@ from tests.prefect_server import PrefectServer
 from tests.real_ray import RealRay
 
 _MOST_SECONDS = 30
+_AUTO_INSTALL = "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES"
 
 
 async def failure_of(target: str | None, *, wait: float = 5) -> Check:
@@ -251,6 +252,29 @@ async def test_default_of_the_pool_that_refers_to_nothing_is_named(
     failure = await failure_of(here.name)
     assert failure.subject is CheckSubject.TARGET
     assert says in str(failure)
+
+
+@pytest.mark.parametrize(
+    "cluster", [{"address": "http://127.0.0.1:9"}, {"kuberay": {"image": "ray:2.60.0"}}], ids=str
+)
+async def test_pool_whose_every_run_is_refused_is_named(
+    here: Pool, cluster: dict[str, Any]
+) -> None:
+    """The probe's own command hid what our driver cannot do, and all was well."""
+    for name, default in {**cluster, "env": {_AUTO_INSTALL: "true"}}.items():
+        await set_default(here, name, default)
+    failure = await failure_of(here.name)
+    assert failure.subject is CheckSubject.TARGET
+    assert f"'env.{_AUTO_INSTALL}' has no effect on a Ray Job" in failure.says
+
+
+async def test_image_without_a_command_is_no_refusal(ray: FakeRay) -> None:
+    """Only a flow without a deployment cannot run in one."""
+    ray.on_submit = SUCCEEDS_SOON
+    variables = {"runtime_env": {"image_uri": "flows:1"}}
+    checks = [check async for check in examine(ray.address, variables, wait=5)]
+    assert checks[0].grade is Grade.OK
+    assert CheckSubject.PROBE_JOB in {check.subject for check in checks}
 
 
 async def test_pool_that_prefect_does_not_have(prefect_settings: None) -> None:
