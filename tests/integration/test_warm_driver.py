@@ -165,6 +165,22 @@ async def test_another_environment_is_no_fork(node: Node) -> None:
 
 
 @pytest.mark.extra
+async def test_no_zygote_has_a_log_file_that_prefect_has_opened(node: Node) -> None:
+    """A forked engine would write its log into another file."""
+    configuration, log = node.folder / "logging.yml", node.folder / "log"
+    configuration.write_text(
+        "{version: 1, root: {level: INFO, handlers: [file]}, handlers: {file: "
+        f"{{class: logging.FileHandler, filename: {log}}}}}}}"
+    )
+    node.variables["env"]["PREFECT_LOGGING_CONFIG_PATH"] = str(configuration)
+    async with node.pool.working():
+        for name in ("first", "second"):
+            assert not is_forked(await node.begin("ends_when_permitted", name, "ran"))
+            await node.finish(name)
+    assert log.read_text().count("Finished in state Completed()") == 2
+
+
+@pytest.mark.extra
 @pytest.mark.parametrize(
     ("victim_of", "category"),
     [

@@ -15,7 +15,7 @@ import selectors
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -46,7 +46,7 @@ def stay_behind(
         None in the process that called it. The call also returns in each engine that is forked
         later: there with the engine's own arguments.
     """
-    if _has_threads():
+    if not _can_be_forked():
         return None
     sys.stdout.flush()
     sys.stderr.flush()
@@ -59,7 +59,7 @@ def stay_behind(
         if os.fork():
             os._exit(0)
         prepare()
-        if _has_threads():
+        if not _can_be_forked():
             os._exit(1)
         gc.freeze()
         zygote = _Zygote(fingerprint, idle_seconds, raylet)
@@ -71,9 +71,22 @@ def stay_behind(
     return arguments
 
 
+def _can_be_forked() -> bool:
+    return not _has_threads() and not _has_files()
+
+
 def _has_threads() -> bool:
     # Of Python or not: a lock that one of them holds would never be free in a fork.
     return len([*Path("/proc/self/task").iterdir()]) > 1
+
+
+def _has_files() -> bool:
+    # An import has opened them. A zygote must not keep them, because they can be the run's own. Nor
+    # can it close them: a log handler would write into the file that gets its number in a fork.
+    given = {"0", "1", "2", os.environ.get(descendants.LIFELINE)}
+    found = [*Path("/proc/self/fd").iterdir()]
+    # Only the handle by which the folder was read is no link any more.
+    return any(file.name not in given and file.is_symlink() for file in found)
 
 
 class _Zygote:
@@ -101,9 +114,9 @@ class _Zygote:
 
     def _forget_the_run(self) -> None:
         gc.disable()
-        own = {self._raylet, self._lock, self._listener.fileno(), self._woken, self._waker}
-        own.add(self._selector.fileno())  # type: ignore[attr-defined]
-        _close_files(keep=own)
+        lifeline = os.environ.get(descendants.LIFELINE)
+        if lifeline is not None:
+            os.close(int(lifeline))
         null = os.open(_NULL, os.O_RDWR)
         for stream in range(3):
             os.dup2(null, stream)
@@ -270,10 +283,3 @@ def _show_as(module: str, order: Order) -> None:
     first = sorted(order.environment, key=lambda name: not name.startswith("PREFECT__"))
     environment = {name: order.environment[name] for name in first}
     show_as([sys.executable, "-m", module, *order.arguments], environment)
-
-
-def _close_files(*, keep: Collection[int]) -> None:
-    for path in [*Path("/proc/self/fd").iterdir()]:
-        if int(path.name) not in keep and int(path.name) > 2:
-            with suppress(OSError):
-                os.close(int(path.name))

@@ -29,12 +29,16 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there are zygot
 NOT_BORROWED = 99
 
 ZYGOTE = """
-import os, signal, sys, time
+import logging, os, signal, sys, time
 from pathlib import Path
 from prefect_ray_worker.driver.supervise.zygote import stay_behind
 
 folder, raylet = Path(sys.argv[1]), int(sys.argv[2])
 fork = os.fork
+
+def log_at(moment):
+    if os.environ.get("LOGS_FROM") == moment:
+        logging.getLogger().addHandler(logging.FileHandler(folder / "log"))
 
 def fork_if_possible():
     if (folder / "full").exists():
@@ -42,7 +46,8 @@ def fork_if_possible():
     return fork()
 
 os.fork = fork_if_possible
-arguments = stay_behind("f", raylet, 300.0, prepare=lambda: None)
+log_at("import")
+arguments = stay_behind("f", raylet, 300.0, prepare=lambda: log_at("preparation"))
 if arguments is None:
     sys.exit()
 name, attempt = arguments
@@ -80,8 +85,9 @@ class Node:
         self._guards: list[subprocess.Popen[str]] = []
         self.leave_zygote()
 
-    def leave_zygote(self) -> None:
-        self._python(ZYGOTE, TMPDIR=str(self.folder)).communicate()
+    def leave_zygote(self, **env: str) -> None:
+        """Start a process that leaves one if it can, and wait until it listens or has ended."""
+        self._python(ZYGOTE, TMPDIR=str(self.folder), **env).communicate()
 
     def _python(self, script: str, *arguments: str, **env: str) -> "subprocess.Popen[str]":
         place = (str(self.folder), str(os.getpid()))
@@ -236,6 +242,20 @@ async def test_a_zygote_that_cannot_fork_is_passed_over_and_remains(node: Node) 
     assert await node.zygote() == zygote
     node.let("two")
     assert guard.wait(10) == 0
+
+
+@pytest.mark.parametrize("moment", ["import", "preparation"])
+async def test_a_process_with_an_open_log_file_leaves_no_zygote(node: Node, moment: str) -> None:
+    """In a fork, the handler would have written into the file that had got the number of its own.
+
+    Prefect's logging configuration can have such a handler.
+    """
+    first = await node.zygote()
+    first.kill()
+    await wait_until(lambda: has_ended(first), timeout=5, description="the first one's end")
+    node.leave_zygote(LOGS_FROM=moment)
+    assert (node.folder / "log").exists()
+    assert not zygotes_at(node.rendezvous)
 
 
 async def test_a_supervisor_that_ends_before_it_starts_the_engine_is_replaced(node: Node) -> None:
