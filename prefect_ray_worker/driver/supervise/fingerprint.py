@@ -21,6 +21,8 @@ _PER_RUN = re.compile(
 )
 # Prefect looks for these in the working folder and above it (3.8.8, `settings/base.py`).
 _SETTINGS_FILES = (".env", "prefect.toml", "pyproject.toml")
+# Of the logging configuration. The first one counts (3.8.8, `settings/models/logging.py`).
+_LOGGING_CONFIGURATION = ("PREFECT_LOGGING_CONFIG_PATH", "PREFECT_LOGGING_SETTINGS_PATH")
 _NAMESPACES = ("mnt", "pid", "net", "user", "ipc", "uts")
 
 
@@ -66,6 +68,8 @@ def _read_by_imports(folder: Path, environment: Mapping[str, str]) -> Iterator[P
     home = Path(environment.get("PREFECT_HOME") or Path.home() / ".prefect")
     yield Path(environment.get("PREFECT_PROFILES_PATH") or home / "profiles.toml")
     yield home / "prefect.toml"
+    named = filter(None, map(environment.get, _LOGGING_CONFIGURATION))
+    yield Path(next(named, home.expanduser() / "logging.yml"))
     for above in (folder, *folder.parents):
         yield from (above / name for name in _SETTINGS_FILES)
 

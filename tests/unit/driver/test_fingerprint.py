@@ -53,6 +53,26 @@ def test_differs_when_a_file_of_settings_has_changed(folder: Path, name: str) ->
     assert len({before, written, fingerprint_of_process(7, BASE)}) == 3
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PREFECT_LOGGING_CONFIG_PATH": "logging.yml"},
+        {"PREFECT_LOGGING_SETTINGS_PATH": "logging.yml"},
+        {"PREFECT_LOGGING_SETTINGS_PATH": "b", "PREFECT_LOGGING_CONFIG_PATH": "logging.yml"},
+        {"PREFECT_HOME": "."},
+        {"PREFECT_HOME": "~"},
+    ],
+    ids=str,
+)
+def test_differs_when_the_logging_configuration_has_changed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    before = fingerprint_of_process(7, {**BASE, **variables})
+    (folder / "logging.yml").write_text("")
+    assert fingerprint_of_process(7, {**BASE, **variables}) != before
+
+
 def test_differs_when_a_package_is_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packages = folder / "site-packages"
     packages.mkdir()
