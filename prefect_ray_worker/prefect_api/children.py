@@ -1,11 +1,12 @@
 """Settle what a run left open when its process died: its task runs, and its subflow runs.
 
 A process that is killed reports nothing, so the server shows its tasks and subflows as Running for
-ever. A subflow that has a job of its own (`run_deployment`, a call of a `ray_job` flow) stays.
+ever. What runs in a process of its own stays: a subflow that has a job (`run_deployment`, a call of
+a `ray_job` flow) with the task run that shows its states, and background tasks (`task.delay()`).
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -101,9 +102,11 @@ class _Family:
             parent = parents.pop()
             of_parent = {"any_": [str(parent)]}
             subflows = await self._open("flow_runs", {"parent_flow_run_id": of_parent})
-            own = [UUID(run["id"]) for run in subflows if not _has_own_process(run)]
+            elsewhere = {run["id"] for run in subflows if _has_own_process(run)}
+            own = [UUID(run["id"]) for run in subflows if run["id"] not in elsewhere]
             parents += own
-            tasks = await self._open("task_runs", {"flow_run_id": of_parent})
+            open_tasks = await self._open("task_runs", {"flow_run_id": of_parent})
+            tasks = [run for run in open_tasks if not _runs_elsewhere(run, elsewhere)]
             await self._set_all([UUID(run["id"]) for run in tasks], self._set_task_run)
             await self._set_all(own, self._set_flow_run)
 
@@ -155,3 +158,14 @@ def _has_own_process(subflow: dict[str, Any]) -> bool:
     """
     fields = ("deployment_id", "work_pool_id", "infrastructure_pid")
     return any(subflow.get(field) is not None for field in fields)
+
+
+def _runs_elsewhere(task_run: dict[str, Any], subflows_elsewhere: Collection[str]) -> bool:
+    """Return whether a task run does not run in the process of its flow run.
+
+    It stands for a subflow, whose states the server gives it, or waits for a task worker. Once that
+    runs it, nothing in its state says so (3.8.8): it is then settled with the others, until its
+    task worker reports the next state.
+    """
+    details = task_run["state"].get("state_details") or {}
+    return details.get("child_flow_run_id") in subflows_elsewhere or bool(details.get("deferred"))

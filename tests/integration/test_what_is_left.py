@@ -17,7 +17,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilterFlowRunId,
 )
 from prefect.client.schemas.objects import State, StateType
-from prefect.states import Paused, Running, Suspended
+from prefect.states import Paused, Pending, Running, Scheduled, Suspended
 
 from prefect_ray_worker.prefect_api import children
 from prefect_ray_worker.prefect_api.children import Ending, end_children
@@ -174,7 +174,10 @@ async def states_of_tasks(stage: Stage, run_id: UUID) -> list[State | None]:
 
 
 async def new_subflow(stage: Stage, parent_id: UUID | None, **fields: str) -> UUID:
-    """Create a Running flow run below another one, or below none."""
+    """Create a Running flow run below another one, or below none.
+
+    As `run_deployment` does: the server lets the task run have the states of the subflow (3.8.8).
+    """
     client = stage.pool.client
     body: dict[str, Any] = {**fields, "state": {"type": "RUNNING", "name": "Running"}}
     if parent_id is not None:
@@ -246,6 +249,29 @@ async def test_subflow_with_a_job_of_its_own_outlives_its_parent(
     await end_children(client, run_id, ending, lambda ask: ask(), began_anew=never)
     states = [await stage.pool.state(child) for child in (in_process, in_pool, begun)]
     assert states == [StateType.CRASHED, StateType.RUNNING, StateType.RUNNING]
+    # Their task runs were Crashed, although the subflows went on.
+    shown = await states_of_tasks(stage, run_id)
+    types = {s.state_details.child_flow_run_id: s.type for s in shown if s is not None}
+    assert types == dict(zip((in_process, in_pool, begun), states, strict=True))
+
+
+async def test_background_task_outlives_the_run_that_submitted_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was Cancelled, although a task worker was about to run it."""
+    monkeypatch.setattr(children, "_PAUSE_SECONDS", 0.0)
+    run_id = await new_subflow(stage, None)
+    submitted = Scheduled()
+    submitted.state_details.deferred = True  # as `task.delay()` does
+    for key, state in (("background", submitted), ("in process", Pending())):
+        await stage.pool.client.create_task_run(some_task, run_id, dynamic_key=key, state=state)
+
+    async def never() -> None: ...
+
+    ending = Ending(StateType.CANCELLED, "The driver is gone.", datetime.now(UTC))
+    await end_children(stage.pool.client, run_id, ending, lambda ask: ask(), began_anew=never)
+    states = {state.type for state in await states_of_tasks(stage, run_id) if state is not None}
+    assert states == {StateType.SCHEDULED, StateType.CANCELLED}
 
 
 @pytest.mark.extra
