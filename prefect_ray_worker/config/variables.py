@@ -179,7 +179,9 @@ class RayFields(BaseModel):
         title="Stop grace (seconds)",
         description=(
             "On cancellation, how long the driver may take to stop by itself before the worker "
-            "stops its job; and how long Ray then waits between SIGTERM and SIGKILL. Example: 30"
+            "stops its job; and how long Ray then waits between SIGTERM and SIGKILL. Near or above "
+            "300 s, raise PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS "
+            "on the (self-hosted) Prefect server too. Example: 30"
         ),
         examples=[30],
     )

@@ -39,6 +39,9 @@ _SETTLED = (
     StateType.CANCELLED,
     StateType.SCHEDULED,
 )
+# The message of the state in which the server leaves Cancelling when it has waited for too long,
+# by default for 300 s (`services/cancellation_cleanup.py`, 3.8.8). Nothing else marks that state.
+_CANCELLING_TIMEOUT = "Flow run cancellation timed out; marked this flow run as Cancelled."
 # How many ids go into one question.
 _IDS_AT_ONCE = 200
 # The same, where few runs are found: 40 KB, and a ms for the server's database.
@@ -142,16 +145,34 @@ async def runs_by_id(client: PrefectClient, run_ids: Collection[UUID]) -> dict[U
 
 
 async def cancelling_runs(client: PrefectClient, run_ids: Collection[UUID]) -> set[UUID]:
-    """Return which of some runs are being cancelled.
+    """Return which of some runs are being cancelled, even if the server has given up on that.
 
     Args:
         client: An open client.
         run_ids: The runs. Their pool does not find them any more once their queue is deleted.
     """
     found: set[UUID] = set()
-    async for page in _in_state(client, run_ids, [StateType.CANCELLING], _IDS_FOR_FEW):
-        found |= {UUID(record["id"]) for record in page}
+    types = (StateType.CANCELLING, StateType.CANCELLED)
+    async for page in _in_state(client, run_ids, types, _IDS_FOR_FEW):
+        found |= {UUID(record["id"]) for record in page if _is_cancelling(record["state"])}
     return found
+
+
+def is_cancelling_timeout(state: StateType, message: str | None) -> bool:
+    """Return whether the server has set a state because a run was Cancelling for too long.
+
+    The run's `stop_grace_seconds` can be longer: its driver may still end by itself.
+
+    Args:
+        state: The type of the state.
+        message: Its message.
+    """
+    return state == StateType.CANCELLED and message == _CANCELLING_TIMEOUT
+
+
+def _is_cancelling(state: dict[str, Any]) -> bool:
+    type_ = StateType(state["type"])
+    return type_ == StateType.CANCELLING or is_cancelling_timeout(type_, state.get("message"))
 
 
 async def not_pending(client: PrefectClient, run_ids: Collection[UUID]) -> set[UUID]:
@@ -172,6 +193,7 @@ async def settled_runs(client: PrefectClient, run_ids: Collection[UUID]) -> dict
     From outside is by the UI, an automation or another client of the HTTP API. Prefect's own Python
     client gives each state that it proposes a `transition_id` (3.8.8), and with it flow engines,
     drivers, workers and scripts do; such a state may be the driver's own, whose hooks still run.
+    The server's own cancelling timeout is not from outside: see `is_cancelling_timeout`.
 
     Args:
         client: An open client.
@@ -190,8 +212,9 @@ def _is_settled(record: dict[str, Any]) -> bool:
 
 
 def _is_from_outside(record: dict[str, Any]) -> bool:
-    details = record["state"].get("state_details") or {}
-    return details.get("transition_id") is None
+    state = record["state"]
+    details = state.get("state_details") or {}
+    return details.get("transition_id") is None and not _is_cancelling(state)
 
 
 def type_in_effect(

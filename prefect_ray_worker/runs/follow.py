@@ -240,14 +240,12 @@ class Follower:
     def _at_first(self) -> Watched:
         """Return what is known before the first look: limits count from the true start."""
         attempt = self.attempt
-        state = attempt.history[-1] if attempt.history else None
-        cancelled = state is not None and state.type == StateType.CANCELLING
         submitted_at = self._submitter.submitted_at or _monotonic(attempt.claimed_at)
         return Watched(
             submitted_at=submitted_at or anyio.current_time(),
             arrived=self._submitter.has_arrived,
             running_since=_monotonic(attempt.started_at),
-            cancelling_since=_monotonic(state.timestamp) if state and cancelled else None,
+            cancelling_since=_monotonic(attempt.cancelling_at),
         )
 
     def _with(self, observation: Observation, watched: Watched) -> Watched:

@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect_ray_worker.clusters.open import OpenCluster
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.config.configuration import RayJobConfiguration
+from prefect_ray_worker.prefect_api.active_runs import is_cancelling_timeout
 from prefect_ray_worker.prefect_api.flow_runs import type_of_state
 from prefect_ray_worker.ray_api.resources import asked_for
 from prefect_ray_worker.runs.judge import Limits
@@ -152,6 +153,15 @@ class RunAttempt:
         That is as close as we get to RUNNING: Ray keeps no time at which a job began to run (2.60).
         """
         return started_in(self.history)
+
+    @property
+    def cancelling_at(self) -> datetime | None:
+        """When the run became Cancelling; None if it has left that, except by a server timeout."""
+        states = list(self.history)
+        if states and is_cancelling_timeout(states[-1].type, states[-1].message):
+            states.pop()
+        is_cancelling = bool(states) and states[-1].type == StateType.CANCELLING
+        return states[-1].timestamp if is_cancelling else None
 
 
 def started_in(history: Sequence[State[Any]]) -> datetime | None:

@@ -5,7 +5,9 @@ from uuid import UUID
 import anyio
 import pytest
 from prefect.client.schemas.objects import StateType
+from prefect.server.services.cancellation_cleanup import CANCELLING_TIMEOUT_CANCELLED_MESSAGE
 
+from tests.fake_ray import FakeJob
 from tests.fake_ray.script import PENDING_FOREVER
 from tests.integration.harness import set_timing
 from tests.integration.stage import Stage
@@ -14,9 +16,11 @@ from tests.waiting import wait_until
 PROMISED_SECONDS = 20
 
 
-async def set_by_hand(stage: Stage, run_id: UUID, state: StateType) -> None:
+async def set_by_hand(
+    stage: Stage, run_id: UUID, state: StateType, message: str = "by hand"
+) -> None:
     """Set a state as the UI and automations do: without a transition id."""
-    body = {"state": {"type": state.value, "message": "by hand"}, "force": True}
+    body = {"state": {"type": state.value, "message": message}, "force": True}
     await stage.pool.client.request("POST", f"/flow_runs/{run_id}/set_state", json=body)
 
 
@@ -87,3 +91,31 @@ async def test_driver_that_reports_its_end_has_all_the_time_for_its_hooks(
         job.set("SUCCEEDED")
         await stage.pool.wait_for_log(run_id, "is SUCCEEDED")
         await stage.ends(run_id, StateType.COMPLETED)
+
+
+async def has_its_grace(stage: Stage, run_id: UUID, job: FakeJob) -> None:
+    """Check that the job is stopped, and not before the 8 s of its grace are about to be over."""
+    await anyio.sleep(4)
+    assert job.stop_requests == 0
+    await wait_until(lambda: job.status == "STOPPED", timeout=20, description="the job's end")
+    assert not [line for line in await stage.pool.logs(run_id) if "set from outside" in line]
+    await stage.ends(run_id, StateType.CANCELLED, CANCELLING_TIMEOUT_CANCELLED_MESSAGE)
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+async def test_cancelling_timeout_of_the_server_does_not_shorten_the_grace(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, adopted: bool
+) -> None:
+    """With a grace above 300 s, the job was stopped 12 s later, as if by somebody's hand."""
+    set_timing(monkeypatch, left_behind=0.5)
+    timed_out = StateType.CANCELLED, CANCELLING_TIMEOUT_CANCELLED_MESSAGE
+    async with stage.heir(name="same"):
+        run_id, job = await stage.running(stop_grace_seconds=8)
+        await stage.pool.cancel(run_id)
+        if not adopted:
+            await set_by_hand(stage, run_id, *timed_out)
+            await has_its_grace(stage, run_id, job)
+    if adopted:
+        await set_by_hand(stage, run_id, *timed_out)
+        async with stage.heir(name="same"):
+            await has_its_grace(stage, run_id, job)
