@@ -5,8 +5,6 @@ takes over from there: it resolves futures, forwards telemetry, launches tasks t
 for their turn, and reports tasks whose process has died.
 """
 
-import ctypes
-import functools
 import queue
 import threading
 from collections import deque
@@ -23,6 +21,7 @@ from prefect_ray_worker.errors import RayShutDown
 from prefect_ray_worker.task_runner import losses
 from prefect_ray_worker.task_runner.cancelling import Canceller
 from prefect_ray_worker.task_runner.futures import when_done
+from prefect_ray_worker.task_runner.heap import Heap
 from prefect_ray_worker.task_runner.inputs import foreign_among
 from prefect_ray_worker.task_runner.interrupts import SECONDS_TO_END
 from prefect_ray_worker.task_runner.orphans import OrphanSweeper
@@ -58,6 +57,8 @@ class Dispatcher:
         self._telemetry = telemetry
         self._changed = threading.Condition()
         self._submitted: set[PendingTask] = set()
+        # Of these, those whose state is reported in the background.
+        self._reported: set[PendingTask] = set()
         self._waiting: deque[PendingTask] = deque()
         self._held: set[PendingTask] = set()
         # Cancelled, and their process has not said how they ended.
@@ -74,7 +75,6 @@ class Dispatcher:
         # What names the Ray that has the tasks.
         self._job: str | None = None
         self._canceller: Canceller | None = None
-        self._is_lost = False
 
     @property
     def has_reported(self) -> bool:
@@ -87,7 +87,11 @@ class Dispatcher:
         foreign = foreign_among(pending.sources)
         if not foreign:
             if self._has_turn(pending):
-                self._launch(pending)
+                try:
+                    self._launch(pending)
+                except BaseException:
+                    self._forget(pending)
+                    raise
             return
         with self._changed:
             self._held.add(pending)
@@ -184,21 +188,14 @@ class Dispatcher:
         try:
             self._launch(pending)
         except Exception as exc:
-            self._settle(pending, exc)
+            self._lose(pending, exc)
 
     def _launch(self, pending: PendingTask) -> None:
         if self._is_cancelled:
             self._resolve_cancelled(pending)
             return
-        try:
-            self._look_at_job()
-            pending.launch()
-        except BaseException:
-            with self._changed:
-                self._submitted.discard(pending)
-                self._changed.notify_all()
-            raise
-
+        self._look_at_job()
+        pending.launch()
         OpenRefs.add(ref := pending.telemetry_ref)
 
         def arrived(done: "Future[Any]") -> None:
@@ -232,13 +229,14 @@ class Dispatcher:
 
     def _look_for_ray(self) -> None:
         """Crash what Ray will never say anything of: somebody has shut it down."""
+        if self._job in (None, job_id()):
+            return
         with self._changed:
-            if self._is_lost or self._job in (None, job_id()):
-                return
-            self._is_lost = True
-            lost = list(self._submitted)
+            self._submitted.update(self._waiting)  # it is nobody's turn any more
+            self._waiting.clear()
+            lost = self._submitted - self._reported
         for pending in lost:
-            self._in_background(self._settle, pending, RayShutDown(_SHUT_DOWN))
+            self._lose(pending, RayShutDown(_SHUT_DOWN))
 
     def _launch_next(self) -> None:
         while True:
@@ -257,20 +255,25 @@ class Dispatcher:
             return
         self._telemetry.put(batch.events, batch.logs)
         if end.trouble:
+            overrules = end.trouble == UNSENDABLE
             state = end.restore(None)  # it has no result
             state.name = state.type.value.title()
-            self._in_background(self._report, pending, state, end.trouble == UNSENDABLE)
+            self._end_once(self._report, pending, state, losses.known_by(pending, end), overrules)
         elif pending.retried_at is not None and losses.seems_older_than_retry(pending, end):
-            self._in_background(self._report_again, pending, end)
+            self._end_once(self._report_again, pending, end, losses.known_by(pending))
         else:
             self._resolve(pending, end)
 
     def _resolve(self, pending: PendingTask, end: State[Any] | TaskEnd) -> None:
         pending.future.resolve(end)
+        self._forget(pending)
+        self._heap.one_more()
+
+    def _forget(self, pending: PendingTask) -> None:
         with self._changed:
             self._submitted.discard(pending)
+            self._reported.discard(pending)
             self._changed.notify_all()
-        self._heap.one_more()
 
     def _resolve_cancelled(self, pending: PendingTask) -> None:
         pending.future.forget_refs()
@@ -296,9 +299,10 @@ class Dispatcher:
             self._launch_or_settle(pending)
         elif pending.infra_retries > 0 and is_infrastructure(exc):
             pending.infra_retries -= 1
+            pending.has_died = True
             self._in_background(self._retry, pending, exc)
         else:
-            self._in_background(self._settle, pending, exc)
+            self._lose(pending, exc)
 
     def _retry(self, pending: PendingTask, exc: BaseException) -> None:
         _run_log().warning(
@@ -311,7 +315,19 @@ class Dispatcher:
         self._tell(losses.report_retry, pending, exc)
         self._launch_or_settle(pending)
 
-    def _settle(self, pending: PendingTask, exc: BaseException) -> None:
+    def _lose(self, pending: PendingTask, exc: BaseException) -> None:
+        # The time counts from here: thousands may be lost at once, and are settled a few at a time.
+        self._end_once(self._settle, pending, exc, losses.known_by(pending))
+
+    def _end_once(self, work: Callable[..., None], pending: PendingTask, *arguments: Any) -> None:
+        """Report and resolve a task in the background, unless that is done already."""
+        with self._changed:
+            if pending not in self._submitted or pending in self._reported:
+                return
+            self._reported.add(pending)
+        self._in_background(work, pending, *arguments)
+
+    def _settle(self, pending: PendingTask, exc: BaseException, until: float | None) -> None:
         await_shutdown()  # the references go below
         state = losses.lost(pending, exc)
         _run_log().error(
@@ -321,15 +337,19 @@ class Dispatcher:
             self._in_background(self._sweeper.sweep)
         # Before it is resolved: tasks that need it look at once whether Ray has it.
         pending.future.forget_refs()
-        self._report(pending, state)
+        self._report(pending, state, until)
 
-    def _report(self, pending: PendingTask, state: Any, overrules: bool = False) -> None:
-        self._tell(losses.report, pending, state, overrules=overrules)
+    def _report(
+        self, pending: PendingTask, state: Any, until: float | None, overrules: bool = False
+    ) -> None:
+        self._tell(losses.report, pending, state, until, overrules=overrules)
         self._resolve(pending, state)
+        self._arrived.put(self._launch_next)  # its place is free
 
-    def _report_again(self, pending: PendingTask, end: TaskEnd) -> None:
-        self._tell(losses.report_again, pending, end)
+    def _report_again(self, pending: PendingTask, end: TaskEnd, until: float | None) -> None:
+        self._tell(losses.report_again, pending, end, until)
         self._resolve(pending, end)
+        self._arrived.put(self._launch_next)
 
     def _tell(
         self, report: Callable[..., None], pending: PendingTask, *what: Any, **how: Any
@@ -361,28 +381,3 @@ def _run_log() -> Any:
         return get_run_logger()
     except MissingContextError:
         return _log
-
-
-# Not for each task: threads that want to allocate wait for it.
-_TASKS = 1_000
-
-
-class Heap:
-    """Has memory that is free given back to the operating system, now and then."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def one_more(self) -> None:
-        """Count a task that has ended; every thousandth time, give back what is free."""
-        self._count += 1
-        if self._count % _TASKS == 0:
-            _trim()(0)
-
-
-@functools.cache
-def _trim() -> Callable[[int], object]:
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError):  # not glibc: its own affair
-        return lambda _: None

@@ -22,7 +22,7 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed, Pending
 from prefect.utilities.engine import emit_task_run_state_change_event
 
 from prefect_ray_worker.task_runner.pending import PendingTask
-from prefect_ray_worker.task_runner.task_end import TaskEnd, describe
+from prefect_ray_worker.task_runner.task_end import NOT_LOADED, TaskEnd, describe
 
 _log = get_logger("task_runner.ray")
 
@@ -63,19 +63,41 @@ def _of(pending: PendingTask, state: State[Any]) -> State[Any]:
     return state
 
 
+def known_by(pending: PendingTask, end: TaskEnd | None = None) -> float | None:
+    """Return when the API has what a run has told it, if the run tells it nothing from now on.
+
+    Args:
+        pending: The run.
+        end: What its process has said of its end, if anything.
+
+    Returns:
+        A time of `time.monotonic()`; None for a run that has told the API nothing.
+    """
+    has_begun = pending.telemetry_ref is not None and (end is None or end.trouble != NOT_LOADED)
+    # An earlier try may have begun where this one could not.
+    return time.monotonic() + _KNOWN_SECONDS if has_begun or pending.has_died else None
+
+
 def report(
-    pending: PendingTask, state: State[Any], *, must_exist: bool = False, overrules: bool = False
+    pending: PendingTask,
+    state: State[Any],
+    until: float | None,
+    *,
+    must_exist: bool = False,
+    overrules: bool = False,
 ) -> None:
     """Tell the Prefect API of a state that the task's process could not tell of.
 
     Args:
         pending: The run.
         state: The state.
+        until: How long to look for the run there, as `known_by` has it.
         must_exist: Whether a run that Prefect does not know shall stay unknown to it.
         overrules: Whether the state is to follow a final one of the task's process.
     """
-    seconds = 0.0 if must_exist else _KNOWN_SECONDS
-    known = _read(pending.future.task_run_id, seconds, final=overrules)
+    known = None
+    if until is not None:
+        known = _read(pending.future.task_run_id, until, final=overrules)
     if known is None:
         if must_exist:
             return
@@ -178,8 +200,7 @@ def _emit(run: TaskRun, before: State[Any], state: State[Any]) -> None:
     emit_task_run_state_change_event(task_run=run, initial_state=before, validated_state=state)
 
 
-def _read(task_run_id: UUID, seconds: float, *, final: bool) -> TaskRun | None:
-    deadline = time.monotonic() + seconds
+def _read(task_run_id: UUID, until: float, *, final: bool) -> TaskRun | None:
     with get_client(sync_client=True) as client:
         while True:
             try:
@@ -191,7 +212,7 @@ def _read(task_run_id: UUID, seconds: float, *, final: bool) -> TaskRun | None:
                 return None
             state = run.state if run else None
             known = state is not None and (state.is_final() or (state.is_running() and not final))
-            if known or time.monotonic() >= deadline:
+            if known or time.monotonic() >= until:
                 return run
             time.sleep(_ASK_SECONDS)
 
@@ -229,15 +250,15 @@ def report_retry(pending: PendingTask, exc: BaseException) -> None:
     state: State[Any] = AwaitingRetry(
         message=f"Run again by infra_retries. {describe(exc)}", timestamp=_LONG_AGO
     )
-    report(pending, state, must_exist=True)
+    report(pending, state, time.monotonic(), must_exist=True)
     pending.retried_at = None if state.timestamp == _LONG_AGO else state.timestamp
 
 
-def report_again(pending: PendingTask, end: TaskEnd) -> None:
+def report_again(pending: PendingTask, end: TaskEnd, until: float | None) -> None:
     """Repeat the end of a run that was run again, with a time that the API takes."""
     state = end.restore(None)
     state.id = uuid4()  # the API has an event with the other
-    report(pending, state, overrules=True)
+    report(pending, state, until, overrules=True)
 
 
 def seems_older_than_retry(pending: PendingTask, end: TaskEnd) -> bool:

@@ -65,6 +65,7 @@ class PendingTask:
         flow_run_id: Likewise.
         telemetry_ref: Reference to the end and its telemetry; None before Ray has the task.
         infra_retries: How often it may be run again after its process has died.
+        has_died: Whether a process of it has died, so that it runs, or has run, again.
         retried_at: The time of the state with which the API has it run again.
         given: The upstream runs that Ray was told to wait for.
         given_refs: The references to their results at that time.
@@ -87,6 +88,7 @@ class PendingTask:
     flow_run_id: UUID | None
     telemetry_ref: Any = None
     infra_retries: int = 0
+    has_died: bool = False
     retried_at: datetime | None = None
     given: Sequence[RayTaskFuture[Any]] = ()
     given_refs: Sequence[Any] = ()

@@ -209,8 +209,9 @@ def test_a_script_that_connects_to_ray_and_ends_it_by_itself(
         "cached": [True, [2]],
         "draws what the flow draws": False,
         "beside": "No module named 'beside'",
-        "in flight": "Crashed",
-        "in the API": "Crashed",
+        "not ended soon": 0,
+        "states": ["Crashed"],
+        "in the API": ["Crashed", "Crashed"],
         "submit": "RayShutDown",
     }
     warned = " ".join(said.split())  # the console wraps its lines

@@ -19,6 +19,7 @@ from prefect import flow, get_run_logger, task
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import CrashedRun, ObjectNotFound
+from prefect.futures import wait
 from prefect.states import Completed, Pending, Running
 from ray.exceptions import WorkerCrashedError
 
@@ -30,6 +31,7 @@ from prefect_ray_worker.task_runner.pending import PendingTask
 from prefect_ray_worker.task_runner.task_end import TaskEnd, UnportableError
 from tests.real_ray import RealRay
 from tests.task_runner.api import logs, states, task_runs, wait_for_log
+from tests.waiting import patience
 
 pytestmark = pytest.mark.ray
 
@@ -169,7 +171,7 @@ def test_a_clock_that_is_behind_does_not_hide_that_a_retry_has_succeeded() -> No
     assert pending.retried_at == begun.timestamp + timedelta(microseconds=1)
     end, _ = TaskEnd.of(Completed(data=5, timestamp=begun.timestamp))
     assert losses.seems_older_than_retry(pending, end)
-    losses.report_again(pending, end)
+    losses.report_again(pending, end, losses.known_by(pending, end))
     wait_for_state(future, "Completed")
 
 
@@ -215,23 +217,25 @@ def test_a_result_that_cannot_be_pickled_is_a_failure_with_a_reason(runner: RayT
     assert states(ids[0], 1) == ["Failed"]
 
 
-def test_a_task_that_cannot_be_loaded_says_so(runner: RayTaskRunner) -> None:
+def test_tasks_that_cannot_be_loaded_say_so_soon(joined: RealRay) -> None:
     ids: list[Any] = []
 
-    @flow(task_runner=runner)
+    @flow(task_runner=RayTaskRunner(max_in_flight=8))
     def fails() -> None:
         ids.append(run_id())
-        unloadable.submit(Unloadable()).wait()
+        futures = unloadable.map([Unloadable()] * 80)
+        # They have told the API nothing that could be waited for.
+        assert not wait(futures, timeout=10 * patience()).not_done
 
     @task
     def unloadable(value: Any) -> None: ...
 
     fails()
-    (run,) = task_runs(ids[0], 1)
-    assert run.state is not None
-    assert run.state.name == "Crashed"
-    assert "could not be loaded" in (run.state.message or "")
-    assert "No module named 'nowhere'" in (run.state.message or "")
+    for run in task_runs(ids[0], 80):
+        assert run.state is not None
+        assert run.state.name == "Crashed"
+        assert "could not be loaded" in (run.state.message or "")
+        assert "No module named 'nowhere'" in (run.state.message or "")
 
 
 class Unloadable:

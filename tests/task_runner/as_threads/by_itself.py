@@ -11,6 +11,7 @@ import ray
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
+from prefect.futures import wait
 
 from prefect_ray_worker import RayTaskRunner
 
@@ -45,17 +46,18 @@ def sleeps() -> None:
     time.sleep(100)
 
 
-@flow(task_runner=RayTaskRunner(init_kwargs={"num_cpus": 17}))
+@flow(task_runner=RayTaskRunner(init_kwargs={"num_cpus": 17}, max_in_flight=80))
 def ends_ray() -> None:
     FOUND["cached"] = is_kept.submit().result()
     FOUND["draws what the flow draws"] = draws.submit().result() == random()
     FOUND["beside"] = str(imports_beside.submit().result(raise_on_failure=False))
     in_flight = sleeps.submit()
     in_flight.wait(timeout=1)
+    others = [sleeps.submit() for _ in range(160)]  # half of them wait for their turn
     ray.shutdown()
-    in_flight.wait(timeout=30)
-    FOUND["in flight"] = in_flight.state.name
-    FOUND["in the API"] = state_in_the_api(in_flight.task_run_id)
+    FOUND["not ended soon"] = len(wait([in_flight, *others], timeout=30).not_done)
+    FOUND["states"] = sorted({future.state.name for future in (in_flight, *others)})
+    FOUND["in the API"] = [state_in_the_api(f.task_run_id) for f in (in_flight, others[-1])]
     try:
         sleeps.submit()
     except Exception as exc:
