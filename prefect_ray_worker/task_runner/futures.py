@@ -17,12 +17,18 @@ from prefect_ray_worker.prefect_api.compat.flows import raise_if_suspended
 from prefect_ray_worker.task_runner.pickling import unpack
 from prefect_ray_worker.task_runner.plain import from_ray
 from prefect_ray_worker.task_runner.results import RemoteResult, result_of
-from prefect_ray_worker.task_runner.task_end import RemoteRecord, TaskEnd
+from prefect_ray_worker.task_runner.task_end import RemoteRecord, TaskEnd, is_infrastructure
 from prefect_ray_worker.task_runner.waiting import OpenRefs, wait_yielding
 
 R = TypeVar("R")
 
 _log = get_logger("task_runner.ray")
+
+# Only the process that has submitted the run has the references of its next try.
+_MAY_RUN_AGAIN = (
+    ". With infra_retries, the run may be run again, and this future does not learn of that: give "
+    "the task the future itself as a parameter."
+)
 
 
 class RayTaskFuture(PrefectTaskRunFuture[R], Generic[R]):
@@ -216,6 +222,8 @@ def _in_other_process(task_run_id: UUID, end_ref: Any, result_ref: Any) -> RayTa
             future.resolve(from_ray(done.result()))
         except BaseException as exc:  # it has to reach whoever waits
             message = f"Its end did not arrive ({type(exc).__name__}: {exc})"
+            if is_infrastructure(exc):
+                message += _MAY_RUN_AGAIN
             state: State[Any] = Crashed(message=message, data=exc)
             state.state_details.task_run_id = task_run_id
             future.resolve(state)

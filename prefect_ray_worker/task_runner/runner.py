@@ -57,7 +57,8 @@ class RayTaskRunner(TaskRunner[RayTaskFuture[Any]]):
         ship_code: Whether a cluster that is joined gets the flow's folder. See
             `docs/how-to/fan-out.md`.
         infra_retries: How often a task is run again whose process or node has died. Its own
-            `retries` are for its own failures.
+            `retries` are for its own failures. A future that another task got inside an object
+            belongs to one try, and is Crashed there if that one dies.
         max_in_flight: How many tasks Ray is given at a time; further ones wait in the driver. By
             default 1,000, or four for each CPU of the cluster if that is more.
 

@@ -21,6 +21,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import CrashedRun, ObjectNotFound
 from prefect.futures import wait
 from prefect.states import Completed, Pending, Running
+from prefect.utilities.annotations import quote
 from ray.exceptions import WorkerCrashedError
 
 from prefect_ray_worker import RayTaskRunner
@@ -66,6 +67,12 @@ def flaky_process(folder: Path) -> str:
 @task
 def passes_on(value: str) -> str:
     return value
+
+
+@task
+def says_how_it_ends(future: Any) -> str:
+    future.wait()
+    return f"{future.state.name}: {future.state.message}"
 
 
 def run_id() -> Any:
@@ -132,10 +139,13 @@ def test_infra_retries_are_seen_by_prefect(
         ids.append(run_id())
         first = flaky_process.submit(tmp_path)
         after = [passes_on.submit(first), passes_on.submit("other", wait_for=[first])]
+        inside = says_how_it_ends.submit(quote(first))
+        # It has the future of the first try only.
+        assert "With infra_retries, the run may be run again" in inside.result()
         return [future.result() for future in (first, *after)]
 
     assert retried() == ["third", "third", "other"]
-    assert states(ids[0], 3) == ["Completed"] * 3
+    assert states(ids[0], 4) == ["Completed"] * 4
     wait_for_log(ids[0], "is run again, 0 more times")
     # Those that wait for it have lost nothing.
     again = [line for line in logs(ids[0]) if "is run again" in line]
