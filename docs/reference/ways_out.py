@@ -209,7 +209,7 @@ _OF_MESSAGES: list[tuple[str, list[str]]] = [
     ),
     (
         "Leave `ray.shutdown()` to the task runner, or call it after the flow.",
-        ["Ray was shut down in the flow's process while the task was on it."],
+        ["Ray was shut down in the flow's process before the task had ended."],
     ),
     (
         "Persist the results of tasks, or run the flow again.",

@@ -39,7 +39,7 @@ _TELL_SECONDS = 1.0
 _SETTLERS = 8
 # How often to look whether Ray is still there, while nothing arrives.
 _LOOK_SECONDS = 1.0
-_SHUT_DOWN = "Ray was shut down in the flow's process while the task was on it."
+_SHUT_DOWN = "Ray was shut down in the flow's process before the task had ended."
 
 _log = get_logger("task_runner.ray")
 
