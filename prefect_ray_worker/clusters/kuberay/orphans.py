@@ -78,27 +78,30 @@ class ClusterUse:
     last_at: datetime | None = None
 
 
-def why_idle(cluster: RayClusterObject, use: ClusterUse | None, *, now: datetime) -> str | None:
+def why_idle(cluster: RayClusterObject, use: ClusterUse | datetime, *, now: datetime) -> str | None:
     """Return why a shared cluster that no run names is idle, as a clause; None if it is not.
 
     Args:
         cluster: The cluster.
-        use: What Ray says; None if it does not answer, which does not mean that it is idle.
+        use: What Ray says; if it does not answer, which does not mean that the cluster is idle,
+            since when this worker has got no answer.
         now: The present.
     """
     idle = seconds_in(cluster.annotations, IDLE)
     idle = DEFAULT_IDLE_SECONDS if idle is None else idle
     since = max(moment for moment in (cluster.created_at, _joined_at(cluster), _EPOCH) if moment)
-    if use is None:
+    head = cluster.condition("HeadPodReady")
+    if isinstance(use, datetime):
+        if head is not None and head.status == "False" and head.since is not None:
+            use = min(use, head.since)  # Kubernetes itself has seen no head since
         start = seconds_in(cluster.annotations, START_TIMEOUT)
         patience = idle + (_START_SECONDS if start is None else start)
-        passed = (now - since).total_seconds()
+        passed = (now - max(since, use)).total_seconds()
         if passed < patience:
             return None
-        return f"no run has used it for {passed:.0f} s, and its dashboard does not answer"
+        return f"its dashboard has not answered for {passed:.0f} s, and no run uses it"
     if use.is_used:
         return None
-    head = cluster.condition("HeadPodReady")
     if head is not None and head.status == "True" and head.since is not None:
         since = max(since, head.since)
     passed = (now - max(since, use.last_at or since)).total_seconds()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
+from prefect_ray_worker.clusters.kuberay.silences import Silences
 from prefect_ray_worker.clusters.turns import SweepTurns
 from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.errors import (
@@ -66,6 +67,7 @@ class SweptPlaces:
         self._by_setting: dict[KubernetesPlace, Way] = {}
         self._refused: set[KubernetesPlace] = set()
         self._turns: defaultdict[KubernetesPlace, SweepTurns] = defaultdict(SweepTurns)
+        self._silences: defaultdict[KubernetesPlace, Silences] = defaultdict(Silences)
 
     def use(self, client: KubernetesClient, namespace: str, asked: KubeRay) -> None:
         """Sweep a namespace in which runs have clusters."""
@@ -127,6 +129,10 @@ class SweptPlaces:
     def turns(self, place: KubernetesPlace) -> SweepTurns:
         """Return what counts the sweeps of a place."""
         return self._turns[place]
+
+    def silences(self, place: KubernetesPlace) -> Silences:
+        """Return since when which dashboards of a place have not answered."""
+        return self._silences[place]
 
     @contextmanager
     def unless_refused(self, place: KubernetesPlace) -> Generator[None, None, None]:

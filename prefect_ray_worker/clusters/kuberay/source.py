@@ -279,8 +279,9 @@ class KubeRayClusters:
         for place in self._places.all():
 
             async def sweep(way: Way, place: KubernetesPlace = place) -> None:
-                turns, to = self._places.turns(place), (way.client, place.namespace)
-                await KubeRaySweep(*to, way.asked, view, tell, self._deletions, turns).run()
+                notes = self._places.turns(place), self._places.silences(place)
+                to = (way.client, place.namespace, way.asked)
+                await KubeRaySweep(*to, view, tell, self._deletions, *notes).run()
 
             async def sweep_probes(way: Way, namespace: str = place.namespace) -> None:
                 await self._deletions.sweep_probes(way.client, namespace, view, tell)

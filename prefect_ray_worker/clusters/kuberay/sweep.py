@@ -25,6 +25,7 @@ from prefect_ray_worker.clusters.kuberay.orphans import (
 )
 from prefect_ray_worker.clusters.kuberay.reach import reached, ref_of
 from prefect_ray_worker.clusters.kuberay.shared import close_cluster, may_be_used
+from prefect_ray_worker.clusters.kuberay.silences import Silences
 from prefect_ray_worker.clusters.source import PoolView, RunAndAttempt, Tell
 from prefect_ray_worker.clusters.trouble import Trouble
 from prefect_ray_worker.clusters.turns import SweepTurns
@@ -52,6 +53,7 @@ class KubeRaySweep:
         tell: Told in one line what was deleted, and why.
         deletions: Deletes clusters, and notices what has gone.
         turns: Of the namespace; says what this worker deletes.
+        silences: Of the namespace; says since when a dashboard has not answered.
     """
 
     client: KubernetesClient
@@ -61,6 +63,7 @@ class KubeRaySweep:
     tell: Tell
     deletions: Deletions
     turns: SweepTurns
+    silences: Silences
 
     async def run(self) -> None:
         """Delete what no run needs any more.
@@ -73,6 +76,7 @@ class KubeRaySweep:
         labels = {**MANAGED_BY, POOL_LABEL: str(self.view.pool_id)}
         found = await self.deletions.list(self.client, self.namespace, labels, self.view, self.tell)
         self.turns.begin()  # after it: where one way is refused, the next one is tried
+        self.silences.keep(cluster.uid for cluster in found)
         now = datetime.now(UTC)
         alone: list[tuple[RayClusterObject, RunAndAttempt]] = []
         shared: list[RayClusterObject] = []
@@ -124,7 +128,9 @@ class KubeRaySweep:
                     await self._delete(cluster, "it was closed")
         used = await self.view.in_use() if may_have_runs else frozenset()
         for cluster in may_have_runs:
-            if ref_of(self.namespace, cluster.name) not in used:
+            if ref_of(self.namespace, cluster.name) in used:
+                self.silences.end(cluster.uid)
+            else:
                 with trouble.kept():
                     await self._sweep_unnamed(cluster)
 
@@ -134,7 +140,12 @@ class KubeRaySweep:
             await self._delete(cluster, "it did not start, and no run uses it")
             return
         use = await self._use_of(cluster)
-        why = why_idle(cluster, use, now=datetime.now(UTC))
+        now = datetime.now(UTC)
+        if use is None:
+            why = why_idle(cluster, self.silences.notice(cluster.uid, now), now=now)
+        else:
+            self.silences.end(cluster.uid)
+            why = why_idle(cluster, use, now=now)
         if why is None or not self._is_due(cluster):
             return
         if await close_cluster(self.client, cluster, why):

@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
+from prefect_ray_worker.clusters.kuberay.manifest import START_TIMEOUT
 from prefect_ray_worker.clusters.source import Cluster
 from prefect_ray_worker.errors import ClusterFailed
 from tests.fake_kubernetes import NO_NODE, FakeHeads, FakeKubernetes, Fault, Kind, Script
@@ -147,15 +148,37 @@ async def test_a_cluster_is_not_idle_while_anything_uses_it(
 
 
 async def test_a_silent_dashboard_is_not_idle(stage: SharedStage, worker: Worker) -> None:
+    """One look without an answer deleted a cluster whose last run was long, with others' jobs."""
     cluster = await worker.provide(ended(stage.run()))
-    name = name_of(cluster)
-    await ray_of(stage, cluster).stop_listening()
-    await anyio.sleep(1.2)
-    await worker.sweep()
-    assert stage.kubernetes.clusters() == [name], "idle time is over, and nobody knows"
+    name, ray = name_of(cluster), ray_of(stage, cluster)
     age_of(stage, name)
+    document = stage.kubernetes.store.find("rayclusters", "ray", name)
+    assert document is not None
+    document["metadata"]["annotations"][START_TIMEOUT] = "0"  # a silence counts after a second
+    await ray.stop_listening()
+
+    async def stays(why: str) -> None:
+        await worker.sweep()
+        assert stage.said == [], why
+
+    await stays("it has just fallen silent")
+    await anyio.sleep(1.1)
+    await ray.listen_again()
+    ray.add_job("a-users-own")
+    await stays("a job runs")
+    await ray.stop_listening()
+    await stays("it has answered in between")
+    await anyio.sleep(1.1)
+    named = stage.run()
+    named.ref = cluster.ref
+    await stays("a run names it")
+    named.goes_on = False
+    await stays("a run has just named it")
+    async with stage.worker() as new:
+        await new.sweep()
+        assert stage.said == [], "a new worker knows nothing of the silence"
     await goes(stage, worker, name)
-    assert "its dashboard does not answer" in stage.said[-1]
+    assert "its dashboard has not answered for" in stage.said[-1]
 
 
 async def test_while_prefect_is_away_only_the_longest_life_ends_a_cluster(

@@ -83,15 +83,23 @@ def test_a_cluster_goes_at_its_longest_life(of: RayClusterObject, said: str | No
 
 
 def shared(
-    *, age: float = 5000, joined: float | None = None, head: float | None = None, **seconds: int
+    *,
+    age: float = 5000,
+    joined: float | None = None,
+    head: float | None = None,
+    down: float | None = None,
+    **seconds: int,
 ) -> RayClusterObject:
-    """Return a shared cluster, with ages in seconds."""
+    """Return a shared cluster, with ages in seconds: also of its head, or of its head's loss."""
     found = cluster(age, **{"idle_seconds": 600, "start_timeout_seconds": 900, **seconds})
     annotations = dict(found.annotations)
     if joined is not None:
         annotations["prefect-ray-worker/joined-at"] = f"{ago(joined).isoformat()} 0123456789ab"
-    up = ObjectCondition(type="HeadPodReady", status="True", since=ago(head or 0))
-    conditions = () if head is None else (up,)
+    conditions = [
+        ObjectCondition(type="HeadPodReady", status=status, since=ago(since))
+        for status, since in (("True", head), ("False", down))
+        if since is not None
+    ]
     return found.model_copy(update={"annotations": annotations, "conditions": conditions})
 
 
@@ -117,16 +125,22 @@ QUIET = ClusterUse(is_used=False)
         (shared(joined=10), ClusterUse(is_used=False, last_at=ago(601)), False),
         (shared(joined=30, idle_seconds=20), QUIET, True),
         # Its dashboard is silent: that is not idle, but for very long.
-        (shared(joined=1499), None, False),
-        (shared(joined=1501), None, True),
-        (shared(age=1499), None, False),
-        (shared(age=1501), None, True),
-        (shared(joined=150, idle_seconds=100, start_timeout_seconds=60), None, False),
-        (shared(joined=161, idle_seconds=100, start_timeout_seconds=60), None, True),
+        (shared(joined=1499), ago(4000), False),
+        (shared(joined=1501), ago(4000), True),
+        (shared(age=1499), ago(4000), False),
+        (shared(), ago(1499), False),
+        (shared(), ago(1501), True),
+        (shared(idle_seconds=100, start_timeout_seconds=60), ago(150), False),
+        (shared(idle_seconds=100, start_timeout_seconds=60), ago(161), True),
+        # A worker that has just begun takes Kubernetes' word for a head that is away.
+        (shared(down=1499), ago(0), False),
+        (shared(down=1501), ago(0), True),
+        (shared(joined=1499, down=1501), ago(0), False),
+        (shared(head=4000), ago(0), False),
     ],
 )
 def test_a_shared_cluster_is_idle_since_its_last_use(
-    of: RayClusterObject, use: ClusterUse | None, idles: bool
+    of: RayClusterObject, use: ClusterUse | datetime, idles: bool
 ) -> None:
     assert (why_idle(of, use, now=NOW) is not None) is idles
 
