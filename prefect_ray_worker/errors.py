@@ -40,6 +40,7 @@ Each branch answers two questions: is it safe to try again, and is it known what
     * KubernetesError: a call to the Kubernetes API failed
         * KubernetesUnreachable: no answer, or none that decides anything
             * KubernetesUnclear: the API server may have acted; read back before deciding
+            * CredentialsUnreadable: of an exec plugin or a token file that worked before
         * KubernetesUnauthorized
         * KubernetesForbidden
         * QuotaExceeded
@@ -253,8 +254,15 @@ class KubernetesUnclear(KubernetesUnreachable):
     """The API server may have acted on the request: read the object back before deciding."""
 
 
+class CredentialsUnreadable(KubernetesUnreachable):
+    """An exec plugin or token file that gave us credentials before does not now.
+
+    A plugin asks a service over the network. Nothing was sent, or the API server refused it.
+    """
+
+
 class KubernetesUnauthorized(KubernetesError):
-    """The API server does not accept our credentials (HTTP 401), or they cannot be read."""
+    """The API server does not accept our credentials (HTTP 401), or they could never be read."""
 
 
 class KubernetesForbidden(KubernetesError):

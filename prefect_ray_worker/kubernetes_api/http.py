@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from http import HTTPStatus
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -11,6 +12,7 @@ import anyio.to_thread
 from pydantic import BaseModel, Field, ValidationError
 
 from prefect_ray_worker.errors import (
+    CredentialsUnreadable,
     KubernetesError,
     KubernetesTlsFailed,
     KubernetesUnauthorized,
@@ -67,6 +69,7 @@ class ApiServer:
         self._kubeconfig = kubeconfig
         self._access: Access | None = None
         self._http: httpx2.AsyncClient | None = None
+        self._has_worked = False
 
     async def __aenter__(self) -> Self:
         self._access = await anyio.to_thread.run_sync(load_access, self._kubeconfig)
@@ -129,7 +132,13 @@ class ApiServer:
             raise
         except Exception as exc:  # noqa: BLE001 (a plugin or token file can fail in any way)
             # `from None`: the cause can quote what a plugin printed.
-            raise _unreadable(server, exc) from None
+            if not self._has_worked:
+                raise _unreadable(server, exc) from None
+            raise CredentialsUnreadable(
+                f"The credentials for Kubernetes at {server} cannot be read now "
+                f"({_cause_of(exc)}). Check the exec plugin or token file of the kubeconfig on the "
+                "worker's machine."
+            ) from None
 
     async def read(self, request: ApiRequest, model: type[M]) -> M:
         """Send a request and return its answer as a model."""
@@ -188,6 +197,7 @@ class ApiServer:
                 if len(kept) > room:
                     break
             code, server = response.status_code, self.access.server
+            self._has_worked |= code != HTTPStatus.UNAUTHORIZED
             if not response.is_success:
                 raise error_from_answer(code, bytes(kept[:room]), server=server, request=request)
             if len(kept) > room:
@@ -219,13 +229,16 @@ def _error_from_transport(
 
 
 def _unreadable(server: str, exc: Exception) -> KubernetesUnauthorized:
-    # The part before the first colon names the plugin or file; what follows is a plugin's output.
-    known = type(exc).__name__ == "ConfigError"
-    cause = str(exc).partition(":")[0] if known else type(exc).__name__
     return KubernetesUnauthorized(
-        f"The credentials for Kubernetes at {server} cannot be read ({excerpt(cause)}). Check "
+        f"The credentials for Kubernetes at {server} cannot be read ({_cause_of(exc)}). Check "
         "the exec plugin, token file or token of the kubeconfig on the worker's machine."
     )
+
+
+def _cause_of(exc: Exception) -> str:
+    # The part before the first colon names the plugin or file; what follows is a plugin's output.
+    known = type(exc).__name__ == "ConfigError"
+    return excerpt(str(exc).partition(":")[0] if known else type(exc).__name__)
 
 
 def _page_of(body: bytes, model: type[M]) -> tuple[list[M], str]:

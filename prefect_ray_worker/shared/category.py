@@ -289,7 +289,7 @@ class Category(Enum):
     )
     KUBERNETES_UNREACHABLE = (
         "KubernetesUnreachable",
-        "The Kubernetes API did not answer until the start timeout.",
+        "The Kubernetes API did not answer, or could not be asked, until the start timeout.",
         "Check kuberay.kubeconfig and the network between the worker and the API server.",
     )
     OPERATOR_SILENT = (

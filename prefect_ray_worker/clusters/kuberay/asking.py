@@ -26,7 +26,7 @@ class Asking:
         timing: Waits.
         limit: Seconds that a cluster may take, from the attempt's claim.
         waiter: What waits for a quota, as the subject of a sentence.
-        api: What is away, as the subject of a sentence.
+        api: What cannot be asked, as the subject of a sentence.
     """
 
     namespace: str
@@ -52,7 +52,7 @@ class Asking:
                 pause = jittered(self.timing.queue)
             except KubernetesUnreachable as exc:
                 category, said = Category.KUBERNETES_UNREACHABLE, str(exc)
-                self.progress.waits(f"{self.api} is away: {said}")
+                self.progress.waits(f"{self.api} cannot be asked: {said}")
                 pause = backoff.next()
             except KubernetesError as exc:
                 raise start_refused(exc, self.namespace) from exc

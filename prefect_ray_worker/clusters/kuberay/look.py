@@ -98,7 +98,7 @@ class ClusterLook:
             now = anyio.current_time()
             self._away_since = now if self._away_since is None else self._away_since
             is_long = now - self._away_since >= self.asked.start_timeout_seconds
-            away = f"the Kubernetes API does not answer ({exc})"
+            away = f"the Kubernetes API cannot be asked ({exc})"
             category = Category.KUBERNETES_UNREACHABLE
             return Reading(ClusterState.PROVISIONING, away, category, is_final=is_long), None
         except KubernetesError as exc:

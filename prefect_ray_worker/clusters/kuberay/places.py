@@ -11,6 +11,7 @@ from prefect_ray_worker.clusters.kuberay.silences import Silences
 from prefect_ray_worker.clusters.turns import SweepTurns
 from prefect_ray_worker.config.kuberay import KubeRay
 from prefect_ray_worker.errors import (
+    CredentialsUnreadable,
     InvalidConfiguration,
     KubernetesError,
     KubernetesForbidden,
@@ -118,6 +119,8 @@ class SweptPlaces:
             except (KubernetesForbidden, KubernetesUnauthorized) as exc:
                 refusal = refusal or exc
                 refused.append(way.client)
+            except CredentialsUnreadable as exc:
+                refusal = refusal or exc  # and not forgotten: it passes
             else:
                 # A run that still has them makes them known again.
                 used = self._used.get(place, [])

@@ -171,7 +171,8 @@ class ClusterStart:
             try:
                 left = await self._earlier()
             except KubernetesUnreachable as exc:
-                self.progress.waits(f"Cluster {self.name}: the Kubernetes API is away: {exc}")
+                away = f"the Kubernetes API cannot be asked: {exc}"
+                self.progress.waits(f"Cluster {self.name}: {away}")
                 left = ["?"]
                 if anyio.current_time() >= deadline:
                     raise start_failed(Category.KUBERNETES_UNREACHABLE, str(exc)) from exc

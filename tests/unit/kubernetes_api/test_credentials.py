@@ -10,6 +10,7 @@ import pytest
 import trustme
 
 from prefect_ray_worker.errors import (
+    CredentialsUnreadable,
     InvalidConfiguration,
     KubernetesTlsFailed,
     KubernetesUnauthorized,
@@ -192,7 +193,7 @@ async def test_a_token_file_is_read_again_when_its_token_has_expired(
         await client.version()
         token.unlink()
         kubernetes.users.clear()
-        with pytest.raises(KubernetesUnauthorized, match="cannot be read"):
+        with pytest.raises(CredentialsUnreadable, match="cannot be read now"):
             await client.version()
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import anyio
 import pytest
@@ -18,6 +19,7 @@ from tests.unit.clusters.kuberay.shared_stage import (
     goes,
     name_of,
 )
+from tests.waiting import wait_until
 
 WORKERS = [{"name": "cpu", "cpus": 1, "memory": "1GiB", "min": 1, "max": 1}]
 
@@ -162,3 +164,38 @@ async def test_a_run_does_not_wait_for_a_cluster_that_cannot_be_closed(
         with anyio.fail_after(10), pytest.raises(ClusterFailed, match="manifest unknown"):
             await worker.provide(run)
     assert kubernetes.clusters(), "it may have other runs"
+
+
+@pytest.mark.parametrize("scope", ["shared", "run"])
+async def test_a_plugin_that_fails_for_a_while_ends_no_run_that_waits(
+    kubernetes: FakeKubernetes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scope: str
+) -> None:
+    """One failure of the plugin was final for all runs that waited, and their clusters went."""
+    token, plugin = tmp_path / "token", tmp_path / "plugin"
+    token.write_text("worker-token")
+    plugin.write_text(f'#!/bin/sh\nprintf \'{{"status": {{"token": "%s"}}}}\' "$(cat {token})"\n')
+    plugin.chmod(0o700)
+    version = "client.authentication.k8s.io/v1beta1"
+    user = {"exec": {"apiVersion": version, "command": str(plugin)}}
+    monkeypatch.setenv("KUBECONFIG", str(kubernetes.write_kubeconfig(tmp_path, user=user)))
+    stage = a_stage(kubernetes)
+    changes = {"kubeconfig": None, "scope": scope}
+    if scope == "run":
+        changes["idle_seconds"] = None
+    stage.asked = stage.asked.model_copy(update=changes)
+    kubernetes.scripts.default = waits = Script(unschedulable=NO_NODE)
+    run = stage.run()
+
+    def is_told(text: str) -> bool:
+        return any(text in line for line in run.said)
+
+    async with stage.worker() as worker, anyio.create_task_group() as tasks:
+        tasks.start_soon(worker.provide, run)
+        await wait_until(lambda: is_told(NO_NODE[:20]), description="a run that waits")
+        plugin.chmod(0)
+        kubernetes.users = {"next": kubernetes.worker}
+        await wait_until(lambda: is_told("cannot be read now"), description="the plugin's failure")
+        token.write_text("next")
+        plugin.chmod(0o700)
+        waits.unschedulable = None
+    assert len(kubernetes.clusters()) == 1
