@@ -5,11 +5,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 
 from prefect_ray_worker.logs import bridge
 from tests.fake_kubernetes import NO_NODE, Script
-from tests.integration.harness import set_timing
+from tests.integration.harness import default_template, set_timing
 from tests.integration.kuberay.stage import KubeRayStage
 from tests.waiting import wait_until
 
@@ -113,3 +114,26 @@ async def test_cancelling_a_run_that_waits_for_a_shared_cluster_leaves_it_to_the
         waits.unschedulable = None
         assert await finished(stage, stays) == name
         await all_gone(stage)
+
+
+@pytest.mark.extra
+async def test_a_new_pool_of_the_name_takes_over_a_cluster_that_gets_its_id(
+    stage: KubeRayStage,
+) -> None:
+    """As `docs/explanation/recovery.md` says. Without it, the cluster counts as unreachable."""
+    client, name = stage.pool.client, stage.pool.name
+    async with stage.pool.working():
+        run_id = await stage.start(kuberay=SHARED)
+        cluster, job = await stage.shared_job_of(run_id)
+        await stage.play(run_id, StateType.RUNNING)
+        await stage.pool.wait_for_log(run_id, "is RUNNING")
+    await client.delete_work_pool(name)
+    made = await client.create_work_pool(
+        WorkPoolCreate(name=name, type="ray", base_job_template=default_template())
+    )
+    labels = {"prefect.io/work-pool-id": str(made.id)}
+    stage.kubernetes.store.patch("rayclusters", "ray", cluster, {"metadata": {"labels": labels}})
+    async with stage.pool.working():
+        await stage.pool.wait_for_log(run_id, "Following Ray Job")
+        job.set("FAILED", driver_exit_code=7)
+        await stage.ends(run_id, StateType.CRASHED, "exit code 7")
