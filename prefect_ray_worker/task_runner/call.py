@@ -10,6 +10,7 @@ from prefect_ray_worker.task_runner.futures import DoneFuture
 from prefect_ray_worker.task_runner.modules import OwnModules
 from prefect_ray_worker.task_runner.pickling import Packed, unpack, unpack_all
 from prefect_ray_worker.task_runner.plain import from_ray, result_from_ray
+from prefect_ray_worker.task_runner.related import Related
 from prefect_ray_worker.task_runner.task_end import TaskEnd
 
 
@@ -22,7 +23,7 @@ class FlowContext:
         flow_run: Packed arguments for the flow run's context; empty outside a flow.
         deployment_id: Of the flow run.
         deployment_parameters: Likewise.
-        related: Resources that Prefect relates to every event of the flow run.
+        related: What Prefect relates to every event of the flow run; None outside a flow.
         paths: Folders that imports find in a task's process.
         own: The modules that a task's process can load.
         seal: With which the driver marks its log, and the task's process does; empty for none.
@@ -32,7 +33,7 @@ class FlowContext:
     flow_run: Packed
     deployment_id: Any
     deployment_parameters: Any
-    related: list[dict[str, str]]
+    related: Related | None
     paths: list[str]
     own: OwnModules
     seal: str

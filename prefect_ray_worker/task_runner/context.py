@@ -4,12 +4,9 @@ Most of it is the same for every task of a flow run: that is the flow context, p
 the rest, the submit context, is pickled for each submit. Serializing a whole context costs 15 ms.
 """
 
-import asyncio
 import copy
 import functools
-import threading
 from collections.abc import Callable
-from contextvars import copy_context
 from typing import Any, NoReturn, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -23,7 +20,6 @@ from prefect.context import (
     hydrated_context,
     serialize_context,
 )
-from prefect.events.related import related_resources_from_run_context
 from prefect.flows import Flow
 from prefect.logging import get_logger
 from prefect.tasks import MaterializingTask, Task
@@ -33,6 +29,7 @@ from prefect_ray_worker.task_runner.call import FlowContext
 from prefect_ray_worker.task_runner.modules import OwnModules
 from prefect_ray_worker.task_runner.pickling import Blob, Packed, pack_whole, unpack
 from prefect_ray_worker.task_runner.process import TaskProcess, collect_telemetry
+from prefect_ray_worker.task_runner.related import keep_related, related_here
 from prefect_ray_worker.task_runner.telemetry import telemetry
 
 _log = get_logger("task_runner.ray")
@@ -62,7 +59,7 @@ class ContextPickler:
         key = run_id, id(settings)
         if key not in self._kept:
             outer = TaskProcess.around(run_id, settings) if run_id else None
-            blob = outer.blob if outer else Blob.of(self._pickle(flow_run))
+            blob = outer.blob if outer else Blob.of(self._pickle())
             self._kept[key] = blob, settings
         return self._kept[key][0]
 
@@ -94,14 +91,14 @@ class ContextPickler:
             self._parents = {run_id: packed}
         return packed
 
-    def _pickle(self, flow_run: FlowRunContext | None) -> Packed:
+    def _pickle(self) -> Packed:
         context = portable_context(serialize_context())
         content = FlowContext(
             settings=context["settings_context"],
             flow_run=pack_whole(context["flow_run_context"]),
             deployment_id=context["deployment_id"],
             deployment_parameters=context["deployment_parameters"],
-            related=_related() if flow_run is not None else [],
+            related=related_here(),
             paths=self._paths,
             own=self._own,
             seal=present_seal(),
@@ -154,30 +151,6 @@ def _with_address(settings: dict[str, Any]) -> dict[str, Any]:
     # Checked here; each process of the cluster would ask the server again.
     values.setdefault("client", {})["server_version_check_enabled"] = False
     return settings
-
-
-def _related() -> list[dict[str, str]]:
-    """Return the resources that Prefect relates to every event of this flow run."""
-    found: list[dict[str, str]] = []
-
-    async def ask() -> None:
-        async with get_client() as client:
-            resources = await related_resources_from_run_context(client)
-            found.extend(dict(r.root) for r in resources if r.role != "task-run")
-
-    context = copy_context()
-    # In a thread: the flow may be running in an event loop of its own here.
-    thread = threading.Thread(target=context.run, args=(_quietly, ask), name="ray-related")
-    thread.start()
-    thread.join()
-    return found
-
-
-def _quietly(ask: Any) -> None:
-    try:
-        asyncio.run(ask())
-    except Exception:
-        _log.warning("Cannot tell what the events of this flow run relate to", exc_info=True)
 
 
 def _body_is_elsewhere(*_: object, **__: object) -> NoReturn:
@@ -267,12 +240,14 @@ def with_run_context(function: Callable[P, R]) -> Callable[P, R]:
     if parent is not None:
         content["task_run_context"] = _outline(parent)
     context = pack_whole(content)
+    related = related_here()
     seal = present_seal()
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         collect_telemetry()
         install_in_ray_process(seal)
+        keep_related(related)
         with hydrated_context(unpack(context)):
             try:
                 return function(*args, **kwargs)

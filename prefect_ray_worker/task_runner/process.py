@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from prefect.client.schemas.objects import FlowRun
-from prefect.context import AsyncClientContext, SettingsContext, SyncClientContext, TaskRunContext
-from prefect.events.schemas.events import Event, RelatedResource
+from prefect.context import AsyncClientContext, SettingsContext, SyncClientContext
+from prefect.events.schemas.events import Event
 from prefect.logging.handlers import set_api_log_sink
 from prefect.results import ResultStore
 from prefect.tasks import Task
@@ -29,6 +29,7 @@ from prefect_ray_worker.task_runner.call import FlowContext
 from prefect_ray_worker.task_runner.interrupts import Interrupts, interruptible
 from prefect_ray_worker.task_runner.orphans import mark_children
 from prefect_ray_worker.task_runner.pickling import Blob, pack_whole, unpack
+from prefect_ray_worker.task_runner.related import attach_related, keep_related
 from prefect_ray_worker.task_runner.telemetry import Telemetry, telemetry
 from prefect_ray_worker.task_runner.waiting import OpenRefs
 
@@ -67,7 +68,7 @@ class TaskProcess:
         self.context = Context()
         self.settings = self.context.run(self._enter, self.content.settings)
         self.flow_run = self._flow_run(unpack(self.content.flow_run))
-        self._related = [RelatedResource(r) for r in self.content.related]
+        self.context.run(keep_related, self.content.related)
         self._runner: asyncio.Runner | None = None
         self._async_context: Context | None = None
 
@@ -119,19 +120,6 @@ class TaskProcess:
             found = _kept(cls._globals, globals_blob, _KEPT_GLOBALS)
             modules.set_globals(found, pack_whole, unpack)
         return task
-
-    def attach_related(self, event: Event) -> None:
-        """Add what Prefect's own sender of events would add, which asks the API for it."""
-        involved = {resource.id for resource in event.involved_resources}
-        task_run = TaskRunContext.get()
-        more = list(self._related)
-        if task_run is not None:
-            more.insert(1, _related_run(task_run))
-            more += [_related_tag(tag) for tag in sorted(task_run.task_run.tags)]
-        for resource in more:
-            if resource.id not in involved:
-                involved.add(resource.id)
-                event.related.append(resource)
 
     def run_async(self, context: Context, coroutine: Any) -> Any:
         """Run a coroutine in the process's event loop, which outlives it; nothing else of it does.
@@ -215,25 +203,8 @@ def collect_telemetry() -> None:
 
 
 def _post(box: Telemetry, event: Event) -> None:
-    if _present.process is not None:
-        _present.process.attach_related(event)
+    attach_related(event)
     box.put(events=[event.model_dump_json().encode()])
-
-
-def _related_run(context: TaskRunContext) -> RelatedResource:
-    return RelatedResource(
-        {
-            "prefect.resource.id": f"prefect.task-run.{context.task_run.id}",
-            "prefect.resource.role": "task-run",
-            "prefect.resource.name": context.task_run.name,
-        }
-    )
-
-
-def _related_tag(tag: str) -> RelatedResource:
-    return RelatedResource(
-        {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}
-    )
 
 
 def _see(paths: list[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from prefect import get_run_logger, tags, task
+from prefect import flow, get_run_logger, tags, task
 from prefect.assets import materialize
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
@@ -120,6 +120,30 @@ def test_events_are_related_as_prefect_relates_them(runner: RayTaskRunner) -> No
     assert related["flow"].startswith("prefect.flow.")
 
 
+def test_tasks_belong_to_the_flow_that_a_task_calls(runner: RayTaskRunner) -> None:
+    @task
+    def inner() -> None: ...
+
+    @flow(name="sub")
+    def sub() -> UUID:
+        inner()
+        inner.submit().wait()
+        emit_event("user.sub", resource={"prefect.resource.id": "mine"})
+        return run_id()
+
+    @task
+    def outer() -> UUID:
+        return sub()
+
+    flow_run_id, sub_id = in_flow(runner, lambda: (run_id(), outer.submit().result()))
+    assert len(task_runs(sub_id, 2)) == 2
+    # Prefect adds one for the flow run itself.
+    assert [run.name.partition("-")[0] for run in task_runs(flow_run_id, 2)] == ["outer", "sub"]
+    (event,) = events(sub_id, 1, "user.sub")
+    names = {r["prefect.resource.role"]: r.get("prefect.resource.name") for r in event["related"]}
+    assert names["flow"] == "sub"
+
+
 def test_states_of_a_run_come_in_order(runner: RayTaskRunner) -> None:
     def body() -> Any:
         passes_on.submit(1).wait()
@@ -170,6 +194,27 @@ def test_functions_of_rays_have_the_run_around_them(runner: RayTaskRunner) -> No
     # No waiting: they are there when the function has returned.
     said = logs(flow_run_id)
     assert {f"crunching {i}" for i in (0, 1, 2, 7)} <= set(said)
+
+
+def test_events_of_a_function_of_rays_belong_to_the_run_around_it(runner: RayTaskRunner) -> None:
+    """They belonged to none, or to the run whose task the process had before."""
+
+    def calls() -> None:
+        emit_event("user.function", resource={"prefect.resource.id": "mine"})
+        passes_on(1)
+
+    def body() -> Any:
+        import ray
+
+        ray.get(ray.remote(with_run_context(calls)).remote())
+        return run_id()
+
+    first, second = in_flow(runner, body), in_flow(runner, body)
+    for flow_run_id in (first, second):
+        (event,) = events(flow_run_id, 1, "user.function")
+        roles = {r["prefect.resource.role"] for r in event["related"]}
+        assert roles == {"flow-run", "flow"}
+        assert len(task_runs(flow_run_id, 1)) == 1
 
 
 def test_a_function_of_rays_gives_its_cpus_to_the_task_it_waits_for(runner: RayTaskRunner) -> None:
