@@ -93,7 +93,7 @@ def _engine_arguments(
         "dependencies": call.dependencies,
         "return_type": "state",
         "context": {
-            "flow_run_context": process.flow_run,
+            "flow_run_context": process.flow_run_context(),
             "deployment_id": process.content.deployment_id,
             "deployment_parameters": process.content.deployment_parameters,
             **(unpack(call.context) if call.context is not None else {}),

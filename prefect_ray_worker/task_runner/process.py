@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import AsyncClientContext, SettingsContext, SyncClientContext
 from prefect.events.schemas.events import Event
 from prefect.logging.handlers import set_api_log_sink
-from prefect.results import ResultStore
+from prefect.results import ResultStore, default_cache
 from prefect.tasks import Task
 
 from prefect_ray_worker.prefect_api.compat.clients import serve_no_client_metrics, share_tls_context
@@ -49,7 +49,7 @@ class TaskProcess:
         blob: The pickled flow context, for nested submits.
         context: With settings and clients entered; tasks run in copies of it.
         settings: Those of the context.
-        flow_run: Arguments for the flow run's context.
+        flow_run: What the arguments for the flow run's context are made of.
         content: The flow context.
     """
 
@@ -120,6 +120,19 @@ class TaskProcess:
             found = _kept(cls._globals, globals_blob, _KEPT_GLOBALS)
             modules.set_globals(found, pack_whole, unpack)
         return task
+
+    def flow_run_context(self) -> dict[str, Any]:
+        """Return the arguments for the flow run's context in one task.
+
+        Prefect's result store keeps up to 1,000 results in memory (3.8.8). Kept for longer than a
+        task, they would hide what other processes have stored since.
+        """
+        if not self.flow_run:
+            return {}
+        store = self.flow_run["result_store"].model_copy()
+        # Not by its name, as a field that was set: those are pickled for nested submits.
+        vars(store)["cache"] = default_cache()
+        return {**self.flow_run, "result_store": store}
 
     def run_async(self, context: Context, coroutine: Any) -> Any:
         """Run a coroutine in the process's event loop, which outlives it; nothing else of it does.

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from typing import Any, Generic, TypeVar
+from uuid import uuid4
 
 import beside
 from prefect import flow, task
@@ -110,6 +111,29 @@ def classes_of_cached_results(runner: Any) -> Any:
         cached.submit(now, "point").wait()
         state = cached.submit(now, "point", return_state=True)
         return state.name, isinstance(state.result(), Point), state.result() == Point(1)
+
+    return _flow(runner, body)
+
+
+def a_cached_result_that_another_process_replaces(runner: Any) -> Any:
+    key = uuid4().hex
+
+    @task(persist_result=True, cache_key_fn=lambda *_: key)
+    def stored(value: str) -> str:
+        return value
+
+    @task
+    def replaces() -> str:
+        return stored.with_options(refresh_cache=True).submit("second").result()
+
+    @task
+    def reads() -> Any:
+        # In two processes, of which one has stored the first result.
+        return stored("third"), stored.submit("fourth").result()
+
+    def body() -> Any:
+        first = stored.submit("first").result()
+        return first, replaces.submit().result(), reads.submit().result()
 
     return _flow(runner, body)
 
