@@ -5,6 +5,7 @@ flow run: they are made for the first and kept.
 """
 
 import asyncio
+import os
 import sys
 from collections import OrderedDict
 from contextvars import Context
@@ -20,7 +21,7 @@ from prefect.results import ResultStore, default_cache
 from prefect.tasks import Task
 
 from prefect_ray_worker.prefect_api.compat.clients import serve_no_client_metrics, share_tls_context
-from prefect_ray_worker.prefect_api.compat.events import tap_events
+from prefect_ray_worker.prefect_api.compat.events import tap_events, untap_events
 from prefect_ray_worker.prefect_api.compat.tasks import skip_unread_cache_keys
 from prefect_ray_worker.prefect_api.compat.transactions import note_transactions_of_engines
 from prefect_ray_worker.prefect_api.marking import install_in_ray_process
@@ -30,7 +31,7 @@ from prefect_ray_worker.task_runner.interrupts import Interrupts, interruptible
 from prefect_ray_worker.task_runner.orphans import mark_children
 from prefect_ray_worker.task_runner.pickling import Blob, pack_whole, unpack
 from prefect_ray_worker.task_runner.related import attach_related, keep_related
-from prefect_ray_worker.task_runner.telemetry import Telemetry, telemetry
+from prefect_ray_worker.task_runner.telemetry import Telemetry, forget_telemetry, telemetry
 from prefect_ray_worker.task_runner.waiting import OpenRefs
 
 _KEPT_FLOW_RUNS = 4
@@ -209,10 +210,21 @@ def _prepare() -> None:
 
 @cache
 def collect_telemetry() -> None:
-    """Collect the events and logs of this process, which must be one of Ray's."""
+    """Collect the events and logs of this process, which must be one of Ray's.
+
+    Prefect's own senders serve the processes that are forked from it.
+    """
+    os.register_at_fork(after_in_child=_leave_to_prefect)
     box = telemetry(in_task_process=True)
     set_api_log_sink(lambda log: box.put(logs=[log]))
     tap_events(lambda event: _post(box, event))
+
+
+def _leave_to_prefect() -> None:
+    """Stop collecting in a forked process: it has our sender, but not the sender's thread."""
+    set_api_log_sink(None)
+    untap_events()
+    forget_telemetry()
 
 
 def _post(box: Telemetry, event: Event) -> None:

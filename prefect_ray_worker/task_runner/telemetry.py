@@ -314,3 +314,9 @@ def telemetry(*, in_task_process: bool = False) -> Telemetry:
     if _telemetry is None:
         _telemetry = Telemetry(in_task_process=in_task_process)
     return _telemetry
+
+
+def forget_telemetry() -> None:
+    """Have a forked process begin anew: what it has inherited is its parent's to send."""
+    global _telemetry  # noqa: PLW0603 (one for a process)
+    _telemetry = None

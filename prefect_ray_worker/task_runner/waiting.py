@@ -5,6 +5,7 @@ is in `ray.get` or `ray.wait` (2.60, `ShouldReleaseResourcesOnBlockingCalls`). A
 for tasks of its own in any other way would keep the CPU that they need.
 """
 
+import os
 import signal
 import threading
 import time
@@ -51,6 +52,15 @@ class OpenRefs:
         if not cls.gives_cpu_back:
             cls.gives_cpu_back = True
             replace_event_of_waits(YieldingEvent)
+            os.register_at_fork(after_in_child=cls._keep_cpu)
+
+    @classmethod
+    def _keep_cpu(cls) -> None:
+        """Wait without Ray in a forked process: it shares the parent's connection to the raylet.
+
+        The references stay: to release one would take locks of Ray's that nothing may free here.
+        """
+        cls.gives_cpu_back = False
 
     @classmethod
     def first(cls) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from multiprocessing import get_context
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -20,7 +21,7 @@ from prefect_ray_worker.task_runner import event_window, with_run_context
 from prefect_ray_worker.task_runner.telemetry import Telemetry
 from tests.integration.harness import settings_of
 from tests.shared import shared_prefect_server
-from tests.task_runner.api import logs, task_runs
+from tests.task_runner.api import logs, task_runs, wait_for_log
 from tests.task_runner.tasks import add, in_flow
 from tests.task_runner.test_losses import run_id
 
@@ -215,6 +216,24 @@ def test_events_of_a_function_of_rays_belong_to_the_run_around_it(runner: RayTas
         roles = {r["prefect.resource.role"] for r in event["related"]}
         assert roles == {"flow-run", "flow"}
         assert len(task_runs(flow_run_id, 1)) == 1
+
+
+def test_a_process_that_a_task_forks_sends_its_own_events_and_logs(runner: RayTaskRunner) -> None:
+    """Its copy of the task's sender has no thread."""
+
+    @task
+    def forks() -> None:
+        def child() -> None:
+            get_run_logger().info("said by a child")
+            emit_event("user.child", resource={"prefect.resource.id": "mine"})
+
+        process = get_context("fork").Process(target=child)
+        process.start()
+        process.join(SECONDS)
+
+    flow_run_id, _ = in_flow(runner, lambda: (run_id(), forks.submit().result()))
+    assert len(events(flow_run_id, 1, "user.child")) == 1
+    wait_for_log(flow_run_id, "said by a child")
 
 
 def test_a_function_of_rays_gives_its_cpus_to_the_task_it_waits_for(runner: RayTaskRunner) -> None:

@@ -1,8 +1,10 @@
 """`wait`, `as_completed` and lists of futures: as Prefect's other futures have them."""
 
+import os
 import threading
 import time
 from contextvars import copy_context
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
@@ -167,3 +169,21 @@ def test_the_time_limit_of_a_task_holds_while_it_waits_for_its_own(
     assert its_own is not None
     assert (limited.name, its_own.name) == ("TimedOut", "Completed")
     assert limited.timestamp < its_own.timestamp
+
+
+def test_a_process_that_a_task_forks_waits_without_ray(runner: RayTaskRunner) -> None:
+    """It shares the task's connection to the raylet, which would take the task for blocked."""
+
+    @task
+    def forks() -> tuple[int, int | None]:
+        from prefect_ray_worker.task_runner.waiting import OpenRefs
+
+        open_one = sleep.submit(1)
+        process = get_context("fork").Process(target=lambda: os._exit(len(OpenRefs.first())))
+        process.start()
+        process.join()
+        number = len(OpenRefs.first())
+        open_one.wait()
+        return number, process.exitcode
+
+    assert in_flow(runner, lambda: forks.submit().result()) == (1, 0)

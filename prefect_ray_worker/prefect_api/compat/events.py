@@ -32,6 +32,14 @@ def tap_events(take: "Callable[[Event], None]") -> None:
     setattr(EventsWorker, "instance", instance)  # noqa: B010 (it is of another type)
 
 
+def untap_events() -> None:
+    """Let Prefect's own sender have the events of this process again."""
+    from prefect.events.worker import EventsWorker
+
+    if _untapped is not None:
+        setattr(EventsWorker, "instance", _untapped)  # noqa: B010 (see `tap_events`)
+
+
 _untapped: "Callable[..., Any] | None" = None
 
 
