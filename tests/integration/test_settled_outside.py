@@ -94,8 +94,8 @@ async def test_driver_that_reports_its_end_has_all_the_time_for_its_hooks(
 
 
 async def has_its_grace(stage: Stage, run_id: UUID, job: FakeJob) -> None:
-    """Check that the job is stopped, and not before the 8 s of its grace are about to be over."""
-    await anyio.sleep(4)
+    """Check that the job is stopped, and not before the 4 s of its grace are about to be over."""
+    await anyio.sleep(2)
     assert job.stop_requests == 0
     await wait_until(lambda: job.status == "STOPPED", timeout=20, description="the job's end")
     assert not [line for line in await stage.pool.logs(run_id) if "set from outside" in line]
@@ -110,7 +110,7 @@ async def test_cancelling_timeout_of_the_server_does_not_shorten_the_grace(
     set_timing(monkeypatch, left_behind=0.5)
     timed_out = StateType.CANCELLED, CANCELLING_TIMEOUT_CANCELLED_MESSAGE
     async with stage.heir(name="same"):
-        run_id, job = await stage.running(stop_grace_seconds=8)
+        run_id, job = await stage.running(stop_grace_seconds=4)
         await stage.pool.cancel(run_id)
         if not adopted:
             await set_by_hand(stage, run_id, *timed_out)
