@@ -19,7 +19,7 @@ quickstart-stop: $(VENV)/.server ## Stop what KEEP=1 has left up
 	@$(BIN)/python docs/examples/quickstart/run.py --stop
 
 test: $(VENV)/.dev ## Run all tests but the extra ones (ARGS= is passed to pytest)
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --reruns 2 --rerun-show-tracebacks --durations 15 $(ARGS)
+	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder --reruns 2 --rerun-show-tracebacks --durations 15 $(ARGS)
 
 test-fast: $(VENV)/.dev ## Run what needs neither a Prefect server nor a Ray, in a minute
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not extra and not ray and not server" tests/unit tests/docs tests/templates $(ARGS)

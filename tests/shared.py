@@ -35,7 +35,7 @@ _KEEPS_EVENTS = {
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "0.3",
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "true",
 }
-# One has not enough of a CPU for the workers of four processes.
+# One has not enough of a CPU for the workers of five processes.
 _SERVERS = 2
 
 
