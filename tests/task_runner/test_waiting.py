@@ -181,7 +181,7 @@ def test_a_process_that_a_task_forks_waits_without_ray(runner: RayTaskRunner) ->
         open_one = sleep.submit(1)
         process = get_context("fork").Process(target=lambda: os._exit(len(OpenRefs.first())))
         process.start()
-        process.join()
+        process.join(60)
         number = len(OpenRefs.first())
         open_one.wait()
         return number, process.exitcode
