@@ -38,6 +38,17 @@ def without(template: dict[str, Any], *names: str, **fixed: Any) -> dict[str, An
     return template
 
 
+def _cluster(fewest: int, most: int) -> dict[str, Any]:
+    return {
+        "namespace": "ray",
+        "image": "CHANGE_ME_REGISTRY/ray-prefect:2.60.0-3.8.8",
+        "secrets": {"PREFECT_API_KEY": "prefect-api/api-key"},
+        "token_secret": "ray-token",
+        "head": {"cpus": 1, "memory": "4GiB"},
+        "workers": [{"name": "cpu", "cpus": 2, "memory": "8GiB", "min": fewest, "max": most}],
+    }
+
+
 TEMPLATES = {
     # Many short flows: a small driver each, on any node, with limits and short records.
     "small.json": with_defaults(
@@ -57,27 +68,15 @@ TEMPLATES = {
     ),
     # Each run has a cluster of its own (see kuberay-per-run).
     "kuberay.json": with_defaults(
-        kuberay={
-            "namespace": "ray",
-            "image": "CHANGE_ME_REGISTRY/ray-prefect:2.60.0-3.8.8",
-            "secrets": {"PREFECT_API_KEY": "prefect-api/api-key"},
-            "token_secret": "ray-token",
-            "head": {"cpus": 1, "memory": "4GiB"},
-            "workers": [{"name": "cpu", "cpus": 2, "memory": "8GiB", "min": 0, "max": 10}],
-        },
+        kuberay=_cluster(0, 10),
         infrastructure_retries=2,
     ),
     # Runs share a cluster while there are some (see kuberay-shared).
     "kuberay-shared.json": with_defaults(
         kuberay={
+            **_cluster(1, 4),
             "scope": "shared",
             "idle_seconds": 600,
-            "namespace": "ray",
-            "image": "CHANGE_ME_REGISTRY/ray-prefect:2.60.0-3.8.8",
-            "secrets": {"PREFECT_API_KEY": "prefect-api/api-key"},
-            "token_secret": "ray-token",
-            "head": {"cpus": 1, "memory": "4GiB"},
-            "workers": [{"name": "cpu", "cpus": 2, "memory": "8GiB", "min": 1, "max": 4}],
         },
         infrastructure_retries=2,
     ),

@@ -25,7 +25,6 @@ from prefect_ray_worker.shared.ids import submission_id
 
 _WITHOUT_PREFECT = "name only the address of the cluster, http://<head>:8265"
 _OF_ADDRESSES = "An address begins with http:// or https://."
-_NAME = "prefect-ray-worker-doctor"
 _NOWHERE = "http://127.0.0.1:9/api"
 
 
@@ -165,7 +164,7 @@ def _refuse_what_runs_are_refused(configuration: RayJobConfiguration) -> None:
         InvalidConfiguration: No run of a deployment can have these job variables.
     """
     # A run without a deployment would be refused in an image, where our driver is not.
-    run = FlowRun(flow_id=uuid4(), deployment_id=uuid4(), name=_NAME)
+    run = FlowRun(flow_id=uuid4(), deployment_id=uuid4())
     configuration = configuration.model_copy(deep=True)
     configuration.prepare_for_flow_run(run)
     configuration.submission_request(submission_id(run.id, uuid4()))

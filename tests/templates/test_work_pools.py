@@ -7,6 +7,7 @@ import subprocess
 from typing import Any
 
 import pytest
+import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 
@@ -47,6 +48,16 @@ async def test_server_takes_the_template_and_the_worker_its_defaults(
     assert (filled.delete_job_after_seconds, filled.kuberay) != defaults
     filled.prepare_for_flow_run(_run())
     assert filled.submission_request("prefect-x-1").entrypoint
+
+
+def test_shared_cluster_of_the_pool_is_that_of_the_job_variables() -> None:
+    """Otherwise a deployment that sets them would have another cluster than the rest."""
+    text = (TEMPLATES / "kuberay-shared" / "job-variables.yaml").read_text()
+    named = {"namespace": "ray", **yaml.safe_load(text)["kuberay"]}
+    assert f":{named.pop('ray_version')}-" in named["image"]
+    assert (
+        GENERATED["kuberay-shared.json"]["variables"]["properties"]["kuberay"]["default"] == named
+    )
 
 
 def _run() -> Any:
